@@ -1,0 +1,71 @@
+"""Every error that a user can cause; each message names the thing, the place and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PellucidError(Exception):
+    """Base of all errors raised for something the caller can put right."""
+
+
+class UnknownName(PellucidError, LookupError):
+    """A model, method, layer, variant or parameter name that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(set(known))
+        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+class InvalidParameter(PellucidError, ValueError):
+    """A method's or metric's parameter is out of its range."""
+
+
+class InvalidTarget(PellucidError, ValueError):
+    """A target class does not fit the model's outputs."""
+
+
+class InvalidImage(PellucidError, ValueError):
+    """An image cannot be read, or holds values that cannot be explained."""
+
+
+class InvalidModel(PellucidError, ValueError):
+    """A model cannot be explained as it is: TorchScript, training mode, NaN weights, no logits."""
+
+
+class InvalidWeights(PellucidError, ValueError):
+    """A weights file cannot be read safely, or does not fit the model."""
+
+
+class InvalidData(PellucidError, ValueError):
+    """A folder or table of images does not hold what was asked for."""
+
+
+class InvalidLayer(PellucidError, ValueError):
+    """A layer's output cannot be captured: it did not run, ran several times, or is no tensor."""
+
+
+class RuleNotApplied(PellucidError):
+    """A backward rule met no operation of its kind, so the map would silently be another method's."""
+
+
+class OutputNotWritable(PellucidError, OSError):
+    """The output folder or file cannot be written."""
+
+
+class CompletenessWarning(UserWarning):
+    """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
+
+
+class EmptyMapWarning(UserWarning):
+    """An attribution is zero everywhere: a threshold or a padding trick let nothing through."""
+
+
+def shortened(names: Iterable[str], most: int = 12) -> str:
+    """Join at most ``most`` names for an error message, and count the rest."""
+    listed = list(names)
+    rest = f", ... ({len(listed) - most} more)" if len(listed) > most else ""
+    return (", ".join(listed[:most]) or "none") + rest

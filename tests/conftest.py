@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images and networks; absent for most users, never in continuous integration."""
+    folder = os.environ.get("PELLUCID_DATA")
+    if not folder:
+        pytest.skip("PELLUCID_DATA is not set: no real images or weights here")
+    path = Path(folder)
+    if not (path / "data").is_dir() or not (path / "weights").is_dir():
+        pytest.fail(f"PELLUCID_DATA={folder} has no data and weights folders")
+    return path
