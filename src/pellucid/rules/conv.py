@@ -1,0 +1,108 @@
+"""Rules for convolutions: the padding trick, and the smoothing of strided convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from ..errors import InvalidParameter
+from .base import Rule, Run, transform_gradient
+from .operations import Operation
+
+Direction = Literal[1, -1]
+Where = Literal["backward", "forward"]
+
+
+@dataclass(frozen=True)
+class PaddingTrick(Rule):
+    """Zero the outermost row and column of the gradient at the output of every zero-padded convolution.
+
+    RectGrad, Appendix C.1 and Listing 2: one pixel on all four sides, whatever the kernel and the stride.
+    Unpadded convolutions are left alone; ``pointwise=True`` includes 1x1 convolutions, which TensorFlow
+    counts as SAME-padded. A map two pixels wide or less passes nothing.
+    """
+
+    pointwise: bool = False
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run the convolution; mask its output's gradient if it pads."""
+        y = run(x)
+        return transform_gradient(y, _without_border) if self._is_padded(operation) else y
+
+    def _is_padded(self, operation: Operation) -> bool:
+        padding, weight = operation.settings["padding"], operation.settings["weight"]
+        pointwise = tuple(weight.shape[2:]) == (1, 1)
+        if self.pointwise and pointwise:
+            return True
+        if isinstance(padding, str):
+            return padding == "same" and not pointwise
+        return any(pair(padding))
+
+
+def _without_border(gradient: Tensor) -> Tensor:
+    masked = gradient.clone()
+    masked[..., 0, :] = masked[..., -1, :] = 0
+    masked[..., :, 0] = masked[..., :, -1] = 0
+    return masked
+
+
+@dataclass(frozen=True)
+class SmoothedDownsampling(Rule):
+    """Remove the checkerboard that a strided convolution prints on the gradient: average s x s rolls.
+
+    With P_d(t) = 1/s^2 sum_{h,w in 0..s-1} roll(t, d (h, w)), circular, over height and width:
+    ``where="backward"`` (Smooth Deep Saliency, backward hook) sends P_d(gradient of the input) down;
+    ``where="forward"`` (forward hook) convolves P_d(x) instead of x, one convolution for the paper's four by
+    linearity. ``direction`` d is +1 in the released code for both, so the forward hook's gradient is the
+    backward hook's rolled by (-1, -1); d = -1 in the forward gives exactly the backward hook's gradient.
+    The network's first convolution is skipped unless ``include_first`` (Sec. 3.1), since maps of interest lie
+    above it. Strided 1x1 shortcuts count, as in the released code.
+    """
+
+    where: Where = "backward"
+    direction: Direction = 1
+    include_first: bool = False
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def __post_init__(self) -> None:
+        if self.where not in get_args(Where):
+            raise InvalidParameter(f"SmoothedDownsampling: where={self.where!r}; give 'backward' or 'forward'")
+        if self.direction not in get_args(Direction):
+            raise InvalidParameter(f"SmoothedDownsampling: direction={self.direction!r}; give 1 or -1")
+
+    @property
+    def alters_gradient(self) -> bool:
+        """Only the backward form does; the forward form is another function, with its own gradient."""
+        return self.where == "backward"
+
+    def concerns(self, operation: Operation) -> bool:
+        """Strided convolutions, but not the first convolution of the network."""
+        return max(pair(operation.settings["stride"])) > 1 and (
+            self.include_first or not operation.is_first_of(self.operations)
+        )
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run the convolution with its input, or its input's gradient, averaged over the rolls."""
+        stride = pair(operation.settings["stride"])
+        if self.where == "forward":
+            return run(rolled_mean(x, stride, self.direction))
+        return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction)))
+
+
+def rolled_mean(x: Tensor, stride: tuple[int, int], direction: Direction = 1) -> Tensor:
+    """The mean of x rolled by 0..s-1 pixels, circularly, along height and along width (..., H, W)."""
+    for dim, steps in zip((-2, -1), stride, strict=True):
+        if steps > 1:
+            rolls = [x.roll(direction * shift, dim) for shift in range(1, steps)]
+            x = sum(rolls, start=x) / steps
+    return x
+
+
+def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """A height-and-width setting as two integers."""
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]

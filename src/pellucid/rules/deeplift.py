@@ -1,0 +1,135 @@
+"""DeepLIFT: multipliers instead of gradients, from images and references run as one batch.
+
+The first half of every batch holds the images, the second half the references, row by row. Multipliers belong
+to the images; the references' half receives no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import BackwardRule, Rule, Run
+from .operations import ELEMENTWISE, Operation
+from .pool import MAX_POOLS
+
+# Below this difference of inputs the slope of the chord is replaced by the derivative at the midpoint
+# (RectGrad's code base: 1e-5; DeepLIFT's: 1e-7).
+NEAR = 1e-5
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    images, references = x.chunk(2)
+    return images, references
+
+
+def _images_only(multiplied: Tensor) -> Tensor:
+    return torch.cat([multiplied, torch.zeros_like(multiplied)])
+
+
+@dataclass(frozen=True)
+class RescaleElementwise(BackwardRule):
+    """DeepLIFT's rescale rule: m_in = m (f(x) - f(x')) / (x - x') at every elementwise non-linearity."""
+
+    needs_input: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    operations: ClassVar[frozenset[str]] = ELEMENTWISE
+
+    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Multiply by the slope of the chord between image and reference."""
+        (image, reference), (value, reference_value) = _halves(x), _halves(y)
+        difference = image - reference
+        near = difference.abs() < NEAR
+        slope = (value - reference_value) / difference.masked_fill(near, 1)
+        if near.any():
+            slope = torch.where(near, _derivative(operation.run, (image + reference) / 2), slope)
+        return _images_only(gradient.chunk(2)[0] * slope)
+
+
+def _derivative(run: Run, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(run(leaf).sum(), leaf)
+    return derivative
+
+
+@dataclass(frozen=True)
+class RescaleMaxPool(BackwardRule):
+    """DeepLIFT's rescale rule at max-pooling: each window's difference of maxima, carried by an arg-max.
+
+    With y, y' the maxima of a window: max(y, y') - y' falls on the image's arg-max, y - max(y, y') on the
+    reference's; each input's share is divided by its own difference. Overlapping windows add.
+    """
+
+    needs_input: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    required: ClassVar[bool] = False
+    operations: ClassVar[frozenset[str]] = MAX_POOLS
+
+    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Scatter m times the difference of maxima to the arg-maxima, over the inputs' difference."""
+        (image, reference), (value, reference_value) = _halves(x), _halves(y)
+        multiplier, larger = gradient.chunk(2)[0], torch.maximum(value, reference_value)
+        share = _scatter(operation, image, multiplier * (larger - reference_value))
+        share += _scatter(operation, reference, multiplier * (value - larger))
+        difference = image - reference
+        # A share falls only where the inputs differ at least as much as the maxima do.
+        return _images_only(torch.where(difference == 0, 0, share / difference.masked_fill(difference == 0, 1)))
+
+
+def _scatter(operation: Operation, x: Tensor, values: Tensor) -> Tensor:
+    """Add each window's value at the window's arg-max of ``x``."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (placed,) = torch.autograd.grad(operation.run(leaf), leaf, values)
+    return placed
+
+
+@dataclass(frozen=True)
+class RescaleProduct(Rule):
+    """A product of two activations, such as a gate: delta(a b) = mean(b, b') delta(a) + mean(a, a') delta(b).
+
+    Exact and symmetric, so the attribution stays complete where a plain gradient would not.
+    """
+
+    replaces_backward: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    required: ClassVar[bool] = False
+    operations: ClassVar[frozenset[str]] = frozenset({"mul"})
+
+    def concerns(self, operation: Operation) -> bool:
+        """Only products of which both factors depend on the image."""
+        other = operation.settings["other"]
+        return bool(operation.input.requires_grad and other.requires_grad)
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Multiply; propagate to each factor the mean of the other over image and reference."""
+        other = operation.settings["other"]
+        if x.shape[0] != other.shape[0] or x.shape[0] % 2:
+            return run(x)
+        product: Tensor = _Product.apply(x, other)
+        return x.copy_(product) if operation.inplace else product
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(_mean_of_halves(a), _mean_of_halves(b))
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        multiplier = gradient.chunk(2)[0]
+        return (
+            _images_only((multiplier * b).sum_to_size(a.shape)),
+            _images_only((multiplier * a).sum_to_size(b.shape)),
+        )
+
+
+def _mean_of_halves(x: Tensor) -> Tensor:
+    images, references = _halves(x)
+    return (images + references) / 2

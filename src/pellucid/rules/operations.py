@@ -1,0 +1,282 @@
+"""Recognises every spelling of the operations that rules answer for.
+
+``F.relu``, ``torch.relu_``, ``Tensor.relu``, ``nn.ReLU(inplace=True)``, ``aten.relu``, ``clamp(min=0)``: a
+network may write one operation in many ways, and a rule must not miss one (a missed spelling is silently
+another method). ``recognise`` turns each of them into the same ``Operation``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One intercepted call with all arguments but its input bound.
+
+    ``run(x)`` is the functional form; ``original(x)`` the call as the model wrote it, so with ``inplace``
+    it overwrites ``x``. ``settings`` holds the bound arguments by name (stride, padding, other, ...).
+    ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
+    """
+
+    name: str
+    input: Tensor
+    run: Callable[[Tensor], Tensor]
+    original: Callable[[Tensor], Tensor]
+    inplace: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trace: list[str] = field(default_factory=list)
+    place: int = 0
+
+    def is_first_of(self, names: Container[str]) -> bool:
+        """Whether no operation of these names ran before this one."""
+        return not any(name in names for name in self.trace[: self.place])
+
+    def is_last_of(self, names: Container[str]) -> bool:
+        """Whether no operation of these names runs after this one: known once the forward pass ended."""
+        return not any(name in names for name in self.trace[self.place + 1 :])
+
+
+# Non-linear activations of a hidden layer: where guided, deconvolution and rectified rules apply.
+RECTIFIERS = frozenset(
+    {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
+    | {"hardswish", "softplus"}
+)
+# Activations with f(0) = 0, for which f(z) / z is bounded: the non-linearities of LRP.
+ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign"}
+# Every elementwise non-linearity.
+ELEMENTWISE = (
+    ACTIVATIONS
+    | {"sigmoid", "hardsigmoid", "log_sigmoid", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square"}
+    | {"reciprocal", "abs", "erf", "sin", "cos", "clamp", "pow"}
+)
+
+_FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
+    name: getattr(F, name, None) or getattr(torch, name)
+    for name in ELEMENTWISE - {"relu6", "log_sigmoid", "clamp"}
+} | {"relu6": F.relu6, "log_sigmoid": F.logsigmoid, "clamp": torch.clamp}
+
+
+def _owners(name: str) -> Iterator[Callable[..., Any]]:
+    """Every public function that computes ``name``, in place or not, down to its ATen overloads."""
+    owners = (F, torch, Tensor, torch.Tensor, torch._C._nn, torch.special)
+    for spelling in (name, name + "_"):
+        for owner in owners:
+            if callable(function := getattr(owner, spelling, None)):
+                yield function
+        packet = getattr(torch.ops.aten, spelling, None)
+        if packet is not None:
+            yield packet
+            yield from (getattr(packet, overload) for overload in packet.overloads())
+
+
+def _is_inplace(function: Callable[..., Any]) -> bool:
+    name = getattr(function, "__name__", "") or str(function)
+    name = name.split("::")[-1].split(".")[0]
+    return (name.endswith("_") and not name.endswith("__")) or name in ("__imul__", "__ipow__")
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any], bool]:
+    """Separate the input and the ``inplace`` flag from the other arguments of an elementwise call."""
+    rest = dict(kwargs)
+    inplace = bool(rest.pop("inplace", False))
+    if args:
+        return args[0], args[1:], rest, inplace
+    return rest.pop("input", rest.pop("self", None)), (), rest, inplace
+
+
+def _elementwise(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    bound: Call | None = None,
+) -> Operation | None:
+    x, rest, options, inplace = _split(args, kwargs)
+    if not isinstance(x, Tensor):
+        return None
+    values, named = bound if bound is not None else (rest, options)
+    functional = _FUNCTIONAL[name]
+    options_as_written = {key: value for key, value in kwargs.items() if key not in ("input", "self")}
+    return Operation(
+        name,
+        x,
+        run=lambda t: functional(t, *values, **named),
+        original=lambda t: function(t, *rest, **options_as_written),
+        inplace=inplace or _is_inplace(function),
+    )
+
+
+def _clamp(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """``clamp(min=0)`` is a ReLU and ``clamp(0, 6)`` a ReLU6, whatever they are called."""
+    _, rest, options, _ = _split(args, kwargs)
+    bounds = dict(zip(("min", "max"), rest, strict=False)) | options
+    low, high = bounds.get("min"), bounds.get("max")
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
+    return _bounded(function, args, kwargs, low, high)
+
+
+def _clamp_min(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    _, rest, options, _ = _split(args, kwargs)
+    low = rest[0] if rest else options.get("min")
+    return None if isinstance(low, Tensor) else _bounded(function, args, kwargs, low, None)
+
+
+def _hardtanh(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    _, rest, options, _ = _split(args, kwargs)
+    bounds = {"min_val": -1.0, "max_val": 1.0}
+    bounds |= dict(zip(bounds, rest, strict=False)) | options
+    if (bounds["min_val"], bounds["max_val"]) == (0, 6):
+        return _elementwise("relu6", function, args, kwargs, ((), {}))
+    return _elementwise("hardtanh", function, args, kwargs)
+
+
+def _bounded(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    low: float | None,
+    high: float | None,
+) -> Operation | None:
+    if low == 0 and high in (None, 6):
+        return _elementwise("relu6" if high else "relu", function, args, kwargs, ((), {}))
+    return _elementwise("clamp", function, args, kwargs, ((), {"min": low, "max": high}))
+
+
+def _threshold(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    _, rest, options, _ = _split(args, kwargs)
+    bounds = dict(zip(("threshold", "value"), rest, strict=False)) | options
+    if bounds.get("threshold") == 0 and bounds.get("value") == 0:
+        return _elementwise("relu", function, args, kwargs, ((), {}))
+    return None
+
+
+def _maximum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """``maximum(x, 0)`` is a ReLU; any other maximum of two tensors is not a rectifier."""
+    x, rest, options, _ = _split(args, kwargs)
+    other = rest[0] if rest else options.get("other")
+    if not isinstance(other, Tensor) or other.requires_grad or bool(other.any()):
+        return None
+    if isinstance(x, Tensor) and x.shape == torch.broadcast_shapes(x.shape, other.shape):
+        return _elementwise("relu", function, args, kwargs, ((), {}))
+    return None
+
+
+def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: str, **defaults: Any) -> Any:
+    """Read a call with a tensor input and named settings: convolutions and poolings."""
+    empty = inspect.Parameter.empty
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults.get(p, empty))
+            for p in ("input", *parameters)
+        ]
+    )
+
+    def read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        known = {key: value for key, value in kwargs.items() if key not in ("_stacklevel", "return_indices")}
+        if "self" in known:
+            known["input"] = known.pop("self")
+        if kwargs.get("return_indices"):
+            return None
+        bound = signature.bind(*args[: len(parameters) + 1], **known)
+        bound.apply_defaults()
+        settings = dict(bound.arguments)
+        x = settings.pop("input")
+        return Operation(name, x, run := lambda t: functional(t, **settings), run, settings=settings)
+
+    return read
+
+
+def _mean(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """A mean over height and width is a global average pooling."""
+    x, rest, options, _ = _split(args, kwargs)
+    dims = rest[0] if rest else options.get("dim")
+    if not isinstance(x, Tensor) or x.dim() != 4 or not isinstance(dims, list | tuple):
+        return None
+    if {d % 4 for d in dims} != {2, 3}:
+        return None
+    run = lambda t: function(t, *rest, **options)  # noqa: E731
+    return Operation("adaptive_avg_pool2d", x, run, run)
+
+
+def _product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """A product of two tensors that both depend on the image, such as a squeeze-and-excitation gate."""
+    x, rest, options, _ = _split(args, kwargs)
+    other = rest[0] if rest else options.get("other")
+    if not (isinstance(x, Tensor) and isinstance(other, Tensor)):
+        return None
+    return Operation(
+        "mul",
+        x,
+        lambda t: torch.mul(t, other),
+        lambda t: function(t, other),
+        inplace=_is_inplace(function),
+        settings={"other": other},
+    )
+
+
+Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Operation | None]
+
+_CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_MAX_POOL = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+_AVG_POOL = {
+    "stride": None,
+    "padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
+_SPECIAL: dict[str, Reader] = {
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp_min,
+    "hardtanh": _hardtanh,
+    "threshold": _threshold,
+    "_threshold": _threshold,
+    "maximum": _maximum,
+    "max": _maximum,
+    "mean": _mean,
+    "mul": _product,
+    "multiply": _product,
+    "__mul__": _product,
+    "__rmul__": _product,
+    "__imul__": _product,
+    "conv2d": _with_signature("conv2d", F.conv2d, "weight", *_CONV, **_CONV),
+    "max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
+    "_max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
+    "avg_pool2d": _with_signature("avg_pool2d", F.avg_pool2d, "kernel_size", *_AVG_POOL, **_AVG_POOL),
+    "adaptive_avg_pool2d": _with_signature("adaptive_avg_pool2d", F.adaptive_avg_pool2d, "output_size"),
+    "adaptive_max_pool2d": _with_signature("adaptive_max_pool2d", F.adaptive_max_pool2d, "output_size"),
+}
+
+
+def _reader(name: str) -> Reader:
+    return lambda function, args, kwargs: _elementwise(name, function, args, kwargs)
+
+
+def _table() -> dict[Any, Reader]:
+    table: dict[Any, Reader] = {}
+    for name in ELEMENTWISE - _SPECIAL.keys():
+        table |= dict.fromkeys(_owners(name), _reader(name))
+    for name, reader in _SPECIAL.items():
+        table |= dict.fromkeys(_owners(name), reader)
+    return table
+
+
+_READERS = _table()
+
+
+def recognise(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """The ``Operation`` that a call of ``function`` performs, or None if no rule could answer for it."""
+    reader = _READERS.get(function)
+    return reader(function, args, kwargs) if reader is not None else None

@@ -1,0 +1,113 @@
+"""Rules for the rectifier: guided backpropagation, deconvolution, rectified gradient.
+
+All three are stated on the activation a = f(z) and the gradient R that arrives at it, so they hold for every
+non-linear activation of a hidden layer, not for the ReLU alone (Nielsen et al., Eq. 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidParameter
+from .base import BackwardRule
+from .operations import RECTIFIERS, Operation
+
+Gate = Literal["PR1", "PR2", "PR3", "PR4", "mod"]
+Interpolation = Literal["nearest", "linear"]
+
+
+@dataclass(frozen=True)
+class GuidedReLU(BackwardRule):
+    """Guided backpropagation: R_in = 1[a > 0] 1[R > 0] R (Nielsen et al., Eq. 4; RectGrad, Claim 2)."""
+
+    operations: ClassVar[frozenset[str]] = RECTIFIERS
+
+    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Pass positive gradients of active units."""
+        return gradient.clamp_min(0).mul_(y > 0)
+
+
+@dataclass(frozen=True)
+class DeconvReLU(BackwardRule):
+    """Deconvolution: R_in = 1[R > 0] R, whatever the unit's activation (RectGrad, Claim 1)."""
+
+    operations: ClassVar[frozenset[str]] = RECTIFIERS
+
+    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Pass positive gradients."""
+        return gradient.clamp_min(0)
+
+
+@dataclass(frozen=True)
+class RectifiedReLU(BackwardRule):
+    """Rectified Gradient: R_in = 1[s > tau] R, with tau a percentile of s in this layer, per image.
+
+    The score s is a R (``PR1``, RectGrad Sec. 4.1), |a R| (``PR2``), a (``PR3``) or R (``PR4``, Appendix B);
+    ``mod`` is RectGradMod: PR1 at the last rectifier, PR2 at all others. ``q`` in [0, 100] is the percentile
+    over all units of the layer; ``interpolation="nearest"`` is the released code's, with index
+    round-half-even((N-1)(1-q/100)) from the top. A number for ``tau`` replaces the percentile. The comparison
+    is strict, so q=98 lets nothing through a layer of 25 units or fewer. There is no further gate on z > 0
+    (Listing 1): a negative tau lets dead units pass.
+    """
+
+    q: float = 98.0
+    interpolation: Interpolation = "nearest"
+    tau: float | None = None
+    gate: Gate = "PR1"
+    operations: ClassVar[frozenset[str]] = RECTIFIERS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q <= 100:
+            raise InvalidParameter(f"RectifiedReLU: q={self.q} is not a percentile; give 0 <= q <= 100")
+        if self.interpolation not in get_args(Interpolation):
+            raise InvalidParameter(
+                f"RectifiedReLU: interpolation={self.interpolation!r}; give 'nearest' or 'linear'"
+            )
+        if self.gate not in get_args(Gate):
+            raise InvalidParameter(f"RectifiedReLU: gate={self.gate!r}; give one of {', '.join(get_args(Gate))}")
+
+    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+        """Pass the gradient of units whose score exceeds the threshold."""
+        gate = self.gate
+        if gate == "mod":
+            gate = "PR1" if operation.is_last_of(self.operations) else "PR2"
+        score = _score(gate, y, gradient)
+        tau = self.tau if self.tau is not None else percentile(score, self.q, self.interpolation)
+        return gradient * (score > tau)
+
+
+def _score(gate: Gate, activation: Tensor, gradient: Tensor) -> Tensor:
+    match gate:
+        case "PR1":
+            return activation * gradient
+        case "PR2":
+            return (activation * gradient).abs_()
+        case "PR3":
+            return activation
+        case _:
+            return gradient
+
+
+def percentile(values: Tensor, q: float, interpolation: Interpolation = "nearest") -> Tensor:
+    """The q-th percentile of each row of ``values`` (B, ...), shaped (B, 1, ...) to compare with them.
+
+    ``nearest``: the element at index round-half-even((N-1)(1-q/100)) of the descending order, which is
+    TensorFlow 1's default; ``linear``: NumPy's.
+    """
+    rows = values.flatten(1)
+    shape = (-1, *[1] * (values.dim() - 1))
+    last = rows.shape[1] - 1
+    if interpolation == "nearest":
+        return _descending(rows, round(last * (100 - q) / 100)).view(shape)
+    place = last * (100 - q) / 100
+    above, below = _descending(rows, int(place)), _descending(rows, min(int(place) + 1, last))
+    return torch.lerp(above, below, place - int(place)).view(shape)
+
+
+def _descending(rows: Tensor, index: int) -> Tensor:
+    """The element at ``index`` of each row's descending order."""
+    return rows.kthvalue(rows.shape[1] - index, dim=1).values
