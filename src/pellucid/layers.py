@@ -1,0 +1,149 @@
+"""Names, selects, captures and replaces a model's activations.
+
+The only file besides rules/base.py that touches a module: a forward hook for the time of one call, deaf to
+every other thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidLayer, InvalidModel, UnknownName
+
+INPUT = "input"
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """What ``layers="all"`` means for a model: ``"input"``, then every block, in registration order.
+
+    A block is an outermost module with a convolution inside that is more than a plain container
+    (``nn.Sequential``, ``nn.ModuleList``): a residual or inception block, a dense block, a Conv-Norm-ReLU.
+    A model without blocks (VGG, LeNet) offers its convolutions instead. Attributions are of the named
+    module's output. Any other module may be named too (``dict(model.named_modules())``).
+    """
+    blocks = list(_blocks(model, ""))
+    if not blocks:
+        blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
+    return [INPUT, *blocks]
+
+
+def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
+    for name, child in module.named_children():
+        if type(child) in _CONTAINERS:
+            yield from _blocks(child, f"{prefix}{name}.")
+        elif not isinstance(child, _CONVOLUTIONS) and _has_convolution(child):
+            yield f"{prefix}{name}"
+
+
+def _has_convolution(module: nn.Module) -> bool:
+    return any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
+
+
+def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bool]:
+    """Resolve ``"all"``, names and globs to module names, each with whether it was named outright.
+
+    A layer that a pattern chose may fail to run (an auxiliary head in eval mode); one named outright must.
+
+    Raises:
+        UnknownName: a name or glob that matches no module of the model.
+    """
+    modules = [INPUT, *(name for name, _ in model.named_modules() if name)]
+    selected: dict[str, bool] = {}
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        if pattern in modules:
+            selected[pattern] = True
+            continue
+        chosen = layer_names(model) if pattern == "all" else _matching(modules, pattern)
+        if not chosen:
+            raise UnknownName("layer", pattern, [*modules, "all"])
+        for name in chosen:
+            selected.setdefault(name, False)
+    if not selected:
+        raise InvalidLayer("no layer was named; give 'all', 'input', a module's name or a glob such as 'layer*.0'")
+    return selected
+
+
+def _matching(names: list[str], pattern: str) -> list[str]:
+    """Names that fit a glob; ``*`` stays within one level of the module tree, as in a path."""
+    parts = pattern.split(".")
+    return [
+        name
+        for name in names
+        if len(split := name.split(".")) == len(parts) and all(map(fnmatchcase, split, parts))
+    ]
+
+
+def require_explainable(model: nn.Module) -> None:
+    """Raise ``InvalidModel`` for a model whose operations are hidden or whose output is random."""
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidModel(
+                f"{where} is TorchScript, which hides its operations from every backward rule; "
+                "load the Python model and its state dict instead"
+            )
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            raise InvalidModel(f"{where} is compiled; pass the module that torch.compile was given")
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
+
+
+class Activations(dict[str, Tensor]):
+    """Outputs of the captured layers of one forward pass."""
+
+
+@contextmanager
+def captured(
+    model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor] | None = None
+) -> Iterator[Activations]:
+    """Capture the outputs of ``layers`` during one forward pass, replacing those in ``replaced``.
+
+    The model goes on with a clone, so an in-place operation that follows cannot overwrite what was captured.
+    If a layer's output needs no gradient yet, the graph starts there: nothing below the lowest captured
+    layer is differentiated.
+    """
+    activations = Activations()
+    replaced = replaced or {}
+    thread = threading.get_ident()
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+            if threading.get_ident() != thread:
+                return None
+            _require_single_tensor(name, module, output, activations)
+            output = replaced.get(name, output)
+            if torch.is_grad_enabled() and not output.requires_grad:
+                output = output.detach().requires_grad_()
+            activations[name] = output
+            return output.clone()
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in dict.fromkeys([*layers, *replaced]):
+            if name != INPUT:
+                handle = model.get_submodule(name).register_forward_hook(hook_for(name))
+                hooks.callback(handle.remove)
+        yield activations
+
+
+def _require_single_tensor(name: str, module: nn.Module, output: Any, activations: Activations) -> None:
+    kind = type(module).__name__
+    if not isinstance(output, Tensor):
+        raise InvalidLayer(
+            f"layer {name!r} ({kind}) returns {type(output).__name__}, not a tensor; name a module inside it"
+        )
+    if name in activations:
+        raise InvalidLayer(
+            f"layer {name!r} ({kind}) runs more than once in a forward pass, so its output is ambiguous; "
+            "name the block that holds it"
+        )

@@ -1,0 +1,245 @@
+"""Samplings: at which points the gradient is taken, and how what is found there is combined.
+
+Pure tensors, no model. A sampling makes ``draws`` points from each point it is given, and folds the
+attributions found there into one. ``space`` says where the points lie: ``"input"`` at the image, ``"layer"``
+at the layer that is explained (inside a layer's path everything lies at that layer).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from .errors import InvalidParameter
+
+Space = Literal["input", "layer"]
+Moment = Literal["mean", "squared", "variance"]
+Quadrature = Literal["gauss_legendre", "right", "left", "midpoint", "trapezoid", "linspace"]
+Baseline = Literal["zero", "blur"] | float | Tensor
+
+
+class Sampling(ABC):
+    """Which points to draw around a point, and how to fold what was found at them."""
+
+    space: Space
+    needs_reference: ClassVar[bool] = False
+    keeps_sum: bool  # whether the folded attribution sums to the mean of what the draws sum to
+
+    @property
+    @abstractmethod
+    def draws(self) -> int:
+        """How many points are drawn per point."""
+
+    @abstractmethod
+    def points(
+        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+    ) -> Tensor:
+        """Row i of ``values`` (n, ...), moved to its draw number ``draw[i]`` under the seed ``keys[i]``."""
+
+    @abstractmethod
+    def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
+        """What each draw adds to the running sums, for rows of ``attribution`` (n, ...)."""
+
+    @abstractmethod
+    def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
+        """The attribution, from the finished sums and the difference of point and reference."""
+
+
+@dataclass(frozen=True)
+class Noise(Sampling):
+    """Gaussian noise around a point: x + N(0, std^2), ``samples`` times (Nielsen et al., Eq. 2, 6, 7).
+
+    ``std`` is in the units of the point (normalised pixels at the image), or with ``relative=True`` a fraction
+    of max - min of each point (Adebayo et al., RectGrad). ``moment``: ``"mean"`` is SmoothGrad, ``"squared"``
+    the mean of squares, ``"variance"`` VarGrad (population variance). An image's noise depends on its seed and
+    the draw alone, never on its batch.
+    """
+
+    samples: int = 15
+    std: float = 0.15
+    relative: bool = False
+    moment: Moment = "mean"
+    space: Space = "input"
+
+    def __post_init__(self) -> None:
+        require_count("samples", self.samples)
+        if not self.std >= 0:
+            raise InvalidParameter(f"std={self.std}: the noise's standard deviation must be 0 or more")
+        require_choice("moment", self.moment, Moment)
+        require_choice("space", self.space, Space)
+
+    @property
+    def keeps_sum(self) -> bool:  # type: ignore[override]
+        """Only the mean does."""
+        return self.moment == "mean"
+
+    @property
+    def draws(self) -> int:
+        """The number of noisy samples."""
+        return self.samples
+
+    def points(
+        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+    ) -> Tensor:
+        """Add each row's own noise."""
+        scale: float | Tensor = self.std
+        if self.relative:
+            rows = values.flatten(1)
+            spread = rows.amax(1) - rows.amin(1)
+            scale = self.std * spread.view(-1, *[1] * (values.dim() - 1))
+        return values + scale * noise_like(values, [fold(key, d) for key, d in zip(keys, draw, strict=True)])
+
+    def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
+        """Values, squares, or both."""
+        share = 1 / self.samples
+        if self.moment == "mean":
+            return (attribution * share,)
+        if self.moment == "squared":
+            return (attribution.square() * share,)
+        # Sums of squares cancel: float64 keeps the variance of nearly constant attributions.
+        exact = attribution.double()
+        return exact * share, exact.square() * share
+
+    def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
+        """The chosen moment."""
+        if self.moment == "variance":
+            mean, squares = sums
+            return (squares - mean.square()).clamp_min(0)
+        return sums[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Path(Sampling):
+    """The straight path from a reference x' to a point x: (x - x') sum_t w_t g(x' + a_t (x - x')).
+
+    Integrated Gradients (Nielsen et al., Eq. 3) with g the gradient, their Eq. 8 and 9 with another g.
+    ``baseline`` is the reference *image*, carried to the layer when the path lies at a hidden one:
+    ``"zero"`` (of normalised pixels), ``"blur"`` (Gaussian, sigma 5), a number, or a tensor (C, H, W) or
+    (B, C, H, W). ``quadrature``: ``"gauss_legendre"`` (Captum, Smooth Deep Saliency), ``"right"``
+    (RectGrad), ``"left"``, ``"midpoint"``, ``"trapezoid"``, or ``"linspace"``, the plain mean over both ends
+    (PAIR, Adebayo et al.).
+    """
+
+    steps: int = 50
+    baseline: Baseline = "zero"
+    quadrature: Quadrature = "gauss_legendre"
+    space: Space = "layer"
+    needs_reference: ClassVar[bool] = True
+    keeps_sum: ClassVar[bool] = False  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_baseline(self.baseline)
+        require_choice("quadrature", self.quadrature, Quadrature)
+        require_choice("space", self.space, Space)
+        if self.quadrature in ("trapezoid", "linspace") and self.steps < 2:
+            raise InvalidParameter(
+                f"steps={self.steps}: quadrature={self.quadrature!r} needs both ends, 2 at least"
+            )
+
+    @property
+    def draws(self) -> int:
+        """The number of points on the path."""
+        return self.steps
+
+    @property
+    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places a_t on [0, 1] and weights w_t (sum 1) of the quadrature."""
+        n = self.steps
+        even = np.full(n, 1 / n)
+        match self.quadrature:
+            case "gauss_legendre":
+                places, weights = np.polynomial.legendre.leggauss(n)
+                return (places + 1) / 2, weights / 2
+            case "right":
+                return np.arange(1, n + 1) / n, even
+            case "left":
+                return np.arange(n) / n, even
+            case "midpoint":
+                return (np.arange(n) + 0.5) / n, even
+            case "linspace":
+                return np.linspace(0, 1, n), even
+            case _:
+                ends = np.full(n, 1 / (n - 1))
+                ends[[0, -1]] /= 2
+                return np.linspace(0, 1, n), ends
+
+    def points(
+        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+    ) -> Tensor:
+        """Interpolate between each row's reference and itself."""
+        assert references is not None
+        places = values.new_tensor(self.nodes[0][list(draw)]).view(-1, *[1] * (values.dim() - 1))
+        return torch.lerp(references.expand_as(values), values, places)
+
+    def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
+        """Weight by the quadrature."""
+        weights = attribution.new_tensor(self.nodes[1])[draw]
+        return (attribution * weights.view(-1, *[1] * (attribution.dim() - 1)),)
+
+    def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
+        """Multiply the integral by the length of the path."""
+        assert difference is not None
+        return sums[0] * difference
+
+
+def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
+    """The reference images of a baseline: (1, C, H, W) if it is the same for all images, else (B, C, H, W)."""
+    if isinstance(baseline, Tensor):
+        reference = baseline.to(images)
+        reference = reference if reference.dim() == 4 else reference.unsqueeze(0)
+        if reference.shape[1:] != images.shape[1:] or len(reference) not in (1, len(images)):
+            raise InvalidParameter(
+                f"baseline of shape {tuple(baseline.shape)} does not fit images of shape {tuple(images.shape)}; "
+                "give (C, H, W) or one per image"
+            )
+        return reference
+    if baseline == "blur":
+        taps = min(31, 2 * (min(images.shape[-2:]) - 1) + 1)
+        blurred: Tensor = gaussian_blur(images, [taps, taps], [5.0, 5.0])
+        return blurred
+    return torch.full_like(images[:1], 0.0 if baseline == "zero" else float(baseline))
+
+
+def fold(key: int, index: int) -> int:
+    """A new seed from a seed and an index; well mixed, and the same on every machine."""
+    return int.from_bytes(blake2b(f"{key}/{index}".encode(), digest_size=7).digest(), "little")
+
+
+def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
+    """Standard normal noise, row i drawn from the seed ``keys[i]`` alone; drawn in float32 on the CPU, so
+    that it is the same whatever the precision and device.
+    """
+    distinct = {
+        key: torch.randn(values.shape[1:], generator=torch.Generator().manual_seed(key)).to(values)
+        for key in dict.fromkeys(keys)
+    }
+    if len(distinct) == 1:
+        return distinct[keys[0]]
+    return torch.stack([distinct[key] for key in keys])
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise ``InvalidParameter`` unless value is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidParameter(f"{name}={value!r}: give a whole number of at least 1")
+
+
+def require_choice(name: str, value: object, choices: object) -> None:
+    """Raise ``InvalidParameter`` unless value is one of a Literal's choices."""
+    if value not in get_args(choices):
+        raise InvalidParameter(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def require_baseline(baseline: Baseline) -> None:
+    """Raise ``InvalidParameter`` unless the baseline is a known name, a number or a tensor."""
+    if isinstance(baseline, str) and baseline not in ("zero", "blur"):
+        raise InvalidParameter(f"baseline={baseline!r}: give 'zero', 'blur', a number or a tensor")
