@@ -1,1 +1,52 @@
 """Clear saliency maps of CNN image classifiers, at every layer, and how far each can be trusted."""
+
+from .catalog import METHODS, VARIANTS, method
+from .errors import CompletenessWarning, EmptyMapWarning, PellucidError
+from .heatmap import clip_percentiles, heatmap, normalize
+from .layers import layer_names
+from .methods.base import Attributions, Method
+from .methods.baselines import Edges, Random
+from .methods.cam import GradCAM
+from .methods.gradient import DeepLift, Gradient
+from .rules.base import BackwardRule, Rule
+from .rules.conv import PaddingTrick, SmoothedDownsampling
+from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
+from .rules.lrp import EpsilonLRP
+from .rules.pool import ProportionalPooling
+from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
+from .sampling import Noise, Path, Sampling
+
+__all__ = [
+    "METHODS",
+    "VARIANTS",
+    "Attributions",
+    "BackwardRule",
+    "CompletenessWarning",
+    "DeconvReLU",
+    "DeepLift",
+    "Edges",
+    "EmptyMapWarning",
+    "EpsilonLRP",
+    "GradCAM",
+    "Gradient",
+    "GuidedReLU",
+    "Method",
+    "Noise",
+    "PaddingTrick",
+    "Path",
+    "PellucidError",
+    "ProportionalPooling",
+    "Random",
+    "RectifiedReLU",
+    "RescaleElementwise",
+    "RescaleMaxPool",
+    "RescaleProduct",
+    "Rule",
+    "Sampling",
+    "SmoothedDownsampling",
+    "clip_percentiles",
+    "heatmap",
+    "layer_names",
+    "method",
+    "normalize",
+]

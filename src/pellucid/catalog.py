@@ -1,0 +1,167 @@
+"""The only lists: methods, variants. One line here puts a method into the CLI, the docs and the contract tests."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .errors import InvalidParameter, PellucidError, UnknownName
+from .methods.base import Method
+from .methods.baselines import Edges, Random
+from .methods.cam import GradCAM
+from .methods.gradient import (
+    deconvnet,
+    deeplift,
+    gradient,
+    guided_backprop,
+    input_x_gradient,
+    lrp_epsilon,
+    rectgrad,
+)
+from .rules.variants import DOWNSAMPLING
+from .sampling import Noise, Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of the catalogue: what it is, as a function or as text made of other names, and its source."""
+
+    made_of: Callable[..., Method] | str
+    source: str
+
+    @property
+    def formula(self) -> str:
+        """The text form, for methods made of others."""
+        return self.made_of if isinstance(self.made_of, str) else ""
+
+
+_NIELSEN = "Nielsen et al., Performance Evaluation of Combination Methods"
+_RECTGRAD = "Kim et al., Why are Saliency Maps Noisy? (RectGrad)"
+_SMOOTH = "Herdt et al., Smooth Deep Saliency"
+_SANITY = "Adebayo et al., Sanity Checks for Saliency Maps"
+
+METHODS: Mapping[str, Entry] = {
+    "random": Entry(Random, f"{_NIELSEN}, Sec. III: the floor of every comparison"),
+    "edges": Entry(Edges, f"{_SANITY}: an edge detector, blind to the model"),
+    "gradient": Entry(gradient, f"{_NIELSEN}, Eq. 1"),
+    "input_x_gradient": Entry(input_x_gradient, f"{_RECTGRAD}, Grad*Input"),
+    "smoothgrad": Entry("smoothed(gradient, samples=15, std=0.15)", f"{_NIELSEN}, Eq. 2"),
+    "integrated_gradients": Entry("integrated(gradient, steps=50)", f"{_NIELSEN}, Eq. 3"),
+    "guided_backprop": Entry(guided_backprop, f"{_NIELSEN}, Eq. 4"),
+    "deconvnet": Entry(deconvnet, f"{_RECTGRAD}, Claim 1"),
+    "rectgrad": Entry(rectgrad, f"{_RECTGRAD}, Sec. 4.1, q = 98, padding trick"),
+    "rectgrad_prr": Entry("rectgrad(proportional=True)", f"{_RECTGRAD}, Appendix C.2"),
+    "deeplift": Entry(deeplift, f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al."),
+    "lrp_epsilon": Entry(lrp_epsilon, f"{_RECTGRAD}, baselines: epsilon = 1e-4"),
+    "gradcam": Entry(GradCAM, f"{_SMOOTH}, Sec. 3.3; Selvaraju et al."),
+    "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
+    "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),
+    "smoothed_input_x_gradient": Entry(
+        "smoothed(input_x_gradient, samples=50)", f"{_SANITY}; the report's Input-SG"
+    ),
+    "integrated_smoothgrad": Entry("integrated(smoothgrad)", f"{_NIELSEN}, Eq. 8"),
+    "integrated_guided_backprop": Entry("integrated(guided_backprop)", f"{_NIELSEN}, Eq. 9"),
+}
+
+COMBINATORS: Mapping[str, type[Noise] | type[Path]] = {"smoothed": Noise, "integrated": Path}
+
+VARIANTS = DOWNSAMPLING
+
+
+def method(text: str, **settings: Any) -> Method:
+    """A method by its catalogue name or as text, such as ``smoothed(integrated(gradient, steps=50))``.
+
+    Settings go to the outermost part that takes them: ``method("smoothed_integrated_gradients", steps=20,
+    samples=5)``. The text is parsed, never evaluated.
+
+    Raises:
+        UnknownName: no such method, combinator or parameter (nearest names shown).
+        InvalidParameter: text that is no method, or a value out of range.
+    """
+    built, unused = _built(_parsed(text), dict(settings))
+    if unused:
+        raise UnknownName(f"parameter of {text!r}", next(iter(unused)), _parameters(_parsed(text)))
+    return built
+
+
+def _parsed(text: str) -> ast.expr:
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise InvalidParameter(
+            f"{text!r} is no method; write a name, or smoothed(...) and integrated(...) around one"
+        ) from error
+
+
+def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """The method a syntax tree stands for, and the settings that found no taker."""
+    name, inner, written = _call(node)
+    if name in COMBINATORS:
+        if inner is None:
+            raise InvalidParameter(f"{name}(...) needs a method inside, such as {name}(gradient)")
+        own, rest = _taken(COMBINATORS[name], settings)
+        wrapped, rest = _built(inner, rest)
+        combine = wrapped.smoothed if name == "smoothed" else wrapped.integrated
+        return cast(Method, _call_checked(name, COMBINATORS[name], combine, written | own)), rest
+    if name not in METHODS:
+        raise UnknownName("method", name, [*METHODS, *COMBINATORS])
+    if inner is not None:
+        raise InvalidParameter(f"{name} takes no method inside; only {' and '.join(COMBINATORS)} wrap one")
+    made_of = METHODS[name].made_of
+    if isinstance(made_of, str):
+        return _built(_parsed(made_of), written | settings)
+    own, rest = _taken(made_of, settings)
+    return cast(Method, _call_checked(name, made_of, made_of, written | own)), rest
+
+
+def _call(node: ast.expr) -> tuple[str, ast.expr | None, dict[str, Any]]:
+    """Name, inner method and keyword settings of one level of the text."""
+    if isinstance(node, ast.Name):
+        return node.id, None, {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
+        raise InvalidParameter(f"{ast.unparse(node)!r} is no method; write name(inner, parameter=value)")
+    inner = node.args[0] if node.args else None
+    return node.func.id, inner, {str(word.arg): _literal(word.value) for word in node.keywords}
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise InvalidParameter(f"{ast.unparse(node)!r} is no plain value (number, 'text', True, None)") from error
+
+
+def _taken(taker: Callable[..., Any], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = _names(taker)
+    return (
+        {key: value for key, value in settings.items() if key in names},
+        {key: value for key, value in settings.items() if key not in names},
+    )
+
+
+def _names(taker: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(taker).parameters if name != "samplings"]
+
+
+def _parameters(node: ast.expr) -> list[str]:
+    """All parameters that some level of the text takes."""
+    name, inner, _ = _call(node)
+    if name in COMBINATORS:
+        return _names(COMBINATORS[name]) + (_parameters(inner) if inner is not None else [])
+    made_of = METHODS[name].made_of
+    return _parameters(_parsed(made_of)) if isinstance(made_of, str) else _names(made_of)
+
+
+def _call_checked(name: str, taker: Callable[..., Any], make: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    for key in settings:
+        if key not in _names(taker):
+            raise UnknownName(f"parameter of {name!r}", key, _names(taker))
+    try:
+        return make(**settings)
+    except PellucidError:
+        raise
+    except TypeError as error:
+        raise InvalidParameter(f"{name}: {error}") from error

@@ -1,0 +1,288 @@
+"""``Method``: rules x samplings x a readout; the checked call, and the recursion through the samplings."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter
+from ..layers import INPUT, require_explainable, select_layers
+from ..rules.base import Rule
+from ..rules.variants import Variant, variant_rules
+from ..sampling import Noise, Path, Sampling, fold, require_count
+from .network import Network, Points, predicted, require_finite, require_images, require_targets
+
+# A complete attribution may miss its sum by this share of it before a warning is due.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An attribution (n, ...) and, where the method promises completeness, what each should sum to (n,)."""
+
+    attribution: Tensor
+    expected: Tensor | None = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Attributions(Mapping[str, Tensor]):
+    """Attributions by layer, each (B, C, h, w) like the layer's output.
+
+    ``targets`` (B,) are the explained classes. ``residuals`` holds, for the layers of a method that promises
+    completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits.
+    """
+
+    by_layer: dict[str, Tensor]
+    targets: Tensor
+    residuals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return self.by_layer[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_layer)
+
+    def __len__(self) -> int:
+        return len(self.by_layer)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{layer}: {tuple(value.shape)}" for layer, value in self.items())
+        return f"Attributions({shapes}; targets {self.targets.tolist()})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """An attribution method. ``samplings`` are nested, the outermost first.
+
+    A subclass gives ``leaf``, the attribution at single points; ``Method`` does the rest: checks, chunks,
+    samplings, completeness.
+    """
+
+    samplings: tuple[Sampling, ...] = ()
+    rows_per_point: ClassVar[int] = 1
+
+    @abstractmethod
+    def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
+        """The attribution at each point, for all layers from as few passes as can be."""
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether the leaf is the gradient as it stands, of which a path integral is complete."""
+        return False
+
+    @property
+    def backward_rules(self) -> tuple[Rule, ...]:
+        """The rules under which the model runs."""
+        return ()
+
+    def default_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """The layers explained if none are named."""
+        return (INPUT,)
+
+    def smoothed(self, samples: int = 15, std: float = 0.15, **settings: Any) -> Self:
+        """This method averaged over noisy copies of the image: settings of ``Noise``."""
+        return replace(self, samplings=(Noise(samples, std, **settings), *self.samplings))
+
+    def integrated(self, steps: int = 50, **settings: Any) -> Self:
+        """This method integrated along a path from a baseline: settings of ``Path``."""
+        return replace(self, samplings=(Path(steps, **settings), *self.samplings))
+
+    @final
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Any = "auto",
+        layers: str | Sequence[str] | None = None,
+        *,
+        variant: Variant = "original",
+        seed: int | Sequence[int] = 0,
+        max_batch: int = 64,
+    ) -> Attributions:
+        """Explain each image's target class at the named layers.
+
+        Args:
+            model: any module that maps images (B, C, H, W) to logits (B, classes), in eval mode; unchanged after.
+            images: (B, C, H, W), normalised as the model expects.
+            targets: class numbers (B,) or one for all; ``"auto"`` is the highest logit.
+            layers: ``"all"``, names, or globs of modules; None is the method's own choice (the input, for
+                Grad-CAM the last block).
+            variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``.
+            seed: of all noise; one for all images, so each sees the same noise, or one per image.
+            max_batch: no forward pass sees more rows than this.
+
+        Raises:
+            InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
+            RuleNotApplied: as their names say; the model is unchanged then, too.
+        """
+        require_explainable(model)
+        require_images(images)
+        require_count("max_batch", max_batch)
+        if max_batch < self.rows_per_point:
+            raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
+        chosen = select_layers(model, self.default_layers(model) if layers is None else layers)
+        rules = (*self.backward_rules, *variant_rules(variant))
+        parameter = next(model.parameters(), images)
+        with torch.inference_mode(False):
+            images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())
+            if targets is None or (isinstance(targets, str) and targets == "auto"):
+                targets = predicted(model, images, max_batch)
+            network = Network(
+                model,
+                rules,
+                images,
+                require_targets(targets, images),
+                max_batch // self.rows_per_point,
+                frozenset(name for name, outright in chosen.items() if outright),
+            )
+            return self._explain(network, tuple(chosen), _keys(seed, images))
+
+    def _explain(self, network: Network, layers: Sequence[str], keys: tuple[int, ...]) -> Attributions:
+        parts = []
+        for origin in torch.arange(len(network.images), device=network.images.device).split(network.max_batch):
+            rows = origin.tolist()
+            points = Points(network.images[origin], origin, tuple(keys[row] for row in rows))
+            parts.append(self._evaluate(network, self.samplings, points, layers))
+        attributions, residuals = {}, {}
+        for layer in [layer for layer in layers if layer in parts[0]]:
+            attribution = torch.cat([part[layer].attribution for part in parts])
+            require_finite(network.model, attribution, f"the attribution at {layer!r}")
+            attributions[layer] = attribution.to(network.images.dtype)
+            expected = [part[layer].expected for part in parts]
+            if all(value is not None for value in expected):
+                wanted = torch.cat([value for value in expected if value is not None])
+                residuals[layer] = attribution.flatten(1).sum(1) - wanted
+                _warn_if_incomplete(layer, residuals[layer], wanted)
+            _warn_if_empty(layer, attribution)
+        return Attributions(attributions, network.targets, residuals)
+
+    def _evaluate(
+        self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
+    ) -> dict[str, Estimate]:
+        """The attribution at each point (at most ``max_batch``) under the samplings that remain."""
+        if not samplings:
+            return self.leaf(network, points, layers)
+        hidden = any(layer != points.layer for layer in layers)
+        if samplings[0].space == "input" or not hidden:
+            return self._sample(network, samplings, points, layers)
+        # From here on everything lies at the layer explained: each layer gets its own points, all captured in
+        # one pass over the network below.
+        passed = network.forward(points, layers)
+        estimates: dict[str, Estimate] = {}
+        for layer in [layer for layer in layers if layer in passed.activations]:
+            estimates |= self._sample(network, samplings, network.at(points, passed, layer), (layer,))
+        return estimates
+
+    def _sample(
+        self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
+    ) -> dict[str, Estimate]:
+        """Draw all points of the outermost sampling, evaluate them in full batches, fold the results."""
+        sampling, inner = samplings[0], samplings[1:]
+        folded = _Fold(sampling, len(points))
+        n = len(points)
+        for index in torch.arange(n * sampling.draws, device=points.values.device).split(network.max_batch):
+            # All rows' first draw, then all rows' second: rows with one seed share the noise of a draw.
+            row, draw = index % n, index // n
+            estimates = self._evaluate(network, inner, _drawn(network, sampling, points, row, draw), layers)
+            folded.add(estimates, row, draw)
+        if isinstance(sampling, Path):
+            return self._integrated(network, sampling, inner, points, folded)
+        return {layer: Estimate(folded.value(layer), folded.expected(layer)) for layer in folded.layers}
+
+    def _integrated(
+        self, network: Network, path: Path, inner: tuple[Sampling, ...], points: Points, folded: _Fold
+    ) -> dict[str, Estimate]:
+        """Multiply each integral by its layer's difference, and say what it should sum to."""
+        hidden = any(layer != points.layer for layer in folded.layers)
+        complete = not inner and self.is_gradient and network.is_exact
+        here = network.forward(points, folded.layers) if hidden else None
+        scores = points.scores if here is None else here.scores
+        expected = None
+        if complete:
+            scores = network.forward(points, ()).scores if scores is None else scores
+            expected = scores - network.reference_scores(path.baseline, points)
+        estimates = {}
+        for layer in folded.layers:
+            value = points.values if here is None else here.activations[layer]
+            difference = value - network.reference_at(path.baseline, layer, points)
+            estimates[layer] = Estimate(folded.value(layer, difference), expected)
+        return estimates
+
+
+class _Fold:
+    """Running sums of a sampling's terms, by layer and row."""
+
+    def __init__(self, sampling: Sampling, rows: int) -> None:
+        self._sampling, self._rows = sampling, rows
+        self._sums: dict[str, tuple[Tensor, ...]] = {}
+        self._expected: dict[str, Tensor] = {}
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self._sums)
+
+    def add(self, estimates: dict[str, Estimate], row: Tensor, draw: Tensor) -> None:
+        for layer, estimate in estimates.items():
+            terms = self._sampling.terms(estimate.attribution, draw)
+            if layer not in self._sums:
+                self._sums[layer] = tuple(term.new_zeros(self._rows, *term.shape[1:]) for term in terms)
+            for total, term in zip(self._sums[layer], terms, strict=True):
+                total.index_add_(0, row, term)
+            if estimate.expected is not None and self._sampling.keeps_sum:
+                total = self._expected.setdefault(layer, estimate.expected.new_zeros(self._rows))
+                total.index_add_(0, row, estimate.expected / self._sampling.draws)
+
+    def value(self, layer: str, difference: Tensor | None = None) -> Tensor:
+        return self._sampling.fold(self._sums[layer], difference)
+
+    def expected(self, layer: str) -> Tensor | None:
+        return self._expected.get(layer)
+
+
+def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor) -> Points:
+    """The points of the given draws of the given rows."""
+    draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
+    rows = Points(points.values[row], points.origin[row], tuple(map(fold, keys, draws)), points.layer)
+    references = (
+        network.reference_at(sampling.baseline, points.layer, rows) if isinstance(sampling, Path) else None
+    )
+    return replace(rows, values=sampling.points(rows.values, references, draws, keys))
+
+
+def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
+    if isinstance(seed, int):
+        return (seed,) * len(images)
+    if len(seed) != len(images):
+        raise InvalidParameter(f"{len(seed)} seeds for {len(images)} images; give one for all or one per image")
+    return tuple(int(value) for value in seed)
+
+
+def _warn_if_incomplete(layer: str, residual: Tensor, expected: Tensor) -> None:
+    share = residual.abs() / expected.abs().clamp_min(torch.finfo(expected.dtype).tiny)
+    worst = int(share.argmax())
+    if share[worst] > TOLERANCE:
+        warnings.warn(
+            f"at {layer!r} the attribution of image {worst} sums to "
+            f"{float(expected[worst] + residual[worst]):.4g}, "
+            f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(share[worst]):.1%}. "
+            "Take more steps, another baseline, or a layer that no skip connection passes by",
+            CompletenessWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_if_empty(layer: str, attribution: Tensor) -> None:
+    empty = (~attribution.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        warnings.warn(
+            f"at {layer!r} the attribution of {len(empty)} of {len(attribution)} images is zero everywhere "
+            f"(first: image {empty[0]}); lower a threshold such as q, or choose another layer",
+            EmptyMapWarning,
+            stacklevel=4,
+        )

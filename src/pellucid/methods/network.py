@@ -1,0 +1,236 @@
+"""One explanation under way: the model, its rules, the images and their references; runs every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidImage, InvalidLayer, InvalidModel, InvalidTarget
+from ..layers import INPUT, Activations, captured
+from ..rules.base import Rule, Rules
+from ..sampling import Baseline, reference_images
+
+
+@dataclass(frozen=True)
+class Points:
+    """Rows at which something is evaluated: images, or activations of ``layer`` (n, ...).
+
+    ``origin`` (n,) tells which image of the call a row came from, ``keys`` its random seed.
+    """
+
+    values: Tensor
+    origin: Tensor
+    keys: tuple[int, ...]
+    layer: str = INPUT
+    scores: Tensor | None = None  # their explained logits (n,), where already known
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one pass found at each row: activations and gradients by layer, and the explained logit (n,)."""
+
+    activations: Activations
+    gradients: dict[str, Tensor]
+    scores: Tensor
+
+
+@dataclass
+class Network:
+    """A model under rules, asked about the classes ``targets`` (B,) of ``images`` (B, C, H, W)."""
+
+    model: nn.Module
+    rules: tuple[Rule, ...]
+    images: Tensor
+    targets: Tensor
+    max_batch: int
+    required: frozenset[str] = frozenset()  # layers named outright, which must run
+    _in_range: bool = False
+    _references: dict[Any, Passed] = field(default_factory=dict)
+    _spanned: set[str] = field(default_factory=set)  # layers that a skip connection passes by
+
+    def forward(self, points: Points, layers: Sequence[str]) -> Passed:
+        """Activations and explained logits at the points, without gradients."""
+        with torch.no_grad():
+            activations, logits = self._run(points.values, points, layers)
+        return Passed(activations, {}, self._scores(logits, points.origin))
+
+    def gradients(self, points: Points, layers: Sequence[str], reference: Baseline | None = None) -> Passed:
+        """Gradients of the explained logits at all layers, from one forward and one backward pass.
+
+        With a reference the batch is doubled, points first and their references second, as DeepLIFT's rules
+        expect; activations and scores then hold both halves, gradients the points' half.
+        """
+        values = points.values
+        if reference is not None:
+            values = torch.cat([values, self.reference_at(reference, points.layer, points).expand_as(values)])
+        with torch.enable_grad():
+            values = values.detach()
+            if points.layer in layers:
+                values.requires_grad_()
+            activations, logits = self._run(values, points, layers)
+            scores = self._scores(logits, points.origin.repeat(len(values) // len(points)))
+            explained = scores[: len(points)].sum()
+            gradients = _gradients(explained, activations)
+        halves = {layer: gradient[: len(points)] for layer, gradient in gradients.items()}
+        return Passed(activations, halves, scores.detach())
+
+    def reference_at(self, baseline: Baseline, layer: str, points: Points) -> Tensor:
+        """The reference's activation at a layer, a row for each point or one for all."""
+        passed = self.reference(baseline, (layer,))
+        rows = passed.activations[layer]
+        return rows[points.origin] if len(rows) > 1 else rows
+
+    def reference_scores(self, baseline: Baseline, points: Points) -> Tensor:
+        """The explained logit of each point's reference (n,)."""
+        return self.reference(baseline, ()).scores[points.origin]
+
+    def reference(self, baseline: Baseline, layers: Sequence[str]) -> Passed:
+        """The references' activations, and their logits of every image's target (B,); computed once."""
+        key = id(baseline) if isinstance(baseline, Tensor) else baseline
+        known = self._references.get(key)
+        if known is not None and all(layer in known.activations for layer in layers):
+            return known
+        images = reference_images(baseline, self.images)
+        found = Activations({INPUT: images})
+        logits = []
+        for start in range(0, len(images), self.max_batch):
+            rows = torch.arange(start, min(start + self.max_batch, len(images)), device=images.device)
+            with torch.no_grad():
+                activations, chunk = self._run(images[rows], Points(images[rows], rows, ()), layers)
+            logits.append(chunk)
+            for layer in layers:
+                part = activations[layer]
+                found[layer] = torch.cat([found[layer], part]) if start else part
+        everything = torch.arange(len(self.images), device=images.device)
+        scores = self._scores(torch.cat(logits).expand(len(self.images), -1), everything)
+        self._references[key] = Passed(Activations((known.activations if known else {}) | found), {}, scores)
+        return self._references[key]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what propagates back is the gradient of what runs forward."""
+        return not any(rule.alters_gradient for rule in self.rules)
+
+    def at(self, points: Points, passed: Passed, layer: str) -> Points:
+        """The points' images, as points of a captured layer."""
+        return replace(points, values=passed.activations[layer], layer=layer, scores=passed.scores)
+
+    def _run(self, values: Tensor, points: Points, layers: Sequence[str]) -> tuple[Activations, Tensor]:
+        if points.layer == INPUT:
+            activations, logits = self._pass(values, layers, {})
+            activations[INPUT] = values
+            return activations, logits
+        # The rows enter at their layer. An empty batch flows through the network below it, which therefore
+        # costs nothing; what it cannot do is pass the layer by, on a skip connection.
+        injected = {points.layer: values}
+        if points.layer not in self._spanned:
+            try:
+                activations, logits = self._pass(self.images[:0], layers, injected)
+                if len(logits) == len(values):
+                    return activations, logits
+            except RuntimeError:
+                pass
+            self._spanned.add(points.layer)
+        images = self.images[points.origin].repeat(len(values) // len(points), 1, 1, 1)
+        return self._pass(images, layers, injected)
+
+    def _pass(
+        self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
+    ) -> tuple[Activations, Tensor]:
+        with ExitStack() as stack:
+            rules = stack.enter_context(Rules(self.rules))
+            activations = stack.enter_context(captured(self.model, layers, injected))
+            output = self.model(images)
+        rules.require_all_applied()
+        for layer in layers:
+            if layer != INPUT and layer not in activations and layer in self.required:
+                raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")
+        return activations, require_logits(output)
+
+    def _scores(self, logits: Tensor, origin: Tensor) -> Tensor:
+        if not self._in_range:  # once: on a GPU the comparison waits for the device
+            require_in_range(self.targets, logits.shape[1])
+            self._in_range = True
+        return logits.gather(1, self.targets[origin][:, None])[:, 0]
+
+
+def _gradients(score: Tensor, activations: Activations) -> dict[str, Tensor]:
+    wanted = {layer: value for layer, value in activations.items() if value.requires_grad}
+    found = torch.autograd.grad(score, list(wanted.values()), allow_unused=True)
+    for layer, gradient in zip(wanted, found, strict=True):
+        if gradient is None:
+            raise InvalidLayer(f"the explained class does not depend on layer {layer!r}; leave it out")
+    return dict(zip(wanted, found, strict=True))
+
+
+def require_logits(output: Any) -> Tensor:
+    """Raise ``InvalidModel`` unless a model's output is logits (B, classes)."""
+    if not isinstance(output, Tensor):
+        raise InvalidModel(
+            f"the model returns {type(output).__name__}, not a tensor of logits; wrap it so that it returns them"
+        )
+    if output.dim() != 2:
+        raise InvalidModel(f"the model returns shape {tuple(output.shape)}; explained are logits (batch, classes)")
+    return output
+
+
+def require_finite(model: nn.Module, values: Tensor, what: str) -> None:
+    """Raise ``InvalidModel`` if values are not finite, naming the parameter that is to blame if one is."""
+    if bool(values.isfinite().all()):
+        return
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if not bool(value.isfinite().all()):
+            raise InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
+    raise InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
+
+
+def require_images(images: Tensor) -> None:
+    """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W)."""
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidImage(f"images are {shape}; give a float tensor (batch, channels, height, width)")
+    if len(images) == 0:
+        raise InvalidImage("the batch holds no image")
+    broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")
+
+
+def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
+    """The class (B,) with the highest logit of the model as it is, without any rule."""
+    with torch.no_grad():
+        logits = torch.cat([require_logits(model(part)) for part in images.split(max_batch)])
+    require_finite(model, logits, "a logit")
+    return logits.argmax(1)
+
+
+def require_targets(targets: Any, images: Tensor) -> Tensor:
+    """Targets (B,) from one class for all or one per image."""
+    try:
+        given = torch.as_tensor(targets, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTarget(f"targets={targets!r}; give 'auto', a class number or one per image") from error
+    if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
+        raise InvalidTarget(
+            f"targets are {given.dtype} of shape {tuple(given.shape)}; give whole numbers (batch,)"
+        )
+    if given.dim() == 0:
+        given = given.expand(len(images))
+    if len(given) != len(images):
+        raise InvalidTarget(f"{len(given)} targets for {len(images)} images; give one for all or one per image")
+    return given.long()
+
+
+def require_in_range(targets: Tensor, classes: int) -> None:
+    """Raise ``InvalidTarget`` unless all targets are classes of the model."""
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
+        raise InvalidTarget(f"target {int(wrong[0])} is out of range; the model has classes 0 to {classes - 1}")
