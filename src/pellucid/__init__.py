@@ -1,13 +1,14 @@
 """Clear saliency maps of CNN image classifiers, at every layer, and how far each can be trusted."""
 
 from .catalog import METHODS, VARIANTS, method
-from .errors import CompletenessWarning, EmptyMapWarning, PellucidError
+from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
 from .methods.base import Attributions, Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
 from .methods.gradient import DeepLift, Gradient
+from .metrics.noise import total_variation
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
@@ -42,6 +43,7 @@ __all__ = [
     "RescaleMaxPool",
     "RescaleProduct",
     "Rule",
+    "RuleNotApplied",
     "Sampling",
     "SmoothedDownsampling",
     "clip_percentiles",
@@ -49,4 +51,5 @@ __all__ = [
     "layer_names",
     "method",
     "normalize",
+    "total_variation",
 ]

@@ -158,7 +158,7 @@ class Method(ABC):
             if all(value is not None for value in expected):
                 wanted = torch.cat([value for value in expected if value is not None])
                 residuals[layer] = attribution.flatten(1).sum(1) - wanted
-                _warn_if_incomplete(layer, residuals[layer], wanted)
+                _warn_if_incomplete(layer, attribution, residuals[layer], wanted)
             _warn_if_empty(layer, attribution)
         return Attributions(attributions, network.targets, residuals)
 
@@ -263,15 +263,17 @@ def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
     return tuple(int(value) for value in seed)
 
 
-def _warn_if_incomplete(layer: str, residual: Tensor, expected: Tensor) -> None:
-    share = residual.abs() / expected.abs().clamp_min(torch.finfo(expected.dtype).tiny)
+def _warn_if_incomplete(layer: str, attribution: Tensor, residual: Tensor, expected: Tensor) -> None:
+    # Where logits hardly differ, the residual is held against the size of what cancels.
+    floor = attribution.flatten(1).abs().sum(1) / 100
+    share = residual.abs() / torch.maximum(expected.abs(), floor).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
     if share[worst] > TOLERANCE:
         warnings.warn(
             f"at {layer!r} the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
-            f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(share[worst]):.1%}. "
-            "Take more steps, another baseline, or a layer that no skip connection passes by",
+            f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
+            f"({float(share[worst]):.1%}). Take more steps, another baseline, or a layer that no skip passes by",
             CompletenessWarning,
             stacklevel=4,
         )

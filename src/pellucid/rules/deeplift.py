@@ -43,17 +43,20 @@ class RescaleElementwise(BackwardRule):
         (image, reference), (value, reference_value) = _halves(x), _halves(y)
         difference = image - reference
         near = difference.abs() < NEAR
-        slope = (value - reference_value) / difference.masked_fill(near, 1)
+        slope = (value - reference_value).div_(difference)
         if near.any():
-            slope = torch.where(near, _derivative(operation.run, (image + reference) / 2), slope)
-        return _images_only(gradient.chunk(2)[0] * slope)
+            slope[near] = _derivative(operation, (image + reference).div_(2), near)
+        return _images_only(slope.mul_(gradient.chunk(2)[0]))
 
 
-def _derivative(run: Run, x: Tensor) -> Tensor:
+def _derivative(operation: Operation, x: Tensor, where: Tensor) -> Tensor:
+    """The elementwise derivative at the chosen places of ``x``."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (derivative,) = torch.autograd.grad(run(leaf).sum(), leaf)
-    return derivative
+        if operation.name == "prelu":  # its slope depends on the channel
+            leaf = x.requires_grad_()
+            return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0][where]
+        leaf = x[where].requires_grad_()
+        return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class RescaleMaxPool(BackwardRule):
         share += _scatter(operation, reference, multiplier * (value - larger))
         difference = image - reference
         # A share falls only where the inputs differ at least as much as the maxima do.
-        return _images_only(torch.where(difference == 0, 0, share / difference.masked_fill(difference == 0, 1)))
+        return _images_only(share.div_(difference.masked_fill_(difference == 0, 1)))
 
 
 def _scatter(operation: Operation, x: Tensor, values: Tensor) -> Tensor:

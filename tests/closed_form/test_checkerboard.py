@@ -1,0 +1,209 @@
+"""The checkerboard of strided convolutions and its remedies (Smooth Deep Saliency, Sec. 2.1 and 3.1)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pellucid as pl
+from pellucid.rules.conv import rolled_mean
+
+
+class Summed(nn.Module):
+    """One strided convolution behind an identity convolution, summed to a logit."""
+
+    def __init__(self, weight: torch.Tensor, padding: int = 0, bias: float = 0.0, first: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 1, 1, bias=False) if first else None
+        if self.first is not None:
+            nn.init.ones_(self.first.weight)
+        size = weight.shape[-1]
+        self.down = nn.Conv2d(1, 1, size, stride=2, padding=padding)
+        self.down.weight.data = weight.view(1, 1, size, size)
+        nn.init.constant_(self.down.bias, bias)
+        self.double().eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.first is None else self.first(x)
+        return self.down(x).sum((1, 2, 3))[:, None]
+
+
+KERNEL = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+TILE = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64).repeat(8, 8)
+
+
+def map_of(model: nn.Module, x: torch.Tensor, **call: object) -> torch.Tensor:
+    return pl.Gradient()(model, x, 0, **call)["input"][0, 0]
+
+
+def test_gradient_of_a_strided_convolution_is_a_checkerboard() -> None:
+    x = torch.ones(1, 1, 16, 16, dtype=torch.float64)
+    model = Summed(KERNEL)
+    assert model(x).item() == 128
+    gradient = map_of(model, x)
+    assert torch.equal(gradient, TILE)
+    assert (gradient == -1).sum() == 64
+    assert pl.total_variation(gradient[None, None], normalized=False).item() == 480
+    torch.testing.assert_close(pl.total_variation(gradient[None, None]).item(), 2.5, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_both_variants_make_that_gradient_constant(variant: str) -> None:
+    x = torch.ones(1, 1, 16, 16, dtype=torch.float64)
+    gradient = map_of(Summed(KERNEL), x, variant=variant)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 0.5), rtol=0, atol=1e-12)
+    assert pl.total_variation(gradient[None, None]).item() == 0
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_the_first_convolution_is_skipped_unless_included(variant: str) -> None:
+    x = torch.ones(1, 1, 16, 16, dtype=torch.float64)
+    stem = Summed(KERNEL, first=False)
+    with pytest.raises(pl.RuleNotApplied, match="SmoothedDownsampling"):
+        map_of(stem, x, variant=variant)
+    smoothed = map_of(stem, x, variant=pl.SmoothedDownsampling(variant, include_first=True))
+    torch.testing.assert_close(smoothed, torch.full_like(smoothed, 0.5), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("direction", "places"), [(1, [(0, 0), (0, 5), (5, 0), (5, 5)]), (-1, [(4, 4), (4, 5), (5, 4), (5, 5)])]
+)
+def test_rolls_wrap_around(direction: int, places: list[tuple[int, int]]) -> None:
+    impulse = torch.zeros(6, 6, dtype=torch.float64)
+    impulse[5, 5] = 1
+    expected = torch.zeros_like(impulse)
+    for place in places:
+        expected[place] = 0.25
+    assert torch.equal(rolled_mean(impulse, (2, 2), direction), expected)
+
+
+def test_forward_variant_is_the_mean_of_four_rolled_convolutions() -> None:
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1).double()
+    rolls = [x.roll((h, w), (2, 3)) for h in (0, 1) for w in (0, 1)]
+    paper = torch.stack([conv(rolled) for rolled in rolls]).mean(0)
+    torch.testing.assert_close(conv(rolled_mean(x, (2, 2))), paper, rtol=0, atol=1e-12)
+
+
+def test_forward_gradient_is_the_backward_one_rolled_or_equal_with_the_other_direction() -> None:
+    model = Summed(torch.randn(3, 3), padding=1, bias=0.3)
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    backward = map_of(model, x, variant="backward")
+    forward = map_of(model, x, variant="forward")
+    other = map_of(model, x, variant=pl.SmoothedDownsampling("forward", direction=-1))
+    torch.testing.assert_close(forward, backward.roll((-1, -1), (0, 1)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(other, backward, rtol=0, atol=1e-12)
+    assert not torch.allclose(forward, backward)
+    torch.testing.assert_close(backward.sum(), map_of(model, x).sum(), rtol=0, atol=1e-12)
+
+
+def test_padded_three_by_three_kernel_of_ones() -> None:
+    model = Summed(torch.ones(3, 3), padding=1)
+    x = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    plain = map_of(model, x)
+    odd = torch.tensor([1.0, 2, 1, 2, 1, 2, 1, 1], dtype=torch.float64)
+    even = torch.tensor([2.0, 4, 2, 4, 2, 4, 2, 2], dtype=torch.float64)
+    assert torch.equal(plain, torch.stack([odd, even, odd, even, odd, even, odd, odd]))
+    smoothed = map_of(model, x, variant="backward")
+    first_row = torch.tensor([1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(smoothed[0], first_row, rtol=0, atol=1e-12)
+    torch.testing.assert_close(smoothed[1:7, 1:7], torch.full((6, 6), 2.25).double(), rtol=0, atol=1e-12)
+
+
+def test_pointwise_strided_convolution_becomes_the_gradient_of_average_pooling() -> None:
+    model = Summed(torch.tensor([[3.0]]))
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    plain = map_of(model, x)
+    assert (plain != 0).double().mean() == 0.25
+    pooled = x.clone().requires_grad_()
+    (aligned,) = torch.autograd.grad(3 * F.avg_pool2d(pooled, 2).sum(), pooled)
+    torch.testing.assert_close(map_of(model, x, variant="backward"), aligned[0, 0], rtol=0, atol=1e-12)
+
+
+def test_stride_three_averages_nine_rolls() -> None:
+    x = torch.randn(1, 2, 9, 12, dtype=torch.float64)
+    rolls = [x.roll((h, w), (2, 3)) for h in range(3) for w in range(3)]
+    torch.testing.assert_close(rolled_mean(x, (3, 3)), torch.stack(rolls).mean(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [56, 28, 14, 8])
+def test_bilinear_halving_is_average_pooling(size: int) -> None:
+    z = torch.randn(1, 2, size, size, dtype=torch.float64)
+    halved = F.interpolate(z, size // 2, mode="bilinear")
+    torch.testing.assert_close(halved, F.avg_pool2d(z, 2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, 3.0), (8, 3.5), (16, 3.75), (56, 4 * 55 / 56)])
+def test_total_variation_of_a_checkerboard(size: int, expected: float) -> None:
+    rows = torch.arange(size)
+    board = (1.0 - 2 * ((rows[:, None] + rows) % 2)).double()[None, None]
+    for scaled in (board, -3 * board + 7):
+        torch.testing.assert_close(pl.total_variation(scaled).item(), expected, rtol=1e-12, atol=0)
+
+
+def test_total_variation_of_columns_and_of_constants() -> None:
+    columns = torch.arange(4.0, dtype=torch.float64).repeat(4, 1)[None, None]
+    torch.testing.assert_close(pl.total_variation(columns).item(), 0.75, rtol=1e-12, atol=0)
+    assert pl.total_variation(torch.full((2, 3, 5, 5), 0.1)).tolist() == [0, 0]
+
+
+def test_layer4_of_a_residual_network_has_no_checkerboard_to_remove() -> None:
+    import torchvision
+
+    model = torchvision.models.resnet18(weights=None).eval()
+    x = torch.randn(1, 3, 64, 64)
+    original = pl.Gradient()(model, x, 0, "all")
+    backward = pl.Gradient()(model, x, 0, "all", variant="backward")
+    for layer in original:
+        same = torch.equal(original[layer], backward[layer])
+        assert same == layer.startswith("layer4")
+    for layer in ("layer1.1", "layer3.1"):
+        assert pl.total_variation(backward[layer]) < 0.75 * pl.total_variation(original[layer])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_residual_networks_have_seven_strided_convolutions(name: str) -> None:
+    """The rule meets them all in the forward pass but the first: 1x1 shortcuts count."""
+    import torchvision
+
+    from pellucid.rules.base import Rules
+
+    model = getattr(torchvision.models, name)(weights=None).eval()
+    met = []
+
+    class Counting(pl.SmoothedDownsampling):
+        def apply(self, operation, x, run):
+            met.append(tuple(operation.settings["weight"].shape))
+            return super().apply(operation, x, run)
+
+    with Rules([Counting()]), torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(met) == 6
+    assert sum(shape[2:] == (1, 1) for shape in met) == 3
+    met.clear()
+    with Rules([Counting(include_first=True)]), torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(met) == 7
+    assert met[0] == (64, 3, 7, 7)
+
+
+def test_backward_variant_is_the_module_hook_of_the_released_code() -> None:
+    import torchvision
+
+    model = torchvision.models.resnet18(weights=None).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    ours = pl.Gradient()(model, x, 1, "layer1.1", variant="backward")["layer1.1"]
+
+    def hook(module, grad_input, grad_output):
+        g = grad_input[0]
+        return (sum(g.roll((h, w), (2, 3)) for h in (0, 1) for w in (0, 1)) / 4,)
+
+    captured = {}
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride[0] == 2][1:]
+    handles = [m.register_full_backward_hook(hook) for m in strided]
+    handles.append(model.layer1[1].register_forward_hook(lambda m, i, o: captured.update(out=o)))
+    score = model(x)[:, 1].sum()
+    (theirs,) = torch.autograd.grad(score, captured["out"])
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
