@@ -16,7 +16,7 @@ from ..layers import INPUT, require_explainable, select_layers
 from ..rules.base import Rule
 from ..rules.variants import Variant, variant_rules
 from ..sampling import Noise, Path, Sampling, fold, require_count
-from .network import Network, Points, predicted, require_finite, require_images, require_targets
+from .network import Network, Points, predicted, require_images, require_targets
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -152,7 +152,7 @@ class Method(ABC):
         attributions, residuals = {}, {}
         for layer in [layer for layer in layers if layer in parts[0]]:
             attribution = torch.cat([part[layer].attribution for part in parts])
-            require_finite(network.model, attribution, f"the attribution at {layer!r}")
+            network.require_finite(attribution, layer)
             attributions[layer] = attribution.to(network.images.dtype)
             expected = [part[layer].expected for part in parts]
             if all(value is not None for value in expected):
@@ -174,6 +174,8 @@ class Method(ABC):
         # From here on everything lies at the layer explained: each layer gets its own points, all captured in
         # one pass over the network below.
         passed = network.forward(points, layers)
+        if isinstance(samplings[0], Path):
+            network.reference(samplings[0].baseline, tuple(passed.activations))
         estimates: dict[str, Estimate] = {}
         for layer in [layer for layer in layers if layer in passed.activations]:
             estimates |= self._sample(network, samplings, network.at(points, passed, layer), (layer,))

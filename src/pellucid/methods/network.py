@@ -53,6 +53,7 @@ class Network:
     max_batch: int
     required: frozenset[str] = frozenset()  # layers named outright, which must run
     _in_range: bool = False
+    _finite: Tensor | bool = True
     _references: dict[Any, Passed] = field(default_factory=dict)
     _spanned: set[str] = field(default_factory=set)  # layers that a skip connection passes by
 
@@ -106,13 +107,19 @@ class Network:
             with torch.no_grad():
                 activations, chunk = self._run(images[rows], Points(images[rows], rows, ()), layers)
             logits.append(chunk)
-            for layer in layers:
+            for layer in [layer for layer in layers if layer in activations]:
                 part = activations[layer]
                 found[layer] = torch.cat([found[layer], part]) if start else part
         everything = torch.arange(len(self.images), device=images.device)
         scores = self._scores(torch.cat(logits).expand(len(self.images), -1), everything)
         self._references[key] = Passed(Activations((known.activations if known else {}) | found), {}, scores)
         return self._references[key]
+
+    def require_finite(self, attribution: Tensor, layer: str) -> None:
+        """Raise ``InvalidModel`` if a logit met so far, or an attribution, is not finite."""
+        if bool(self._finite) and bool(attribution.isfinite().all()):
+            return
+        raise not_finite(self.model, f"the attribution at {layer!r}" if self._finite else "a logit")
 
     @property
     def is_exact(self) -> bool:
@@ -125,7 +132,8 @@ class Network:
 
     def _run(self, values: Tensor, points: Points, layers: Sequence[str]) -> tuple[Activations, Tensor]:
         if points.layer == INPUT:
-            activations, logits = self._pass(values, layers, {})
+            # A clone: the model's first operation may be in place.
+            activations, logits = self._pass(values.clone(), layers, {})
             activations[INPUT] = values
             return activations, logits
         # The rows enter at their layer. An empty batch flows through the network below it, which therefore
@@ -159,7 +167,10 @@ class Network:
         if not self._in_range:  # once: on a GPU the comparison waits for the device
             require_in_range(self.targets, logits.shape[1])
             self._in_range = True
-        return logits.gather(1, self.targets[origin][:, None])[:, 0]
+        scores = logits.gather(1, self.targets[origin][:, None])[:, 0]
+        # Gathered, not asked: asking would make every pass wait for the device.
+        self._finite = self._finite & logits.detach().isfinite().all()
+        return scores
 
 
 def _gradients(score: Tensor, activations: Activations) -> dict[str, Tensor]:
@@ -182,14 +193,12 @@ def require_logits(output: Any) -> Tensor:
     return output
 
 
-def require_finite(model: nn.Module, values: Tensor, what: str) -> None:
-    """Raise ``InvalidModel`` if values are not finite, naming the parameter that is to blame if one is."""
-    if bool(values.isfinite().all()):
-        return
+def not_finite(model: nn.Module, what: str) -> InvalidModel:
+    """The error for values that are not finite, naming the parameter that is to blame if one is."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(value.isfinite().all()):
-            raise InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
-    raise InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
+            return InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
+    return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
 
 
 def require_images(images: Tensor) -> None:
@@ -207,8 +216,9 @@ def require_images(images: Tensor) -> None:
 def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
     """The class (B,) with the highest logit of the model as it is, without any rule."""
     with torch.no_grad():
-        logits = torch.cat([require_logits(model(part)) for part in images.split(max_batch)])
-    require_finite(model, logits, "a logit")
+        logits = torch.cat([require_logits(model(part.clone())) for part in images.split(max_batch)])
+    if not bool(logits.isfinite().all()):
+        raise not_finite(model, "a logit")
     return logits.argmax(1)
 
 

@@ -104,15 +104,13 @@ class RescaleProduct(Rule):
     operations: ClassVar[frozenset[str]] = frozenset({"mul"})
 
     def concerns(self, operation: Operation) -> bool:
-        """Only products of which both factors depend on the image."""
-        other = operation.settings["other"]
-        return bool(operation.input.requires_grad and other.requires_grad)
+        """Only products of two activations: a parameter, a leaf of the graph, is a constant factor."""
+        a, b = operation.input, operation.settings["other"]
+        return a.grad_fn is not None and b.grad_fn is not None and a.dim() == b.dim() and len(a) == len(b)
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Multiply; propagate to each factor the mean of the other over image and reference."""
         other = operation.settings["other"]
-        if x.shape[0] != other.shape[0] or x.shape[0] % 2:
-            return run(x)
         product: Tensor = _Product.apply(x, other)
         return x.copy_(product) if operation.inplace else product
 

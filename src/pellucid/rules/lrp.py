@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidParameter
@@ -32,5 +31,5 @@ class EpsilonLRP(BackwardRule):
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Multiply the gradient by the slope of the chord from the origin, stabilised by epsilon."""
-        stabiliser = torch.where(x >= 0, self.epsilon, -self.epsilon)
-        return gradient * y / (x + stabiliser)
+        stabiliser = (x >= 0).to(x).mul_(2 * self.epsilon).sub_(self.epsilon)
+        return stabiliser.add_(x).reciprocal_().mul_(y).mul_(gradient)

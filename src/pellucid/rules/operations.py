@@ -120,15 +120,21 @@ def _clamp(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """``clamp(min=0)`` is a ReLU and ``clamp(0, 6)`` a ReLU6, whatever they are called."""
     _, rest, options, _ = _split(args, kwargs)
     bounds = dict(zip(("min", "max"), rest, strict=False)) | options
-    low, high = bounds.get("min"), bounds.get("max")
+    low, high = _number(bounds.get("min")), _number(bounds.get("max"))
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
     return _bounded(function, args, kwargs, low, high)
 
 
+def _number(bound: Any) -> Any:
+    """A bound given as a constant of one element, as the number it is."""
+    constant = isinstance(bound, Tensor) and bound.numel() == 1 and not bound.requires_grad
+    return bound.item() if constant else bound
+
+
 def _clamp_min(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     _, rest, options, _ = _split(args, kwargs)
-    low = rest[0] if rest else options.get("min")
+    low = _number(rest[0] if rest else options.get("min"))
     return None if isinstance(low, Tensor) else _bounded(function, args, kwargs, low, None)
 
 
@@ -165,11 +171,17 @@ def _maximum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     """``maximum(x, 0)`` is a ReLU; any other maximum of two tensors is not a rectifier."""
     x, rest, options, _ = _split(args, kwargs)
     other = rest[0] if rest else options.get("other")
-    if not isinstance(other, Tensor) or other.requires_grad or bool(other.any()):
+    if _is_zero(x):
+        x, other = other, x
+    if not isinstance(x, Tensor) or other is None or not _is_zero(other):
         return None
-    if isinstance(x, Tensor) and x.shape == torch.broadcast_shapes(x.shape, other.shape):
-        return _elementwise("relu", function, args, kwargs, ((), {}))
-    return None
+    if x.shape != torch.broadcast_shapes(x.shape, other.shape):
+        return None
+    return Operation("relu", x, F.relu, F.relu)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.requires_grad and value.numel() > 0 and not bool(value.any())
 
 
 def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: str, **defaults: Any) -> Any:
@@ -225,6 +237,14 @@ def _product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     )
 
 
+def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """A number over a tensor."""
+    x, (number,) = args[0], args[1:]
+    if isinstance(number, Tensor):
+        return None
+    return Operation("reciprocal", x, run := lambda t: number / t, run)
+
+
 Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Operation | None]
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -246,6 +266,9 @@ _SPECIAL: dict[str, Reader] = {
     "maximum": _maximum,
     "max": _maximum,
     "mean": _mean,
+    "__pow__": lambda function, args, kwargs: _elementwise("pow", function, args, kwargs),
+    "__rtruediv__": _reciprocal,
+    "__rdiv__": _reciprocal,
     "mul": _product,
     "multiply": _product,
     "__mul__": _product,
