@@ -1,0 +1,1 @@
+"""Images to explain: from files, tables and libraries, and procedural ones."""

@@ -1,0 +1,428 @@
+"""Images to explain, from files, folders, Parquet tables and data set libraries, all as one kind of sample."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import warnings
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+import torchvision
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from ..errors import InvalidData, InvalidImage, UnknownName, shortened
+from .shapes import ShapesDataset
+
+Box = tuple[float, float, float, float]
+Classes = tuple[str, ...] | None
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+SCHEMES = ("shapes", "torchvision:NAME", "hf:NAME")
+SHAPES_COUNT, SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known about it.
+
+    Attributes:
+        name: unique within its source; a file's name or a row's.
+        image: RGB, upright, fully decoded.
+        label: an index into the source's classes; None where unknown.
+        mask: grey, of the image's size, white on the object; None where there is none.
+        boxes: the objects' (x0, y0, x1, y1) in pixels of the image; None where unknown.
+    """
+
+    name: str
+    image: Image.Image
+    label: int | None = None
+    mask: Image.Image | None = None
+    boxes: tuple[Box, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source(Sequence[Sample]):
+    """A sequence of samples, each read when it is asked for; ``source[:10]`` is a source too.
+
+    A broken image raises :class:`InvalidImage` when it is reached, and the others can still be read.
+
+    Attributes:
+        names: the samples' names, known without reading an image.
+        read: position -> sample.
+        classes: the class names by label; None where unknown.
+    """
+
+    names: Sequence[str]
+    read: Callable[[int], Sample]
+    classes: Classes = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Source: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Source:
+        positions = range(len(self.names))[index]
+        if isinstance(positions, int):
+            return self.read(positions)
+        return Source(self.names[index], lambda position: self.read(positions[position]), self.classes)
+
+
+def open_images(
+    spec: Any,
+    label_column: str | None = None,
+    split: str = "test",
+    root: str | Path = "data",
+    download: bool = False,
+) -> Source:
+    """Open images to explain, wherever they are; each is read when it is asked for.
+
+    Args:
+        spec: an image file; a folder, searched recursively in sorted order, whose first-level sub-folders
+            are the classes if all images lie in one; a .parquet file in Hugging Face's image layout, or a
+            folder of them; ``"shapes"`` or ``"shapes:COUNT"`` for procedural images with masks;
+            ``"torchvision:NAME"``; ``"hf:NAME"`` (needs the extra ``hf``); or a data set object of either
+            library; or a Source.
+        label_column: the table's column of labels, such as "imagenet_label"; None takes "label" if it is there.
+        split: which part of a named data set; those that know only train and test take "train" or the rest.
+        root: the folder of torchvision's data sets.
+        download: whether torchvision may download into ``root``.
+
+    Raises:
+        InvalidData: nothing is there, no images are in it, or a table lacks a column.
+        UnknownName: no such data set.
+        InvalidImage: on reading a sample, not here.
+    """
+    if isinstance(spec, Source):
+        return spec
+    if not isinstance(spec, str | Path):
+        return from_dataset(spec, type(spec).__name__, label_column)
+    path = Path(spec)
+    if path.is_dir():
+        return from_folder(path, label_column)
+    if path.is_file():
+        return from_parquet(path, label_column) if path.suffix == ".parquet" else from_files([path])
+    scheme, _, name = str(spec).partition(":")
+    if scheme == "shapes":
+        return from_shapes(name)
+    if scheme == "torchvision":
+        return from_torchvision(name, split, Path(root), download)
+    if scheme == "hf":
+        return from_hugging_face(name, split, label_column)
+    raise InvalidData(f"there is no file or folder {spec}; give a path, or {', '.join(SCHEMES)}")
+
+
+# One image.
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """Read one image as RGB (8 bits), upright by its EXIF orientation and decoded to its last pixel.
+
+    Transparency is dropped, as loaders do in training; 16-bit grey is scaled; of an animation the first
+    picture is taken.
+
+    Args:
+        source: a file or its bytes.
+        name: what an error calls the image; None takes the file's path.
+
+    Raises:
+        InvalidImage: missing, empty, truncated, too large to decode safely, or no image at all.
+    """
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{name} cannot be read: {error.strerror}") from error
+    if not content:
+        raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
+    try:
+        return decoded(content)
+    except UnidentifiedImageError as error:
+        start = content[:12]
+        raise InvalidImage(f"{name} is no image that Pillow can read; its file starts with {start!r}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidImage(f"{name} is too large to decode safely ({error}); scale it down first") from error
+    except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
+        raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def decoded(content: bytes) -> Image.Image:
+    """Decode an image's bytes into RGB, upright."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
+        return eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 bits")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+
+# Files and folders.
+
+
+def from_files(paths: Sequence[Path], base: Path | None = None, classes: Classes = None) -> Source:
+    """Open image files; below ``base`` they are named by their relative paths, and labelled by class folder."""
+    names = [path.name if base is None else path.relative_to(base).as_posix() for path in paths]
+
+    def read(position: int) -> Sample:
+        label = None if classes is None else classes.index(names[position].partition("/")[0])
+        return Sample(names[position], read_image(paths[position]), label)
+
+    return Source(names, read, classes)
+
+
+def from_folder(folder: Path, label_column: str | None = None) -> Source:
+    """Open all images of a folder, or all its Parquet files."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not hidden(path, folder)]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    tables = [path for path in files if path.suffix == ".parquet"]
+    if images:
+        folders = {path.relative_to(folder).parts[0] for path in images if path.parent != folder}
+        in_folders = all(path.parent != folder for path in images)
+        return from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
+    if tables:
+        places = [path.relative_to(folder).with_suffix("").as_posix() for path in tables]
+        return joined(
+            {place: from_parquet(path, label_column) for place, path in zip(places, tables, strict=True)}
+        )
+    raise InvalidData(
+        f"{folder} holds no images among its {len(files)} files; "
+        f"looked for {', '.join(IMAGE_SUFFIXES)} and .parquet"
+    )
+
+
+def hidden(path: Path, folder: Path) -> bool:
+    """Tell files and folders that begin with a dot, which operating systems and tools leave behind."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def joined(parts: Mapping[str, Source]) -> Source:
+    """Put sources one after another; a sample's name begins with its part's, since parts may share names."""
+    names = [f"{place}/{name}" for place, part in parts.items() for name in part.names]
+    sources = list(parts.values())
+    ends = list(accumulate(map(len, sources)))
+
+    def read(position: int) -> Sample:
+        which = bisect_right(ends, position)
+        return replace(sources[which][position - ends[which]], name=names[position])
+
+    return Source(names, read, sources[0].classes)
+
+
+# Parquet tables.
+
+
+def from_parquet(path: Path, label_column: str | None = None) -> Source:
+    """Open a Parquet file in Hugging Face's image layout; one row group is in memory at a time."""
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidData(f"{path} is no readable Parquet file ({error})") from error
+    columns = table.schema_arrow.names
+    image_column = column_among(IMAGE_COLUMNS, columns, f"{path}: no image column")
+    label_column = label_among(label_column, columns, str(path))
+    wanted = [image_column, *(c for c in (label_column, "mask", "boxes") if c in columns)]
+    counts = (table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
+    ends = list(accumulate(counts))
+    names = row_names(table, image_column)
+
+    @lru_cache(maxsize=1)
+    def row_group(group: int) -> pyarrow.Table:
+        return table.read_row_group(group, columns=wanted)
+
+    def read(position: int) -> Sample:
+        group = bisect_right(ends, position)
+        rows = row_group(group)
+        [row] = rows.slice(position - ends[group] + rows.num_rows, 1).to_pylist()
+        return row_sample(names[position], row, image_column, label_column, path.parent)
+
+    return Source(names, read, class_names(table.schema_arrow.metadata, label_column))
+
+
+def row_names(table: pyarrow.parquet.ParquetFile, image_column: str) -> list[str]:
+    """Name rows by their images' paths where these are given and differ, else by their numbers."""
+    count = table.metadata.num_rows
+    numbered = [f"row-{row:0{len(str(count - 1))}d}" for row in range(count)]
+    if not pyarrow.types.is_struct(table.schema_arrow.field(image_column).type):
+        return numbered
+    paths = table.read(columns=[f"{image_column}.path"]).column(image_column).to_pylist()
+    given = [(cell or {}).get("path") for cell in paths]
+    seen = Counter(given)
+    return [path if path and seen[path] == 1 else number for path, number in zip(given, numbered, strict=True)]
+
+
+def column_among(candidates: Iterable[str], columns: Sequence[str], problem: str) -> str:
+    """Choose the first candidate that the table has."""
+    for candidate in candidates:
+        if candidate in columns:
+            return candidate
+    raise InvalidData(f"{problem}; looked for {', '.join(candidates)} among its columns {shortened(columns)}")
+
+
+def label_among(label_column: str | None, columns: Sequence[str], place: str) -> str | None:
+    """Find the column of labels: the one asked for must be there, the usual ones may be."""
+    if label_column is not None:
+        return column_among([label_column], columns, f"{place}: no label column {label_column!r}")
+    return next((column for column in LABEL_COLUMNS if column in columns), None)
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str | None) -> Classes:
+    """Read the class names of a label column from what Hugging Face writes into the schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(features[label_column]["names"])
+    except (KeyError, TypeError, ValueError):  # written by another program, or a column without names
+        return None
+
+
+def row_sample(
+    name: str, row: Mapping[str, Any], image_column: str, label_column: str | None, folder: Path
+) -> Sample:
+    """Turn one row of a table into a sample."""
+    mask, boxes = row.get("mask"), row.get("boxes")
+    label = None if label_column is None else row[label_column]
+    if label is not None and not isinstance(label, int):
+        raise InvalidData(f"{name}: the label is {label!r} in column {label_column!r}; labels must be integers")
+    return Sample(
+        name,
+        cell_image(row[image_column], name, folder),
+        label,
+        None if mask is None else cell_image(mask, f"the mask of {name}", folder).convert("L"),
+        None if boxes is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
+    )
+
+
+def cell_image(cell: Any, name: str, folder: Path) -> Image.Image:
+    """Read the image of one cell: encoded bytes, or the path of a file beside the table."""
+    if isinstance(cell, Image.Image):
+        return eight_bit(ImageOps.exif_transpose(cell)).convert("RGB")
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if cell is None:
+        raise InvalidImage(f"{name}: the table holds neither bytes nor a path")
+    return read_image(cell if isinstance(cell, bytes) else folder / cell, name)
+
+
+# Data set libraries.
+
+
+def from_shapes(count: str) -> Source:
+    """Draw procedural shapes, the ones that the bundled network was validated on."""
+    if count and not count.isdecimal():
+        raise InvalidData(f"shapes:{count} has no number; write it as shapes:200")
+    return from_dataset(ShapesDataset(int(count or SHAPES_COUNT), seed=SHAPES_SEED), "shape")
+
+
+def from_torchvision(name: str, split: str, root: Path, download: bool) -> Source:
+    """Open one of torchvision's data sets by name."""
+    factory = getattr(torchvision.datasets, name, None)
+    if factory is None or name not in torchvision.datasets.__all__:
+        raise UnknownName("torchvision data set", name, torchvision.datasets.__all__)
+    settings = {"root": root, "split": split, "train": split == "train", "download": download}
+    taken = inspect.signature(factory).parameters
+    try:
+        dataset = factory(**{key: value for key, value in settings.items() if key in taken})
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InvalidData(
+            f"torchvision:{name} cannot be opened below {root} (split {split!r}): {error}"
+        ) from error
+    return from_dataset(dataset, name)
+
+
+def from_hugging_face(name: str, split: str, label_column: str | None) -> Source:
+    """Open one of Hugging Face's data sets by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidData(f"hf:{name} needs datasets; run: pip install 'pellucid[hf]'") from error
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library's own errors have no common base
+        raise InvalidData(f"hf:{name} cannot be opened (split {split!r}): {error}") from error
+    return from_dataset(dataset, name, label_column)
+
+
+def from_dataset(dataset: Any, name: str, label_column: str | None = None) -> Source:
+    """Open a data set object: torchvision's of (image, label, mask or nothing), or Hugging Face's of rows."""
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise InvalidData(f"{name} is no data set: it has no length or no items; give a path or a data set")
+    count = len(dataset)
+    names = [f"{name}-{position:0{len(str(max(count - 1, 0)))}d}" for position in range(count)]
+    if hasattr(dataset, "features"):
+        return from_rows(dataset, names, label_column)
+
+    def read(position: int) -> Sample:
+        item = dataset[position]
+        image, label, mask = (*item, None, None)[:3] if isinstance(item, tuple | list) else (item, None, None)
+        return Sample(
+            names[position],
+            picture(image, names[position]).convert("RGB"),
+            None if label is None else int(label),
+            None if mask is None else picture(mask, f"the mask of {names[position]}").convert("L"),
+        )
+
+    classes = getattr(dataset, "classes", None)
+    return Source(names, read, None if classes is None else tuple(map(str, classes)))
+
+
+def from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> Source:
+    """Open a Hugging Face data set object."""
+    columns = list(dataset.features)
+    image_column = column_among(IMAGE_COLUMNS, columns, "the data set has no image column")
+    label_column = label_among(label_column, columns, "the data set")
+
+    def read(position: int) -> Sample:
+        try:
+            row = dataset[position]
+        except OSError as error:  # it decodes images itself
+            raise InvalidImage(f"{names[position]} is broken or cut short ({error})") from error
+        return row_sample(names[position], row, image_column, label_column, Path())
+
+    classes = getattr(dataset.features[label_column], "names", None) if label_column else None
+    return Source(names, read, None if classes is None else tuple(classes))
+
+
+def picture(pixels: Any, name: str) -> Image.Image:
+    """Turn what a data set gives for an image into a PIL image: one already, or a tensor of pixels.
+
+    Float tensors are in [0, 1]; (H, W) and (C, H, W) are both fine, and booleans are black and white.
+    """
+    if isinstance(pixels, Image.Image):
+        return pixels
+    if not isinstance(pixels, Tensor):
+        raise InvalidImage(f"{name} is {type(pixels).__name__}; a data set must give PIL images or tensors")
+    if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InvalidImage(
+            f"{name} holds values outside [0, 1] ({pixels.min():.3g} to {pixels.max():.3g}); "
+            "leave the normalisation to the model's preprocess"
+        )
+    image: Image.Image = to_pil_image(pixels.float() if pixels.dtype == torch.bool else pixels)
+    return image

@@ -1,0 +1,331 @@
+"""Images from every kind of source arrive as the same samples; broken ones are named and stop nothing."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
+from pellucid.data.sources import Sample, Source, open_images, read_image
+from pellucid.errors import InvalidData, InvalidImage, UnknownName
+
+
+def plain(colour, size=(6, 4), mode="RGB"):
+    return Image.new(mode, size, colour)
+
+
+def encoded(image, suffix="PNG", **settings):
+    stream = io.BytesIO()
+    image.save(stream, suffix, **settings)
+    return stream.getvalue()
+
+
+def write_table(path, columns, features=None, **settings):
+    table = pyarrow.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(table, path, **settings)
+
+
+def cells(count):
+    return [{"bytes": encoded(plain((row, 0, 0))), "path": f"{row}.png"} for row in range(count)]
+
+
+# One image.
+
+
+def test_an_image_is_read_as_upright_rgb(tmp_path):
+    image = plain("black", (6, 4))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise
+    path = tmp_path / "turned.png"
+    image.save(path, exif=exif)
+    upright = read_image(path)
+    assert (upright.mode, upright.size) == ("RGB", (4, 6))
+    assert upright.getpixel((3, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 7, (7, 7, 7)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (1, 2, 3, 0), (1, 2, 3)),
+        ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
+        ("P", 0, (0, 0, 0)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 9, (9, 9, 9)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, colour, expected):
+    suffix = "JPEG" if mode == "CMYK" else "PNG"
+    assert read_image(encoded(plain(colour, mode=mode), suffix)).getpixel((0, 0)) == expected
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+
+BROKEN = {
+    "empty.png": (b"", "is empty"),
+    "text.png": (b"just some words", "no image"),
+    "cut.png": (encoded(NOISE)[:-2000], "broken or cut short"),
+    "cut.jpg": (encoded(NOISE, "JPEG")[:-500], "broken or cut short"),
+    "float.tiff": (encoded(plain(0.5, mode="F"), "TIFF"), "unknown range"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_image_is_named_with_its_cause(tmp_path, name):
+    content, cause = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidImage, match=cause) as error:
+        read_image(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    with pytest.raises(InvalidImage, match=f"^picture seven .*{cause}"):
+        read_image(content, "picture seven")
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(InvalidImage, match=r"absent.png cannot be read"):
+        read_image(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("limit", [10, 20])  # Pillow warns above its limit, and raises above twice that
+def test_a_decompression_bomb_is_refused(monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InvalidImage, match="too large"):
+        read_image(encoded(plain("red")))
+
+
+# Sources.
+
+
+def test_a_source_is_a_sequence():
+    source = Source(list("abcd"), lambda position: Sample("abcd"[position], plain("red")), ("x",))
+    assert len(source) == 4
+    assert [sample.name for sample in source] == list("abcd")
+    assert source[-1].name == "d"
+    assert [sample.name for sample in source[1:]] == source[1:].names == ["b", "c", "d"]
+    assert [sample.name for sample in source[::-2][1:]] == ["b"]
+    assert source[:2].classes == ("x",)
+    with pytest.raises(IndexError):
+        source[4]
+    assert open_images(source) is source
+
+
+def test_a_file_is_one_sample(tmp_path):
+    plain("red").save(tmp_path / "a.png")
+    [sample] = open_images(tmp_path / "a.png")
+    assert (sample.name, sample.label, sample.mask, sample.boxes) == ("a.png", None, None, None)
+    assert sample.image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_is_read_in_sorted_order_with_its_class_folders(tmp_path):
+    for place in ("dog/b.PNG", "cat/z.jpg", "dog/deep/a.png", ".cache/hidden.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        plain("red").save(tmp_path / place)
+    (tmp_path / "notes.txt").write_text("not an image")
+    source = open_images(str(tmp_path))
+    assert source.names == ["cat/z.jpg", "dog/b.PNG", "dog/deep/a.png"]
+    assert source.classes == ("cat", "dog")
+    assert [sample.label for sample in source] == [0, 1, 1]
+
+
+def test_a_folder_with_loose_images_has_no_labels(tmp_path):
+    (tmp_path / "cat").mkdir()
+    plain("red").save(tmp_path / "cat" / "a.png")
+    plain("red").save(tmp_path / "b.png")
+    source = open_images(tmp_path)
+    assert source.names == ["b.png", "cat/a.png"]
+    assert source.classes is None
+    assert source[1].label is None
+
+
+def test_one_broken_image_stops_no_other(tmp_path):
+    for name in ("a.png", "c.png"):
+        plain("red").save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"")
+    source = open_images(tmp_path)
+    with pytest.raises(InvalidImage, match=r"b.png"):
+        source[1]
+    assert (source[0].name, source[2].name) == ("a.png", "c.png")
+
+
+def test_a_place_without_images_says_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InvalidData, match=r"no images among its 1 files; looked for .bmp.*\.parquet"):
+        open_images(tmp_path)
+    with pytest.raises(InvalidData, match="no file or folder nowhere"):
+        open_images("nowhere")
+    with pytest.raises(InvalidData, match="int is no data set"):
+        open_images(3)
+
+
+# Parquet.
+
+
+def test_a_table_s_rows_are_samples_across_row_groups(tmp_path):
+    path = tmp_path / "t.parquet"
+    columns = {
+        "image": cells(7),
+        "label": [0, 1, 0, 1, 0, 1, 0],
+        "mask": [{"bytes": encoded(plain(row, mode="L")), "path": None} for row in range(7)],
+        "boxes": [[[0.0, 1.0, 2.0, 3.0]]] * 6 + [[]],
+    }
+    write_table(path, columns, {"label": {"names": ["cat", "dog"]}}, row_group_size=3)
+    source = open_images(path)
+    assert source.names == [f"{row}.png" for row in range(7)]
+    assert source.classes == ("cat", "dog")
+    for row in (6, 0, 3, 2, 5):
+        sample = source[row]
+        assert sample.image.getpixel((0, 0)) == (row, 0, 0)
+        assert (sample.mask.mode, sample.mask.getpixel((0, 0))) == ("L", row)
+        assert sample.label == row % 2
+        assert sample.boxes == (() if row == 6 else ((0.0, 1.0, 2.0, 3.0),))
+
+
+def test_the_label_column_is_chosen(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_table(
+        path, {"image": cells(2), "label": [0, 1], "imagenet_label": [5, 574]}, {"label": {"names": ["a", "b"]}}
+    )
+    source = open_images(path, label_column="imagenet_label")
+    assert ([sample.label for sample in source], source.classes) == ([5, 574], None)
+    with pytest.raises(InvalidData, match=r"no label column 'coarse'.*image, label, imagenet_label"):
+        open_images(path, label_column="coarse")
+
+
+def test_tables_of_other_layouts(tmp_path):
+    plain((9, 0, 0)).save(tmp_path / "beside.png")
+    write_table(tmp_path / "bytes.parquet", {"img": [encoded(plain((4, 0, 0)))] * 11})
+    source = open_images(tmp_path / "bytes.parquet")
+    assert (source.names[10], source[10].label, source.classes) == ("row-10", None, None)
+    assert source[10].image.getpixel((0, 0)) == (4, 0, 0)
+    write_table(tmp_path / "paths.parquet", {"image": [{"bytes": None, "path": "beside.png"}] * 2})
+    source = open_images(tmp_path / "paths.parquet")
+    assert source.names == ["row-0", "row-1"]  # one path twice names no row
+    assert source[1].image.getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_a_folder_of_tables_is_one_source(tmp_path):
+    for part in ("train-0", "train-1"):
+        write_table(tmp_path / f"{part}.parquet", {"image": cells(2), "label": [0, 1]})
+    source = open_images(tmp_path)
+    assert source.names == ["train-0/0.png", "train-0/1.png", "train-1/0.png", "train-1/1.png"]
+    assert [(sample.name, sample.image.getpixel((0, 0))[0]) for sample in source] == [
+        (name, row) for name, row in zip(source.names, [0, 1, 0, 1], strict=True)
+    ]
+
+
+def test_a_broken_row_is_named_and_stops_no_other(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_table(path, {"image": [*cells(1), {"bytes": b"junk", "path": "bad.png"}, {"bytes": None, "path": None}]})
+    source = open_images(path)
+    with pytest.raises(InvalidImage, match=r"bad.png is no image"):
+        source[1]
+    with pytest.raises(InvalidImage, match="neither bytes nor a path"):
+        source[2]
+    assert source[0].name == "0.png"
+
+
+def test_a_broken_table_is_refused(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 junk")
+    with pytest.raises(InvalidData, match="no readable Parquet"):
+        open_images(tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", {"text": ["a"]})
+    with pytest.raises(InvalidData, match=r"no image column; looked for image.*among its columns text"):
+        open_images(tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", {"image": cells(1), "label": ["cat"]})
+    with pytest.raises(InvalidData, match="'cat' in column 'label'; labels must be integers"):
+        open_images(tmp_path / "t.parquet")[0]
+
+
+# Data set libraries.
+
+
+def test_shapes_come_with_their_masks():
+    source = open_images("shapes:10")
+    image, label, mask = ShapesDataset(10, seed=2)[9]
+    sample = source[9]
+    assert (sample.name, sample.label, source.classes) == ("shape-9", label, SHAPE_NAMES)
+    assert np.array_equal(np.asarray(sample.image), (image * 255).round().permute(1, 2, 0).byte().numpy())
+    assert np.array_equal(np.asarray(sample.mask), mask.numpy() * np.uint8(255))
+    assert len(open_images("shapes")) == 1000
+    with pytest.raises(InvalidData, match="shapes:200"):
+        open_images("shapes:many")
+
+
+def test_torchvision_by_name():
+    source = open_images("torchvision:FakeData")
+    assert (len(source), source.names[7], source[7].image.mode) == (1000, "FakeData-007", "RGB")
+    with pytest.raises(UnknownName, match="did you mean CIFAR10"):
+        open_images("torchvision:CIFAR11")
+
+
+def test_torchvision_without_the_files_says_so(tmp_path):
+    with pytest.raises(InvalidData, match=r"torchvision:MNIST cannot be opened below .* not found"):
+        open_images("torchvision:MNIST", root=tmp_path)
+
+
+class Pairs:
+    """What torchvision's data sets look like."""
+
+    classes = ("a", "b")
+
+    def __init__(self, *images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], torch.tensor(1)
+
+
+def test_data_sets_of_tensors_and_pictures():
+    source = open_images(
+        Pairs(torch.full((3, 2, 2), 0.2), torch.full((2, 2), 51, dtype=torch.uint8), plain(51, mode="L"))
+    )
+    assert [sample.image.getpixel((0, 0)) for sample in source] == [(51, 51, 51)] * 3
+    assert (source.names[0], source[0].label, source.classes) == ("Pairs-0", 1, ("a", "b"))
+    with pytest.raises(InvalidImage, match=r"outside \[0, 1\] .*preprocess"):
+        open_images(Pairs(torch.full((3, 2, 2), -2.0)))[0]
+    with pytest.raises(InvalidImage, match="Pairs-0 is list"):
+        open_images(Pairs([1]))[0]
+
+
+def test_hugging_face_objects():
+    class Feature:
+        names = ("a", "b")
+
+    class Rows:
+        features = {"img": None, "label": Feature}  # noqa: RUF012
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"img": plain((index, 0, 0)), "label": index}
+
+    source = open_images(Rows())
+    assert [(sample.label, sample.image.getpixel((0, 0))[0]) for sample in source] == [(0, 0), (1, 1)]
+    assert source.classes == ("a", "b")
+
+
+# Real tables.
+
+
+def test_real_tables(real_data):
+    data = real_data / "data"
+    masks = open_images(data / "cifar10-masks" / "test.parquet")
+    assert (len(masks), masks.names[0], masks[0].mask.size) == (204, "airplane_1.png", (32, 32))
+    background = np.mean([(np.asarray(sample.mask) < 200).mean() for sample in masks])
+    assert background == pytest.approx(0.59, abs=0.005)  # facts on the published masks
+    boxes = open_images(data / "imagenette" / "boxes.parquet", label_column="imagenet_label")
+    assert all(0 <= x0 < x1 <= 224 and 0 <= y0 < y1 <= 224 for x0, y0, x1, y1 in boxes[0].boxes)
+    assert len(open_images(data / "mnist" / "train.parquet").classes) == 10
