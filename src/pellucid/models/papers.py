@@ -1,0 +1,200 @@
+"""The small CNNs of the papers, and a small strided ResNet for the procedural shapes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torchvision
+from torch import Tensor, nn
+
+from .preprocess import Preprocess
+
+
+def sanity_cnn(num_classes: int = 10) -> nn.Sequential:
+    """Build the MNIST CNN of the sanity-check report: (B, 1, 28, 28) -> (B, num_classes) logits.
+
+    Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-1024-10.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(64 * 7 * 7, 1024),
+            relu3=nn.ReLU(),
+            linear2=nn.Linear(1024, num_classes),
+        )
+    )
+
+
+def selu_cnn(num_classes: int = 10) -> nn.Sequential:
+    """Build the MNIST net of Nielsen et al.: (B, 1, 28, 28) -> (B, num_classes) logits.
+
+    Two 3x3 convolutions of 32 and 64 channels, each with SELU and 2x2 max-pooling, then 3136-128-10 with
+    dropout 0.5. It has no ReLU, so the ReLU rules do not apply to it. The paper's last softmax is left
+    out: maps explain logits.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 3, padding=1),
+            selu1=nn.SELU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 3, padding=1),
+            selu2=nn.SELU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(64 * 7 * 7, 128),
+            selu3=nn.SELU(),
+            dropout=nn.Dropout(0.5),
+            linear2=nn.Linear(128, num_classes),
+        )
+    )
+
+
+def cifar_cnn(num_classes: int = 10) -> nn.Sequential:
+    """Build the CIFAR-10 CNN of Rectified Gradient: (B, 3, 32, 32) -> (B, num_classes) logits.
+
+    3x3 convolutions of 32, 32, 64 and 64 channels, max-pooling after each pair, then 4096-256-10. Weights
+    start Glorot-uniform and biases at zero, as TensorFlow's do.
+    """
+    model = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 32, 3, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 32, 3, padding=1),
+            relu2=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(32, 64, 3, padding=1),
+            relu3=nn.ReLU(),
+            conv4=nn.Conv2d(64, 64, 3, padding=1),
+            relu4=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(64 * 8 * 8, 256),
+            relu5=nn.ReLU(),
+            linear2=nn.Linear(256, num_classes),
+        )
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+def cifar_resnet18(num_classes: int = 10) -> nn.Module:
+    """Build ResNet-18 for small images: (B, 3, 32, 32) -> (B, num_classes) logits.
+
+    The stem is a 3x3 convolution of stride 1 without max-pooling; the rest is torchvision's ResNet-18.
+    """
+    model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, as torchvision's BasicBlock.
+
+    (B, channels, H, W) -> (B, out_channels, H / stride, W / stride). Where the stride or the channels
+    change, the shortcut is a strided 1x1 convolution.
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of the branch and the shortcut."""
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu2(x + shortcut)  # type: ignore[no-any-return]
+
+
+class ShapesResNet(nn.Module):
+    """A small ResNet whose every reduction is a strided convolution: (B, 3, H, W) -> (B, classes) logits.
+
+    A 5x5 stem of stride 2, then three stages of two blocks; the second and third stage open with stride 2.
+    At 64x64 the stages work at 32, 16 and 8 pixels, with 24, 48 and 96 channels. Having no pooling but the
+    last mean, it shows the checkerboard of strided convolutions as the large ResNets do.
+    """
+
+    def __init__(self, num_classes: int = 8, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(3, first, 5, stride=2, padding=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.relu = nn.ReLU()
+        self.layer1 = nn.Sequential(Block(first, first), Block(first, first))
+        self.layer2 = nn.Sequential(Block(first, second, stride=2), Block(second, second))
+        self.layer3 = nn.Sequential(Block(second, third, stride=2), Block(third, third))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(third, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+class PaperModel(NamedTuple):
+    """A network of a paper: how to build it, how it wants its images, and where it is described."""
+
+    factory: Callable[..., nn.Module]
+    preprocess: Preprocess
+    source: str
+
+
+def small_images(size: int, mean: float, std: float, channels: int) -> Preprocess:
+    """Preprocess images whose channels share one mean and one standard deviation, without cropping."""
+    return Preprocess(size, size, (mean,) * channels, (std,) * channels, channels)
+
+
+PAPER_MODELS: dict[str, PaperModel] = {
+    "sanity-cnn": PaperModel(
+        sanity_cnn,
+        small_images(28, 0.1307, 0.3081, channels=1),
+        "Wienecke and Hinrichs, Sanity Checks for Saliency Maps, section 2.1 (MNIST)",
+    ),
+    "selu-cnn": PaperModel(
+        selu_cnn,
+        small_images(28, 0.1307, 0.3081, channels=1),
+        "Nielsen et al., Performance Evaluation of Combination Methods, figure 1 (MNIST)",
+    ),
+    "cifar-cnn": PaperModel(
+        cifar_cnn,
+        small_images(32, 0.5, 0.5, channels=3),
+        "Kim et al., Why are Saliency Maps Noisy?, appendix F.2 (CIFAR-10)",
+    ),
+    "cifar-resnet18": PaperModel(
+        cifar_resnet18,
+        small_images(32, 0.5, 0.5, channels=3),
+        "He et al., Deep Residual Learning, with a stem for 32x32 images; used by Nielsen et al. (CIFAR-10)",
+    ),
+    "shapes-resnet": PaperModel(
+        ShapesResNet,
+        small_images(64, 0.5, 0.25, channels=3),
+        "this project, for the procedural shapes; after He et al., Deep Residual Learning",
+    ),
+}
+"""The papers' networks by name. The MNIST mean and std of ``selu-cnn`` are the sanity-check report's: its own
+paper gives none."""

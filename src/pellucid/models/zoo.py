@@ -1,0 +1,363 @@
+"""Load a network by name, with weights from a file, a library or the package, ready to be explained."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
+from .papers import PAPER_MODELS
+from .preprocess import IMAGENET, CustomPreprocess, Preprocess
+from .weights import (
+    NO_TORCHSCRIPT,
+    check_fit,
+    is_file,
+    read_facts,
+    read_state_dict,
+    refuse_torchscript,
+    unzipped_name,
+)
+
+BUNDLED = {"shapes-resnet": Path(__file__).with_name("shapes_resnet.safetensors")}
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in eval mode with frozen parameters, and what its images must go through.
+
+    Unpacks as ``model, preprocess = load_model(...)``.
+
+    Attributes:
+        model: (B, C, H, W) -> (B, classes) logits.
+        preprocess: PIL image -> (C, H, W) tensor; its ``display`` gives the same crop as a picture.
+        name: the name it was loaded by.
+        classes: the class names by index, where they are known.
+        weights: the weights' file or name, "bundled" or "random".
+    """
+
+    model: nn.Module
+    preprocess: Preprocess | CustomPreprocess
+    name: str
+    classes: tuple[str, ...] | None = None
+    weights: str = "random"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.preprocess))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one network, before it has any weights.
+
+    Attributes:
+        build: number of classes (None: the network's own) -> the network with random weights.
+        pretrained: weights name -> the network holding them, their preprocessing and class names.
+        preprocess: what images go through unless the weights say otherwise.
+        classes: the class names where there are ``len(classes)`` outputs and weights were given.
+        sized: whether ``build`` heeds the number of classes.
+    """
+
+    build: Callable[[int | None], nn.Module]
+    pretrained: Callable[[str], tuple[nn.Module, Preprocess, tuple[str, ...] | None]]
+    preprocess: Preprocess | CustomPreprocess
+    classes: tuple[str, ...] | None = None
+    sized: bool = True
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    classes: int | Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a classifier ready to be explained: in eval mode, every parameter frozen, on ``device``.
+
+    Args:
+        name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; or
+            ``"path/to/file.py:factory"``, a file that is run and whose ``factory()`` returns the network
+            (the file's ``preprocess`` is used where it has one: a :class:`Preprocess` or any function of a
+            PIL image).
+        weights: a .safetensors, .pth or .pt file, plain or gzip-compressed (.gz); a name such as
+            ``"DEFAULT"`` or ``"IMAGENET1K_V1"``, which is downloaded; ``"random"``; or None, which is
+            ``"bundled"`` for ``shapes-resnet`` and random for all others. A file decides the number of classes;
+            ``save_weights`` leaves class names and preprocessing beside it, and they are used.
+        classes: the class names, or how many; without weights they decide the number of outputs.
+        device: where the network goes.
+        seed: of a random initialisation; the global random state is left as it was.
+
+    Raises:
+        UnknownName: no such network, factory or named weights.
+        InvalidModel: no Python network (such as TorchScript), or timm is not installed.
+        InvalidWeights: a file that is missing, broken, unsafe, not finite or of another network, or a
+            download that failed.
+        InvalidParameter: classes that do not fit the weights, or a device that is not there.
+    """
+    architecture = find_architecture(name)
+    if weights is None:
+        weights = "bundled" if name in BUNDLED else "random"
+    place = BUNDLED.get(name, weights) if weights == "bundled" else weights
+    count = classes if isinstance(classes, int) or classes is None else len(classes)
+    preprocess, known = architecture.preprocess, None
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        if is_file(place):
+            model, facts = with_file(architecture, name, Path(place))
+            preprocess = facts.get("preprocess", preprocess)
+            known = facts.get("classes", architecture.classes)
+        elif weights == "random":
+            model = architecture.build(count)
+        else:
+            model, preprocess, known = architecture.pretrained(str(weights))
+    if classes is not None and architecture.sized and outputs(model) != count:
+        raise InvalidParameter(
+            f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
+            "leave classes out, or take weights='random'"
+        )
+    if not isinstance(classes, int | None):
+        known = tuple(classes)
+    elif known is not None and len(known) != outputs(model):
+        known = None
+    return LoadedModel(
+        on_device(model.eval().requires_grad_(False), device),
+        preprocess,
+        name,
+        known,
+        str(weights),
+    )
+
+
+def model_names() -> list[str]:
+    """Return every name that :func:`load_model` knows: the papers' networks, then torchvision's."""
+    return [*PAPER_MODELS, *torchvision_names()]
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classifiers."""
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+# Where networks come from.
+
+
+def find_architecture(name: str) -> Architecture:
+    """Find how to build the network of this name."""
+    if name in PAPER_MODELS:
+        return from_paper(name)
+    if name.startswith("timm:"):
+        return from_timm(name.removeprefix("timm:"))
+    if re.search(r"\.py(:|$)", name):
+        return from_file(name)
+    if name in torchvision_names():
+        return from_torchvision(name)
+    if Path(name).is_file():
+        refuse_torchscript(Path(name))
+        raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
+    raise UnknownName("model", name, model_names())
+
+
+def from_paper(name: str) -> Architecture:
+    """Build one of the papers' own networks."""
+    paper = PAPER_MODELS[name]
+
+    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
+        raise InvalidWeights(f"{name} has no weights named {weights!r}; give a .safetensors or .pth file")
+
+    return Architecture(
+        lambda count: paper.factory() if count is None else paper.factory(count), pretrained, paper.preprocess
+    )
+
+
+def from_torchvision(name: str) -> Architecture:
+    """Build one of torchvision's classifiers, without auxiliary heads."""
+    members = torchvision.models.get_model_weights(name)
+    first = next(iter(members))  # the original training recipe, whose crop a file of weights most likely has
+    headed = name in ("googlenet", "inception_v3")
+
+    def build(count: int | None) -> nn.Module:
+        sizes = {} if count is None else {"num_classes": count}
+        extras = {"aux_logits": False, "init_weights": False} if headed else {}
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **sizes, **extras)
+        return model
+
+    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, tuple[str, ...]]:
+        chosen = weights.rpartition(".")[2]
+        if chosen not in members.__members__:
+            raise UnknownName(f"weights of {name}", weights, [*members.__members__, "random"])
+        extras = {"aux_logits": False} if headed else {}
+        member = members[chosen]
+        try:
+            model = torchvision.models.get_model(name, weights=member, progress=False, **extras)
+        except (OSError, RuntimeError) as error:  # no network; a broken download
+            raise InvalidWeights(
+                f"cannot download {chosen} of {name} from {member.url} ({error}); fetch it and give the file"
+            ) from error
+        return model, evaluation_transform(member), tuple(member.meta["categories"])
+
+    return Architecture(build, pretrained, evaluation_transform(first), tuple(first.meta["categories"]))
+
+
+def evaluation_transform(member: Any) -> Preprocess:
+    """Read the preprocessing of one of torchvision's weights."""
+    preset = member.transforms()
+    return Preprocess(
+        preset.resize_size[0],
+        preset.crop_size[0],
+        tuple(preset.mean),
+        tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def from_timm(name: str) -> Architecture:
+    """Build a network of timm."""
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidModel(f"timm:{name} needs timm; run: pip install 'pellucid[timm]'") from error
+    if not timm.is_model(name):
+        raise UnknownName("timm model", name, timm.list_models())
+
+    def build(count: int | None) -> nn.Module:
+        sizes: dict[str, Any] = {} if count is None else {"num_classes": count}
+        return timm.create_model(name, **sizes)
+
+    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
+        if weights != "DEFAULT":
+            raise UnknownName(f"weights of timm:{name}", weights, ["DEFAULT", "random"])
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise InvalidWeights(f"cannot load timm's weights of {name} ({error}); give a file") from error
+        return model, timm_preprocess(name), None
+
+    return Architecture(build, pretrained, timm_preprocess(name))
+
+
+def timm_preprocess(name: str) -> Preprocess:
+    """Read the preprocessing of a network of timm from its configuration."""
+    import timm
+    from timm.data.config import resolve_data_config
+
+    described: Any = timm.get_pretrained_cfg(name)
+    config = resolve_data_config(pretrained_cfg=described.to_dict() if described else {})  # type: ignore[no-untyped-call]
+    channels, height, width = config["input_size"]
+    scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
+    squashed = config["crop_mode"] == "squash" or height != width
+    return Preprocess(
+        scaled if squashed else scaled[0],
+        None if height != width else height,
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        channels,
+        config["interpolation"] if config["interpolation"] in ("nearest", "bilinear") else "bicubic",
+    )
+
+
+def from_file(name: str) -> Architecture:
+    """Build the network that a Python file's factory returns."""
+    path, _, factory = name.rpartition(":")
+    if not path or factory.endswith(".py"):
+        raise InvalidModel(f"{name!r} names no factory; write it as 'path/to/file.py:factory'")
+    module = run_file(Path(path))
+    if not callable(getattr(module, factory, None)):
+        functions = [known for known, value in vars(module).items() if callable(value) and known[0] != "_"]
+        raise UnknownName(f"factory in {path}", factory, functions)
+
+    def build(count: int | None) -> nn.Module:
+        try:
+            model = getattr(module, factory)()
+        except Exception as error:
+            raise InvalidModel(f"{name} failed: {type(error).__name__}: {error}") from error
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
+        if not isinstance(model, nn.Module):
+            raise InvalidModel(f"{name} returned {type(model).__name__}; it must return a torch.nn.Module")
+        return model
+
+    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
+        raise InvalidWeights(f"{name} has no weights named {weights!r}; give a .safetensors or .pth file")
+
+    own = getattr(module, "preprocess", IMAGENET)
+    return Architecture(
+        build, pretrained, own if isinstance(own, Preprocess) else CustomPreprocess(own), sized=False
+    )
+
+
+def run_file(path: Path) -> ModuleType:
+    """Import a Python file by its path; it may import its neighbours."""
+    if not path.is_file():
+        raise InvalidModel(f"there is no model file {path}; write it as 'path/to/file.py:factory'")
+    specification = importlib.util.spec_from_file_location(f"pellucid_model_{path.stem}", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # dataclasses and pickles in the file look it up there
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise InvalidModel(f"running {path} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+# Weights.
+
+
+def with_file(architecture: Architecture, name: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a network of the size that a file of weights has, load them, and read the facts beside it."""
+    state = read_state_dict(path)
+    model = architecture.build(None)
+    state = {key: value for key, value in state.items() if not is_auxiliary(key, model)}
+    head = output_layer(model)
+    if architecture.sized and head in state and len(state[head]) != outputs(model):
+        model = architecture.build(len(state[head]))
+    check_fit(model, state, name, path)
+    model.load_state_dict(state, strict=False)  # strict but for batch counters, which old files lack
+    if (
+        isinstance(model, (torchvision.models.GoogLeNet, torchvision.models.Inception3))
+        and outputs(model) == IMAGENET_CLASSES
+    ):
+        model.transform_input = True  # torchvision's own files of the two came from TensorFlow
+    return model, read_facts(unzipped_name(path).with_suffix(".json"))
+
+
+def is_auxiliary(key: str, model: nn.Module) -> bool:
+    """Tell a weight of GoogLeNet's or Inception's auxiliary heads, which only training needs."""
+    return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and hasattr(model, "aux_logits")
+
+
+def output_layer(model: nn.Module) -> str:
+    """Name the weight of the last layer: the last parameter with more than one dimension."""
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    return names[-1] if names else ""
+
+
+def outputs(model: nn.Module) -> int:
+    """Count the classes: as the model declares, as timm's do, or the rows of the last layer's weight."""
+    declared = getattr(model, "num_classes", None)
+    if isinstance(declared, int):
+        return declared
+    parameters = dict(model.named_parameters())
+    return len(parameters[output_layer(model)]) if parameters else 0
+
+
+def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Move a network to a device."""
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise InvalidParameter(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]})") from error
