@@ -287,7 +287,7 @@ def test_rules_that_meet_nothing_raise(images: torch.Tensor) -> None:
             cheap(name)(Smooth(), images, 0)
     with pytest.raises(pl.RuleNotApplied, match="SmoothedDownsampling"):
         pl.Gradient()(Smooth(), images, 0, variant="backward")
-    for rule in (pl.EpsilonLRP(), pl.RescaleElementwise(), pl.PaddingTrick(), pl.ProportionalPooling()):
+    for rule in (pl.EpsilonLRP(), pl.PaddingTrick(), pl.ProportionalPooling()):
         with pytest.raises(pl.RuleNotApplied):
             pl.Gradient(rules=(rule,))(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), images, 0)
 

@@ -151,15 +151,16 @@ class Method(ABC):
             parts.append(self._evaluate(network, self.samplings, points, layers))
         attributions, residuals = {}, {}
         for layer in [layer for layer in layers if layer in parts[0]]:
-            attribution = torch.cat([part[layer].attribution for part in parts])
-            network.require_finite(attribution, layer)
+            attribution = _joined([part[layer].attribution for part in parts])
+            size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
+            network.require_finite(size, layer)
             attributions[layer] = attribution.to(network.images.dtype)
             expected = [part[layer].expected for part in parts]
             if all(value is not None for value in expected):
-                wanted = torch.cat([value for value in expected if value is not None])
+                wanted = _joined([value for value in expected if value is not None])
                 residuals[layer] = attribution.flatten(1).sum(1) - wanted
-                _warn_if_incomplete(layer, attribution, residuals[layer], wanted)
-            _warn_if_empty(layer, attribution)
+                _warn_if_incomplete(layer, size, residuals[layer], wanted)
+            _warn_if_empty(layer, size)
         return Attributions(attributions, network.targets, residuals)
 
     def _evaluate(
@@ -213,7 +214,9 @@ class Method(ABC):
         for layer in folded.layers:
             value = points.values if here is None else here.activations[layer]
             difference = value - network.reference_at(path.baseline, layer, points)
-            estimates[layer] = Estimate(folded.value(layer, difference), expected)
+            # A path of images sums to the logits' difference at the images, not at what they cause elsewhere.
+            attribution = folded.value(layer, difference)
+            estimates[layer] = Estimate(attribution, expected if layer == points.layer else None)
         return estimates
 
 
@@ -265,10 +268,13 @@ def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
     return tuple(int(value) for value in seed)
 
 
-def _warn_if_incomplete(layer: str, attribution: Tensor, residual: Tensor, expected: Tensor) -> None:
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Tensor) -> None:
     # Where logits hardly differ, the residual is held against the size of what cancels.
-    floor = attribution.flatten(1).abs().sum(1) / 100
-    share = residual.abs() / torch.maximum(expected.abs(), floor).clamp_min(torch.finfo(expected.dtype).tiny)
+    share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
     if share[worst] > TOLERANCE:
         warnings.warn(
@@ -281,11 +287,11 @@ def _warn_if_incomplete(layer: str, attribution: Tensor, residual: Tensor, expec
         )
 
 
-def _warn_if_empty(layer: str, attribution: Tensor) -> None:
-    empty = (~attribution.flatten(1).any(1)).nonzero()[:, 0].tolist()
+def _warn_if_empty(layer: str, size: Tensor) -> None:
+    empty = (size == 0).nonzero()[:, 0].tolist()
     if empty:
         warnings.warn(
-            f"at {layer!r} the attribution of {len(empty)} of {len(attribution)} images is zero everywhere "
+            f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
             f"(first: image {empty[0]}); lower a threshold such as q, or choose another layer",
             EmptyMapWarning,
             stacklevel=4,

@@ -54,6 +54,7 @@ class Network:
     required: frozenset[str] = frozenset()  # layers named outright, which must run
     _in_range: bool = False
     _finite: Tensor | bool = True
+    _copies: bool = False  # whether rules must keep copies
     _references: dict[Any, Passed] = field(default_factory=dict)
     _spanned: set[str] = field(default_factory=set)  # layers that a skip connection passes by
 
@@ -72,16 +73,27 @@ class Network:
         values = points.values
         if reference is not None:
             values = torch.cat([values, self.reference_at(reference, points.layer, points).expand_as(values)])
+        try:
+            activations, scores, gradients = self._differentiate(values, points, layers)
+        except RuntimeError:
+            # The model overwrites in place what a rule's backward pass needs: once more, with copies.
+            if self._copies or not self.rules:
+                raise
+            self._copies = True
+            activations, scores, gradients = self._differentiate(values, points, layers)
+        halves = {layer: gradient[: len(points)] for layer, gradient in gradients.items()}
+        return Passed(activations, halves, scores.detach())
+
+    def _differentiate(
+        self, values: Tensor, points: Points, layers: Sequence[str]
+    ) -> tuple[Activations, Tensor, dict[str, Tensor]]:
         with torch.enable_grad():
             values = values.detach()
             if points.layer in layers:
                 values.requires_grad_()
             activations, logits = self._run(values, points, layers)
             scores = self._scores(logits, points.origin.repeat(len(values) // len(points)))
-            explained = scores[: len(points)].sum()
-            gradients = _gradients(explained, activations)
-        halves = {layer: gradient[: len(points)] for layer, gradient in gradients.items()}
-        return Passed(activations, halves, scores.detach())
+            return activations, scores, _gradients(scores[: len(points)].sum(), activations)
 
     def reference_at(self, baseline: Baseline, layer: str, points: Points) -> Tensor:
         """The reference's activation at a layer, a row for each point or one for all."""
@@ -154,7 +166,7 @@ class Network:
         self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
     ) -> tuple[Activations, Tensor]:
         with ExitStack() as stack:
-            rules = stack.enter_context(Rules(self.rules))
+            rules = stack.enter_context(Rules(self.rules, self._copies))
             activations = stack.enter_context(captured(self.model, layers, injected))
             output = self.model(images)
         rules.require_all_applied()

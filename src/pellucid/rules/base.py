@@ -72,14 +72,14 @@ class _Replaced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: BackwardRule, operation: Operation) -> Tensor:
         kept = x if rule.needs_input else x.new_empty(0)
-        if operation.inplace:
+        if operation.inplace or operation.copies:
             kept = kept.clone()
+        if operation.inplace:
             y = operation.original(x)
             ctx.mark_dirty(x)
         else:
             y = operation.run(x)
-        ctx.save_for_backward(kept, y)
-        # The input is not kept a second time: it may be large, and may have been overwritten.
+        ctx.save_for_backward(kept, y.clone() if operation.copies else y)
         ctx.propagate = partial(rule.propagate, operation)
         return y
 
@@ -89,7 +89,7 @@ class _Replaced(torch.autograd.Function):
         return ctx.propagate(x, y, gradient), None, None
 
 
-class _Reshaped(torch.autograd.Function):
+class _Identity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, transform: Run) -> Tensor:
         ctx.transform = transform
@@ -101,8 +101,8 @@ class _Reshaped(torch.autograd.Function):
 
 
 def transform_gradient(x: Tensor, transform: Run) -> Tensor:
-    """``x`` unchanged; the gradient that arrives here goes on as ``transform(gradient)``."""
-    result: Tensor = _Reshaped.apply(x, transform)
+    """``x`` unchanged, to be read only; the gradient that arrives here goes on as ``transform(gradient)``."""
+    result: Tensor = _Identity.apply(x, transform)
     return result
 
 
@@ -110,11 +110,12 @@ class Rules(TorchFunctionMode):
     """Applies rules to every matching operation while active.
 
     Several rules may concern one operation: the first is outermost. Only one of them may replace its
-    backward pass.
+    backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``).
     """
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], copies: bool = False) -> None:
         super().__init__()
+        self.copies = copies
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.trace: list[str] = []
@@ -135,7 +136,7 @@ class Rules(TorchFunctionMode):
         operation = recognise(func, args, kwargs)
         if operation is None:
             return func(*args, **kwargs)
-        operation.trace, operation.place = self.trace, len(self.trace)
+        operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
         self.trace.append(operation.name)
         rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
         if not rules:

@@ -30,7 +30,10 @@ class PaddingTrick(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the convolution; mask its output's gradient if it pads."""
         y = run(x)
-        return transform_gradient(y, _without_border) if self._is_padded(operation) else y
+        if y.requires_grad and self._is_padded(operation):
+            # A hook, not transform_gradient: what follows may well be a ReLU in place.
+            y.register_hook(_without_border)
+        return y
 
     def _is_padded(self, operation: Operation) -> bool:
         padding, weight = operation.settings["padding"], operation.settings["weight"]

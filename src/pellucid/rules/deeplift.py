@@ -36,6 +36,7 @@ class RescaleElementwise(BackwardRule):
 
     needs_input: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    required: ClassVar[bool] = False  # without a non-linearity the multipliers are the gradient
     operations: ClassVar[frozenset[str]] = ELEMENTWISE
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:

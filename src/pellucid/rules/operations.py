@@ -25,6 +25,7 @@ class Operation:
 
     ``run(x)`` is the functional form; ``original(x)`` the call as the model wrote it, so with ``inplace``
     it overwrites ``x``. ``settings`` holds the bound arguments by name (stride, padding, other, ...).
+    ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
     """
 
@@ -34,6 +35,7 @@ class Operation:
     original: Callable[[Tensor], Tensor]
     inplace: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
 
