@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import get_args
 
 
 class PellucidError(Exception):
@@ -69,3 +70,15 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
     listed = list(names)
     rest = f", ... ({len(listed) - most} more)" if len(listed) > most else ""
     return (", ".join(listed[:most]) or "none") + rest
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise ``InvalidParameter`` unless value is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidParameter(f"{name}={value!r}: give a whole number of at least 1")
+
+
+def require_choice(name: str, value: object, choices: object) -> None:
+    """Raise ``InvalidParameter`` unless value is one of a Literal's choices."""
+    if value not in get_args(choices):
+        raise InvalidParameter(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")

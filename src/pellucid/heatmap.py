@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InvalidParameter
-from .sampling import require_choice
+from .errors import InvalidParameter, require_choice
 
 Channels = Literal["sum", "mean", "abs_sum", "abs_max", "positive_sum"]
 Upsampling = Literal["nearest", "bilinear"]
@@ -89,8 +88,7 @@ def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 9
     ``absolute``: (|m| - min) / (percentile - min), clipped to [0, 1]; ``diverging``: m / percentile of |m|,
     clipped to [-1, 1], so that 0 stays 0. A constant map becomes 0.
     """
-    if display not in get_args(Display):
-        raise InvalidParameter(f"display={display!r}; give 'absolute' or 'diverging'")
+    require_choice("display", display, Display)
     rows = maps.flatten(1)
     magnitude = rows.abs()
     top = _quantile(magnitude, percentile)

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from .errors import InvalidParameter
+from .errors import InvalidParameter, require_choice, require_count
 
 Space = Literal["input", "layer"]
 Moment = Literal["mean", "squared", "variance"]
@@ -225,18 +225,6 @@ def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
     if len(distinct) == 1:
         return distinct[keys[0]]
     return torch.stack([distinct[key] for key in keys])
-
-
-def require_count(name: str, value: int) -> None:
-    """Raise ``InvalidParameter`` unless value is a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidParameter(f"{name}={value!r}: give a whole number of at least 1")
-
-
-def require_choice(name: str, value: object, choices: object) -> None:
-    """Raise ``InvalidParameter`` unless value is one of a Literal's choices."""
-    if value not in get_args(choices):
-        raise InvalidParameter(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")
 
 
 def require_baseline(baseline: Baseline) -> None:

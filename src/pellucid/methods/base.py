@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter
+from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter, require_count
 from ..layers import INPUT, require_explainable, select_layers
 from ..rules.base import Rule
 from ..rules.variants import Variant, variant_rules
-from ..sampling import Noise, Path, Sampling, fold, require_count
+from ..sampling import Noise, Path, Sampling, fold
 from .network import Network, Points, predicted, require_images, require_targets
 
 # A complete attribution may miss its sum by this share of it before a warning is due.

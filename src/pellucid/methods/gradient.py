@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import InvalidParameter
+from ..errors import require_choice
 from ..rules.base import Rule
 from ..rules.conv import PaddingTrick
 from ..rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
@@ -72,8 +72,7 @@ class DeepLift(Method):
 
     def __post_init__(self) -> None:
         require_baseline(self.baseline)
-        if self.max_pool not in ("rescale", "gradient"):
-            raise InvalidParameter(f"max_pool={self.max_pool!r}; give 'rescale' or 'gradient'")
+        require_choice("max_pool", self.max_pool, MaxPool)
 
     @property
     def backward_rules(self) -> tuple[Rule, ...]:

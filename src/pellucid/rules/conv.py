@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..errors import InvalidParameter
+from ..errors import require_choice
 from .base import Rule, Run, transform_gradient
 from .operations import Operation
 
@@ -71,10 +71,8 @@ class SmoothedDownsampling(Rule):
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
 
     def __post_init__(self) -> None:
-        if self.where not in get_args(Where):
-            raise InvalidParameter(f"SmoothedDownsampling: where={self.where!r}; give 'backward' or 'forward'")
-        if self.direction not in get_args(Direction):
-            raise InvalidParameter(f"SmoothedDownsampling: direction={self.direction!r}; give 1 or -1")
+        require_choice("where", self.where, Where)
+        require_choice("direction", self.direction, Direction)
 
     @property
     def alters_gradient(self) -> bool:

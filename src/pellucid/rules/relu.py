@@ -7,12 +7,12 @@ non-linear activation of a hidden layer, not for the ReLU alone (Nielsen et al.,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, require_choice
 from .base import BackwardRule
 from .operations import RECTIFIERS, Operation
 
@@ -67,12 +67,8 @@ class RectifiedReLU(BackwardRule):
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 100:
             raise InvalidParameter(f"RectifiedReLU: q={self.q} is not a percentile; give 0 <= q <= 100")
-        if self.interpolation not in get_args(Interpolation):
-            raise InvalidParameter(
-                f"RectifiedReLU: interpolation={self.interpolation!r}; give 'nearest' or 'linear'"
-            )
-        if self.gate not in get_args(Gate):
-            raise InvalidParameter(f"RectifiedReLU: gate={self.gate!r}; give one of {', '.join(get_args(Gate))}")
+        require_choice("interpolation", self.interpolation, Interpolation)
+        require_choice("gate", self.gate, Gate)
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Pass the gradient of units whose score exceeds the threshold."""

@@ -1,0 +1,75 @@
+"""Imports only go down the floors, and each list stands in one place (ARCHITECTURE.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pellucid as pl
+
+PACKAGE = Path(pl.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "heatmap": 1, "sampling": 1, "layers": 1, "rules": 1,
+    "methods": 2, "models": 2, "data": 2,
+    "metrics": 3,
+    "catalog": 4,
+    "report": 6,
+    "cli": 7,
+}  # fmt: skip
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms of this package that a file imports."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pellucid"):
+            names = node.module.split(".")[1:2]
+            found |= set(names) if names else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pellucid.")}
+    return found & FLOORS.keys()
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in FLOORS]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    here = room(path)
+    for other in imported(path) - {here}:
+        assert FLOORS[other] < FLOORS[here], f"{here} imports {other}"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    assert rooms - {"__init__", "__main__"} == FLOORS.keys()
+
+
+def test_only_two_files_touch_modules() -> None:
+    """Hooks on modules live in layers.py; operations are intercepted in rules/base.py."""
+    touching = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if "register_forward" in path.read_text() or "TorchFunctionMode)" in path.read_text()
+    }
+    assert touching == {"layers.py", "rules/base.py"}
+
+
+def test_the_architecture_page_names_every_room_and_no_other() -> None:
+    page = Path(__file__).parents[2] / "ARCHITECTURE.md"
+    text = page.read_text()
+    for name in FLOORS:
+        assert f"{name}.py" in text or f"{name}/" in text, name
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in text, path.relative_to(PACKAGE)
