@@ -9,6 +9,7 @@ from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
 from .methods.gradient import DeepLift, Gradient
 from .metrics.noise import total_variation
+from .models.zoo import LoadedModel, load_model
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
@@ -31,6 +32,7 @@ __all__ = [
     "GradCAM",
     "Gradient",
     "GuidedReLU",
+    "LoadedModel",
     "Method",
     "Noise",
     "PaddingTrick",
@@ -49,6 +51,7 @@ __all__ = [
     "clip_percentiles",
     "heatmap",
     "layer_names",
+    "load_model",
     "method",
     "normalize",
     "total_variation",
