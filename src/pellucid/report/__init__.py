@@ -1,0 +1,1 @@
+"""Pictures and pages of heatmaps; NumPy arrays in, files out, no torch."""

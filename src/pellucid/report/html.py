@@ -1,0 +1,89 @@
+"""A report as one page that needs nothing else: pictures inside it, no scripts, no requests."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from ..errors import OutputNotWritable
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A .png or .svg file to embed, what it shows in words, and the line below it."""
+
+    path: Path
+    description: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The file's content as a data URI."""
+        kind = {".png": "image/png", ".svg": "image/svg+xml"}[self.path.suffix]
+        return f"data:{kind};base64,{b64encode(self.path.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A table's number that is also drawn: ``share`` in [0, 1] is the length of its bar."""
+
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, the first of each its heading, and numbers with bars."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Bar]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs, tables and pictures."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def page(title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> str:
+    """Write a report as HTML; all text is escaped."""
+    return _template().render(title=title, lead=lead, sections=sections, footer=footer)
+
+
+def save(text: str, path: str | Path) -> None:
+    """Write a page in one move.
+
+    Raises:
+        OutputNotWritable: the file cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OutputNotWritable(
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    loader = PackageLoader("pellucid.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["bar"] = lambda value: isinstance(value, Bar)
+    return environment.get_template("report.html")

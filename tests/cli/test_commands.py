@@ -1,0 +1,103 @@
+"""The other commands: lists, training, the demonstration, help and version."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import pellucid as pl
+from pellucid.cli import app
+from pellucid.models.zoo import load_model
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def command(*arguments, cwd):
+    program = "from pellucid.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_version():
+    assert re.fullmatch(r"pellucid \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+@pytest.mark.parametrize("name", ["explain", "list", "train", "demo"])
+def test_every_command_has_help(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_all_methods_are_listed_with_their_sources():
+    text = CliRunner().invoke(app, ["list", "methods"], env={"COLUMNS": "80"}).stdout
+    for name, entry in pl.METHODS.items():
+        assert name in text
+        assert entry.source in text
+
+
+def test_models_layers_and_variants_are_listed():
+    assert "shapes-resnet" in run("list", "models").stdout
+    assert "layer2.1" in run("list", "layers", "--model", "shapes-resnet").stdout
+    for name in pl.VARIANTS:
+        assert name in run("list", "variants").stdout
+    assert "did you mean" in run("list", "layers", "--model", "shapes-resnt").stderr
+
+
+def test_training_writes_weights_that_load(tmp_path):
+    result = run("train", "shapes", "--epochs", 1, "--count", 32, "-o", tmp_path / "mine.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    assert load_model("shapes-resnet", tmp_path / "mine.safetensors").classes[0] == "circle"
+
+
+@pytest.mark.parametrize("place", ["mine.pth", "nowhere/mine.safetensors"])
+def test_training_refuses_an_output_it_cannot_write_before_it_starts(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "shapes", "-o", place)
+    assert result.exit_code == 2
+    assert place in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.DEMO_METHODS", ("gradient", "rectgrad(q=90)"))
+    monkeypatch.setattr("pellucid.cli.DEMO_COUNT", 4)
+    monkeypatch.setattr("pellucid.cli.DEMO_SHOWN", 1)
+    result = run("demo", "-o", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    assert "report.html" in result.stdout
+    text = (tmp_path / "demo" / "report.html").read_text()
+    facts = json.loads((tmp_path / "demo" / "run.json").read_text())
+    drop = facts["total_variation_drop"]["layer1.1"]
+    assert drop > 0.3
+    assert f"{100 * drop:.0f} % at layer1.1" in text
+    assert text.count("data:image/png;base64,") == len(list((tmp_path / "demo").glob("*.png")))
+    assert not re.search(r"https?://", text)
+
+
+def test_the_program_itself_says_one_line_and_ends_with_2(tmp_path):
+    result = command("explain", "nowhere.jpg", "--model", "shapes-resnet", "-o", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: there is no file or folder nowhere.jpg; give a path, or shapes, torchvision:NAME, hf:NAME"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_shows_how_it_is_used(tmp_path):
+    result = command("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for name in ("explain", "list", "train", "demo"):
+        assert name in result.stdout

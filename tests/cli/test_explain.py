@@ -1,0 +1,306 @@
+"""`pellucid explain`: what it writes, that it can be made again, that bad input is named and leaves nothing."""
+
+import gzip
+import json
+import shlex
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from pellucid.cli import app, named_methods, pages, split_outside_brackets
+from pellucid.data.shapes import ShapesDataset
+
+TINY = """
+import torch
+from torch import nn
+
+
+def network(last=4):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, last),
+    )
+
+
+def broken():
+    model = network()
+    model[4].weight.data[0, 0] = float("nan")
+    return model
+
+
+def scripted():
+    return torch.jit.script(network())
+
+
+def preprocess(image):
+    import numpy
+    pixels = torch.from_numpy(numpy.array(image.resize((32, 32)))).permute(2, 0, 1) / 255
+    return pixels / 0 if pixels.max() == 0 else pixels - 0.5
+"""
+ARGUMENTS = ["--methods", "gradient,smoothed(gradient, samples=3)", "--layers", "0.0,1.0", "--variant", "backward"]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with three photos and a tiny network, which commands run in."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        pixels = ShapesDataset(3, size=40)[index][0].permute(1, 2, 0).mul(255).byte().numpy()
+        Image.fromarray(pixels).save(f"photo{index}.png")
+    Path("tiny.py").write_text(TINY)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def explain(*arguments, model="tiny.py:network"):
+    return run("explain", *arguments, "--model", model, "-o", "out")
+
+
+def colours(path):
+    with Image.open(path) as picture:
+        return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_all_that_is_promised_is_written(work):
+    result = explain("photo0.png", "photo1.png", *ARGUMENTS, "--variant", "original")
+    assert result.exit_code == 0, result.output
+    assert "2 photos explained" in result.stdout
+    out = work / "out"
+    for name in ("figure-methods-0.0-backward", "figure-layers-photo0-gradient"):
+        assert colours(out / f"{name}.png") > 50
+        assert ">photo0.png</text>" in (out / f"{name}.svg").read_text()
+    maps = sorted(path.relative_to(out / "maps").as_posix() for path in out.rglob("maps/**/*.png"))
+    assert len(maps) == 2 * 2 * 2 * 2
+    assert maps[0] == "photo0/gradient/0.0-backward.png"
+    for name in maps:
+        with Image.open(out / "maps" / name) as picture:
+            assert picture.size == (32, 32)
+        assert colours(out / "maps" / name) > 1
+    attributions = load_file(out / "attributions.safetensors")
+    assert attributions["photo1/smoothed-gradient-samples=3/1.0/original"].shape == (6, 8, 8)
+    assert not [path for path in work.rglob("*") if path.name.startswith(".")]
+
+
+def test_run_json_tells_all_and_can_be_run_again(work):
+    assert explain("photo0.png", "photo1.png", *ARGUMENTS, "--seed", 7).exit_code == 0
+    facts = json.loads(Path("out/run.json").read_text())
+    first = load_file("out/attributions.safetensors")
+    assert facts["seed"] == 7
+    assert facts["versions"]["torch"] == version("torch")
+    assert facts["methods"]["smoothed-gradient-samples=3"]["parameters"]["samplings"][0]["samples"] == 3
+    assert [photo["name"] for photo in facts["photos"]] == ["photo0.png", "photo1.png"]
+    assert len(facts["photos"][0]["sha256"]) == 64
+    assert 0 < facts["photos"][0]["target"]["probability"] <= 1
+    assert facts["photos"][0]["target"]["class"] == facts["photos"][0]["predicted"]["class"]
+
+    program, *arguments = shlex.split(facts["command"])
+    assert program == "pellucid"
+    assert run(*arguments).exit_code == 0
+    again = load_file("out/attributions.safetensors")
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+    names = {}
+    exec(facts["python"], names)
+    from_python = names["attributions"]["gradient", "backward"]["1.0"][1]
+    assert torch.equal(from_python, first["photo1/gradient/1.0/backward"])
+
+
+def test_the_included_network_is_explained_with_class_names(work):
+    result = run("explain", "photo2.png", "--model", "shapes-resnet", "--methods", "gradient,gradcam", "-o", "out")
+    assert result.exit_code == 0, result.output
+    [photo] = json.loads(Path("out/run.json").read_text())["photos"]
+    assert photo["predicted"]["name"] == "triangle"
+    text = Path("out/figure-methods-own-original.svg").read_text()
+    assert ">triangle 9" in text
+    assert ">(layer3.1)</text>" in text
+
+
+def test_folders_tables_and_drawn_images_are_photos_too(work):
+    assert explain(work, "--limit", 2).exit_code == 0
+    assert (
+        run(
+            "explain", "shapes:5", "--limit", 1, "--model", "shapes-resnet", "--target", "label", "-o", "b"
+        ).exit_code
+        == 0
+    )
+    [photo] = json.loads(Path("b/run.json").read_text())["photos"]
+    assert photo["target"]["name"] == "circle"
+
+
+def test_photos_of_one_stem_keep_apart(work):
+    shutil.copy("photo0.png", "photo0.jpg")
+    assert explain("photo0.png", "photo0.jpg").exit_code == 0
+    assert sorted(path.name for path in Path("out/maps").iterdir()) == ["photo0", "photo0-2"]
+
+
+def test_many_photos_and_layers_go_on_pages(work):
+    for index in range(8):
+        shutil.copy("photo0.png", f"more{index}.png")
+    result = explain(*[f"more{index}.png" for index in range(8)], "--no-attributions")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("out").glob("*.png")) == [
+        "figure-methods-own-original-1.png",
+        "figure-methods-own-original-2.png",
+    ]
+    assert not Path("out/attributions.safetensors").exists()
+
+
+def test_a_bad_photo_does_not_lose_the_others(work):
+    Path("text.png").write_text("no picture at all")
+    result = explain("photo0.png", "text.png", "photo1.png")
+    assert result.exit_code == 1
+    assert "text.png is no image" in result.stderr
+    assert "left out 1 photo" in result.stderr
+    facts = json.loads(Path("out/run.json").read_text())
+    assert [photo["key"] for photo in facts["photos"]] == ["photo0", "photo1"]
+    assert len(facts["left_out"]) == 1
+
+
+def test_warnings_are_told_once_and_short(work):
+    result = explain("photo0.png", "photo1.png", "--methods", "integrated(gradient, steps=1, quadrature='left')")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("note:") == 1
+    assert "misses the sum" in result.stderr
+    assert "residuals" in Path("out/run.json").read_text()
+
+
+def test_random_weights_do_not_go_unsaid(work):
+    result = explain("photo0.png", "--no-attributions", model="cifar-cnn")
+    assert result.exit_code == 0, result.output
+    assert "cifar-cnn has random weights" in result.stderr
+
+
+def test_a_run_replaces_an_earlier_one_and_keeps_other_files(work):
+    assert explain("photo0.png").exit_code == 0
+    Path("out/notes.txt").write_text("mine")
+    assert explain("photo1.png").exit_code == 0
+    assert [path.name for path in Path("out/maps").iterdir()] == ["photo1"]
+    assert Path("out/notes.txt").read_text() == "mine"
+
+
+def test_a_failed_run_leaves_the_earlier_one(work):
+    assert explain("photo0.png").exit_code == 0
+    before = Path("out/run.json").read_bytes()
+    assert explain("photo1.png", "--target", 99).exit_code == 2
+    assert Path("out/run.json").read_bytes() == before
+    assert [path.name for path in Path("out/maps").iterdir()] == ["photo0"]
+
+
+# Bad input.
+
+BAD = {
+    "missing": (["nowhere.png"], {}, "no file or folder nowhere.png"),
+    "empty": (["empty.png"], {}, "empty.png is empty"),
+    "truncated": (["cut.png"], {}, "cut.png is broken or cut short"),
+    "text": (["text.png"], {}, "text.png is no image"),
+    "all_bad": (["empty.png", "text.png"], {}, "none of 2 photos can be read"),
+    "nan_image": (["black.png"], {}, "black.png: the model's preprocess gave NaN"),
+    "model": (["photo0.png"], {"model": "resnet5"}, "did you mean resnet50"),
+    "factory": (["photo0.png"], {"model": "tiny.py:netwrok"}, "did you mean network"),
+    "torchscript": (["photo0.png"], {"model": "tiny.py:scripted"}, "TorchScript"),
+    "nan_weights": (["photo0.png"], {"model": "tiny.py:broken"}, "'4.weight' holds NaN"),
+    "misfit": (["photo0.png", "--weights", "other.safetensors"], {}, "does not fit"),
+    "no_weights": (["photo0.png", "--weights", "none.safetensors"], {}, "no weights file none.safetensors"),
+    "pickle": (["photo0.png", "--weights", "code.pth"], {}, "more than plain tensors"),
+    "broken_weights": (["photo0.png", "--weights", "cut.pth.gz"], {}, "cut short"),
+    "target": (["photo0.png", "--target", "4"], {}, "target 4 is out of range; the model has classes 0 to 3"),
+    "target_text": (["photo0.png", "--target", "cat"], {}, "--target cat: give auto, label or a class number"),
+    "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
+    "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
+    "flat_layer": (["photo0.png", "--layers", "4"], {}, "layer '4' gives gradient the shape (1, 4)"),
+    "method": (["photo0.png", "--methods", "gradiant"], {}, "did you mean gradient"),
+    "no_method": (["photo0.png", "--methods", ","], {}, "names no method"),
+    "brackets": (["photo0.png", "--methods", "smoothed(gradient"], {}, "'smoothed(gradient' is no method"),
+    "parameter": (["photo0.png", "--methods", "rectgrad(q=101)"], {}, "101"),
+    "parameter_name": (["photo0.png", "--methods", "smoothgrad(sample=3)"], {}, "sample"),
+    "rule": (["photo0.png", "--methods", "gradient,rectgrad_prr"], {}, "met no operation of its kind"),
+    "variant": (["photo0.png", "--variant", "backwards"], {}, "did you mean backward"),
+    "channels": (["photo0.png", "--channels", "max"], {}, "channels='max'"),
+    "upsampling": (["photo0.png", "--upsampling", "cubic"], {}, "upsampling='cubic'"),
+    "clip": (["photo0.png", "--clip", "5"], {}, "--clip 5: give two percentiles"),
+    "clip_range": (["photo0.png", "--clip", "50,5"], {}, "percentiles 50.0, 5.0"),
+    "max_batch": (["photo0.png", "--max-batch", "0"], {}, "max_batch=0"),
+    "device": (["photo0.png", "--device", "gpu"], {}, "--device gpu"),
+    "table": (["table.parquet"], {}, "no readable Parquet file"),
+    "no_images": (["folder"], {}, "folder holds no images"),
+}
+
+
+@pytest.fixture
+def bad(work):
+    Path("empty.png").touch()
+    Path("text.png").write_text("no picture at all")
+    Path("table.parquet").write_text("no table")
+    Path("folder").mkdir()
+    Path("cut.png").write_bytes(Path("photo0.png").read_bytes()[:700])
+    Image.new("RGB", (32, 32)).save("black.png")
+    save_file({"weight": torch.zeros(3)}, "other.safetensors")
+    torch.save({"code": print}, "code.pth")
+    Path("cut.pth.gz").write_bytes(gzip.compress(Path("code.pth").read_bytes())[:100])
+    return work
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # it warns of its own end, and is made here to be refused
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_leaves_nothing(bad, case):
+    arguments, settings, message = BAD[case]
+    before = sorted(path.name for path in bad.iterdir())
+    result = explain(*arguments, **settings)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert sorted(path.name for path in bad.iterdir() if path.name != "__pycache__") == before
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("photo0.png", "photo0.png is a file"),
+        ("photo0.png/out", "photo0.png is a file; choose another"),
+        (".", "no run"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(work, place, message):
+    result = run("explain", "photo0.png", "--model", "no-such-model", "-o", place)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(work, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pellucid.cli.opened", fail)
+    result = explain("photo0.png")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert not Path("out").exists()
+
+
+def test_commas_split_only_outside_brackets():
+    assert split_outside_brackets("a, b(c(d, e), f=1),g,") == ["a", "b(c(d, e), f=1)", "g"]
+
+
+def test_pages_are_even():
+    assert [len(page) for page in pages(list(range(13)), 7)] == [6, 7]
+    assert [len(page) for page in pages(list(range(8)), 7)] == [4, 4]
+    assert pages([], 7) == []
+
+
+def test_every_method_has_files_of_its_own(work):
+    names = named_methods(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
+    assert list(names) == ["smoothed-gradient", "smoothed-gradient-2", "gradient"]
