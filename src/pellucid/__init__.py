@@ -1,58 +1,9 @@
-"""Clear saliency maps of CNN image classifiers, at every layer, and how far each can be trusted."""
+"""Clear saliency maps of CNN image classifiers, at every layer, and how far each can be trusted.
 
-from .catalog import METHODS, VARIANTS, method
-from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
-from .heatmap import clip_percentiles, heatmap, normalize
-from .layers import layer_names
-from .methods.base import Attributions, Method
-from .methods.baselines import Edges, Random
-from .methods.cam import GradCAM
-from .methods.gradient import DeepLift, Gradient
-from .metrics.noise import total_variation
-from .models.zoo import LoadedModel, load_model
-from .rules.base import BackwardRule, Rule
-from .rules.conv import PaddingTrick, SmoothedDownsampling
-from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
-from .rules.lrp import EpsilonLRP
-from .rules.pool import ProportionalPooling
-from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
-from .sampling import Noise, Path, Sampling
+The public names stand in ``__init__.pyi``. They are imported when first used, so that the command line can
+answer, and reports can be drawn, without waiting for torch.
+"""
 
-__all__ = [
-    "METHODS",
-    "VARIANTS",
-    "Attributions",
-    "BackwardRule",
-    "CompletenessWarning",
-    "DeconvReLU",
-    "DeepLift",
-    "Edges",
-    "EmptyMapWarning",
-    "EpsilonLRP",
-    "GradCAM",
-    "Gradient",
-    "GuidedReLU",
-    "LoadedModel",
-    "Method",
-    "Noise",
-    "PaddingTrick",
-    "Path",
-    "PellucidError",
-    "ProportionalPooling",
-    "Random",
-    "RectifiedReLU",
-    "RescaleElementwise",
-    "RescaleMaxPool",
-    "RescaleProduct",
-    "Rule",
-    "RuleNotApplied",
-    "Sampling",
-    "SmoothedDownsampling",
-    "clip_percentiles",
-    "heatmap",
-    "layer_names",
-    "load_model",
-    "method",
-    "normalize",
-    "total_variation",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -57,11 +57,19 @@ class OutputNotWritable(PellucidError, OSError):
     """The output folder or file cannot be written."""
 
 
-class CompletenessWarning(UserWarning):
+class LayerWarning(UserWarning):
+    """Something to know about the attribution at one layer."""
+
+    def __init__(self, message: str, layer: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+class CompletenessWarning(LayerWarning):
     """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
 
 
-class EmptyMapWarning(UserWarning):
+class EmptyMapWarning(LayerWarning):
     """An attribution is zero everywhere: a threshold or a padding trick let nothing through."""
 
 

@@ -277,22 +277,20 @@ def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Te
     share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
     if share[worst] > TOLERANCE:
-        warnings.warn(
+        message = (
             f"at {layer!r} the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
             f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
-            f"({float(share[worst]):.1%}). Take more steps, another baseline, or a layer that no skip passes by",
-            CompletenessWarning,
-            stacklevel=4,
+            f"({float(share[worst]):.1%}). Take more steps, another baseline, or a layer that no skip passes by"
         )
+        warnings.warn(CompletenessWarning(message, layer), stacklevel=4)
 
 
 def _warn_if_empty(layer: str, size: Tensor) -> None:
     empty = (size == 0).nonzero()[:, 0].tolist()
     if empty:
-        warnings.warn(
+        message = (
             f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
-            f"(first: image {empty[0]}); lower a threshold such as q, or choose another layer",
-            EmptyMapWarning,
-            stacklevel=4,
+            f"(first: image {empty[0]}); lower a threshold such as q, or choose another layer"
         )
+        warnings.warn(EmptyMapWarning(message, layer), stacklevel=4)

@@ -1,0 +1,58 @@
+"""The public face of pellucid: what stands here is what there is; nothing is imported before it is used."""
+
+from .catalog import METHODS, VARIANTS, method
+from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
+from .heatmap import clip_percentiles, heatmap, normalize
+from .layers import layer_names
+from .methods.base import Attributions, Method
+from .methods.baselines import Edges, Random
+from .methods.cam import GradCAM
+from .methods.gradient import DeepLift, Gradient
+from .metrics.noise import total_variation
+from .models.zoo import LoadedModel, load_model
+from .rules.base import BackwardRule, Rule
+from .rules.conv import PaddingTrick, SmoothedDownsampling
+from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
+from .rules.lrp import EpsilonLRP
+from .rules.pool import ProportionalPooling
+from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
+from .sampling import Noise, Path, Sampling
+
+__all__ = [
+    "METHODS",
+    "VARIANTS",
+    "Attributions",
+    "BackwardRule",
+    "CompletenessWarning",
+    "DeconvReLU",
+    "DeepLift",
+    "Edges",
+    "EmptyMapWarning",
+    "EpsilonLRP",
+    "GradCAM",
+    "Gradient",
+    "GuidedReLU",
+    "LoadedModel",
+    "Method",
+    "Noise",
+    "PaddingTrick",
+    "Path",
+    "PellucidError",
+    "ProportionalPooling",
+    "Random",
+    "RectifiedReLU",
+    "RescaleElementwise",
+    "RescaleMaxPool",
+    "RescaleProduct",
+    "Rule",
+    "RuleNotApplied",
+    "Sampling",
+    "SmoothedDownsampling",
+    "clip_percentiles",
+    "heatmap",
+    "layer_names",
+    "load_model",
+    "method",
+    "normalize",
+    "total_variation",
+]
