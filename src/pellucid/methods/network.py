@@ -55,7 +55,9 @@ class Network:
     _in_range: bool = False
     _finite: Tensor | bool = True
     _copies: bool = False  # whether rules must keep copies
+    _baselines: dict[Any, Tensor] = field(default_factory=dict)
     _references: dict[Any, Passed] = field(default_factory=dict)
+    _entered: set[str] = field(default_factory=set)  # layers at which rows were seen to enter
     _spanned: set[str] = field(default_factory=set)  # layers that a skip connection passes by
 
     def forward(self, points: Points, layers: Sequence[str]) -> Passed:
@@ -93,12 +95,23 @@ class Network:
                 values.requires_grad_()
             activations, logits = self._run(values, points, layers)
             scores = self._scores(logits, points.origin.repeat(len(values) // len(points)))
-            return activations, scores, _gradients(scores[: len(points)].sum(), activations)
+            return activations, scores, self._gradients(scores[: len(points)].sum(), activations)
+
+    def _gradients(self, score: Tensor, activations: Activations) -> dict[str, Tensor]:
+        wanted = [layer for layer, value in activations.items() if value.requires_grad]
+        found = torch.autograd.grad(score, [activations[layer] for layer in wanted], allow_unused=True)
+        gradients = {
+            layer: gradient for layer, gradient in zip(wanted, found, strict=True) if gradient is not None
+        }
+        for layer in self.required & (set(wanted) - gradients.keys()):
+            raise InvalidLayer(f"the explained class does not depend on layer {layer!r}; leave it out")
+        return gradients
 
     def reference_at(self, baseline: Baseline, layer: str, points: Points) -> Tensor:
         """The reference's activation at a layer, a row for each point or one for all."""
-        passed = self.reference(baseline, (layer,))
-        rows = passed.activations[layer]
+        rows = self._reference_images(baseline)
+        if layer != INPUT:
+            rows = self.reference(baseline, (layer,)).activations[layer]
         return rows[points.origin] if len(rows) > 1 else rows
 
     def reference_scores(self, baseline: Baseline, points: Points) -> Tensor:
@@ -111,7 +124,7 @@ class Network:
         known = self._references.get(key)
         if known is not None and all(layer in known.activations for layer in layers):
             return known
-        images = reference_images(baseline, self.images)
+        images = self._reference_images(baseline)
         found = Activations({INPUT: images})
         logits = []
         for start in range(0, len(images), self.max_batch):
@@ -126,6 +139,12 @@ class Network:
         scores = self._scores(torch.cat(logits).expand(len(self.images), -1), everything)
         self._references[key] = Passed(Activations((known.activations if known else {}) | found), {}, scores)
         return self._references[key]
+
+    def _reference_images(self, baseline: Baseline) -> Tensor:
+        key = id(baseline) if isinstance(baseline, Tensor) else baseline
+        if key not in self._baselines:
+            self._baselines[key] = reference_images(baseline, self.images)
+        return self._baselines[key]
 
     def require_finite(self, attribution: Tensor, layer: str) -> None:
         """Raise ``InvalidModel`` if a logit met so far, or an attribution, is not finite."""
@@ -154,7 +173,8 @@ class Network:
         if points.layer not in self._spanned:
             try:
                 activations, logits = self._pass(self.images[:0], layers, injected)
-                if len(logits) == len(values):
+                if len(logits) == len(values) and (points.layer in self._entered or bool(logits.isfinite().all())):
+                    self._entered.add(points.layer)
                     return activations, logits
             except RuntimeError:
                 pass
@@ -183,15 +203,6 @@ class Network:
         # Gathered, not asked: asking would make every pass wait for the device.
         self._finite = self._finite & logits.detach().isfinite().all()
         return scores
-
-
-def _gradients(score: Tensor, activations: Activations) -> dict[str, Tensor]:
-    wanted = {layer: value for layer, value in activations.items() if value.requires_grad}
-    found = torch.autograd.grad(score, list(wanted.values()), allow_unused=True)
-    for layer, gradient in zip(wanted, found, strict=True):
-        if gradient is None:
-            raise InvalidLayer(f"the explained class does not depend on layer {layer!r}; leave it out")
-    return dict(zip(wanted, found, strict=True))
 
 
 def require_logits(output: Any) -> Tensor:
