@@ -29,6 +29,12 @@ def command(*arguments, cwd):
     )
 
 
+def test_help_does_not_wait_for_torch(tmp_path):
+    program = "import sys, pellucid.cli; print({'torch', 'matplotlib', 'pandas'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True)
+    assert result.stdout.split() == [b"set()"]
+
+
 def test_version():
     assert re.fullmatch(r"pellucid \d+\.\d+\.\d+\n", run("--version").stdout)
 
@@ -72,9 +78,9 @@ def test_training_refuses_an_output_it_cannot_write_before_it_starts(tmp_path, m
 
 
 def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("pellucid.cli.DEMO_METHODS", ("gradient", "rectgrad(q=90)"))
-    monkeypatch.setattr("pellucid.cli.DEMO_COUNT", 4)
-    monkeypatch.setattr("pellucid.cli.DEMO_SHOWN", 1)
+    monkeypatch.setattr("pellucid.cli.demo.METHODS", ("gradient", "rectgrad(q=90)"))
+    monkeypatch.setattr("pellucid.cli.demo.COUNT", 4)
+    monkeypatch.setattr("pellucid.cli.demo.SHOWN", 1)
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert "report.html" in result.stdout

@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pellucid.cli import app, named_methods, pages, split_outside_brackets
+from pellucid.cli import app
+from pellucid.cli.pictures import pages
+from pellucid.cli.request import named, parted
 from pellucid.data.shapes import ShapesDataset
 
 TINY = """
@@ -158,6 +160,19 @@ def test_many_photos_and_layers_go_on_pages(work):
     assert not Path("out/attributions.safetensors").exists()
 
 
+def test_photos_of_another_size_have_a_figure_of_their_own(work):
+    Path("sized.py").write_text(TINY.replace("image.resize((32, 32))", "image"))
+    Image.open("photo0.png").resize((48, 40)).save("wide.png")
+    result = explain(
+        "photo0.png", "wide.png", "--methods", "gradient,edges", "--layers", "input", model="sized.py:network"
+    )
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("out").glob("*.png")) == [
+        "figure-methods-input-original-2.png",
+        "figure-methods-input-original.png",
+    ]
+
+
 def test_a_bad_photo_does_not_lose_the_others(work):
     Path("text.png").write_text("no picture at all")
     result = explain("photo0.png", "text.png", "photo1.png")
@@ -285,14 +300,14 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(work, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pellucid.cli.opened", fail)
+    monkeypatch.setattr("pellucid.cli.run.opened", fail)
     result = explain("photo0.png")
     assert isinstance(result.exception, ZeroDivisionError)
     assert not Path("out").exists()
 
 
 def test_commas_split_only_outside_brackets():
-    assert split_outside_brackets("a, b(c(d, e), f=1),g,") == ["a", "b(c(d, e), f=1)", "g"]
+    assert parted(["a, b(c(d, e), f=1),g,", "h"]) == ["a", "b(c(d, e), f=1)", "g", "h"]
 
 
 def test_pages_are_even():
@@ -302,5 +317,5 @@ def test_pages_are_even():
 
 
 def test_every_method_has_files_of_its_own(work):
-    names = named_methods(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
+    names = named(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
     assert list(names) == ["smoothed-gradient", "smoothed-gradient-2", "gradient"]

@@ -1,0 +1,110 @@
+"""The facts in run.json: everything that is needed to make a folder again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+from .output import writable
+
+if TYPE_CHECKING:
+    from ..models.zoo import LoadedModel
+    from .request import Request
+    from .run import Run
+
+COMMAND = "pellucid.command"  # where a command's context keeps what was typed
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write run.json, with the names of all that stands beside it."""
+    with writable(folder):
+        files = sorted(path.name for path in folder.iterdir())
+        (folder / "run.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+
+
+def origin(command: str) -> dict[str, Any]:
+    """Who made a folder, and with what."""
+    return {"made_by": "pellucid", "command": command, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """What results may depend on."""
+    packages = ("pellucid", "torch", "torchvision", "numpy")
+    return {"python": python_version()} | {package: version(package) for package in packages}
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Everything about one call of ``explain``."""
+    request, loaded = run.request, run.loaded
+    return origin(request.command) | {
+        "python": python_program(request, run.photos),
+        "device": request.device,
+        "seed": request.seed,
+        "max_batch": request.max_batch,
+        "model": {"name": loaded.name} | weights_facts(loaded) | {"preprocess": loaded.preprocess.as_dict()},
+        "methods": {
+            name: {"text": request.texts[name], "parameters": described(method)}
+            for name, method in request.methods.items()
+        },
+        "layers": run.layers,
+        "variants": request.variants,
+        "heatmap": request.heatmap,
+        "photos": run.photos,
+        "left_out": run.left_out,
+    }
+
+
+def weights_facts(loaded: LoadedModel) -> dict[str, Any]:
+    """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
+    from ..models.zoo import BUNDLED
+
+    path = BUNDLED[loaded.name] if loaded.weights == "bundled" else Path(loaded.weights)
+    if not path.is_file():
+        return {"weights": loaded.weights}
+    return {"weights": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
+
+
+def described(part: Any) -> Any:
+    """A method, rule or sampling as plain values: its class and all parameters."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, tuple | list):
+        return [described(value) for value in part]
+    if is_dataclass(part):
+        values = {entry.name: getattr(part, entry.name) for entry in fields(part) if entry.init}
+    else:
+        values = {name.lstrip("_"): value for name, value in vars(part).items()}
+        if not values:
+            return type(part).__name__
+    return {"class": type(part).__name__} | {name: described(value) for name, value in values.items()}
+
+
+def python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str:
+    """The same run from Python."""
+    places = [(facts["source"], facts["index"]) for facts in photos]
+    targets = [facts["target"]["class"] for facts in photos]
+    return f"""\
+import torch
+
+import pellucid as pl
+from pellucid.data.sources import open_images
+
+model, preprocess = pl.load_model({request.model!r}, weights={request.weights!r}, device={request.device!r})
+photos = {places!r}
+images = torch.stack([preprocess(open_images(source)[index].image) for source, index in photos])
+targets = {targets!r}
+attributions = {{
+    (text, variant): pl.method(text)(
+        model, images, targets, layers={request.layers!r},
+        variant=variant, seed={request.seed!r}, max_batch={request.max_batch!r},
+    )
+    for text in {list(request.texts.values())!r}
+    for variant in {request.variants!r}
+}}
+"""

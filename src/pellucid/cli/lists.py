@@ -1,0 +1,81 @@
+"""The commands ``list methods``, ``layers``, ``models`` and ``variants``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .terminal import show_whole
+
+listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, layers, models or variants.")
+
+
+@listing.command("methods")
+def list_methods() -> None:
+    """Show the attribution methods."""
+    from ..catalog import COMBINATORS, METHODS
+
+    table = Table("name", "what it is", "source", title="Methods", title_justify="left")
+    for name, entry in METHODS.items():
+        table.add_row(name, escape(entry.formula or first_sentence(entry.made_of)), escape(entry.source))
+    show_whole(table)
+    typer.echo(
+        f"Wrap any of them: {' and '.join(f'{name}(...)' for name in COMBINATORS)}, "
+        "as in smoothed(integrated(guided_backprop, steps=50), samples=15)."
+    )
+
+
+@listing.command("layers")
+def list_layers(
+    model: Annotated[str, typer.Option(help="As for `explain`.")] = "resnet50",
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")] = None,
+) -> None:
+    """Show what `--layers all` means for a model."""
+    from ..layers import INPUT, layer_names
+    from ..models.zoo import load_model
+
+    network = load_model(model, weights).model
+    table = Table("layer", "what it is", title=f"Layers of {escape(model)}", title_justify="left")
+    for name in layer_names(network):
+        table.add_row(name, "the image" if name == INPUT else type(network.get_submodule(name)).__name__)
+    show_whole(table)
+    typer.echo("Any other module may be named too, and globs such as 'layer*.0'.")
+
+
+@listing.command("models")
+def list_models() -> None:
+    """Show the names that `--model` knows."""
+    from ..models.papers import PAPER_MODELS
+    from ..models.zoo import BUNDLED, model_names
+
+    table = Table("name", "source", title="Models", title_justify="left")
+    for name in model_names():
+        source = PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision"
+        table.add_row(name, escape(source) + (" (weights included)" if name in BUNDLED else ""))
+    show_whole(table)
+    typer.echo("Also timm:NAME, and path/to/file.py:factory for a network of your own.")
+
+
+@listing.command("variants")
+def list_variants() -> None:
+    """Show how strided convolutions may treat the gradient."""
+    from ..catalog import VARIANTS
+
+    table = Table("name", "strided convolutions", title="Variants", title_justify="left")
+    meanings = {
+        "original": "as the model has them",
+        "backward": "the gradient is smoothed where it passes them; the prediction stays",
+        "forward": "they run smoothed, so that the prediction may change a little",
+    }
+    for name in VARIANTS:
+        table.add_row(name, meanings.get(name, ""))
+    show_whole(table)
+
+
+def first_sentence(described: object) -> str:
+    """What a docstring says first."""
+    paragraph = (described.__doc__ or "").split("\n\n")[0]
+    return " ".join(paragraph.split()).split(". ")[0].rstrip(".").replace("``", "") + "."
