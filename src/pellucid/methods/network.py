@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidImage, InvalidLayer, InvalidModel, InvalidTarget
+from ..errors import InvalidImage, InvalidLayer, InvalidModel, InvalidTarget, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..rules.base import Rule, Rules
 from ..sampling import Baseline, reference_images
@@ -176,7 +176,9 @@ class Network:
                 if len(logits) == len(values) and (points.layer in self._entered or bool(logits.isfinite().all())):
                     self._entered.add(points.layer)
                     return activations, logits
-            except RuntimeError:
+            except PellucidError:
+                raise
+            except Exception:  # whatever a model makes of an empty batch: the full pass will tell
                 pass
             self._spanned.add(points.layer)
         images = self.images[points.origin].repeat(len(values) // len(points), 1, 1, 1)
@@ -185,9 +187,8 @@ class Network:
     def _pass(
         self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
     ) -> tuple[Activations, Tensor]:
-        with ExitStack() as stack:
-            rules = stack.enter_context(Rules(self.rules, self._copies))
-            activations = stack.enter_context(captured(self.model, layers, injected))
+        rules = Rules(self.rules, self._copies)
+        with captured(self.model, layers, injected) as activations, rules if self.rules else nullcontext():
             output = self.model(images)
         rules.require_all_applied()
         for layer in layers:

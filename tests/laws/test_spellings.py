@@ -1,0 +1,374 @@
+"""A map belongs to the function, not to how it is written: every spelling of an activation gives the same map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pellucid as pl
+from tests.networks import (
+    ActivatedSkip,
+    Activation,
+    Chain,
+    ExactDeconv,
+    ExactGuided,
+    SkipFed,
+    attributed,
+    images,
+    relative_error,
+    seeded,
+)
+
+# A residual branch alone is not complete, and guided maps of one image may be empty: the twins are, too.
+pytestmark = pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning", "ignore::pellucid.EmptyMapWarning")
+
+RULES = {
+    "gradient": pl.Gradient(),
+    "guided": pl.Gradient(rules=(pl.GuidedReLU(),)),
+    "deconv": pl.Gradient(rules=(pl.DeconvReLU(),)),
+    "rectified": pl.Gradient(rules=(pl.RectifiedReLU(60.0),), multiply=True),
+    "rectified_mod": pl.Gradient(rules=(pl.RectifiedReLU(30.0, gate="mod"),)),
+    "lrp": pl.Gradient(rules=(pl.EpsilonLRP(1e-3),), multiply=True),
+    "deeplift": pl.DeepLift(),
+    "integrated_guided": pl.Gradient(rules=(pl.GuidedReLU(),)).integrated(3),
+}
+
+
+class Subclassed(nn.ReLU):
+    """A module of one's own that calls its parent."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input)
+
+
+SPELLINGS: dict[str, Activation] = {
+    "F.relu": F.relu,
+    "F.relu keyword": lambda x: F.relu(input=x),
+    "torch.relu": torch.relu,
+    "Tensor.relu": lambda x: x.relu(),
+    "aten.relu": lambda x: torch.ops.aten.relu(x),
+    "aten.relu.default": lambda x: torch.ops.aten.relu.default(x),
+    "nn.ReLU": nn.ReLU(),
+    "subclass of nn.ReLU": Subclassed(),
+    "Tensor.clamp(min=0)": lambda x: x.clamp(min=0),
+    "Tensor.clamp(0)": lambda x: x.clamp(0.0),
+    "Tensor.clamp_min": lambda x: x.clamp_min(0),
+    "torch.clamp": lambda x: torch.clamp(x, min=0),
+    "torch.clip": lambda x: torch.clip(x, 0),
+    "torch.clamp(min=tensor)": lambda x: torch.clamp(x, min=torch.zeros((), dtype=x.dtype)),
+    "F.threshold": lambda x: F.threshold(x, 0, 0),
+    "nn.Threshold": nn.Threshold(0, 0),
+    "torch.maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "torch.maximum, constant first": lambda x: torch.maximum(torch.zeros_like(x), x),
+    "torch.max of two": lambda x: torch.max(x, torch.zeros((), dtype=x.dtype)),
+}
+IN_PLACE: dict[str, Activation] = {
+    "F.relu(inplace=True)": lambda x: F.relu(x, inplace=True),
+    "F.relu(x, True)": lambda x: F.relu(x, True),
+    "F.relu_": F.relu_,
+    "torch.relu_": torch.relu_,
+    "Tensor.relu_": lambda x: x.relu_(),
+    "aten.relu_": lambda x: torch.ops.aten.relu_(x),
+    "nn.ReLU(inplace=True)": nn.ReLU(inplace=True),
+    "Tensor.clamp_(min=0)": lambda x: x.clamp_(min=0),
+    "Tensor.clamp_min_": lambda x: x.clamp_min_(0),
+    "torch.clip_": lambda x: torch.clip_(x, 0),
+    "F.threshold(inplace=True)": lambda x: F.threshold(x, 0, 0, inplace=True),
+    "nn.Threshold(inplace=True)": nn.Threshold(0, 0, inplace=True),
+}
+NETWORKS = {"chain": Chain, "skip-fed": SkipFed, "activated skip": ActivatedSkip}
+LAYERS = {
+    "chain": ["input", "conv1", "conv2", "conv3", "hidden"],
+    "skip-fed": ["input", "stem", "block1", "block3"],
+    "activated skip": ["input", "stem", "block1", "block3"],
+}
+
+
+def maps(net: str, activations: list[Activation], method: pl.Method) -> dict[str, Tensor]:
+    model = seeded(lambda: NETWORKS[net](activations))
+    return dict(method(model, images(2, 8), [1, 3], layers=LAYERS[net]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize("form", ["separate modules", "one reused module", *SPELLINGS])
+def test_every_spelling_of_relu_gives_the_same_map(net: str, form: str, rule: str) -> None:
+    reused = nn.ReLU()
+    activations = {
+        "separate modules": [nn.ReLU() for _ in range(4)],
+        "one reused module": [reused] * 4,
+    }.get(form) or [SPELLINGS[form]] * 4
+    expected = maps(net, [F.relu] * 4, RULES[rule])
+    found = maps(net, activations, RULES[rule])
+    assert set(found) == set(LAYERS[net])
+    for layer, value in expected.items():
+        assert value.any()
+        assert torch.equal(found[layer], value)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("net", ["chain", "activated skip"])
+@pytest.mark.parametrize("form", ["separate in-place modules", "one reused in-place module", *IN_PLACE])
+def test_every_in_place_spelling_of_relu_gives_the_map_of_the_function_it_computes(
+    net: str, form: str, rule: str
+) -> None:
+    """In place, the branch and the skip both see the activation: that is the network's function."""
+    reused = nn.ReLU(inplace=True)
+    activations = {
+        "separate in-place modules": [nn.ReLU(inplace=True) for _ in range(4)],
+        "one reused in-place module": [reused] * 4,
+    }.get(form) or [IN_PLACE[form]] * 4
+    expected = maps(net, [F.relu] * 4, RULES[rule])
+    found = maps(net, activations, RULES[rule])
+    for layer, value in expected.items():
+        assert value.any()
+        assert torch.equal(found[layer], value)
+
+
+def test_spellings_may_be_mixed_in_one_network() -> None:
+    mixed = [SPELLINGS["Tensor.clamp_min"], IN_PLACE["Tensor.relu_"], nn.ReLU(), torch.relu]
+    for method in RULES.values():
+        expected, found = maps("chain", [F.relu] * 4, method), maps("chain", mixed, method)
+        for layer, value in expected.items():
+            assert torch.equal(found[layer], value)
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize(
+    ("rule", "exact"), [(pl.GuidedReLU(), ExactGuided), (pl.DeconvReLU(), ExactDeconv)], ids=["guided", "deconv"]
+)
+def test_relu_rules_equal_an_exact_autograd_function(
+    net: str, rule: pl.Rule, exact: type[torch.autograd.Function]
+) -> None:
+    """The skip-fed case is the one where Captum's module hooks are 53 % and 106 % off."""
+    x, targets = images(2, 8), [1, 3]
+    oracle = seeded(lambda: NETWORKS[net]([lambda t: exact.apply(t, torch.relu)] * 4))
+    expected = attributed(oracle, x, targets, LAYERS[net])
+    found = maps(net, [F.relu] * 4, pl.Gradient(rules=(rule,)))
+    for layer, value in expected.items():
+        assert relative_error(found[layer], value) < 1e-13
+
+
+SMOOTH: dict[str, tuple[Activation, Activation, Callable[[Tensor], Tensor]]] = {
+    "selu": (F.selu, nn.SELU(inplace=True), torch.selu),
+    "elu": (F.elu, nn.ELU(inplace=True), F.elu),
+    "celu": (F.celu, nn.CELU(inplace=True), F.celu),
+    "silu": (F.silu, nn.SiLU(inplace=True), lambda x: x / (1 + (-x).exp())),
+    "mish": (F.mish, nn.Mish(inplace=True), lambda x: x * torch.tanh(torch.log1p(x.exp()))),
+    "hardswish": (F.hardswish, nn.Hardswish(inplace=True), lambda x: x * (x + 3).clamp(0, 6) / 6),
+    "leaky_relu": (F.leaky_relu, nn.LeakyReLU(inplace=True), lambda x: torch.where(x > 0, x, 0.01 * x)),
+    "relu6": (F.relu6, nn.ReLU6(inplace=True), lambda x: x.clamp(0, 6)),
+    "hardtanh(0, 6)": (lambda x: F.hardtanh(x, 0, 6), nn.Hardtanh(0, 6, inplace=True), lambda x: x.clamp(0, 6)),
+    "clamp(0, 6)": (lambda x: x.clamp(0, 6), lambda x: x.clamp_(0, 6), lambda x: x.clamp(0, 6)),
+    "gelu": (F.gelu, nn.GELU(), lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+    "gelu tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        nn.GELU("tanh"),
+        lambda x: x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    ),
+    "prelu": (
+        lambda x: F.prelu(x, torch.tensor([0.25], dtype=x.dtype)),
+        nn.PReLU(),
+        lambda x: torch.where(x > 0, x, 0.25 * x),
+    ),
+    "rrelu": (F.rrelu, nn.RReLU(inplace=True), lambda x: torch.where(x > 0, x, x * (1 / 8 + 1 / 3) / 2)),
+    "softplus": (F.softplus, nn.Softplus(), lambda x: torch.log1p(x.exp())),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("net", ["chain", "activated skip"])
+def test_guided_and_deconv_are_nielsens_formula_at_every_activation_in_place_or_not(name: str, net: str) -> None:
+    functional, inplace, formula = SMOOTH[name]
+    x, targets = images(2, 8), [1, 3]
+    for rule, exact in ((pl.GuidedReLU(), ExactGuided), (pl.DeconvReLU(), ExactDeconv)):
+        oracle = seeded(lambda exact=exact: NETWORKS[net]([lambda t: exact.apply(t, formula)] * 4))
+        expected = attributed(oracle, x, targets, LAYERS[net])
+        for activation in (functional, inplace):
+            model = seeded(lambda a=activation: NETWORKS[net]([a] * 4))
+            if name == "prelu":
+                for parameter in (m.weight for m in model.modules() if isinstance(m, nn.PReLU)):
+                    parameter.fill_(0.25)
+            found = pl.Gradient(rules=(rule,))(model, x, targets, layers=LAYERS[net])
+            for layer, value in expected.items():
+                assert relative_error(found[layer], value) < 1e-12
+
+
+class Tail(nn.Module):
+    """Convolution, then whatever ``tail`` does with its output."""
+
+    def __init__(self, tail: Callable[[Tensor], Tensor], head: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.head_of_all = head or (lambda x: x)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.tail = tail
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.tail(self.conv(self.head_of_all(x))).mean((2, 3)))
+
+
+def then_in_place(x: Tensor) -> Tensor:
+    x += 1.5
+    x *= 2.0
+    return x.relu_()
+
+
+def view_in_place(x: Tensor) -> Tensor:
+    x[:, :2].relu_()
+    return x
+
+
+def chunked_views(x: Tensor) -> Tensor:
+    return torch.cat([x.view(len(x), 4, -1)[:, :2].relu(), x.flatten(2)[:, 2:]], 1).view_as(x)
+
+
+def activated_then_added(activation: Activation) -> Callable[[Tensor], Tensor]:
+    def tail(x: Tensor) -> Tensor:
+        h = activation(x)
+        h += x
+        return h
+
+    return tail
+
+
+def added_into_input(activation: Activation) -> Callable[[Tensor], Tensor]:
+    def tail(x: Tensor) -> Tensor:
+        x = x * 1.0
+        branch = activation(x) * 0.5
+        x += branch
+        return x
+
+    return tail
+
+
+TWINS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "captured layer followed by in-place arithmetic and ReLU": (
+        then_in_place,
+        lambda x: F.relu((x + 1.5) * 2.0),
+    ),
+    "in-place ReLU on a view": (view_in_place, lambda x: torch.cat([F.relu(x[:, :2]), x[:, 2:]], 1)),
+    "ReLU on a reshaped view": (chunked_views, lambda x: torch.cat([F.relu(x[:, :2]), x[:, 2:]], 1)),
+    "in-place ReLU after a max-pool": (
+        lambda x: F.relu(F.max_pool2d(F.relu(x) - 0.1, 2), inplace=True),
+        lambda x: F.relu(F.max_pool2d(F.relu(x) - 0.1, 2)),
+    ),
+    "in-place addition to a GELU": (activated_then_added(F.gelu), lambda x: F.gelu(x) + x),
+    "in-place addition to a leaky ReLU": (activated_then_added(F.leaky_relu), lambda x: F.leaky_relu(x) + x),
+    "in-place addition to a clamp": (activated_then_added(lambda x: x.clamp(min=0)), lambda x: x.clamp(min=0) + x),
+    "in-place addition to a ReLU's input": (added_into_input(F.relu), lambda x: F.relu(x) * 0.5 + x),
+}
+
+
+@pytest.mark.parametrize("twins", TWINS)
+@pytest.mark.parametrize("rule", [*RULES, "deeplift_native"])
+def test_a_network_that_works_in_place_gives_the_map_of_its_twin_that_does_not(twins: str, rule: str) -> None:
+    """Plain autograd runs both, so every rule must."""
+    method = RULES.get(rule, pl.DeepLift(max_pool="gradient"))
+    x = images(2, 8)
+    inplace, apart = (seeded(lambda tail=tail: Tail(tail)) for tail in TWINS[twins])
+    for layers in (["input"], ["conv"], ["input", "conv"]):
+        expected = method(apart, x, [0, 2], layers=layers)
+        found = method(inplace, x, [0, 2], layers=layers)
+        for layer in layers:
+            assert expected[layer].any()
+            assert relative_error(found[layer], expected[layer]) < 1e-13
+
+
+def test_proportional_pooling_before_an_in_place_relu() -> None:
+    method = pl.Gradient(rules=(pl.ProportionalPooling(),))
+    x = images(2, 8)
+    inplace, apart = (seeded(lambda t=t: Tail(t)) for t in TWINS["in-place ReLU after a max-pool"])
+    expected = method(apart, x, 0)["input"]
+    assert relative_error(method(inplace, x, 0)["input"], expected) < 1e-13
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_model_that_overwrites_its_input_is_explained_at_the_image_it_was_given(rule: str) -> None:
+    def normalise(x: Tensor) -> Tensor:
+        x -= 0.25
+        return x
+
+    x = images(2, 8)
+    inplace = seeded(lambda: Tail(F.relu, normalise))
+    apart = seeded(lambda: Tail(F.relu, lambda t: t - 0.25))
+    for layers in (["input"], ["conv"]):
+        given = x.clone()
+        found = RULES[rule](inplace, given, "auto", layers=layers)
+        expected = RULES[rule](apart, x, "auto", layers=layers)
+        assert torch.equal(given, x), "the caller's images were overwritten"
+        assert torch.equal(found.targets, expected.targets)
+        assert relative_error(found[layers[0]], expected[layers[0]]) < 1e-13
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_relu_module_is_itself_a_layer(inplace: bool) -> None:
+    """Its output is captured, not its input, and what follows in place does not overwrite it."""
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.ReLU(inplace), nn.Flatten(), nn.Linear(144, 3)
+        )
+    )
+    x = images(2, 8)
+    found = pl.Gradient(multiply=True)(model, x, 0, layers=["0", "1", "2"])
+    activation = F.relu(F.conv2d(x, model[0].weight, model[0].bias))
+    weight = model[4].weight[0].view(4, 6, 6)
+    assert relative_error(found["2"], activation * weight) < 1e-14
+    assert relative_error(found["1"], activation * weight) < 1e-14
+    assert relative_error(found["0"], activation * weight) < 1e-14  # z 1[z > 0] w
+
+
+POINTWISE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "x ** 2": (lambda x: x**2, torch.square),
+    "x ** 3": (lambda x: x**3, lambda x: torch.pow(x, 3)),
+    "1 / x": (lambda x: 1 / (x.exp() + 1), lambda x: torch.reciprocal(x.exp() + 1)),
+    "x * x": (lambda x: x * x, torch.square),
+    "x * sigmoid(x)": (lambda x: x * torch.sigmoid(x), F.silu),
+    "abs": (lambda x: abs(x), torch.abs),
+    "sqrt": (lambda x: (x.exp() + 1).sqrt(), lambda x: (x.exp() + 1).pow(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_deeplift_is_complete_and_the_same_for_every_spelling_of_a_non_linearity(name: str) -> None:
+    """A ReLU first, so that some rule is met even where the spelling is not."""
+    x = images(2, 8)
+    found, expected = (
+        pl.DeepLift()(seeded(lambda f=f: Tail(lambda t: f(F.relu(t) - 0.5))), x, 1) for f in POINTWISE[name]
+    )
+    assert relative_error(found["input"], expected["input"]) < 1e-12
+    assert float(found.residuals["input"].abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("scale_first", [True, False])
+def test_deeplift_treats_a_layer_scale_as_a_constant(frozen: bool, scale_first: bool) -> None:
+    """ConvNeXt's ``layer_scale * x``, with as many channels as there are rows, trainable or frozen."""
+    scale = nn.Parameter(torch.tensor([1.0, 5.0, -2.0, 0.5], dtype=torch.float64).view(4, 1, 1))
+    scaled = (lambda x: scale * F.relu(x)) if scale_first else (lambda x: F.relu(x) * scale)
+    model = seeded(lambda: Tail(scaled))
+    model.scale = scale
+    model.requires_grad_(not frozen)
+    found = pl.DeepLift()(model, images(2, 8), 1)
+    twin = seeded(lambda: Tail(F.relu))
+    twin.fc.weight.mul_(scale.detach().view(1, 4))
+    assert relative_error(found["input"], pl.DeepLift()(twin, images(2, 8), 1)["input"]) < 1e-13
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, IndexError, ZeroDivisionError])
+def test_a_path_at_a_layer_of_a_model_that_refuses_empty_batches(error: type[Exception]) -> None:
+    """The network below the layer need not run; where it cannot run on nothing, it runs on the images."""
+
+    def refuse(x: Tensor) -> Tensor:
+        if len(x) == 0:
+            raise error("empty batch")
+        return x
+
+    method = pl.Gradient().integrated(3)
+    found = method(seeded(lambda: Tail(F.relu, refuse)), images(2, 8), [0, 1], layers="conv")["conv"]
+    expected = method(seeded(lambda: Tail(F.relu)), images(2, 8), [0, 1], layers="conv")["conv"]
+    assert relative_error(found, expected) < 1e-14

@@ -1,0 +1,105 @@
+"""The unmodified architectures of the reference tests, and what Captum says of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tests.networks import SkipFed, randomise, seeded
+
+TARGETS = [1, 4]
+CLASSES = 10
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# name: (size of the image, hidden layers to compare)
+ARCHITECTURES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "resnet18": (64, ("layer1.0", "layer2.1", "layer4.1")),
+    "resnet50": (64, ("layer1.2", "layer3.0", "layer4.2")),
+    "vgg16": (32, ("features.4", "features.16", "features.30")),
+    "googlenet": (64, ("inception3a", "inception4c", "inception5b")),
+    "densenet121": (64, ("features.denseblock1", "features.transition2", "features.denseblock4")),
+    "mobilenet_v2": (64, ("features.3", "features.10", "features.18")),
+    "convnext_tiny": (64, ("features.1.0", "features.3.1", "features.7.2")),
+    "norm_free": (16, ("stem",)),
+}
+SETTINGS: dict[str, dict[str, Any]] = {"googlenet": {"aux_logits": False, "init_weights": False}}
+
+
+@cache
+def network(name: str) -> nn.Module:
+    if name == "norm_free":
+        return seeded(lambda: SkipFed([nn.ReLU() for _ in range(4)], channels=8))
+    with torch.random.fork_rng(devices=[]), double_precision():
+        torch.manual_seed(0)
+        make = getattr(torchvision.models, name)
+        model = randomise(make(weights=None, num_classes=CLASSES, **SETTINGS.get(name, {})))
+        if name == "vgg16":  # its own initialisation leaves all biases 0, and so every method at grad x input
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.normal_(0, 0.1)
+        _calibrate(model, torch.randn(4, 3, 64, 64))
+    return model
+
+
+def _calibrate(model: nn.Module, x: Tensor) -> None:
+    """Batch-norm running statistics near those of a batch, so that no activation dies or explodes."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(x)
+    for norm in norms:
+        norm.eval().momentum = 0.1
+        norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.7, 1.5)).add_(1e-3)
+        norm.running_mean.add_(torch.empty_like(norm.running_mean).normal_(0, 0.1))
+
+
+def batch(name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    size = ARCHITECTURES[name][0]
+    return torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+
+
+def quietly(call: Callable[[], Any]) -> Any:
+    """What another library answers, without what it warns of (hooks, gradients it set, deprecated calls)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
+
+
+def captum_input(kind: str, model: nn.Module, x: Tensor, **settings: Any) -> Tensor:
+    from captum import attr
+
+    targets = torch.tensor(TARGETS)
+    explainer = getattr(attr, kind)(model)
+    found: Tensor = quietly(lambda: explainer.attribute(x.clone(), target=targets, **settings))
+    return found.detach()
+
+
+def captum_layer(
+    kind: str, model: nn.Module, layer: str, x: Tensor, options: Any = None, **settings: Any
+) -> Tensor:
+    from captum import attr
+
+    targets = torch.tensor(TARGETS)
+    explainer = getattr(attr, kind)(model, model.get_submodule(layer), **(options or {}))
+    found: Tensor = quietly(lambda: explainer.attribute(x.clone(), target=targets, **settings))
+    return found.detach()
