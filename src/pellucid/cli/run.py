@@ -113,7 +113,7 @@ class Run:
 
     def classify(self, chunk: list[Photo], images: Tensor) -> Tensor:
         """The classes to explain, from one forward pass."""
-        from ..methods.network import not_finite, require_in_range
+        from ..methods.checks import not_finite, require_in_range
 
         logits = self.logits(images)
         if not bool(logits.isfinite().all()):
@@ -136,7 +136,7 @@ class Run:
         """The model's logits, at most ``max_batch`` images at a time."""
         import torch
 
-        from ..methods.network import require_logits
+        from ..methods.checks import require_logits
 
         with torch.no_grad():
             # Clones: the model's first operation may be in place.

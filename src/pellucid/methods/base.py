@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter, require_count
 from ..layers import INPUT, require_explainable, select_layers
 from ..rules.base import Rule
+from ..rules.norm import FrozenBatchNorm
 from ..rules.variants import Variant, variant_rules
 from ..sampling import Noise, Path, Sampling, fold
-from .network import Network, Points, predicted, require_images, require_targets
+from .checks import predicted, require_images, require_targets
+from .network import Network, Points
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -127,7 +129,7 @@ class Method(ABC):
         if max_batch < self.rows_per_point:
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
         chosen = select_layers(model, self.default_layers(model) if layers is None else layers)
-        rules = (*self.backward_rules, *variant_rules(variant))
+        rules = (*self.backward_rules, *variant_rules(variant), FrozenBatchNorm())
         parameter = next(model.parameters(), images)
         with torch.inference_mode(False):
             images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())

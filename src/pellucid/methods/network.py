@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidImage, InvalidLayer, InvalidModel, InvalidTarget, PellucidError
+from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..rules.base import Rule, Rules
 from ..sampling import Baseline, reference_images
+from .checks import not_finite, require_in_range, require_logits
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Network:
         self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
     ) -> tuple[Activations, Tensor]:
         rules = Rules(self.rules, self._copies)
-        with captured(self.model, layers, injected) as activations, rules if self.rules else nullcontext():
+        with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()
         for layer in layers:
@@ -204,67 +204,3 @@ class Network:
         # Gathered, not asked: asking would make every pass wait for the device.
         self._finite = self._finite & logits.detach().isfinite().all()
         return scores
-
-
-def require_logits(output: Any) -> Tensor:
-    """Raise ``InvalidModel`` unless a model's output is logits (B, classes)."""
-    if not isinstance(output, Tensor):
-        raise InvalidModel(
-            f"the model returns {type(output).__name__}, not a tensor of logits; wrap it so that it returns them"
-        )
-    if output.dim() != 2:
-        raise InvalidModel(f"the model returns shape {tuple(output.shape)}; explained are logits (batch, classes)")
-    return output
-
-
-def not_finite(model: nn.Module, what: str) -> InvalidModel:
-    """The error for values that are not finite, naming the parameter that is to blame if one is."""
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if not bool(value.isfinite().all()):
-            return InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
-    return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
-
-
-def require_images(images: Tensor) -> None:
-    """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W)."""
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidImage(f"images are {shape}; give a float tensor (batch, channels, height, width)")
-    if len(images) == 0:
-        raise InvalidImage("the batch holds no image")
-    broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-    if broken:
-        raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")
-
-
-def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
-    """The class (B,) with the highest logit of the model as it is, without any rule."""
-    with torch.no_grad():
-        logits = torch.cat([require_logits(model(part.clone())) for part in images.split(max_batch)])
-    if not bool(logits.isfinite().all()):
-        raise not_finite(model, "a logit")
-    return logits.argmax(1)
-
-
-def require_targets(targets: Any, images: Tensor) -> Tensor:
-    """Targets (B,) from one class for all or one per image."""
-    try:
-        given = torch.as_tensor(targets, device=images.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidTarget(f"targets={targets!r}; give 'auto', a class number or one per image") from error
-    if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
-        raise InvalidTarget(
-            f"targets are {given.dtype} of shape {tuple(given.shape)}; give whole numbers (batch,)"
-        )
-    if given.dim() == 0:
-        given = given.expand(len(images))
-    if len(given) != len(images):
-        raise InvalidTarget(f"{len(given)} targets for {len(images)} images; give one for all or one per image")
-    return given.long()
-
-
-def require_in_range(targets: Tensor, classes: int) -> None:
-    """Raise ``InvalidTarget`` unless all targets are classes of the model."""
-    wrong = targets[(targets < 0) | (targets >= classes)]
-    if len(wrong):
-        raise InvalidTarget(f"target {int(wrong[0])} is out of range; the model has classes 0 to {classes - 1}")

@@ -250,6 +250,7 @@ def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Operation | None]
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_NORM = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 _MAX_POOL = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
 _AVG_POOL = {
     "stride": None,
@@ -295,6 +296,10 @@ def _table() -> dict[Any, Reader]:
         table |= dict.fromkeys(_owners(name), _reader(name))
     for name, reader in _SPECIAL.items():
         table |= dict.fromkeys(_owners(name), reader)
+    # torch.batch_norm orders its arguments otherwise; modules call this one.
+    table[F.batch_norm] = _with_signature(
+        "batch_norm", F.batch_norm, "running_mean", "running_var", *_NORM, **_NORM
+    )
     return table
 
 

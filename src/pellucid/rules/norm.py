@@ -1,0 +1,61 @@
+"""A frozen batch normalisation as the one multiplication and addition that it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Rule, Run
+from .operations import Operation
+
+
+@dataclass(frozen=True)
+class FrozenBatchNorm(Rule):
+    """Run an evaluated batch normalisation as y = s x + t, with s = w / sqrt(var + eps), t = b - s mean.
+
+    The same function and the same gradient R_in = s R, only cheaper: autograd's own keeps the input and, on
+    the way back, also sums what the gradients of w and b would need, which nobody asks for here. Every call
+    runs under this rule (benchmarks/README.md tells what it saves).
+    """
+
+    required: ClassVar[bool] = False
+    operations: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
+
+    @property
+    def alters_gradient(self) -> bool:
+        """It does not."""
+        return False
+
+    def concerns(self, operation: Operation) -> bool:
+        """Normalisations by running statistics, of the input's own precision."""
+        settings = operation.settings
+        mean = settings["running_mean"]
+        return not settings["training"] and mean is not None and mean.dtype == operation.input.dtype
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Scale and shift each channel."""
+        settings, shape = operation.settings, (1, -1, *[1] * (x.dim() - 2))
+        with torch.no_grad():
+            scale = (settings["running_var"] + settings["eps"]).rsqrt()
+            if settings["weight"] is not None:
+                scale = scale * settings["weight"]
+            shift = -settings["running_mean"] * scale
+            if settings["bias"] is not None:
+                shift = shift + settings["bias"]
+        y: Tensor = _Affine.apply(x, scale.view(shape), shift.view(shape))
+        return y
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(shift, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None, None
