@@ -7,7 +7,7 @@ over plain numbers. No autograd graph, no hook and no line of pellucid takes par
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,14 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pellucid.EmptyMapWarning")
 
 SEEDS = (0, 1, 2)
 EXACT = 1e-11
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------ the naive network

@@ -30,8 +30,6 @@ from tests.networks import (
 from tests.reference.zoo import ARCHITECTURES, TARGETS, batch, captum_input, captum_layer, network, quietly
 
 pytest.importorskip("captum")
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EXACT = 1e-12
 CAPTUM_SEES_EVERY_ACTIVATION = ("resnet18", "resnet50", "vgg16")
 CAPTUM_SEES_NO_ACTIVATION = ("googlenet", "mobilenet_v2", "convnext_tiny")

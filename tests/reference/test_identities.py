@@ -11,7 +11,6 @@ from pellucid.sampling import fold, noise_like
 from tests.networks import images, logits_of, plain, relative_error
 
 TARGETS = [0, 2]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def relu_network(bias: bool, pool: bool, seed: int) -> nn.Sequential:

@@ -20,7 +20,6 @@ BASELINE, STD = 0.2, 0.3
 SAMPLES, STEPS = 3, 4
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning"),
 ]
 

@@ -10,6 +10,7 @@ import pellucid as pl
 PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0,
+    "files": 1,
     "heatmap": 1, "sampling": 1, "layers": 1, "rules": 1,
     "methods": 2, "models": 2, "data": 2,
     "metrics": 3,

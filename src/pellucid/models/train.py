@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ..errors import InvalidParameter, OutputNotWritable
+from ..errors import InvalidParameter
+from ..files import replace_file
 from .papers import PAPER_MODELS
 from .preprocess import Preprocess
 
@@ -274,16 +274,3 @@ def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, Any]) -
     text = json.dumps({**facts, "versions": versions}, indent=2) + "\n"
     replace_file(path, safetensors.torch.save(tensors))
     replace_file(path.with_suffix(".json"), text.encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one move: whoever reads it sees the old content or the new, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise OutputNotWritable(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error

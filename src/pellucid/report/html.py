@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ..errors import OutputNotWritable
+from ..files import replace_file
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,7 @@ def save(text: str, path: str | Path) -> None:
     Raises:
         OutputNotWritable: the file cannot be written.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise OutputNotWritable(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
+    replace_file(Path(path), text.encode())
 
 
 @lru_cache(maxsize=1)
