@@ -34,8 +34,12 @@ def reductions(images: str, model_name: str, weights: str, count: int, batch: in
             pair[1] += pl.total_variation(backward[layer]).sum().item()
         print(f"\r{rows.stop} images", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    found = {layer: 1 - after / before for layer, (before, after) in totals.items() if layer != "input"}
-    return {layer: value for layer, value in found.items() if value}
+    # Above the last stride nothing changes, and below a global average the gradient is constant: no variation.
+    return {
+        layer: 1 - after / before
+        for layer, (before, after) in totals.items()
+        if layer != "input" and after != before
+    }
 
 
 def main() -> None:
