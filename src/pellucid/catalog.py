@@ -1,4 +1,4 @@
-"""The only lists: methods, variants. One line here puts a method into the CLI, the docs and the contract tests."""
+"""The only lists: methods, metrics, variants. One line here reaches the CLI, the docs and the contract tests."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .methods.gradient import (
     lrp_epsilon,
     rectgrad,
 )
+from .metrics.base import Metric
+from .metrics.noise import RawTotalVariation, TotalVariation
 from .rules.variants import DOWNSAMPLING
 from .sampling import Noise, Path
 
@@ -68,6 +70,14 @@ METHODS: Mapping[str, Entry] = {
 
 COMBINATORS: Mapping[str, type[Noise] | type[Path]] = {"smoothed": Noise, "integrated": Path}
 
+METRICS: Mapping[str, type[Metric]] = {
+    metric.name: metric
+    for metric in (
+        TotalVariation,
+        RawTotalVariation,
+    )
+}
+
 VARIANTS = DOWNSAMPLING
 
 
@@ -87,13 +97,27 @@ def method(text: str, **settings: Any) -> Method:
     return built
 
 
-def _parsed(text: str) -> ast.expr:
+def metric(text: str, **settings: Any) -> Metric:
+    """A metric by its catalogue name or as text with settings, such as ``insertion(steps=28)``.
+
+    Raises:
+        UnknownName: no such metric or parameter (nearest names shown).
+        InvalidParameter: text that is no metric, or a value out of range.
+    """
+    name, inner, written = _call(_parsed(text, "metric"), "metric")
+    if name not in METRICS:
+        raise UnknownName("metric", name, METRICS)
+    if inner is not None:
+        raise InvalidParameter(f"{name} takes nothing inside; write {name}(parameter=value)")
+    return cast(Metric, _call_checked(name, METRICS[name], METRICS[name], written | settings))
+
+
+def _parsed(text: str, kind: str = "method") -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise InvalidParameter(
-            f"{text!r} is no method; write a name, or smoothed(...) and integrated(...) around one"
-        ) from error
+        ways = "a name, or smoothed(...) and integrated(...) around one"
+        raise InvalidParameter(f"{text!r} is no {kind}; write {ways if kind == 'method' else 'a name'}") from error
 
 
 def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -117,12 +141,12 @@ def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, 
     return cast(Method, _call_checked(name, made_of, made_of, written | own)), rest
 
 
-def _call(node: ast.expr) -> tuple[str, ast.expr | None, dict[str, Any]]:
+def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, dict[str, Any]]:
     """Name, inner method and keyword settings of one level of the text."""
     if isinstance(node, ast.Name):
         return node.id, None, {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
-        raise InvalidParameter(f"{ast.unparse(node)!r} is no method; write name(inner, parameter=value)")
+        raise InvalidParameter(f"{ast.unparse(node)!r} is no {kind}; write name(inner, parameter=value)")
     inner = node.args[0] if node.args else None
     return node.func.id, inner, {str(word.arg): _literal(word.value) for word in node.keywords}
 

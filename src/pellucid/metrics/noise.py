@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from ..errors import InvalidParameter
+from .base import Axis, Case, Measured, Metric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
 EPSILON = 1e-6
@@ -34,3 +39,36 @@ def _variation(maps: Tensor) -> Tensor:
     """Anisotropic total variation of each channel (B, C)."""
     vertical = maps.diff(dim=2).abs().sum((2, 3))
     return vertical + maps.diff(dim=3).abs().sum((2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalVariation(Metric):
+    """Normalised total variation of the attribution at its own size, all channels (``total_variation``)."""
+
+    name = "total_variation"
+    axis: ClassVar[Axis] = "noise"
+    unit = "variation per pixel"
+    higher_is_better = False
+    paper = "Smooth Deep Saliency, Sec. 4.4, Eq. 1 and 2"
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer."""
+        return {layer: Measured(total_variation(attribution)) for layer, attribution in case.attributions.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawTotalVariation(Metric):
+    """Sum of absolute differences of neighbouring pixels of the heatmap, in the attribution's own units."""
+
+    name = "raw_total_variation"
+    axis: ClassVar[Axis] = "noise"
+    unit = "sum of differences"
+    higher_is_better = False
+    paper = "RectGrad, Sec. 5.2, Fig. 8b"
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer."""
+        return {
+            layer: Measured(total_variation(case.heatmaps(layer)[:, None], normalized=False))
+            for layer in case.layers
+        }

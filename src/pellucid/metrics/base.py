@@ -1,0 +1,131 @@
+"""``Metric``: a case -> one value per image at each layer; and ``Case``, all that a metric may ask about."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor
+
+from ..heatmap import Channels, Upsampling, heatmap
+from ..methods.base import Attributions, Method
+from ..rules.variants import Variant
+from .scoring import Scorer
+
+Axis = Literal["noise", "faithfulness", "sanity", "localization", "occlusion", "sensitivity", "fidelity", "edges"]
+Need = Literal["masks", "boxes", "labels"]
+Box = tuple[float, float, float, float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric at one layer: ``values`` (B,), NaN where it is undefined, and the curves they sum up.
+
+    ``curve`` (B, n) holds what was measured at the ``n`` positions ``at``, such as the fractions of pixels
+    inserted; ``steps`` names them where they have names, such as the layers randomised.
+    """
+
+    values: Tensor
+    curve: Tensor | None = None
+    at: Sequence[float] = ()
+    steps: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A method's attributions of a batch of images, and all that metrics may ask about them.
+
+    Attributes:
+        scorer: the model that is scored, which need not be the one that was explained.
+        scored: the class (B,) of each image whose score is followed.
+        method, explained, variant: what made the attributions; ``explain`` calls it again.
+        images: (B, C, H, W), as the model takes them.
+        attributions: by layer, with the explained ``targets`` (B,).
+        labels: true classes (B,), where known.
+        masks: (B, H, W), True on the object, where known.
+        boxes: each image's objects as (x0, y0, x1, y1) in pixels of ``images``, where known.
+        names: of the images, for messages.
+        channels, upsampling: how attributions become heatmaps (``pellucid.heatmap``).
+    """
+
+    method: Method
+    explained: Any  # nn.Module
+    images: Tensor
+    attributions: Attributions
+    scorer: Scorer
+    scored: Tensor
+    variant: Variant = "original"
+    seed: int = 0
+    max_batch: int = 64
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+    boxes: Sequence[Sequence[Box]] | None = None
+    names: Sequence[str] = ()
+    channels: Channels = "mean"
+    upsampling: Upsampling = "nearest"
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def targets(self) -> Tensor:
+        """The explained classes (B,)."""
+        return self.attributions.targets
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers explained."""
+        return tuple(self.attributions)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What several metrics share, computed by the first that asks."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        value: T = self._shared[key]
+        return value
+
+    def heatmaps(self, layer: str) -> Tensor:
+        """The heatmaps (B, H, W) of a layer, of the images' size."""
+        return self.once(("heatmaps", layer), lambda: self.heatmap(self.attributions[layer]))
+
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        """An attribution as a heatmap of the images' size."""
+        height, width = self.images.shape[-2:]
+        return heatmap(attribution, (height, width), self.channels, self.upsampling)
+
+    def explain(
+        self, model: Any = None, images: Tensor | None = None, targets: Any = None, seed: int | None = None
+    ) -> Attributions:
+        """The method again at the same layers, with another model, other images or other classes."""
+        return self.method(
+            self.explained if model is None else model,
+            self.images if images is None else images,
+            self.targets if targets is None else targets,
+            self.layers,
+            variant=self.variant,
+            seed=self.seed if seed is None else seed,
+            max_batch=self.max_batch,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(ABC):
+    """One way to grade maps; a dataclass of its settings.
+
+    ``measure`` gives one value per image at each layer. A value that is undefined is NaN, and ``undefined``
+    says why that happens; statistics leave such images out and count them.
+    """
+
+    name: ClassVar[str]
+    axis: ClassVar[Axis]
+    unit: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    paper: ClassVar[str]
+    undefined: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    of_model: ClassVar[bool] = False  # grades the variant, not a map: one value per image, at no layer
+
+    @abstractmethod
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One result for each layer of the case, or one under ``""`` if ``of_model``."""
