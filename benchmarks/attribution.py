@@ -1,6 +1,6 @@
 """Speed of attribution against the bare loop written by hand and against Captum, as ratios.
 
-    python benchmarks/attribution.py [--runs 7] [--device cpu|cuda] [--markdown FILE]
+    python benchmarks/attribution.py [--runs 7] [--device cpu|cuda] [--part speed|memory|all] [--markdown FILE]
 
 ResNet-18 with random weights, 224 x 224, batch 4. Every row's contenders run in turn, so that a busy machine
 slows all of them; a ratio is of medians. The bare loop makes the same passes with plain autograd and hooks,
@@ -215,7 +215,7 @@ def rows_of(model: nn.Module, device: str) -> list[Row]:
             lambda: bare_smoothgrad(model, images, targets, 15, smooth),
             ours("smoothed(gradient, samples=15)", batch=smooth), captum.get("smoothgrad"), "<= 1.1 bare", BATCH),
         Row("layer integrated gradients, 20 steps, 8 blocks", bare_layers,
-            ours("integrated(gradient, steps=20)", layers, count=2), captum.get("layer integrated"),
+            ours("integrated(gradient, steps=20)", layers, count=2, batch=20), captum.get("layer integrated"),
             ">= 2.5x Captum", 2),
     ]  # fmt: skip
 
@@ -278,7 +278,16 @@ def peak(case: str, device: str) -> None:
     if device == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_of_process() / 2**20)
+
+
+def peak_of_process() -> int:
+    """Peak resident memory in bytes, from the kernel where it tells: ``getrusage`` counts the parent's, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory(device: str) -> str:
@@ -299,24 +308,31 @@ def memory(device: str) -> str:
     )
 
 
+def speed(runs: int, device: str) -> str:
+    rows = rows_of(resnet18(device), device)
+    measure(rows, runs)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {where}"
+    return f"{versions}, medians of {runs} runs in turn.\n\n{table(rows)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--part", choices=("speed", "memory", "all"), default="all")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--peak", choices=MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         peak(options.peak, options.device)
         return
-    rows = rows_of(resnet18(options.device), options.device)
-    measure(rows, options.runs)
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    text = (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {where}, "
-        f"medians of {options.runs} runs in turn.\n\n"
-        f"{table(rows)}\n\n{memory(options.device)}\n"
-    )
+    parts = []
+    if options.part != "memory":
+        parts.append(speed(options.runs, options.device))
+    if options.part != "speed":
+        parts.append(memory(options.device))
+    text = "\n\n".join(parts) + "\n"
     print(text)
     if options.markdown:
         options.markdown.write_text(text)

@@ -7,6 +7,7 @@ from .layers import layer_names
 from .methods.base import Attributions, Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
+from .methods.external import External
 from .methods.gradient import DeepLift, Gradient
 from .metrics.noise import total_variation
 from .models.zoo import LoadedModel, load_model
@@ -29,6 +30,7 @@ __all__ = [
     "Edges",
     "EmptyMapWarning",
     "EpsilonLRP",
+    "External",
     "GradCAM",
     "Gradient",
     "GuidedReLU",

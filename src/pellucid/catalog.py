@@ -12,6 +12,7 @@ from .errors import InvalidParameter, PellucidError, UnknownName
 from .methods.base import Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
+from .methods.external import external
 from .methods.gradient import (
     deconvnet,
     deeplift,
@@ -84,6 +85,8 @@ VARIANTS = DOWNSAMPLING
 def method(text: str, **settings: Any) -> Method:
     """A method by its catalogue name or as text, such as ``smoothed(integrated(gradient, steps=50))``.
 
+    ``"path/to/file.py:function"`` makes a method of any function (model, images, targets) -> maps.
+
     Settings go to the outermost part that takes them: ``method("smoothed_integrated_gradients", steps=20,
     samples=5)``. The text is parsed, never evaluated.
 
@@ -91,6 +94,8 @@ def method(text: str, **settings: Any) -> Method:
         UnknownName: no such method, combinator or parameter (nearest names shown).
         InvalidParameter: text that is no method, or a value out of range.
     """
+    if ".py:" in text:
+        return external(text.strip(), **settings)
     built, unused = _built(_parsed(text), dict(settings))
     if unused:
         raise UnknownName(f"parameter of {text!r}", next(iter(unused)), _parameters(_parsed(text)))

@@ -49,6 +49,10 @@ class InvalidLayer(PellucidError, ValueError):
     """A layer's output cannot be captured: it did not run, ran several times, or is no tensor."""
 
 
+class InvalidMap(PellucidError, ValueError):
+    """A map made elsewhere cannot be used: its function failed, or gave the wrong shape, NaN or infinity."""
+
+
 class RuleNotApplied(PellucidError):
     """A backward rule met no operation of its kind, so the map would silently be another method's."""
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ import torchvision
 from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
+from ..files import run_file
 from .papers import PAPER_MODELS
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess
 from .weights import (
@@ -270,7 +268,7 @@ def from_file(name: str) -> Architecture:
     path, _, factory = name.rpartition(":")
     if not path or factory.endswith(".py"):
         raise InvalidModel(f"{name!r} names no factory; write it as 'path/to/file.py:factory'")
-    module = run_file(Path(path))
+    module = run_file(Path(path), InvalidModel, "model file", "factory")
     if not callable(getattr(module, factory, None)):
         functions = [known for known, value in vars(module).items() if callable(value) and known[0] != "_"]
         raise UnknownName(f"factory in {path}", factory, functions)
@@ -293,25 +291,6 @@ def from_file(name: str) -> Architecture:
     return Architecture(
         build, pretrained, own if isinstance(own, Preprocess) else CustomPreprocess(own), sized=False
     )
-
-
-def run_file(path: Path) -> ModuleType:
-    """Import a Python file by its path; it may import its neighbours."""
-    if not path.is_file():
-        raise InvalidModel(f"there is no model file {path}; write it as 'path/to/file.py:factory'")
-    specification = importlib.util.spec_from_file_location(f"pellucid_model_{path.stem}", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module  # dataclasses and pickles in the file look it up there
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        raise InvalidModel(f"running {path} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return module
 
 
 # Weights.

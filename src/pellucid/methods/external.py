@@ -1,0 +1,106 @@
+"""Maps made elsewhere: any function (model, images, targets) -> maps is a method like the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidLayer, InvalidMap, PellucidError, UnknownName
+from ..files import run_file
+from ..layers import INPUT
+from ..rules.base import Rules
+from ..rules.norm import FrozenBatchNorm
+from .base import Estimate, Method
+from .network import Network, Points
+
+
+@dataclass(frozen=True)
+class External(Method):
+    """Attributions by ``function(model, images (n, C, H, W), targets (n,))``: a tensor or NumPy array.
+
+    The result is (n, C, h, w) or (n, h, w), one map for each image; it stands for ``layer``, the only one
+    explained. Images come at most ``max_batch`` at a time and require gradients. The function runs under the
+    rules of the variant asked for, so that variants and samplings work on it as on any other method; whatever
+    it does to the model or to the global random state is its own affair.
+
+    Raises:
+        InvalidMap: on a call: the function raises, or gives another shape, NaN or infinity.
+    """
+
+    function: Callable[[nn.Module, Tensor, Tensor], Any]
+    name: str = ""
+    layer: str = INPUT
+
+    def default_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """The layer that the maps are of."""
+        return (self.layer,)
+
+    def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
+        """One call of the function."""
+        if self.layer not in layers:
+            raise InvalidLayer(f"{self.called} gives maps at {self.layer!r} alone, not at {', '.join(layers)}")
+        return {self.layer: Estimate(self._checked(self._maps(network, points), points))}
+
+    @property
+    def called(self) -> str:
+        """What messages call the function."""
+        return self.name or getattr(self.function, "__name__", repr(self.function))
+
+    def _maps(self, network: Network, points: Points) -> Any:
+        # Only what the variant asks for: other libraries know batch norms as they are.
+        rules = [rule for rule in network.rules if not isinstance(rule, FrozenBatchNorm)]
+        running = Rules(rules)
+        try:
+            with torch.enable_grad(), running if rules else nullcontext():
+                # Requiring gradients, since the model's frozen parameters do not and libraries rely on either.
+                images = points.values.clone().requires_grad_()
+                maps = self.function(network.model, images, network.targets[points.origin])
+        except PellucidError:
+            raise
+        except Exception as error:  # whatever a foreign function raises
+            raise InvalidMap(f"{self.called} failed: {type(error).__name__}: {error}") from error
+        running.require_all_applied()
+        return maps
+
+    def _checked(self, maps: Any, points: Points) -> Tensor:
+        try:
+            attribution = torch.as_tensor(maps, dtype=points.values.dtype, device=points.values.device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidMap(f"{self.called} gives {type(maps).__name__}; it must return a tensor") from error
+        if attribution.dim() == 3:
+            attribution = attribution.unsqueeze(1)
+        if attribution.dim() != 4 or len(attribution) != len(points):
+            raise InvalidMap(
+                f"{self.called} gives shape {tuple(attribution.shape)} for {len(points)} images; "
+                "it must return (images, channels, height, width) or (images, height, width)"
+            )
+        broken = (~attribution.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            raise InvalidMap(
+                f"{self.called} gives NaN or infinite values for image {int(points.origin[broken[0]])} of the "
+                f"batch ({len(broken)} of {len(points)} images); look for a division by zero in it"
+            )
+        return attribution
+
+
+def external(text: str, layer: str = INPUT, **settings: Any) -> External:
+    """The function that ``path/to/file.py:function`` names, with its settings, as a method.
+
+    Raises:
+        InvalidMap: no such file, or it fails when it is imported.
+        UnknownName: it has no function of that name.
+    """
+    path, _, name = text.rpartition(":")
+    module = run_file(Path(path), InvalidMap, "file of methods", "function")
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
+        raise UnknownName(f"function in {path}", name, known)
+    return External(function=partial(function, **settings) if settings else function, name=text, layer=layer)

@@ -1,0 +1,133 @@
+"""Maps from elsewhere: Captum's, pytorch-grad-cam's, and functions that go wrong."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pellucid as pl
+from pellucid.errors import InvalidLayer, InvalidMap, UnknownName
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return pl.load_model("shapes-resnet").model.double()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_captum_saliency_is_the_absolute_gradient(network: nn.Module, images: Tensor) -> None:
+    theirs = pl.method(f"{EXAMPLES / 'captum_maps.py'}:saliency")(network, images)
+    ours = pl.method("gradient", absolute=True)(network, images)
+    torch.testing.assert_close(theirs["input"], ours["input"], rtol=1e-9, atol=1e-12)
+    assert theirs.targets.tolist() == ours.targets.tolist()
+
+
+def test_the_backward_variant_reaches_captum(network: nn.Module, images: Tensor) -> None:
+    """Captum differentiates the user's model, whose operations run under the variant's rules."""
+    theirs = pl.method(f"{EXAMPLES / 'captum_maps.py'}:saliency")(network, images, variant="backward")
+    ours = pl.method("gradient", absolute=True)(network, images, variant="backward")
+    plain = pl.method("gradient", absolute=True)(network, images)
+    torch.testing.assert_close(theirs["input"], ours["input"], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(theirs["input"], plain["input"], rtol=1e-2)
+
+
+def test_captum_occlusion_by_hand(network: nn.Module, images: Tensor) -> None:
+    """A window as large as its stride: each pixel gets its own window's fall of the logit."""
+    found = pl.method(f"{EXAMPLES / 'captum_maps.py'}:occlusion", window=32, stride=32)(network, images, 1)
+    with torch.no_grad():
+        whole = network(images)[:, 1]
+        for top, left in ((0, 0), (32, 0), (32, 32)):
+            blanked = images.clone()
+            blanked[:, :, top : top + 32, left : left + 32] = 0
+            fall = whole - network(blanked)[:, 1]
+            window = found["input"][:, :, top : top + 32, left : left + 32]
+            expected = fall.view(-1, 1, 1, 1).expand_as(window)
+            torch.testing.assert_close(window, expected, rtol=1e-6, atol=1e-7)  # Captum sums in float32
+
+
+@pytest.mark.parametrize("name", ["layercam", "gradcam_plus_plus"])
+def test_grad_cam_library(network: nn.Module, images: Tensor, name: str) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    found = pl.method(f"{EXAMPLES / 'gradcam_maps.py'}:{name}")(network, images, 0)["input"]
+    assert found.shape == (3, 1, 64, 64)
+    assert bool((found.flatten(1).amax(1) > 0.5).all())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_layercam_equals_its_formula(network: nn.Module, images: Tensor) -> None:
+    """LayerCAM: relu(sum_c relu(gradient_c) a_c), scaled to [0, 1], bilinear to the image's size."""
+    pytest.importorskip("pytorch_grad_cam")
+    layer = pl.layer_names(network)[-1]
+    theirs = pl.method(f"{EXAMPLES / 'gradcam_maps.py'}:layercam")(network, images, 0)["input"][:, 0]
+    gradient = pl.method("gradient")(network, images, 0, layer)[layer]
+    activation = pl.method("input_x_gradient")(network, images, 0, layer)[layer] / gradient.where(gradient != 0, 1)
+    by_hand = (gradient.clamp_min(0) * activation).sum(1).clamp_min(0)
+    by_hand = (by_hand - by_hand.amin((1, 2), keepdim=True)) / by_hand.amax((1, 2), keepdim=True)
+    enlarged = pl.heatmap(by_hand[:, None], (64, 64), upsampling="bilinear")
+    for theirs_one, ours_one in zip(theirs, enlarged, strict=True):
+        together = torch.corrcoef(torch.stack([theirs_one.flatten(), ours_one.flatten()]))[0, 1]
+        assert float(together) > 0.999  # they resize by another library
+
+
+def test_samplings_wrap_a_function(network: nn.Module, images: Tensor) -> None:
+    def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        images.requires_grad_()
+        return torch.autograd.grad(model(images).gather(1, targets[:, None]).sum(), images)[0]
+
+    theirs = pl.External(function=gradient).smoothed(samples=4)(network, images, 2, max_batch=5)
+    ours = pl.method("smoothgrad", samples=4)(network, images, 2)
+    torch.testing.assert_close(theirs["input"], ours["input"], rtol=1e-9, atol=1e-12)
+
+
+def test_numpy_and_flat_maps(network: nn.Module, images: Tensor) -> None:
+    def red(model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray:
+        return images[:, 0].detach().numpy()
+
+    found = pl.External(function=red)(network, images, 0, "all", max_batch=2)
+    assert list(found) == ["input"]
+    assert torch.equal(found["input"][:, 0], images[:, 0])
+
+
+def broken(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    maps = images.detach().clone()
+    maps[-1, 0, 0, 0] = float("nan")
+    return maps
+
+
+def raising(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    raise ZeroDivisionError("no weights")
+
+
+BAD = {
+    "nan": (broken, "broken gives NaN or infinite values for image 2 of the batch"),
+    "raises": (raising, "raising failed: ZeroDivisionError: no weights"),
+    "none": (lambda model, images, targets: None, "gives NoneType; it must return a tensor"),
+    "one value each": (lambda model, images, targets: targets, "gives shape (3,) for 3 images"),
+    "too few": (lambda model, images, targets: images[:1], "gives shape (1, 3, 64, 64) for 3 images"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_goes_wrong_is_named(network: nn.Module, images: Tensor, name: str) -> None:
+    function, message = BAD[name]
+    with pytest.raises(InvalidMap, match=re.escape(message)):
+        pl.External(function=function)(network, images, 0)
+
+
+def test_files_and_names(network: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InvalidMap, match=r"no file of methods nowhere\.py"):
+        pl.method("nowhere.py:maps")
+    with pytest.raises(UnknownName, match="did you mean occlusion"):
+        pl.method(f"{EXAMPLES / 'captum_maps.py'}:oclusion")
+    with pytest.raises(InvalidLayer, match="gives maps at 'input' alone"):
+        pl.External(function=broken)(network, images, 0, "layer1.0")
