@@ -1,6 +1,6 @@
 """The public face of pellucid: what stands here is what there is; nothing is imported before it is used."""
 
-from .catalog import METHODS, VARIANTS, method
+from .catalog import METHODS, METRICS, VARIANTS, method, metric
 from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
@@ -9,7 +9,13 @@ from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
 from .methods.external import External
 from .methods.gradient import DeepLift, Gradient
+from .metrics.base import Case, Measured, Metric
+from .metrics.faithfulness import Curve, deletion, insertion
 from .metrics.noise import total_variation
+from .metrics.randomization import cascade
+from .metrics.scoring import Scorer
+from .metrics.similarity import hog_similarity, spearman, ssim
+from .models.segmentation import Segmentation, segmentation_targets
 from .models.zoo import LoadedModel, load_model
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
@@ -21,10 +27,13 @@ from .sampling import Noise, Path, Sampling
 
 __all__ = [
     "METHODS",
+    "METRICS",
     "VARIANTS",
     "Attributions",
     "BackwardRule",
+    "Case",
     "CompletenessWarning",
+    "Curve",
     "DeconvReLU",
     "DeepLift",
     "Edges",
@@ -35,7 +44,9 @@ __all__ = [
     "Gradient",
     "GuidedReLU",
     "LoadedModel",
+    "Measured",
     "Method",
+    "Metric",
     "Noise",
     "PaddingTrick",
     "Path",
@@ -49,12 +60,22 @@ __all__ = [
     "Rule",
     "RuleNotApplied",
     "Sampling",
+    "Scorer",
+    "Segmentation",
     "SmoothedDownsampling",
+    "cascade",
     "clip_percentiles",
+    "deletion",
     "heatmap",
+    "hog_similarity",
+    "insertion",
     "layer_names",
     "load_model",
     "method",
+    "metric",
     "normalize",
+    "segmentation_targets",
+    "spearman",
+    "ssim",
     "total_variation",
 ]

@@ -23,7 +23,14 @@ from .methods.gradient import (
     rectgrad,
 )
 from .metrics.base import Metric
+from .metrics.edges import EdgeDifferentiation, VisualCoherence
+from .metrics.faithfulness import Deletion, Insertion
+from .metrics.fidelity import PredictionDifference, TargetDifference, Top1
+from .metrics.localization import BackgroundMass, EnergyOutside, MassOutside, PatchMass, PointingGame
 from .metrics.noise import RawTotalVariation, TotalVariation
+from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
+from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
+from .metrics.sensitivity import AdversarialChange, ClassChange
 from .rules.variants import DOWNSAMPLING
 from .sampling import Noise, Path
 
@@ -76,6 +83,27 @@ METRICS: Mapping[str, type[Metric]] = {
     for metric in (
         TotalVariation,
         RawTotalVariation,
+        Insertion,
+        Deletion,
+        CascadeSSIM,
+        CascadeSpearman,
+        CascadeHOG,
+        CascadeInsertion,
+        CascadeDeletion,
+        MassOutside,
+        EnergyOutside,
+        PointingGame,
+        BackgroundMass,
+        PatchMass,
+        BackgroundOcclusion,
+        ObjectOcclusion,
+        AdversarialChange,
+        ClassChange,
+        EdgeDifferentiation,
+        VisualCoherence,
+        Top1,
+        PredictionDifference,
+        TargetDifference,
     )
 }
 

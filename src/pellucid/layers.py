@@ -27,25 +27,31 @@ def layer_names(model: nn.Module) -> list[str]:
 
     A block is an outermost module with a convolution inside that is more than a plain container
     (``nn.Sequential``, ``nn.ModuleList``): a residual or inception block, a dense block, a Conv-Norm-ReLU.
-    A model without blocks (VGG, LeNet) offers its convolutions instead. Attributions are of the named
+    A block that holds more than half of the convolutions is taken for the model's body, and its own blocks
+    count. A model without blocks (VGG, LeNet) offers its convolutions instead. Attributions are of the named
     module's output. Any other module may be named too (``dict(model.named_modules())``).
     """
-    blocks = list(_blocks(model, ""))
+    blocks = list(_blocks(model, "", _convolutions(model) / 2))
     if not blocks:
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]
 
 
-def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
+def _blocks(module: nn.Module, prefix: str, most: float) -> Iterator[str]:
+    """The blocks below a module, none of which holds more than ``most`` convolutions in blocks of its own."""
     for name, child in module.named_children():
-        if type(child) in _CONTAINERS:
-            yield from _blocks(child, f"{prefix}{name}.")
-        elif not isinstance(child, _CONVOLUTIONS) and _has_convolution(child):
-            yield f"{prefix}{name}"
+        path = f"{prefix}{name}"
+        if isinstance(child, _CONVOLUTIONS) or not (count := _convolutions(child)):
+            continue
+        is_body = type(child) in _CONTAINERS or count > most
+        inside = list(_blocks(child, f"{path}.", most)) if is_body else []
+        if type(child) not in _CONTAINERS and not inside:
+            inside = [path]
+        yield from inside
 
 
-def _has_convolution(module: nn.Module) -> bool:
-    return any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
+def _convolutions(module: nn.Module) -> int:
+    return sum(isinstance(part, _CONVOLUTIONS) for part in module.modules())
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bool]:

@@ -49,6 +49,7 @@ class Case:
         boxes: each image's objects as (x0, y0, x1, y1) in pixels of ``images``, where known.
         names: of the images, for messages.
         channels, upsampling: how attributions become heatmaps (``pellucid.heatmap``).
+        metrics: all that will be measured, so that those which can run together do.
     """
 
     method: Method
@@ -66,6 +67,7 @@ class Case:
     names: Sequence[str] = ()
     channels: Channels = "mean"
     upsampling: Upsampling = "nearest"
+    metrics: tuple[Metric, ...] = ()
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property

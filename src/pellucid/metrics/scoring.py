@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import require_count
+from ..errors import require_choice, require_count
+from ..layers import require_explainable
 from ..methods.checks import not_finite, require_logits
 from ..rules.base import Rules
-from ..rules.norm import FrozenBatchNorm
 from ..rules.variants import Variant, variant_rules
 
 Output = Literal["softmax", "sigmoid", "logits"]
@@ -23,6 +25,10 @@ class Scorer:
 
     ``rows`` counts the images that went through the model, ``passes`` its forward passes; none sees more than
     ``max_batch`` images. Clean images asked for again are not run again (``of``).
+
+    Raises:
+        InvalidModel: a model in training mode, compiled or TorchScript; later, an output that is no finite
+            tensor (B, classes).
     """
 
     model: nn.Module
@@ -31,35 +37,71 @@ class Scorer:
     max_batch: int = 64
     rows: int = 0
     passes: int = 0
-    _known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _channels_last: bool = field(default=True, repr=False)
+    _known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
 
     def __post_init__(self) -> None:
+        require_explainable(self.model)
+        require_choice("output", self.output, Output)
         require_count("max_batch", self.max_batch)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W).
-
-        Raises:
-            InvalidModel: the output is no finite tensor of logits.
-        """
-        rules = (*variant_rules(self.variant), FrozenBatchNorm())
-        parts = []
+        """Logits (B, classes) of images (B, C, H, W)."""
         with torch.inference_mode():
-            for part in images.split(self.max_batch):
-                self.passes += 1
-                self.rows += len(part)
-                # A clone: the model's first operation may be in place.
-                with Rules(rules) as running:
-                    parts.append(require_logits(self.model(part.clone())))
-                running.require_all_applied()
-        logits = torch.cat(parts)
-        if not bool(logits.isfinite().all()):
-            raise not_finite(self.model, "a logit")
+            # A clone, since the model's first operation may be in place.
+            logits = torch.cat([self._forward(part.clone()) for part in images.split(self.max_batch)])
+        self._require(logits.isfinite().all())
         return logits
 
     def scores(self, images: Tensor) -> Tensor:
         """Scores (B, classes): softmax or sigmoid probabilities, or logits as they are."""
-        logits = self.logits(images)
+        return self._scored(self.logits(images))
+
+    def of(self, images: Tensor) -> Tensor:
+        """Scores of images that several ask about: run once for each tensor object, while that lives."""
+        if images not in self._known:
+            self._known[images] = self.scores(images)
+        scores: Tensor = self._known[images]
+        return scores
+
+    def followed(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """The score (n,) of one class for each row of batches (rows, classes), each made when its turn comes.
+
+        A batch holds at most ``max_batch`` rows and may be overwritten; nothing waits for a device before the
+        last has run.
+        """
+        followed, sound = [], []
+        with torch.inference_mode():
+            for rows, classes in batches:
+                logits = self._forward(rows)
+                sound.append(logits.isfinite().all())
+                followed.append(self._scored(logits).gather(1, classes[:, None])[:, 0])
+            self._require(torch.stack(sound).all())
+        return torch.cat(followed)
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        assert len(rows) <= self.max_batch
+        self.passes += 1
+        self.rows += len(rows)
+        if self._channels_last and rows.device.type == "cpu":
+            # Convolutions without gradients run faster so. A model that takes strides for granted (.view) says so.
+            try:
+                return self._run(rows.clone(memory_format=torch.channels_last))
+            except RuntimeError:
+                self._channels_last = False
+        return self._run(rows.clone(memory_format=torch.contiguous_format))
+
+    def _run(self, rows: Tensor) -> Tensor:
+        """Logits of rows that are the model's own, since its first operation may be in place.
+
+        Batch norms run as they are: without gradients that is the fastest.
+        """
+        with Rules(variant_rules(self.variant)) as running:
+            logits = require_logits(self.model(rows))
+        running.require_all_applied()
+        return logits
+
+    def _scored(self, logits: Tensor) -> Tensor:
         match self.output:
             case "softmax":
                 return logits.softmax(1)
@@ -68,9 +110,6 @@ class Scorer:
             case _:
                 return logits
 
-    def of(self, images: Tensor) -> Tensor:
-        """Scores of images that several ask about: run once for each tensor object."""
-        known = self._known.get(id(images))
-        if known is None or known[0] is not images:
-            known = self._known[id(images)] = (images, self.scores(images))
-        return known[1]
+    def _require(self, finite: Tensor) -> None:
+        if not bool(finite):
+            raise not_finite(self.model, "a logit")

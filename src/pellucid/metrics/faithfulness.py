@@ -1,0 +1,264 @@
+"""Faithfulness: how the class's score follows as pixels are inserted or deleted in a map's order (RISE)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidParameter, require_count
+from ..methods.checks import require_images, require_targets
+from ..rules.variants import Variant
+from .adaptive import FINEST, TOLERANCE, everywhere, where_it_bends
+from .base import Axis, Case, Measured, Metric
+from .perturbation import RISE, Kind, Perturbation, Queue, Reference
+from .scoring import Output, Scorer
+
+Steps = int | Literal["auto"]
+
+
+class Curve(NamedTuple):
+    """Scores along the pixels' order: ``fractions`` changed (n+1,), ``scores`` (..., n+1), ``auc`` (...).
+
+    The area is the trapezoid's over the fractions, from 0 to 1, not divided by the first score.
+    """
+
+    fractions: Tensor
+    scores: Tensor
+    auc: Tensor
+
+
+class Scoring(TypedDict, total=False):
+    """How a model is scored: arguments of ``Scorer``."""
+
+    output: Output
+    variant: Variant
+    max_batch: int
+
+
+def insertion(
+    model: nn.Module | Scorer,
+    images: Tensor,
+    targets: Any,
+    heatmaps: Tensor,
+    steps: Steps = 28,
+    *,
+    start: Reference = "blur",
+    tolerance: float = TOLERANCE,
+    **scoring: Unpack[Scoring],
+) -> Curve:
+    """Scores as the pixels of highest heatmap values are put first into a blurred image; a high area is good.
+
+    After step k of n the first ceil(k H W / n) pixels, all channels together, are the image's, the others the
+    start's. Where n divides H W that is RISE's step of H W / n pixels and RISE's area. Heatmap values that are
+    equal stand in reading order (row by row), so that a constant map inserts from the top.
+
+    Args:
+        model: maps images to logits (B, classes); or a ``Scorer``, which brings its own settings.
+        images: (B, C, H, W), normalised as the model expects.
+        targets: class numbers (B,) or one for all, or ``"auto"``: the class of highest score.
+        heatmaps: (B, H, W), or smaller (B, h, w), then up-sampled to the nearest.
+        steps: their number n, at most H W (28 in RISE's benchmark and Smooth Deep Saliency); ``"auto"`` scores 14
+            steps of equal size, and steps down to 1/224 where the curve bends, until the area's expected error
+            is ``tolerance``. It gives all 225 scores; those between scored points are interpolated linearly,
+            so that the area is that of the curve through the scored points.
+        start: ``"blur"`` (RISE's kernel, ``blur_kernel``), ``"gaussian"``, ``"zero"`` (of normalised
+            pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
+        tolerance: of ``steps="auto"``, in units of the area: the standard error expected of one image.
+        scoring: ``output``: ``"softmax"`` (default), ``"sigmoid"`` or ``"logits"``; ``variant`` of the scored
+            model (``"original"``); ``max_batch`` (64), the rows of no forward pass are more.
+
+    Raises:
+        InvalidModel, InvalidImage, InvalidTarget, InvalidMap, InvalidParameter: as their names say.
+
+    Source: Petsiuk et al., RISE, Sec. 4.2, and its released code; Smooth Deep Saliency, Sec. 4.3.
+    """
+    return _curve(model, images, targets, heatmaps, Perturbation("insertion", start), steps, tolerance, scoring)
+
+
+def deletion(
+    model: nn.Module | Scorer,
+    images: Tensor,
+    targets: Any,
+    heatmaps: Tensor,
+    steps: Steps = 28,
+    *,
+    substrate: Reference = "zero",
+    tolerance: float = TOLERANCE,
+    **scoring: Unpack[Scoring],
+) -> Curve:
+    """Scores as the pixels of highest heatmap values are first replaced by a substrate; a low area is good.
+
+    After step k of n the first ceil(k H W / n) pixels are the substrate's: ``"zero"`` (of normalised pixels, as
+    in RISE), or whatever ``insertion`` can start from. All else is as there.
+    """
+    return _curve(model, images, targets, heatmaps, Perturbation("deletion", substrate), steps, tolerance, scoring)
+
+
+def _curve(
+    model: nn.Module | Scorer,
+    images: Tensor,
+    targets: Any,
+    heatmaps: Tensor,
+    perturbation: Perturbation,
+    steps: Steps,
+    tolerance: float,
+    scoring: Scoring,
+) -> Curve:
+    if isinstance(model, Scorer) and scoring:
+        raise InvalidParameter(f"{', '.join(scoring)} given with a Scorer, which has its own; leave one out")
+    scorer = model if isinstance(model, Scorer) else Scorer(model, **scoring)
+    require_images(images)
+    parameter = next(scorer.model.parameters(), images)
+    # The caller's own tensor where it will do: a Scorer knows its clean scores.
+    images = (images.detach() if images.requires_grad else images).to(parameter.device, parameter.dtype)
+    if isinstance(targets, str) and targets == "auto":
+        targets = scorer.of(images).argmax(1)
+    targets = require_targets(targets, images)
+    (found,) = curves(scorer, images, targets, [heatmaps], (perturbation,), steps, tolerance)
+    return Curve(found.fractions, found.scores[0], found.auc[0])
+
+
+def curves(
+    scorer: Scorer,
+    images: Tensor,
+    targets: Tensor,
+    maps: Iterable[Tensor],
+    kinds: Sequence[Kind | Perturbation] = ("insertion", "deletion"),
+    steps: Steps = 28,
+    tolerance: float = TOLERANCE,
+) -> tuple[Curve, ...]:
+    """Curves of every kind, in their order, for K maps (B, h, w) of each image: scores (K, B, n+1), auc (K, B).
+
+    All of them share one queue of full batches (``Queue``): memory does not grow with steps or kinds, and with
+    maps only by their ranks. Kinds by name have RISE's references.
+
+    Raises:
+        InvalidMap, InvalidParameter, InvalidTarget, InvalidModel: as for ``insertion``.
+    """
+    pixels = images[0, 0].numel()
+    require_steps(steps, tolerance, pixels)
+    n = min(FINEST, pixels) if steps == "auto" else steps
+    perturbations = [RISE[kind] if isinstance(kind, str) else kind for kind in kinds]
+    with torch.no_grad():
+        queue = Queue(scorer, images, targets, maps, perturbations)
+        counts = torch.tensor([-(-k * pixels // n) for k in range(n + 1)], device=images.device)
+        start, finish = (end.to(torch.promote_types(end.dtype, torch.float32)) for end in queue.ends())
+        fractions = counts.to(start.dtype) / pixels
+
+        def score(curve: Tensor, node: Tensor) -> Tensor:
+            return queue.score(curve, counts[node])
+
+        if steps == "auto":
+            scores = where_it_bends(score, start, finish, fractions, tolerance)
+        else:
+            scores = everywhere(score, start, finish, fractions)
+        scores = scores.view(*queue.shape, n + 1)
+        return tuple(Curve(fractions, each, torch.trapezoid(each, fractions)) for each in scores)
+
+
+def require_steps(steps: Steps, tolerance: float, pixels: int | None = None) -> None:
+    """Raise ``InvalidParameter`` unless steps are "auto" or a count of at most ``pixels``."""
+    if not tolerance > 0:
+        raise InvalidParameter(f"tolerance={tolerance!r}: give an error of the area above 0, such as {TOLERANCE}")
+    if steps == "auto":
+        return
+    if isinstance(steps, str):
+        raise InvalidParameter(f"steps={steps!r}: give a whole number or 'auto'")
+    require_count("steps", steps)
+    if pixels is not None and steps > pixels:
+        raise InvalidParameter(f"steps={steps}: the images have only {pixels} pixels; give as many at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness(Metric):
+    """Area under the class's score as pixels change in the map's order; undefined for a map without an order."""
+
+    axis: ClassVar[Axis] = "faithfulness"
+    unit = "mean score"
+    undefined = "a constant map puts no pixel before another"
+
+    steps: Steps = 28
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        require_steps(self.steps, self.tolerance)
+        if isinstance(self.perturbation.reference, Tensor):
+            raise InvalidParameter(f"{self.name} with a tensor for a reference: give a name or a number")
+
+    @property
+    @abstractmethod
+    def perturbation(self) -> Perturbation:
+        """What happens to the pixels."""
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer; all metrics of this family with equal steps run as one queue."""
+        together = [
+            metric for metric in case.metrics if isinstance(metric, Faithfulness) and self._goes_with(metric)
+        ]
+        if self not in together:
+            together = [self]
+        found = case.once(("faithfulness", *together), lambda: _measured(case, together))
+        return found[self]
+
+    def _goes_with(self, other: Faithfulness) -> bool:
+        return self.steps == other.steps and (self.steps != "auto" or self.tolerance == other.tolerance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insertion(Faithfulness):
+    """Area under the score as a blurred image gets its pixels back, the map's highest first (``insertion``)."""
+
+    name = "insertion"
+    higher_is_better = True
+    paper = "RISE, Sec. 4.2; Smooth Deep Saliency, Sec. 4.3"
+
+    start: str | float = "blur"
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """From the start to the image."""
+        return Perturbation("insertion", self.start)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion(Faithfulness):
+    """Area under the score as pixels are replaced by a substrate, the map's highest first (``deletion``)."""
+
+    name = "deletion"
+    higher_is_better = False
+    paper = "RISE, Sec. 4.2; Smooth Deep Saliency, Sec. 4.3"
+
+    substrate: str | float = "zero"
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """From the image to the substrate."""
+        return Perturbation("deletion", self.substrate)  # type: ignore[arg-type]
+
+
+def _measured(case: Case, metrics: Sequence[Faithfulness]) -> dict[Faithfulness, dict[str, Measured]]:
+    """All layers under all these metrics, from one queue."""
+    first = metrics[0]
+    maps = [case.heatmaps(layer) for layer in case.layers]
+    constant = torch.stack([map_.flatten(1).amax(1) == map_.flatten(1).amin(1) for map_ in maps])
+    found = curves(
+        case.scorer,
+        case.images,
+        case.scored,
+        maps,
+        [metric.perturbation for metric in metrics],
+        first.steps,
+        first.tolerance,
+    )
+    return {metric: _by_layer(case, curve, constant) for metric, curve in zip(metrics, found, strict=True)}
+
+
+def _by_layer(case: Case, curve: Curve, constant: Tensor) -> dict[str, Measured]:
+    scores = curve.scores.masked_fill(constant[..., None], torch.nan)
+    values, at = curve.auc.masked_fill(constant, torch.nan), curve.fractions.tolist()
+    return {layer: Measured(values[row], scores[row], at) for row, layer in enumerate(case.layers)}

@@ -1,0 +1,297 @@
+"""Where the mass of a map lies: on the object, on the background, inside a fixed patch.
+
+The object is ``Case.masks``, or else the union of ``Case.boxes``. Maps are the case's heatmaps, of the images'
+size. A box (x0, y0, x1, y1) is in pixels of the image, x to the right and y down, 0 at the upper left corner; a
+pixel belongs to it if its centre lies inside: column i if x0 <= i + 1/2 < x1, row j likewise.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InvalidData, InvalidParameter, require_choice, require_count
+from ..heatmap import Channels, clip_percentiles, heatmap
+from .base import Axis, Box, Case, Measured, Metric, Need
+
+Mass = Literal["signed", "absolute", "share"]
+RECTGRAD = "Kim et al., Why are Saliency Maps Noisy? (RectGrad)"
+# A corner may overshoot the border by as much as rounding moves it; no pixel's centre lies there.
+OVERSHOOT = 0.5
+
+
+def object_masks(case: Case) -> Tensor:
+    """The object of each image, (B, H, W) bool: the case's masks, or else the union of its boxes.
+
+    Raises:
+        InvalidData: no masks and no boxes; masks of another size, number or type than the images need; a box
+            that leaves its image or is empty; an object of no pixel.
+    """
+    return case.once("object masks", lambda: _checked_masks(case))
+
+
+def _checked_masks(case: Case) -> Tensor:
+    count, height, width = len(case.images), *case.images.shape[-2:]
+    masks = case.masks
+    if masks is None:
+        if case.boxes is None:
+            raise InvalidData(
+                "no masks and no boxes of the objects are known; give either, or leave out this metric"
+            )
+        if len(case.boxes) != count:
+            raise InvalidData(f"boxes of {len(case.boxes)} images for {count} images; give a list for each")
+        rows = [box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)]
+        masks = torch.stack(rows)
+    if masks.shape != (count, height, width) or masks.dtype != torch.bool:
+        raise InvalidData(
+            f"masks are {masks.dtype} of shape {tuple(masks.shape)}, and the images {count} of {height}x{width} "
+            f"(first: {_name(case, 0)}); give bool (batch, height, width), resized and cropped as the images"
+        )
+    for i, pixels in enumerate(masks.sum((1, 2)).tolist()):
+        if pixels == 0:
+            raise InvalidData(
+                f"the object of {_name(case, i)} covers no pixel: its mask is empty; leave this image out"
+            )
+    return masks.to(case.images.device)
+
+
+def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image") -> Tensor:
+    """The union of boxes as a mask (H, W): the pixels whose centres lie inside one.
+
+    Raises:
+        InvalidData: a box without width or height, or one that leaves the image, naming it.
+    """
+    height, width = size
+    rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    for box in boxes:
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise InvalidData(f"box {tuple(box)} of {name} is empty; give (x0, y0, x1, y1), x0 < x1 and y0 < y1")
+        if min(x0, y0) < -OVERSHOOT or x1 > width + OVERSHOOT or y1 > height + OVERSHOOT:
+            raise InvalidData(
+                f"box {tuple(box)} of {name} leaves the image of {width}x{height} pixels; scale boxes with their "
+                "images and cut them at the border"
+            )
+        mask |= (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+    return mask
+
+
+def _where_background(values: Tensor, objects: Tensor) -> Tensor:
+    """Values (B,), NaN for the images without any background: nothing can miss an object that fills its image."""
+    return values.masked_fill(objects.flatten(1).all(1), float("nan"))
+
+
+def _name(case: Case, index: int) -> str:
+    return repr(case.names[index]) if index < len(case.names) else f"image {index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnObjects(Metric):
+    """A metric of each heatmap and its object."""
+
+    axis: ClassVar[Axis] = "localization"
+    needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
+
+    @abstractmethod
+    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
+        """One value per image (B,) of maps (B, H, W) and objects (B, H, W) bool."""
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer.
+
+        Raises:
+            InvalidData: objects that do not fit the images (``object_masks``).
+        """
+        objects = object_masks(case)
+        return {
+            layer: Measured(_where_background(self.located(case.heatmaps(layer), objects), objects))
+            for layer in case.layers
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MassOutside(_OnObjects):
+    """Share of the map's absolute mass on the background: sum_outside |m| / sum |m|, 0 to 1.
+
+    A map of chance scores the share of the image that is background.
+    """
+
+    name = "mass_outside"
+    unit = "share"
+    higher_is_better = False
+    paper = f"{RECTGRAD}, Fig. 8a, divided by the whole map's mass"
+    undefined = "the map is zero everywhere, or the object fills the image"
+
+    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
+        """The share of sum |m|."""
+        return _share(_scaled(maps).abs(), ~objects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyOutside(_OnObjects):
+    """Share of the map's energy on the background: sum_outside m^2 / sum m^2, 0 to 1."""
+
+    name = "energy_outside"
+    unit = "share"
+    higher_is_better = False
+    paper = "Wang et al., Score-CAM, Sec. 4.3 (energy-based pointing game), of squares and outside"
+    undefined = "the map is zero everywhere, or the object fills the image"
+
+    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
+        """The share of sum m^2."""
+        return _share(_scaled(maps).square(), ~objects)
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    """Maps divided by their largest magnitude, so that no square underflows; NaN where all is 0."""
+    return maps / maps.abs().amax((1, 2), keepdim=True)
+
+
+def _share(mass: Tensor, region: Tensor) -> Tensor:
+    """The share of each map's mass that lies in a region."""
+    return (mass * region).sum((1, 2)) / mass.sum((1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointingGame(_OnObjects):
+    """Whether the map's maximum lies on the object: 1 or 0.
+
+    Where several pixels share the maximum, as in up-sampled maps, the value is the share of them that lie on the
+    object: what breaking the tie at random gives on average. ``tolerance`` is the distance in pixels (of the
+    image explained) within which a miss still counts; 0 asks for the object itself, the paper allows 15 on
+    photos of full size. ``absolute`` asks for the maximum of |m|.
+
+    Raises:
+        InvalidParameter: a tolerance below 0.
+    """
+
+    name = "pointing_game"
+    unit = "hit"
+    higher_is_better = True
+    paper = "Zhang et al., Top-down Neural Attention by Excitation Backprop, Sec. 4.1"
+    undefined = "the map is constant and has no maximum, or the object fills the image"
+
+    tolerance: float = 0
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < float("inf"):
+            raise InvalidParameter(f"tolerance={self.tolerance}: give a distance in pixels, 0 or more")
+
+    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
+        """The share of the maxima that hit."""
+        maps = maps.abs() if self.absolute else maps
+        peaks = maps == maps.amax((1, 2), keepdim=True)
+        hits = (peaks & widened(objects, self.tolerance)).sum((1, 2)) / peaks.sum((1, 2)).to(maps.dtype)
+        return hits.masked_fill(peaks.all(2).all(1), float("nan"))
+
+
+def widened(masks: Tensor, radius: float) -> Tensor:
+    """Masks (B, H, W) with every pixel whose centre is within ``radius`` pixels of one of theirs."""
+    reach = min(int(radius), max(masks.shape[-2:]))
+    offsets = torch.arange(-reach, reach + 1, device=masks.device).square()
+    disc = (offsets[:, None] + offsets <= radius**2).float()
+    return F.conv2d(masks[:, None].float(), disc[None, None], padding=reach)[:, 0] > 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Processed(Metric):
+    """A sum over maps processed as RectGrad does (``pellucid.clip_percentiles``), in the attribution's units."""
+
+    axis: ClassVar[Axis] = "localization"
+    channels: Channels = "sum"
+    clip: tuple[float, float] | None = (95.0, 100.0)
+
+    def __post_init__(self) -> None:
+        require_choice("channels", self.channels, Channels)
+        if self.clip is not None:
+            clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
+
+    def processed(self, case: Case, layer: str) -> Tensor:
+        """The layer's processed maps (B, H, W), of the images' size."""
+        height, width = case.images.shape[-2:]
+        return heatmap(case.attributions[layer], (height, width), self.channels, case.upsampling, self.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundMass(_Processed):
+    """Sum of |map| over the background's pixels, 0 or more, of maps processed as RectGrad does.
+
+    ``channels`` reduces the attribution; ``clip`` gives two percentiles, or None (see ``PatchMass``).
+    """
+
+    name = "background_mass"
+    unit = "sum of attribution"
+    higher_is_better = False
+    paper = f"{RECTGRAD}, Fig. 8a"
+    undefined = "the object fills the image"
+    needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer.
+
+        Raises:
+            InvalidData: objects that do not fit the images (``object_masks``).
+        """
+        objects = object_masks(case)
+        sums = {layer: (self.processed(case, layer).abs() * ~objects).sum((1, 2)) for layer in case.layers}
+        return {layer: Measured(_where_background(values, objects)) for layer, values in sums.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMass(_Processed):
+    """What a map attributes to a patch that carries no information: ``size`` x ``size`` pixels at (x0, y0).
+
+    ``mass``: ``"signed"``, the sum of the processed map (the released code; the best value is 0, so it ranks
+    methods only where a threshold has removed what is negative); ``"absolute"``, the sum of |map| (the paper's
+    text); ``"share"``, that divided by the whole map's, 0 to 1, which compares maps of different scale.
+    ``channels`` and ``clip`` process the map: (95, 100) for RectGrad's baselines; for RectGrad's own maps the
+    paper thresholds each channel instead, ``channels="positive_sum", clip=None``.
+
+    Raises:
+        InvalidParameter: a patch of no pixels or with a corner below 0, an unknown mass or reduction.
+    """
+
+    name = "patch_mass"
+    unit = "sum of attribution"
+    higher_is_better = False
+    paper = f"{RECTGRAD}, Sec. 5.3, Fig. 7: training-dataset occlusion"
+    undefined = "the processed map is zero everywhere and has no shares"
+
+    x0: int = 0
+    y0: int = 0
+    size: int = 8
+    mass: Mass = "signed"
+
+    def __post_init__(self) -> None:
+        _Processed.__post_init__(self)
+        require_count("size", self.size)
+        require_choice("mass", self.mass, Mass)
+        for name, value in (("x0", self.x0), ("y0", self.y0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InvalidParameter(f"{name}={value!r}: give a whole number of pixels, 0 or more")
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer.
+
+        Raises:
+            InvalidParameter: the patch leaves the images.
+        """
+        height, width = case.images.shape[-2:]
+        if self.x0 + self.size > width or self.y0 + self.size > height:
+            raise InvalidParameter(
+                f"the patch of {self.size} pixels at ({self.x0}, {self.y0}) leaves the images of {width}x{height}"
+            )
+        return {layer: Measured(self._within(self.processed(case, layer))) for layer in case.layers}
+
+    def _within(self, maps: Tensor) -> Tensor:
+        values = maps if self.mass == "signed" else maps.abs()
+        patch = values[:, self.y0 : self.y0 + self.size, self.x0 : self.x0 + self.size].sum((1, 2))
+        return patch / values.sum((1, 2)) if self.mass == "share" else patch

@@ -1,0 +1,191 @@
+"""Copies of a model whose weights are randomised layer by layer, from the top down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidModel, InvalidParameter, UnknownName, require_choice
+from ..layers import INPUT, layer_names
+from ..sampling import fold
+
+Order = Literal["cascading", "independent"]
+Way = Literal["moments", "initializers", "fresh"]
+Step = tuple[tuple[str, ...], nn.Module]
+Draw = Callable[[str, Tensor, int], Tensor]  # parameter's name, its values, seed -> new values
+ALL = "all"
+
+
+def groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The layers that are randomised together, from the top down: name -> names of their parameters.
+
+    A group is a block (``layer_names``), or any other module that has parameters of its own; the order is that
+    of registration, reversed. For torchvision's ResNet-18: fc, layer4.1, layer4.0, ..., layer1.0, bn1, conv1
+    (Wienecke & Hinrichs). A parameter that two modules share belongs to the one registered first.
+    """
+    blocks = [name for name in layer_names(model) if name != INPUT]
+    found: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        block = next((block for block in blocks if _within(owner, block)), owner)
+        found.setdefault(block or name, []).append(name)
+    return {group: tuple(found[group]) for group in reversed(found)}
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def cascade(
+    model: nn.Module,
+    order: Order = "cascading",
+    way: Way = "moments",
+    seed: int = 0,
+    *,
+    groups: Sequence[str] | None = None,
+    biases: bool = False,
+    drift: bool = False,
+    fresh: nn.Module | None = None,
+) -> Iterator[Step]:
+    """Randomised copies of a model, one at a time: (layers randomised, copy); the model itself is unchanged.
+
+    Each parameter's random values depend on the seed and its place alone, so that a cascading copy differs
+    from the one before in the last layer named only.
+
+    Args:
+        model: any module; its copies keep its mode, device and precision.
+        order: ``"cascading"``, the first k layers of ``groups(model)`` at step k, from the top down, or
+            ``"independent"``, each layer alone (Adebayo et al., Sec. 4.1 and 4.2).
+        way: ``"moments"`` draws each weight tensor from N(mean, std) of the trained one; biases and buffers
+            stay (Wienecke & Hinrichs). ``"initializers"`` runs each module's own initialiser, biases too, while
+            buffers, such as batch norm's statistics, stay (Adebayo et al.). ``"fresh"`` is the same, and a
+            cascade ends with ``"all"``, a wholly fresh network with its buffers (Smooth Deep Saliency).
+        seed: of the random values.
+        groups: modules to randomise instead, in this order, such as ("fc", "layer4", "layer3").
+        biases: ``"moments"`` draws every parameter, not only those named weight.
+        drift: ``"moments"`` redraws the layers above at each step from their already random values, as the
+            released code of Wienecke & Hinrichs does.
+        fresh: an untrained network of the same architecture, whose values the other two ways take; None
+            calls ``reset_parameters`` of every module on a copy.
+
+    Raises:
+        InvalidParameter: an unknown order or way, an option of another way, a group without parameters.
+        UnknownName: a group that is no module.
+        InvalidModel: nothing to randomise; modules without ``reset_parameters`` where no ``fresh`` is given; a
+            ``fresh`` of another architecture.
+    """
+    require_way(order, way, biases, drift)
+    if way == "moments" and fresh is not None:
+        raise InvalidParameter("fresh is for way='initializers' or 'fresh'; way='moments' draws its own weights")
+    chosen = _chosen(model, groups, weights_only=way == "moments" and not biases)
+    if way == "moments":
+        return _steps(_normal, model, order, chosen, seed, drift)
+    source = _reset(model, seed) if fresh is None else fresh
+    values = _fitting(model, dict(source.named_parameters()), dict(model.named_parameters()))
+    steps = _steps(lambda name, old, _: values[name].to(old), model, order, chosen, seed, drift=False)
+    if way == "initializers" or order == "independent":
+        return steps
+    return _then_all(steps, model, tuple(chosen), _fitting(model, source.state_dict(), model.state_dict()))
+
+
+def require_way(order: Order, way: Way, biases: bool, drift: bool) -> None:
+    """Raise ``InvalidParameter`` unless ``cascade`` takes these settings together."""
+    require_choice("order", order, Order)
+    require_choice("way", way, Way)
+    if way != "moments" and (biases or drift):
+        raise InvalidParameter(f"biases and drift are for way='moments'; way={way!r} takes whole layers")
+
+
+def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -> dict[str, tuple[str, ...]]:
+    """Each group's parameters that are randomised, each parameter once."""
+    candidates = [
+        name for name, _ in model.named_parameters() if not weights_only or name.rpartition(".")[2] == "weight"
+    ]
+    if not candidates:
+        what = "parameter named weight" if weights_only else "parameter"
+        raise InvalidModel(f"{type(model).__name__} has no {what}, so there is nothing to randomise")
+    if names is None:
+        members = {group: [p for p in held if p in candidates] for group, held in groups(model).items()}
+        return {group: tuple(held) for group, held in members.items() if held}
+    if isinstance(names, str) or not names:
+        raise InvalidParameter(f"groups={names!r}: give a sequence of module names, from the top down")
+    modules = [name for name, _ in model.named_modules() if name]
+    chosen: dict[str, tuple[str, ...]] = {}
+    for group in names:
+        if group not in modules:
+            raise UnknownName("group", group, modules)
+        chosen[group] = tuple(name for name in candidates if _within(name, group))
+        candidates = [name for name in candidates if name not in chosen[group]]
+        if not chosen[group]:
+            raise InvalidParameter(f"group {group!r} holds no parameter to randomise that no earlier group holds")
+    return chosen
+
+
+def _normal(name: str, old: Tensor, key: int) -> Tensor:
+    """Normal values with the mean and standard deviation of the old ones."""
+    # Drawn in float32 on the CPU: the same on every device and in every precision.
+    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(key)).to(old)
+    spread = old.std() if old.numel() > 1 else torch.zeros_like(old).sum()
+    return old.mean() + spread * noise
+
+
+def _steps(
+    draw: Draw, model: nn.Module, order: Order, chosen: Mapping[str, tuple[str, ...]], seed: int, drift: bool
+) -> Iterator[Step]:
+    places = {name: place for place, (name, _) in enumerate(model.named_parameters())}
+    names = tuple(chosen)
+    working = deepcopy(model)
+    for step, name in enumerate(names):
+        so_far = names[: step + 1] if order == "cascading" else (name,)
+        if order == "independent":
+            working = deepcopy(model)
+        parameters = dict(working.named_parameters())
+        with torch.no_grad():
+            for member in (member for group in (so_far if drift else (name,)) for member in chosen[group]):
+                key = fold(fold(seed, places[member]), step if drift else 0)
+                parameters[member].copy_(draw(member, parameters[member], key))
+        yield so_far, deepcopy(working)
+
+
+def _then_all(
+    steps: Iterable[Step], model: nn.Module, names: tuple[str, ...], state: Mapping[str, Tensor]
+) -> Iterator[Step]:
+    yield from steps
+    last = deepcopy(model)
+    with torch.no_grad():
+        for name, old in last.state_dict().items():
+            old.copy_(state[name])
+    yield (*names, ALL), last
+
+
+def _reset(model: nn.Module, seed: int) -> nn.Module:
+    """A copy whose modules ran their own initialisers, each from its own seed; float32 on the CPU."""
+    fresh = deepcopy(model).cpu().float()
+    with torch.random.fork_rng(devices=[]):
+        for place, (name, module) in enumerate(fresh.named_modules()):
+            reset = getattr(module, "reset_parameters", None)
+            if reset is None and next(module.parameters(recurse=False), None) is not None:
+                raise InvalidModel(
+                    f"module {name!r} ({type(module).__name__}) has parameters but no reset_parameters to "
+                    "initialise them anew; give fresh=, an untrained network, or way='moments'"
+                )
+            if reset is not None:
+                # Not torch.manual_seed, which would seed every accelerator as well.
+                torch.default_generator.manual_seed(fold(seed, place))
+                reset()
+    return fresh
+
+
+def _fitting(model: nn.Module, values: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for name, old in like.items():
+        if name not in values or values[name].shape != old.shape:
+            found = tuple(values[name].shape) if name in values else "missing"
+            raise InvalidModel(
+                f"fresh is no untrained {type(model).__name__}: its {name!r} is {found}, the model's "
+                f"{tuple(old.shape)}; build it as the model was built"
+            )
+    return values

@@ -1,0 +1,291 @@
+"""Does a map depend on the model's weights? Similarity and faithfulness of the maps of randomised copies."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
+from ..heatmap import heatmap
+from ..methods.base import Attributions
+from .base import Axis, Case, Measured, Metric
+from .faithfulness import Deletion, Faithfulness, Insertion, Steps
+from .randomization import Order, Way, cascade, require_way
+from .similarity import HOG_SIZE, WINDOW, enlarged, hog_similarity, min_max, spearman, ssim
+
+Target = Literal["same", "argmax"]
+Part = Literal["heatmap", "attribution"]
+
+# Values compared at a time, so that the many channels of a hidden layer do not fill the memory.
+COMPARED = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade(Metric):
+    """What becomes of the maps when the model is randomised layer by layer (``cascade``).
+
+    ``order``, ``way``, ``seed``, ``groups``, ``biases`` and ``drift`` are those of ``cascade``. ``target``: a
+    copy explains the ``"same"`` class as the model (Wienecke & Hinrichs), or its own ``"argmax"`` (Adebayo et
+    al., Smooth Deep Saliency). Metrics of a case that agree in these settings share the copies' maps.
+
+    ``curve`` is what each step gives, after 0, 1, ... groups; ``steps`` names the group that each adds, or, if
+    ``"independent"``, the only one that is random. A step is NaN where the map is constant, or where the copy's
+    logits or gradients overflow so that there is none; ``values`` sum up the other steps.
+    """
+
+    order: Order = "cascading"
+    way: Way = "moments"
+    target: Target = "same"
+    seed: int = 0
+    groups: Sequence[str] | None = None
+    biases: bool = False
+    drift: bool = False
+
+    axis: ClassVar[Axis] = "sanity"
+    undefined = "the map is constant, or the map of every randomised copy is"
+
+    def __post_init__(self) -> None:
+        require_way(self.order, self.way, self.biases, self.drift)
+        require_choice("target", self.target, Target)
+        if self.groups is not None and not isinstance(self.groups, str):
+            object.__setattr__(self, "groups", tuple(self.groups))  # hashable
+
+    @abstractmethod
+    def grade(self, case: Case, step: Case) -> Mapping[str, Tensor]:
+        """The value (B,) of a copy's maps, or of the model's own, at each layer."""
+
+    @abstractmethod
+    def sum_up(self, curve: Tensor) -> Tensor:
+        """The metric's value (B,) from those of all steps (B, n); the first is the model's own."""
+
+    @property
+    def asks(self) -> tuple[Metric, ...]:
+        """Metrics that ``grade`` measures at each step."""
+        return ()
+
+    def copies(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+        """The randomised copies."""
+        settings = {"groups": self.groups, "biases": self.biases, "drift": self.drift}
+        return cascade(model, self.order, self.way, self.seed, **settings)  # type: ignore[arg-type]
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer, from one explanation of every copy for all metrics that share it."""
+        cascades = [metric for metric in case.metrics if isinstance(metric, Cascade)]
+        together = list(dict.fromkeys(metric for metric in cascades if self._goes_with(metric)))
+        if self not in together:
+            together = [self]
+        return case.once(("cascade", *together), lambda: _measured(case, together))[self]
+
+    def _goes_with(self, other: Cascade) -> bool:
+        return all(getattr(self, shared.name) == getattr(other, shared.name) for shared in fields(Cascade))
+
+
+def _measured(case: Case, metrics: Sequence[Cascade]) -> dict[Cascade, dict[str, Measured]]:
+    """All metrics of equal cascades; only their values outlive a step."""
+    names, asked = ["original"], tuple(asked for metric in metrics for asked in metric.asks)
+    grades = {metric: [metric.grade(case, case)] for metric in metrics}
+    targets = "auto" if metrics[0].target == "argmax" else case.targets
+    for randomized, copy in metrics[0].copies(case.explained):
+        names.append(randomized[-1])
+        step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
+        for metric in metrics:
+            grades[metric].append(metric.grade(case, step))
+    return {metric: _by_layer(case, metric, grades[metric], names) for metric in metrics}
+
+
+def _by_layer(
+    case: Case, metric: Cascade, grades: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> dict[str, Measured]:
+    curves = {layer: torch.stack([grade[layer] for grade in grades], 1) for layer in case.layers}
+    return {
+        layer: Measured(metric.sum_up(curve), curve, range(len(names)), tuple(names))
+        for layer, curve in curves.items()
+    }
+
+
+def _explained(case: Case, model: nn.Module, targets: Any) -> Attributions:
+    """A copy's attributions; zero for the images that it cannot explain."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerWarning)  # a random model's maps may be empty or incomplete
+        try:
+            return case.explain(model, targets=targets)
+        except InvalidModel:
+            # One image whose logits overflow does not spoil the others of its batch.
+            rows = [_row(case, model, targets, slice(i, i + 1)) for i in range(len(case.images))]
+    joined = {layer: torch.cat([row[layer] for row in rows]) for layer in case.layers}
+    return Attributions(joined, torch.cat([row.targets for row in rows]))
+
+
+def _row(case: Case, model: nn.Module, targets: Any, one: slice) -> Attributions:
+    try:
+        return case.explain(model, case.images[one], targets if isinstance(targets, str) else targets[one])
+    except InvalidModel:
+        empty = {layer: torch.zeros_like(value[one]) for layer, value in case.attributions.items()}
+        return Attributions(empty, case.targets[one])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity(Cascade):
+    """How alike the copies' maps are to the model's: the mean over all steps; high if weights matter little.
+
+    ``part``: ``"heatmap"`` compares what is shown, the channels reduced as the case says, at the layer's own
+    size; ``"attribution"`` all channels together, as the papers do at the input.
+    """
+
+    part: Part = "heatmap"
+
+    unit = "similarity"
+    higher_is_better = False
+
+    def __post_init__(self) -> None:
+        Cascade.__post_init__(self)
+        require_choice("part", self.part, Part)
+
+    @abstractmethod
+    def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
+        """Similarity (B,) of two maps (B, C, h, w); NaN where one is constant."""
+
+    def grade(self, case: Case, step: Case) -> Mapping[str, Tensor]:
+        """The similarity at each layer."""
+        found = {}
+        for layer in case.layers:
+            maps = [self._part(each, layer) for each in (case, step)]
+            sides = [max(side, HOG_SIZE) for side in maps[0].shape[2:]]
+            rows = max(1, COMPARED // (maps[0].shape[1] * sides[0] * sides[1]))
+            pairs = zip(*(each.split(rows) for each in maps), strict=True)
+            found[layer] = torch.cat([self.compare(original, randomized) for original, randomized in pairs])
+        return found
+
+    def _part(self, case: Case, layer: str) -> Tensor:
+        attribution = case.attributions[layer]
+        return attribution if self.part == "attribution" else heatmap(attribution, None, case.channels)[:, None]
+
+    def sum_up(self, curve: Tensor) -> Tensor:
+        """The mean over the copies, in the similarity's own range."""
+        return curve[:, 1:].nanmean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeSSIM(Similarity):
+    """SSIM of the maps, each scaled to [0, 1] with its signs in order (``min_max``, ``ssim``), in [-1, 1].
+
+    Maps smaller than SSIM's window of 11 are enlarged by a whole factor. ``data_range=2`` gives the papers'
+    numbers; 1 is the range that the scaled maps have.
+    """
+
+    data_range: float = 2.0
+
+    name = "cascade_ssim"
+    paper = "Adebayo et al., Sanity Checks for Saliency Maps; Wienecke & Hinrichs, Sec. 4.4, Fig. 8"
+
+    def __post_init__(self) -> None:
+        Similarity.__post_init__(self)
+        if not self.data_range > 0:
+            raise InvalidParameter(f"data_range={self.data_range}: give 2, as the papers used, or 1")
+
+    def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
+        """SSIM of the scaled maps."""
+        a, b = (enlarged(min_max(maps), WINDOW) for maps in (original, randomized))
+        return ssim(a, b, self.data_range)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeSpearman(Similarity):
+    """Rank correlation of the maps' values, or of their magnitudes if ``absolute`` (``spearman``), in [-1, 1]."""
+
+    absolute: bool = False
+
+    name = "cascade_spearman"
+    paper = "Adebayo et al., Sanity Checks for Saliency Maps"
+
+    def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
+        """Rank correlation."""
+        return spearman(original, randomized, self.absolute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeHOG(Similarity):
+    """Rank correlation of the scaled maps' histograms of oriented gradients (``hog_similarity``), in [-1, 1].
+
+    Maps smaller than HOG's one block of 48 are enlarged by a whole factor.
+    """
+
+    name = "cascade_hog"
+    paper = "Adebayo et al., Sanity Checks for Saliency Maps"
+
+    def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
+        """Rank correlation of the features."""
+        a, b = (enlarged(min_max(maps), HOG_SIZE) for maps in (original, randomized))
+        return hog_similarity(a, b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeFaithfulness(Cascade):
+    """How much worse the copies' maps explain the trained model than its own do: high if weights matter.
+
+    ``curve`` is the area itself at each step, on the case's scored model and class. A map that does not depend on
+    the weights loses nothing: 0. ``order`` etc. as in ``Cascade``; the others are those of the area's metric.
+    """
+
+    steps: Steps = 28
+
+    unit = "mean score"
+    higher_is_better = True
+    paper = "Smooth Deep Saliency, weight randomisation, Fig. 5 and 11 to 13"
+
+    def __post_init__(self) -> None:
+        Cascade.__post_init__(self)
+        assert self.area  # its settings are checked
+
+    @property
+    @abstractmethod
+    def area(self) -> Faithfulness:
+        """The metric of a single step."""
+
+    @property
+    def asks(self) -> tuple[Metric, ...]:
+        """The area; those of several metrics run as one queue."""
+        return (self.area,)
+
+    def grade(self, case: Case, step: Case) -> Mapping[str, Tensor]:
+        """The area under the trained model's scores."""
+        return {layer: found.values for layer, found in self.area.measure(step).items()}
+
+    def sum_up(self, curve: Tensor) -> Tensor:
+        """The model's own area less the copies' mean, or the reverse where a low area is good; in [-1, 1]."""
+        lost = curve[:, 0] - curve[:, 1:].nanmean(1)
+        return lost if self.area.higher_is_better else -lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeInsertion(CascadeFaithfulness):
+    """The insertion area that the maps lose (``Insertion``)."""
+
+    start: str | float = "blur"
+
+    name = "cascade_insertion"
+
+    @property
+    def area(self) -> Faithfulness:
+        """Insertion."""
+        return Insertion(steps=self.steps, start=self.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeDeletion(CascadeFaithfulness):
+    """The deletion area that the maps gain (``Deletion``)."""
+
+    substrate: str | float = "zero"
+
+    name = "cascade_deletion"
+
+    @property
+    def area(self) -> Faithfulness:
+        """Deletion."""
+        return Deletion(steps=self.steps, substrate=self.substrate)

@@ -1,0 +1,160 @@
+"""How alike two maps are: SSIM, rank correlation, HOG; pure tensors, one value per image."""
+
+from __future__ import annotations
+
+from math import exp
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidParameter
+
+# The Gaussian window of Wang et al.: sigma 1.5 cut at 3.5 sigma, and their stabilising constants.
+SIGMA, RADIUS = 1.5, 5
+WINDOW = 2 * RADIUS + 1
+K1, K2 = 0.01, 0.03
+# Dalal & Triggs as in scikit-image; the cell is that of Adebayo et al.
+ORIENTATIONS, CELL, BLOCK = 9, 16, 3
+HOG_SIZE = CELL * BLOCK
+HYS_CLIP, HYS_EPSILON = 0.2, 1e-5
+
+
+def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
+    """Structural similarity of maps (B, H, W) or (B, C, H, W), one value per image (B,) in [-1, 1]; 1 if equal.
+
+    The mean over all whole windows, then over channels, of
+    (2 ma mb + C1)(2 cab + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), where means m, sample variances v and the
+    sample covariance c are weighted by an 11x11 Gaussian window of sigma 1.5, C1 = (0.01 R)^2,
+    C2 = (0.03 R)^2, R = ``data_range`` (Wang et al., as scikit-image with ``gaussian_weights=True``).
+    ``data_range=2`` is what Adebayo et al. and Wienecke & Hinrichs used, though their maps lie in [0, 1]
+    (``min_max``); 1 is that interval's own.
+
+    Raises:
+        InvalidParameter: other shapes, maps smaller than 11x11, a range that is not above 0.
+    """
+    if not data_range > 0:
+        raise InvalidParameter(f"data_range={data_range}: give the span of the maps' values, above 0")
+    a, b = _pair(a, b, WINDOW, "SSIM's window")
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    mean_a, mean_b = _windowed(a), _windowed(b)
+    variances = sample * (_windowed(a * a) + _windowed(b * b) - mean_a**2 - mean_b**2)
+    covariance = sample * (_windowed(a * b) - mean_a * mean_b)
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
+
+
+def _pair(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
+    """Both maps as (B, C, H, W)."""
+    if a.shape != b.shape or a.dim() not in (3, 4) or not (a.is_floating_point() and b.is_floating_point()):
+        raise InvalidParameter(
+            f"maps {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}; "
+            "give two float tensors of one shape, (batch, H, W) or (batch, channels, H, W)"
+        )
+    if min(a.shape[-2:]) < least:
+        size = " x ".join(map(str, a.shape[-2:]))
+        raise InvalidParameter(f"maps of {size} are smaller than {what}, {least} x {least}; up-sample them first")
+    return (a, b) if a.dim() == 4 else (a[:, None], b[:, None])
+
+
+def _windowed(maps: Tensor) -> Tensor:
+    """Gaussian-weighted mean of every whole window. Not a convolution, which some devices run at low precision."""
+    taps = [exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)]
+    for dim in (-2, -1):
+        length = maps.shape[dim] - 2 * RADIUS
+        weighted = torch.zeros_like(maps.narrow(dim, 0, length))
+        for start, tap in enumerate(taps):
+            weighted.add_(maps.narrow(dim, start, length), alpha=tap / sum(taps))
+        maps = weighted
+    return maps
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Maps (B, ...) scaled to [0, 1], each image's channels together; NaN where a map is constant.
+
+    (m - min m) / (max m - min m), signs kept in order (Adebayo et al., before SSIM and HOG).
+    """
+    rows = maps.flatten(1)
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+    return ((rows - low) / (high - low)).view_as(maps)
+
+
+def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
+    """Rank correlation of maps (B, ...), one value per image (B,) in [-1, 1]; NaN where a map is constant.
+
+    Pearson's correlation of the ranks of all values, ties sharing their mean rank; of the values' magnitudes if
+    ``absolute`` (Adebayo et al., Sec. 4, with and without).
+
+    Raises:
+        InvalidParameter: tensors of different shapes, or without anything to rank.
+    """
+    if a.shape != b.shape or a.dim() < 2:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InvalidParameter(f"maps of shapes {shapes}; give two of one shape (batch, ...)")
+    rows = [(maps.abs() if absolute else maps).flatten(1) for maps in (a, b)]
+    x, y = (ranks - ranks.mean(1, keepdim=True) for ranks in map(_ranks, rows))
+    return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """Ranks (B, n) from 0, ties sharing their mean rank; float64, for their squares exceed float32."""
+    ordered = rows.sort(1).values
+    below = torch.searchsorted(ordered, rows.contiguous())
+    up_to = torch.searchsorted(ordered, rows.contiguous(), right=True)
+    undefined = rows.isnan().any(1, keepdim=True)
+    return ((below + up_to - 1).double() / 2).masked_fill(undefined, torch.nan)
+
+
+def hog(maps: Tensor) -> Tensor:
+    """Histograms of oriented gradients (B, features) of maps (B, H, W) or (B, C, H, W).
+
+    Central differences (0 at the border), of the channel where they are largest; 9 unsigned orientations in
+    cells of 16x16; blocks of 3x3 cells normalised by L2-Hys: the defaults of scikit-image with the cell of
+    Adebayo et al. Features are ordered (block row, block column, cell row, cell column, orientation).
+
+    Raises:
+        InvalidParameter: other shapes, maps smaller than one block of 48x48.
+    """
+    maps, _ = _pair(maps, maps, HOG_SIZE, "one block of HOG")
+    magnitude, orientation = _strongest_gradient(maps.double())
+    rows, columns = maps.shape[-2] // CELL, maps.shape[-1] // CELL
+    cells = magnitude.new_zeros(len(maps), rows, columns, ORIENTATIONS)
+    for index in range(ORIENTATIONS):
+        chosen = (magnitude * (orientation == index))[:, : rows * CELL, : columns * CELL]
+        cells[..., index] = chosen.reshape(-1, rows, CELL, columns, CELL).mean((2, 4))
+    # (B, rows, columns, orientation, block row, block column)
+    blocks = cells.unfold(1, BLOCK, 1).unfold(2, BLOCK, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    return _unit(_unit(blocks).clamp_max(HYS_CLIP)).flatten(1)
+
+
+def _strongest_gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Magnitude and orientation bin (B, H, W) of the channel with the largest difference."""
+    rows, columns = torch.zeros_like(maps), torch.zeros_like(maps)
+    rows[..., 1:-1, :] = maps[..., 2:, :] - maps[..., :-2, :]
+    columns[..., 1:-1] = maps[..., 2:] - maps[..., :-2]
+    magnitude, channel = torch.hypot(rows, columns).max(1)
+    rows, columns = (part.gather(1, channel[:, None])[:, 0] for part in (rows, columns))
+    degrees = torch.rad2deg(torch.atan2(rows, columns)).remainder(180)
+    width = 180 / ORIENTATIONS
+    edges = degrees.new_tensor([width * i for i in range(1, ORIENTATIONS)])
+    return magnitude, torch.bucketize(degrees, edges, right=True)
+
+
+def _unit(blocks: Tensor) -> Tensor:
+    return blocks / (blocks.square().sum(-1, keepdim=True) + HYS_EPSILON**2).sqrt()
+
+
+def hog_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation of the maps' ``hog`` features (B,) in [-1, 1] (Adebayo et al.); NaN for a constant map.
+
+    Raises:
+        InvalidParameter: different or other shapes, maps smaller than 48x48: up-sample them first.
+    """
+    a, b = _pair(a, b, HOG_SIZE, "one block of HOG")
+    return spearman(hog(a), hog(b))
+
+
+def enlarged(maps: Tensor, least: int) -> Tensor:
+    """Maps (..., H, W), every value repeated equally often along both sides, until neither is below ``least``."""
+    factor = -(-least // min(maps.shape[-2:]))
+    return maps.repeat_interleave(factor, -2).repeat_interleave(factor, -1) if factor > 1 else maps

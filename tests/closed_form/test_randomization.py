@@ -1,0 +1,256 @@
+"""Randomised copies of a model: which weights change, what they are drawn from, and what stays."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import pellucid as pl
+from pellucid.errors import InvalidModel, InvalidParameter, UnknownName
+from pellucid.metrics.randomization import cascade, groups
+
+RESNET18 = [
+    "fc", "layer4.1", "layer4.0", "layer3.1", "layer3.0", "layer2.1", "layer2.0", "layer1.1", "layer1.0",
+    "bn1", "conv1",
+]  # fmt: skip
+SHAPES = ["fc", "layer3.1", "layer3.0", "layer2.1", "layer2.0", "layer1.1", "layer1.0", "bn1", "conv1"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    return pl.load_model("shapes-resnet").model
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: nn.Module) -> set[str]:
+    found = after.state_dict()
+    assert found.keys() == before.keys()
+    return {name for name, value in found.items() if not torch.equal(value, before[name])}
+
+
+def weights_of(before: dict[str, torch.Tensor], names: tuple[str, ...], what: tuple[str, ...]) -> set[str]:
+    return {key for key in before if key.rsplit(".", 1)[1] in what and any(key.startswith(f"{n}.") for n in names)}
+
+
+def test_groups_of_a_residual_network_are_the_reports_eleven() -> None:
+    found = groups(torchvision.models.resnet18())
+    assert list(found) == RESNET18
+    assert found["bn1"] == ("bn1.weight", "bn1.bias")
+    assert "layer2.0.downsample.0.weight" in found["layer2.0"]
+
+
+def test_groups_of_a_plain_network_are_its_layers() -> None:
+    found = groups(torchvision.models.squeezenet1_1())
+    assert list(found)[:2] == ["classifier.1", "features.12"]
+    assert list(found)[-1] == "features.0"
+    vgg = groups(torchvision.models.vgg11_bn(init_weights=False))
+    assert list(vgg)[:4] == ["classifier.6", "classifier.3", "classifier.0", "features.26"]
+    assert list(vgg)[-2:] == ["features.1", "features.0"]
+
+
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.squeezenet1_1])
+def test_every_parameter_is_in_one_group(make) -> None:
+    model = make()
+    members = [name for held in groups(model).values() for name in held]
+    assert sorted(members) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_after_each_step_exactly_the_weights_of_the_named_groups_differ(trained: nn.Module) -> None:
+    before = state(trained)
+    steps = list(cascade(trained))
+    assert [names for names, _ in steps] == [tuple(SHAPES[:k]) for k in range(1, len(SHAPES) + 1)]
+    for names, model in steps:
+        assert changed(before, model) == weights_of(before, names, ("weight",))
+    for (_, previous), (names, model) in itertools.pairwise(steps):
+        assert changed(state(previous), model) == weights_of(before, names[-1:], ("weight",))
+    assert changed(before, trained) == set()
+
+
+@pytest.mark.parametrize("way", ["moments", "initializers", "fresh"])
+def test_independent_leaves_all_else_trained(trained: nn.Module, way: str) -> None:
+    before = state(trained)
+    kinds = ("weight",) if way == "moments" else ("weight", "bias")
+    steps = list(cascade(trained, "independent", way))
+    assert [names for names, _ in steps] == [(name,) for name in SHAPES]
+    cascading = [model for _, model in cascade(trained, "cascading", way)]
+    for (names, model), cascaded in zip(steps, cascading, strict=False):
+        assert changed(before, model) == weights_of(before, names, kinds)
+        for name in weights_of(before, names, kinds):  # the same values as in the cascade
+            assert torch.equal(model.state_dict()[name], cascaded.state_dict()[name])
+
+
+def test_weights_are_drawn_from_the_moments_of_the_trained_ones(trained: nn.Module) -> None:
+    """Five standard errors of the mean and of the standard deviation of n normal values."""
+    *_, (_, last) = cascade(trained)
+    found = dict(last.named_parameters())
+    assert len(found) > 20
+    for name, old in trained.named_parameters():
+        if name.endswith("weight"):
+            new, n = found[name], old.numel()
+            assert abs(float((new.mean() - old.mean()) / old.std())) < 5 / n**0.5
+            assert abs(float(new.std() / old.std()) - 1) < 5 / (2 * (n - 1)) ** 0.5
+            correlation = torch.corrcoef(torch.stack([new.flatten(), old.flatten()]))[0, 1]
+            assert abs(float(correlation)) < 5 / n**0.5
+
+
+def test_normal_draws_are_those_of_the_formula() -> None:
+    """mean + std z: two layers of equal shape and seed-free moments are affine images of normal values."""
+    model = nn.Sequential(nn.Linear(50, 40)).double()
+    shifted = copy.deepcopy(model)
+    with torch.no_grad():
+        shifted[0].weight.mul_(3).add_(2)
+    ((_, a),), ((_, b),) = cascade(model), cascade(shifted)
+    torch.testing.assert_close(b[0].weight, 3 * a[0].weight + 2, rtol=1e-12, atol=1e-12)
+
+
+def test_biases_are_drawn_only_if_asked_for(trained: nn.Module) -> None:
+    before = state(trained)
+    for names, model in cascade(trained, biases=True):
+        assert changed(before, model) == weights_of(before, names, ("weight", "bias"))
+
+
+def test_a_single_weight_has_no_spread_and_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(3, 2))
+    before = state(model)
+    *_, (_, last) = cascade(model)
+    assert changed(before, last) == {"1.weight"}
+
+
+def test_drift_redraws_the_layers_above_from_their_random_values(trained: nn.Module) -> None:
+    still, drifting = list(cascade(trained)), list(cascade(trained, drift=True))
+    first = [dict(steps[0][1].named_parameters())["fc.weight"] for steps in (still, drifting)]
+    second = [dict(steps[1][1].named_parameters())["fc.weight"] for steps in (still, drifting)]
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[0], first[1])
+    # A new draw, standardised by the first draw's own moments.
+    assert abs(float(((second[1] - first[1].mean()) / first[1].std()).mean())) < 5 / first[1].numel() ** 0.5
+    assert abs(float(torch.corrcoef(torch.stack([f.flatten() for f in (first[1], second[1])]))[0, 1])) < 0.2
+
+
+def test_own_initializers_draw_biases_too_and_keep_the_statistics(trained: nn.Module) -> None:
+    before = state(trained)
+    *_, (_, last) = steps = list(cascade(trained, way="initializers"))
+    for names, model in steps:
+        assert changed(before, model) == weights_of(before, names, ("weight", "bias"))
+    after = last.state_dict()
+    assert torch.equal(after["bn1.weight"], torch.ones(24))
+    assert torch.equal(after["bn1.bias"], torch.zeros(24))
+    bound = (3 * 25) ** -0.5  # nn.Conv2d: uniform in 1 / sqrt(fan in)
+    assert bound * 0.98 < float(after["conv1.weight"].abs().max()) <= bound
+    assert abs(float(after["conv1.weight"].std()) / (bound / 3**0.5) - 1) < 0.1
+
+
+def test_a_fresh_network_gives_its_values_and_in_the_end_its_buffers(trained: nn.Module) -> None:
+    fresh = copy.deepcopy(trained)
+    with torch.no_grad():
+        for place, value in enumerate(fresh.state_dict().values()):
+            value.fill_(place + 1)
+    before, wanted = state(trained), state(fresh)
+    steps = list(cascade(trained, way="fresh", fresh=fresh))
+    assert [names for names, _ in steps] == [tuple(SHAPES[:k]) for k in range(1, 10)] + [(*SHAPES, "all")]
+    for names, model in steps[:-1]:
+        changes = changed(before, model)
+        assert changes == weights_of(before, names, ("weight", "bias"))
+        assert all(torch.equal(model.state_dict()[name], wanted[name]) for name in changes)
+    assert changed(wanted, steps[-1][1]) == set()
+    assert changed(before, trained) == set()
+    assert changed(wanted, fresh) == set()
+
+
+def test_the_last_fresh_step_resets_the_statistics_of_batch_norms(trained: nn.Module) -> None:
+    *_, (_, before_last), (names, last) = cascade(trained, way="fresh")
+    assert names[-1] == "all"
+    assert changed(state(before_last), last) == {
+        name for name in trained.state_dict() if "running" in name or "num_batches" in name
+    }
+    assert torch.equal(last.bn1.running_mean, torch.zeros(24))
+    assert torch.equal(last.bn1.running_var, torch.ones(24))
+
+
+def test_own_groups_in_own_order_each_parameter_once(trained: nn.Module) -> None:
+    before = state(trained)
+    wanted = ("layer3.1", "fc", "layer3")
+    for k, (names, model) in enumerate(cascade(trained, groups=wanted), 1):
+        assert names == wanted[:k]
+        assert changed(before, model) == weights_of(before, names, ("weight",))
+
+
+@pytest.mark.parametrize("way", ["moments", "initializers", "fresh"])
+def test_the_same_seed_gives_the_same_copies_and_nothing_else_is_touched(trained: nn.Module, way: str) -> None:
+    before, modes = state(trained), [module.training for module in trained.modules()]
+    random = torch.get_rng_state()
+    *_, (_, first) = cascade(trained, way=way, seed=3)
+    *_, (_, again) = cascade(trained, way=way, seed=3)
+    *_, (_, other) = cascade(trained, way=way, seed=4)
+    *_, (_, double) = cascade(copy.deepcopy(trained).double(), way=way, seed=3)
+    assert torch.equal(random, torch.get_rng_state())
+    assert changed(state(first), again) == set()
+    assert "conv1.weight" in changed(state(first), other)
+    assert double.conv1.weight.dtype == torch.float64
+    torch.testing.assert_close(double.conv1.weight.float(), first.conv1.weight, rtol=1e-5, atol=1e-6)
+    assert changed(before, trained) == set()
+    assert [module.training for module in first.modules()] == modes
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_copies_are_distinct_and_parameters_not_shared_with_the_model(trained: nn.Module) -> None:
+    copies = [model for _, model in cascade(trained)]
+    pointers = {model.conv1.weight.data_ptr() for model in [trained, *copies]}
+    assert len(pointers) == 1 + len(copies)
+
+
+def test_a_module_registered_twice_is_randomised_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2))
+    steps = list(cascade(model))
+    assert [names for names, _ in steps] == [("3",), ("3", "0")]
+    assert steps[-1][1][0].weight is steps[-1][1][2].weight
+
+
+class Bare(nn.Module):
+    """A parameter that no module of torch initialises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)) * self.gain)
+
+
+def test_what_cannot_be_randomised_is_refused_at_once(trained: nn.Module) -> None:
+    bare = Bare()
+    random = torch.get_rng_state()
+    with pytest.raises(InvalidModel, match=r"Bare.*no reset_parameters.*way='moments'"):
+        cascade(bare, way="initializers")
+    assert torch.equal(random, torch.get_rng_state())
+    assert [names for names, _ in cascade(Bare())] == [("fc",)]
+    assert [names for names, _ in cascade(Bare(), biases=True)] == [("fc",), ("fc", "gain")]
+    fresh = Bare()
+    *_, (_, last) = cascade(Bare(), way="initializers", fresh=fresh)
+    assert changed(state(fresh), last) == set()
+    with pytest.raises(InvalidModel, match="nothing to randomise"):
+        cascade(nn.ReLU())
+    with pytest.raises(InvalidModel, match=r"no untrained ShapesResNet.*conv1\.weight"):
+        cascade(trained, way="fresh", fresh=torchvision.models.resnet18())
+    with pytest.raises(UnknownName, match=r"unknown group 'layer5'; did you mean"):
+        cascade(trained, groups=["layer5"])
+    with pytest.raises(InvalidParameter, match=r"'layer3\.1' holds no parameter"):
+        cascade(trained, groups=["layer3", "layer3.1"])
+    with pytest.raises(InvalidParameter, match="sequence of module names"):
+        cascade(trained, groups="fc")
+    with pytest.raises(InvalidParameter, match="order='top'"):
+        cascade(trained, "top")
+    with pytest.raises(InvalidParameter, match="way='noise'"):
+        cascade(trained, way="noise")
+    with pytest.raises(InvalidParameter, match="drift are for way='moments'"):
+        cascade(trained, way="fresh", drift=True)
+    with pytest.raises(InvalidParameter, match="fresh is for way"):
+        cascade(trained, fresh=trained)
