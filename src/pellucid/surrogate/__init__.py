@@ -1,0 +1,1 @@
+"""The trained bilinear surrogate: paths in place of strided convolutions, their training, save and load."""

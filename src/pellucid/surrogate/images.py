@@ -1,0 +1,188 @@
+"""The images that a surrogate learns from: decoded once and shuffled, or in a loader's own batches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from ..data.sources import Source, open_images
+from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable
+from ..models.preprocess import CustomPreprocess, Preprocess
+
+AnyPreprocess = Preprocess | CustomPreprocess
+
+
+class TrainingImages(Protocol):
+    """Batches of images (B, C, H, W), normalised as the model expects."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: how many images, and their digest where it is known."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was wrong with the images that could not be read."""
+
+    def steps(self) -> int:
+        """The batches of an epoch."""
+
+    def batches(self, seed: int, device: torch.device) -> Iterator[Tensor]:
+        """An epoch's batches, in the order of its seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """Images (N, C, H, W), all at hand; ``finish`` makes a batch of them the model's input."""
+
+    pixels: Tensor
+    batch_size: int
+    finish: Callable[[Tensor], Tensor] = lambda batch: batch
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many images, and the digest of their pixels."""
+        found = sha256()
+        for part in self.pixels.split(256):
+            found.update(part.detach().cpu().contiguous().numpy())
+        return {"count": len(self.pixels), "digest": found.hexdigest()}
+
+    def steps(self) -> int:
+        """The batches of an epoch; the last may be smaller."""
+        return -(-len(self.pixels) // self.batch_size)
+
+    def batches(self, seed: int, device: torch.device) -> Iterator[Tensor]:
+        """An epoch's batches."""
+        order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(seed))
+        for part in order.split(self.batch_size):
+            yield self.finish(self.pixels[part.to(self.pixels.device)].to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImages:
+    """A loader's own batches: tensors (B, C, H, W), or tuples that begin with one."""
+
+    loader: Any
+    left_out: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many batches; what is in them is unknown."""
+        return {"batches": self.steps()}
+
+    def steps(self) -> int:
+        """The loader's length."""
+        return len(self.loader)
+
+    def batches(self, seed: int, device: torch.device) -> Iterator[Tensor]:
+        """An epoch's batches; a generator of the loader's own starts from the seed, too."""
+        if isinstance(generator := getattr(self.loader, "generator", None), torch.Generator):
+            generator.manual_seed(seed)
+        for batch in self.loader:
+            images = batch[0] if isinstance(batch, tuple | list) else batch
+            if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+                raise InvalidImage(
+                    f"the loader gives {type(images).__name__} {tuple(getattr(images, 'shape', ()))}; it must "
+                    "give float tensors (batch, channels, height, width), or tuples that begin with one"
+                )
+            yield images.to(device)
+
+
+def training_images(images: Any, preprocess: AnyPreprocess | None, batch_size: int) -> TrainingImages:
+    """Whatever holds images, as batches.
+
+    A tensor (N, C, H, W) that the model takes as it is; a ``Source``, or what ``open_images`` opens, which the
+    preprocess makes such tensors of; or batches: a list of them, or a ``DataLoader``.
+
+    Raises:
+        InvalidImage: a tensor of another shape, or no image can be read.
+        InvalidData: nothing that holds images.
+        InvalidParameter: a source without a preprocess.
+        OutputNotWritable: no room for the decoded images.
+    """
+    if hasattr(images, "__len__") and len(images) == 0:
+        raise InvalidData("there are no images to train with")
+    if isinstance(images, Tensor):
+        if images.dim() != 4 or not images.is_floating_point():
+            raise InvalidImage(
+                f"images are {tuple(images.shape)} {images.dtype}; give a float tensor (N, channels, h, w)"
+            )
+        return StoredImages(images.detach(), batch_size)
+    if isinstance(images, list | tuple) or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__")):
+        return LoadedImages(images)
+    if preprocess is None:
+        raise InvalidParameter("preprocess is missing; give the one that load_model returns with the model")
+    return decoded_once(open_images(images), preprocess, batch_size)
+
+
+def decoded_once(source: Source, preprocess: AnyPreprocess, batch_size: int) -> StoredImages:
+    """Decode and crop every image once, in order, into a nameless temporary file that epochs then read.
+
+    Pixels are kept as bytes, 150 KB an image of 224 x 224, and normalised when a batch is made. Images that
+    cannot be read are left out.
+
+    Raises:
+        InvalidImage: none can be read, or the preprocess leaves them with different sizes.
+        OutputNotWritable: there is no room for them.
+    """
+    cropped, finish = _halves(preprocess)
+    kind = np.uint8 if isinstance(preprocess, Preprocess) else np.float32
+    left_out: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        shapes = list(_written(file, source, cropped, left_out))
+        if not shapes:
+            first = [*left_out, "there are no images"][0]
+            raise InvalidImage(f"none of {len(source)} images can be read; the first: {first}")
+        file.flush()
+        mapped = np.memmap(file, kind, mode="c", shape=(len(shapes), *shapes[0]))  # outlives the open file
+    return StoredImages(torch.from_numpy(mapped), batch_size, finish, tuple(left_out))
+
+
+def _written(
+    file: IO[bytes], source: Source, cropped: Callable[[Any], Tensor], left_out: list[str]
+) -> Iterator[tuple[int, ...]]:
+    """Write each image that can be read and give its shape; say of the others what is wrong."""
+    shape = None
+    for position in range(len(source)):
+        try:
+            sample = source[position]
+            pixels = cropped(sample.image)
+        except InvalidImage as error:
+            left_out.append(str(error))
+            continue
+        shape = shape or tuple(pixels.shape)
+        if tuple(pixels.shape) != shape:
+            raise InvalidImage(
+                f"{sample.name} is {tuple(pixels.shape)} after the preprocess, others {shape}; "
+                "training needs one size, so give a preprocess that crops"
+            )
+        _append(file, pixels.numpy().tobytes(), len(source))
+        yield shape
+
+
+def _append(file: IO[bytes], content: bytes, count: int) -> None:
+    try:
+        file.write(content)
+    except OSError as error:
+        raise OutputNotWritable(
+            f"cannot keep the decoded images in {tempfile.gettempdir()} ({error.strerror}); they take "
+            f"{len(content) * count / 1e9:.1f} GB, so set TMPDIR to a folder with room, or give a DataLoader"
+        ) from error
+
+
+def _halves(preprocess: AnyPreprocess) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
+    """A preprocess in two steps: what is kept of an image, and what makes a batch of that the model's input."""
+    if isinstance(preprocess, Preprocess):
+        return (
+            lambda image: pil_to_tensor(preprocess.display(image)),
+            lambda batch: preprocess.normalize(batch.float() / 255),
+        )
+    return preprocess, lambda batch: batch
