@@ -38,7 +38,8 @@ def test_a_network_is_frozen_in_eval_mode_and_takes_its_own_images(name):
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     logits = model(preprocess(picture())[None])
-    assert logits.shape == (1, {"shapes-resnet": 8}.get(name, 10 if name in PAPER_MODELS else 1000))
+    outputs = {"shapes-resnet": 8, "tiny-resnet18": 200}
+    assert logits.shape == (1, outputs.get(name, 10 if name in PAPER_MODELS else 1000))
 
 
 def test_random_weights_follow_the_seed_and_leave_the_global_state():
@@ -51,7 +52,7 @@ def test_random_weights_follow_the_seed_and_leave_the_global_state():
 
 def test_names():
     names = model_names()
-    assert names[:5] == list(PAPER_MODELS)
+    assert names[: len(PAPER_MODELS)] == list(PAPER_MODELS)
     assert {"resnet18", "inception_v3", "densenet121"} < set(names)
     assert "fcn_resnet50" not in names
     assert len(names) == len(set(names))
@@ -80,6 +81,7 @@ PARAMETERS = {  # weights and biases, counted by hand from the papers' descripti
     + (4096 * 256 + 256)
     + (256 * 10 + 10),
     "cifar-resnet18": 11_173_962,  # as published for the 32x32 ResNet-18
+    "tiny-resnet18": 11_173_962 + 190 * 513,
 }
 
 

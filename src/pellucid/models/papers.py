@@ -90,14 +90,21 @@ def cifar_cnn(num_classes: int = 10) -> nn.Sequential:
 
 
 def cifar_resnet18(num_classes: int = 10) -> nn.Module:
-    """Build ResNet-18 for small images: (B, 3, 32, 32) -> (B, num_classes) logits.
+    """Build ResNet-18 for small images: (B, 3, H, W) -> (B, num_classes) logits, such as 32 x 32.
 
-    The stem is a 3x3 convolution of stride 1 without max-pooling; the rest is torchvision's ResNet-18.
+    The stem is a 3x3 convolution of stride 1 without max-pooling; the rest is torchvision's ResNet-18, and
+    the stem starts as its other convolutions do (He et al., normal by the fan-out).
     """
     model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model
+
+
+def tiny_resnet18(num_classes: int = 200) -> nn.Module:
+    """Build the same ResNet-18 for Tiny ImageNet: (B, 3, 64, 64) -> (B, num_classes) logits."""
+    return cifar_resnet18(num_classes)
 
 
 class Block(nn.Module):
@@ -189,6 +196,11 @@ PAPER_MODELS: dict[str, PaperModel] = {
         cifar_resnet18,
         small_images(32, 0.5, 0.5, channels=3),
         "He et al., Deep Residual Learning, with a stem for 32x32 images; used by Nielsen et al. (CIFAR-10)",
+    ),
+    "tiny-resnet18": PaperModel(
+        tiny_resnet18,
+        small_images(64, 0.5, 0.5, channels=3),
+        "the same with 200 classes of 64x64 images; used by Nielsen et al. (Tiny ImageNet)",
     ),
     "shapes-resnet": PaperModel(
         ShapesResNet,

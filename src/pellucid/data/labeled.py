@@ -1,0 +1,202 @@
+"""Labelled images decoded once, as bytes in memory or on disk, for trainings that read them many times."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
+
+from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable
+from ..sampling import fold
+from .sources import Source
+
+MEMORY = 2 << 30  # bytes of pixels kept in memory; more go into a file that the system pages in
+CHUNK = 1024  # images worked on at a time where all are gone through
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImages(Dataset[tuple[Tensor, int]]):
+    """Images as bytes, with their labels; an item is ``(image (C, H, W) uint8, label)``.
+
+    Attributes:
+        pixels: (M, C, H, W) uint8, in memory or mapped from a file.
+        all_labels: (M,) int64.
+        rows: (N,) which of the M images belong to this set, in its order.
+        classes: the class names by label; empty where unknown.
+        skipped: why images of the source were left out, one message each.
+        origin: what the images are, for the facts written beside weights.
+    """
+
+    pixels: Tensor
+    all_labels: Tensor
+    rows: Tensor
+    classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    origin: str = ""
+
+    @classmethod
+    def of(cls, pixels: Tensor, labels: Tensor, classes: Sequence[str] = ()) -> LabeledImages:
+        """Take tensors as they are: ``pixels`` (N, C, H, W) uint8 and integer ``labels`` (N,).
+
+        Raises:
+            InvalidData: other types or shapes, or no images.
+        """
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1] or not len(pixels):
+            raise InvalidData(
+                f"images of {pixels.dtype} {tuple(pixels.shape)} with labels {tuple(labels.shape)}; "
+                "give bytes (N, C, H, W), N at least 1, and as many labels"
+            )
+        return cls(pixels, labels.long(), torch.arange(len(pixels)), tuple(classes))
+
+    def __repr__(self) -> str:
+        return f"{len(self)} images of {self.origin or 'tensors'}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.rows[index]
+        return self.pixels[row], int(self.all_labels[row])
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) uint8 and labels (B,) at these indices of the set, on the pixels' device."""
+        rows = self.rows[indices].to(self.pixels.device)
+        return self.pixels[rows], self.all_labels[rows]
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (N,) in the set's order."""
+        return self.all_labels[self.rows.to(self.all_labels.device)]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean (C,) of each channel over all pixels of the set, float64 in [0, 1]."""
+        total = torch.zeros(self.pixels.shape[1], dtype=torch.float64, device=self.pixels.device)
+        for part in torch.arange(len(self)).split(CHUNK):
+            total += self.batch(part)[0].double().sum((0, 2, 3))
+        return total / (255 * len(self) * self.pixels.shape[-2:].numel())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of every pixel and label, which tells sets of other content apart."""
+        digest = blake2b(str((len(self), *self.pixels.shape[1:])).encode(), digest_size=16)
+        for part in torch.arange(len(self)).split(CHUNK):
+            for tensor in self.batch(part):
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def subset(self, indices: Tensor) -> LabeledImages:
+        """The images at these indices, in this order; the pixels are shared."""
+        return replace(self, rows=self.rows[indices])
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[LabeledImages, LabeledImages]:
+        """A training and a validation set, the latter of this share in (0, 1), drawn at random.
+
+        Raises:
+            InvalidParameter: a share that leaves one of the two without images.
+        """
+        count = round(held_out * len(self))
+        if not 0 < count < len(self):
+            raise InvalidParameter(
+                f"validation={held_out} of {len(self)} images leaves a set without images; give more or a test set"
+            )
+        order = shuffled(len(self), seed)
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+
+    def to(self, device: torch.device | str) -> LabeledImages:
+        """The same set with its pixels on a device."""
+        return replace(self, pixels=self.pixels.to(device), all_labels=self.all_labels.to(device))
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """A permutation of ``count`` indices, drawn from a seed alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(fold(seed, count)))
+
+
+def load_images(
+    source: Source,
+    display: Callable[[Image.Image], Image.Image],
+    origin: str = "",
+    positions: Sequence[int] | None = None,
+    memory: int = MEMORY,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabeledImages:
+    """Decode every image of a source once; images that cannot be read are left out and named.
+
+    Args:
+        source: of ``pellucid.data.sources.open_images``; every sample needs a label.
+        display: crops an image as the network wants it, such as ``Preprocess.display``.
+        origin: what the images are called in the facts beside the weights.
+        positions: which of the source's images, in this order; None is all.
+        memory: bytes of pixels that memory may hold; larger sets go into a file without a name in ``folder``,
+            which vanishes with the set.
+        folder: where that file goes; None is the system's folder for temporary files.
+        progress: called after every image with the images done and all images.
+
+    Raises:
+        OutputNotWritable: the file does not fit into its folder.
+        InvalidData: a sample without a label, images of differing sizes, or no image that can be read.
+    """
+    pixels: Tensor | None = None
+    labels: list[int] = []
+    skipped: list[str] = []
+    positions = range(len(source)) if positions is None else positions
+    for done, position in enumerate(positions, 1):
+        try:
+            sample = source[position]
+        except InvalidImage as error:
+            skipped.append(str(error))
+            continue
+        if sample.label is None:
+            raise InvalidData(
+                f"{sample.name} has no label; name the column of labels, or sort images into folders"
+            )
+        image = pil_to_tensor(display(sample.image))
+        if pixels is None:
+            pixels = room(len(positions), image.shape, memory, folder)
+        if image.shape != pixels.shape[1:]:
+            raise InvalidData(
+                f"{sample.name} is {tuple(image.shape)} beside images of {tuple(pixels.shape[1:])}; "
+                "crop all to one size"
+            )
+        pixels[len(labels)] = image
+        labels.append(sample.label)
+        if progress is not None:
+            progress(done, len(positions))
+    if pixels is None:
+        raise InvalidData(
+            f"none of the {len(positions)} images can be read; the first: {(skipped or ['no images'])[0]}"
+        )
+    rows = torch.arange(len(labels))
+    return LabeledImages(
+        pixels[: len(labels)], torch.tensor(labels), rows, source.classes or (), tuple(skipped), origin
+    )
+
+
+def room(count: int, shape: Sequence[int], memory: int, folder: Path | None) -> Tensor:
+    """An empty tensor (count, \\*shape) of bytes, in memory or in a file that vanishes with it."""
+    size = (count, *shape)
+    needed = math.prod(size)
+    if needed <= memory:
+        return torch.empty(size, dtype=torch.uint8)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, needed)  # a full disk is told now, not when a page is written
+            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size))
+    except OSError as error:
+        raise OutputNotWritable(
+            f"{count} images need {needed / 1e9:.1f} GB in {folder or tempfile.gettempdir()}: {error.strerror}"
+        ) from error

@@ -1,0 +1,129 @@
+"""Checkpoints of a training: tensors and plain values as safetensors, the last two epochs kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import InvalidWeights, OutputNotWritable
+from ..files import replace_file
+
+KEPT = 2  # if the machine fails while the newest is written, the one before it stands
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on: tensors by name, and plain values."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training in a folder of their own.
+
+    ``identity`` says which training it is: network, recipe, seeds and data, as plain values. A folder that
+    holds another training's checkpoints is refused, never overwritten.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+    def write(self, epoch: int, checkpoint: Checkpoint) -> None:
+        """Write the state after this many epochs in one move, and drop all but the last two.
+
+        Raises:
+            OutputNotWritable: the folder cannot be made or written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputNotWritable(f"cannot make {self.folder}: {error.strerror}") from error
+        facts = {"identity": json.dumps(self.identity), "facts": json.dumps({**checkpoint.facts, "epoch": epoch})}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+        replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", safetensors.torch.save(tensors, facts))
+        for old in self.files()[KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole; None where there is none.
+
+        Raises:
+            InvalidWeights: it is another training's.
+        """
+        for path in self.files():
+            found = read(path)
+            if found is None:
+                continue
+            identity, checkpoint = found
+            if identity != json.loads(json.dumps(self.identity)):
+                raise InvalidWeights(
+                    f"{path} is of another training: {difference(identity, self.identity)}; "
+                    f"remove {self.folder}, or write somewhere else"
+                )
+            return checkpoint
+        return None
+
+    def files(self) -> list[Path]:
+        """The folder's checkpoints, the newest first."""
+        return sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the training is over and its weights are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
+    """Read a checkpoint and whose it is; None where the file is cut short or broken."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return json.loads(metadata["identity"]), Checkpoint(tensors, json.loads(metadata["facts"]))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name the first setting in which two trainings differ."""
+    here = json.loads(json.dumps(wanted))
+    for key in sorted({*found, *here}):
+        one, other = found.get(key), here.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            return f"{key}: {difference(one, other)}"
+        if one != other:
+            return f"{key} is {one!r} there and {other!r} here"
+    return "it differs"
+
+
+# Optimizers.
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as tensors by name; its settings are the recipe's."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value
+        for index, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state of :func:`optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

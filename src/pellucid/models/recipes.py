@@ -1,0 +1,215 @@
+"""How each network is trained: optimizer, schedule, order, augmentation; data, and the formulas they name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from ..errors import InvalidParameter, require_choice, require_count
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "one_cycle"]
+Keep = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one training; plain values, so that they can stand beside the weights.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images per step, at least 2 (batch normalisation needs them).
+        optimizer: ``"adam"``, ``"adamw"`` (decoupled decay) or ``"sgd"`` (momentum 0.9, Nesterov).
+        learning_rate: the rate, or the peak of its cycle; above 0.
+        schedule: ``"constant"``, or ``"one_cycle"`` (see :func:`one_cycle`).
+        weight_decay: AdamW's decay; for the others lambda of an added loss lambda / 2 ||W||^2.
+        decayed: which parameters it touches, as glob patterns of their names.
+        shuffle: a new order in every epoch, drawn from (seed, epoch); else the order of the data.
+        augmentation: one of :data:`AUGMENTATIONS`.
+        validation: the share of the training images held out where no other validation set is given.
+        keep: the weights after the ``"last"`` epoch, or those of the ``"best"`` validation accuracy.
+        source: where the settings are from, and which are ours.
+
+    Raises:
+        InvalidParameter: a setting out of its range.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 3e-3
+    schedule: Schedule = "one_cycle"
+    weight_decay: float = 1e-2
+    decayed: tuple[str, ...] = ("*",)
+    shuffle: bool = True
+    augmentation: str = "none"
+    validation: float = 0.1
+    keep: Keep = "last"
+    source: str = "this project"
+
+    def __post_init__(self) -> None:
+        require_count("epochs", self.epochs)
+        require_count("batch_size", self.batch_size)
+        if self.batch_size < 2:
+            raise InvalidParameter(f"batch_size={self.batch_size}: give 2 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidParameter(f"learning_rate={self.learning_rate}: give a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InvalidParameter(f"weight_decay={self.weight_decay}: give a number of at least 0")
+        if not 0 < self.validation < 1:
+            raise InvalidParameter(f"validation={self.validation}: give a share between 0 and 1")
+        require_choice("optimizer", self.optimizer, Optimizer)
+        require_choice("schedule", self.schedule, Schedule)
+        require_choice("keep", self.keep, Keep)
+        if self.augmentation not in AUGMENTATIONS:
+            raise InvalidParameter(f"augmentation={self.augmentation!r}: give one of {', '.join(AUGMENTATIONS)}")
+
+    def build(self, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """Make the optimizer of parameters by name."""
+        groups = [
+            {"params": [value for name, value in parameters.items() if self.decays(name) == decays],
+             "weight_decay": self.weight_decay if decays else 0.0}
+            for decays in (True, False)
+        ]  # fmt: skip
+        groups = [group for group in groups if group["params"]]
+        match self.optimizer:
+            case "adam":
+                return torch.optim.Adam(groups, self.learning_rate)
+            case "adamw":
+                return torch.optim.AdamW(groups, self.learning_rate)
+            case _:
+                return torch.optim.SGD(groups, self.learning_rate, momentum=0.9, nesterov=True)
+
+    def decays(self, name: str) -> bool:
+        """Tell whether the weight decay touches the parameter of this name."""
+        return any(fnmatch(name, pattern) for pattern in self.decayed)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+        """Set the optimizer for step number ``step`` of ``steps``; a function of the step alone."""
+        if self.schedule == "constant":
+            return
+        rate, momentum = one_cycle(step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+
+
+def one_cycle(step: int, steps: int) -> tuple[float, float]:
+    """The share of the peak rate, and the momentum (Adam's beta_1), of Smith's one-cycle policy.
+
+    The rate rises along a cosine from 1/25 to 1 in the first 30 % of the steps and falls to 4e-6, while the
+    momentum falls from 0.95 to 0.85 and rises again; the numbers are those of torch's ``OneCycleLR``.
+    """
+    peak, last = 0.3 * steps - 1, steps - 1
+    if step <= peak:
+        rate, momentum, done = (1 / 25, 1.0), (0.95, 0.85), step / peak
+    else:
+        rate, momentum, done = (1.0, 1 / 25e4), (0.85, 0.95), (step - peak) / (last - peak)
+
+    def between(ends: tuple[float, float]) -> float:
+        return ends[1] + (ends[0] - ends[1]) / 2 * (1 + math.cos(math.pi * done))
+
+    return between(rate), between(momentum)
+
+
+# Augmentations: images (B, C, H, W) and a generator on the CPU -> images of the same shape.
+
+
+def unchanged(images: Tensor, draw: Generator) -> Tensor:
+    """Leave a batch as it is."""
+    return images
+
+
+def random_symmetry(images: Tensor, draw: Generator) -> Tensor:
+    """Turn and mirror a batch (B, C, N, N) by one of the square's eight symmetries, drawn at random."""
+    turns, mirrored = torch.randint(4, (), generator=draw).item(), torch.randint(2, (), generator=draw).item()
+    images = torch.rot90(images, int(turns), (2, 3))
+    return images.flip(3) if mirrored else images
+
+
+def random_flip(images: Tensor, draw: Generator) -> Tensor:
+    """Mirror each image with probability one half."""
+    mirrored = torch.randint(2, (len(images), 1, 1, 1), generator=draw).bool().to(images.device)
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def random_crop_flip(images: Tensor, draw: Generator) -> Tensor:
+    """Shift each image by up to an eighth of its side, black moving in, and mirror every other one.
+
+    He et al., "Deep Residual Learning", Sec. 4.2: 4 pixels of padding around 32 x 32.
+    """
+    height, width = images.shape[2:]
+    reach = max(height, width) // 8
+    corners = torch.randint(2 * reach + 1, (2, len(images), 1), generator=draw).to(images.device)
+    rows = corners[0] + torch.arange(height, device=images.device)
+    columns = corners[1] + torch.arange(width, device=images.device)
+    padded = F.pad(images, [reach] * 4).permute(0, 2, 3, 1)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    cropped = padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return random_flip(cropped, draw)
+
+
+AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
+    "none": unchanged,
+    "symmetry": random_symmetry,
+    "flip": random_flip,
+    "crop_flip": random_crop_flip,
+}
+
+
+# The recipes.
+
+_RESNET = (
+    "after He et al., Deep Residual Learning, Sec. 4.2; its user, Nielsen et al., gives none; ours: one cycle"
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    "sanity-cnn": Recipe(
+        epochs=50, batch_size=50, optimizer="adam", learning_rate=1e-4, schedule="constant", weight_decay=0.0,
+        validation=1 / 12, keep="best",
+        source="Wienecke and Hinrichs, Sanity Checks for Saliency Maps, section 2.1: Adam 1e-4, 5 000 of 60 000 "
+        "images held out, the best weights kept",
+    ),
+    "selu-cnn": Recipe(
+        epochs=10, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
+        source="ours: Nielsen et al. give no settings",
+    ),
+    "cifar-cnn": Recipe(
+        epochs=20, batch_size=100, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
+        shuffle=False,
+        source="Kim et al., Why are Saliency Maps Noisy?, released code: Adam 1e-3, batches of 100 in the order "
+        "of the data, no augmentation",
+    ),
+    "cifar-resnet18": Recipe(
+        epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
+        source=_RESNET,
+    ),
+    "tiny-resnet18": Recipe(
+        epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
+        source=_RESNET,
+    ),
+    "shapes-resnet": Recipe(epochs=12, augmentation="symmetry"),
+}  # fmt: skip
+"""The papers' settings by network. Adebayo et al.'s regularised sanity-check CNN is
+``replace(RECIPES["sanity-cnn"], weight_decay=1e-3, decayed=("conv?.weight", "linear1.weight"))``."""
+
+LARGE = Recipe(
+    epochs=30, batch_size=64, optimizer="sgd", learning_rate=0.025, weight_decay=1e-4, augmentation="flip",
+    source="ours, after torchvision's reference training of ResNets: 0.1 at 256 images; one cycle",
+)  # fmt: skip
+"""For every other network, such as torchvision's ResNet-34 and ResNet-50."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The settings that a network is trained with by default."""
+    return RECIPES.get(name, LARGE)
