@@ -2,6 +2,10 @@
 
 from .catalog import METHODS, METRICS, VARIANTS, method, metric
 from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
+from .experiments.runners import benchmark
+from .experiments.spec import Spec, read_spec
+from .experiments.store import Results
+from .experiments.trust import TrustCard, trust_card
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
 from .methods.base import Attributions, Method
@@ -24,6 +28,8 @@ from .rules.lrp import EpsilonLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
 from .sampling import Noise, Path, Sampling
+from .surrogate.training import train_surrogate
+from .surrogate.variant import Surrogate, load_surrogate
 
 __all__ = [
     "METHODS",
@@ -57,12 +63,17 @@ __all__ = [
     "RescaleElementwise",
     "RescaleMaxPool",
     "RescaleProduct",
+    "Results",
     "Rule",
     "RuleNotApplied",
     "Sampling",
     "Scorer",
     "Segmentation",
     "SmoothedDownsampling",
+    "Spec",
+    "Surrogate",
+    "TrustCard",
+    "benchmark",
     "cascade",
     "clip_percentiles",
     "deletion",
@@ -71,11 +82,15 @@ __all__ = [
     "insertion",
     "layer_names",
     "load_model",
+    "load_surrogate",
     "method",
     "metric",
     "normalize",
+    "read_spec",
     "segmentation_targets",
     "spearman",
     "ssim",
     "total_variation",
+    "train_surrogate",
+    "trust_card",
 ]

@@ -13,8 +13,9 @@ FLOORS = {
     "files": 1,
     "heatmap": 1, "sampling": 1, "layers": 1, "rules": 1,
     "methods": 2, "models": 2, "data": 2,
-    "metrics": 3,
+    "metrics": 3, "surrogate": 3,
     "catalog": 4,
+    "experiments": 5,
     "report": 6,
     "cli": 7,
 }  # fmt: skip

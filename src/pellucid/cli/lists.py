@@ -1,4 +1,4 @@
-"""The commands ``list methods``, ``layers``, ``models`` and ``variants``."""
+"""The commands ``list methods``, ``metrics``, ``layers``, ``models`` and ``variants``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .terminal import show_whole
 
-listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, layers, models or variants.")
+listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, metrics, layers, models or variants.")
 
 
 @listing.command("methods")
@@ -26,6 +26,20 @@ def list_methods() -> None:
         f"Wrap any of them: {' and '.join(f'{name}(...)' for name in COMBINATORS)}, "
         "as in smoothed(integrated(guided_backprop, steps=50), samples=15)."
     )
+
+
+@listing.command("metrics")
+def list_metrics() -> None:
+    """Show what maps are graded by."""
+    from ..catalog import METRICS
+
+    table = Table("name", "axis", "better", "what it is", "source", title="Metrics", title_justify="left")
+    for name, metric in METRICS.items():
+        better = "higher" if metric.higher_is_better else "lower"
+        needs = f" Needs {', '.join(sorted(metric.needs))}." if metric.needs else ""
+        table.add_row(name, metric.axis, better, escape(first_sentence(metric) + needs), escape(metric.paper))
+    show_whole(table)
+    typer.echo("Settings go in brackets, as in 'insertion(steps=56)'.")
 
 
 @listing.command("layers")

@@ -10,11 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import PellucidError
+from .benchmark import benchmark
 from .demo import demo
 from .explain import explain
 from .facts import COMMAND
 from .lists import listing
-from .train import training
+from .report import report
+from .surrogate import surrogate
+from .train import train
 
 
 class Commands(TyperGroup):
@@ -42,9 +45,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(explain)
+app.command()(benchmark)
+app.command()(report)
 app.command()(demo)
+app.command()(train)
+app.add_typer(surrogate, name="surrogate")
 app.add_typer(listing, name="list")
-app.add_typer(training, name="train")
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ class Case:
     Attributes:
         scorer: the model that is scored, which need not be the one that was explained.
         scored: the class (B,) of each image whose score is followed.
-        method, explained, variant: what made the attributions; ``explain`` calls it again.
+        method, explained, variant, seed: what made the attributions; ``explain`` calls it again. ``seeds`` are
+            of each image's noise, where these differ.
         images: (B, C, H, W), as the model takes them.
         attributions: by layer, with the explained ``targets`` (B,).
         labels: true classes (B,), where known.
@@ -60,6 +61,7 @@ class Case:
     scored: Tensor
     variant: Variant = "original"
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     max_batch: int = 64
     labels: Tensor | None = None
     masks: Tensor | None = None
@@ -97,16 +99,19 @@ class Case:
         return heatmap(attribution, (height, width), self.channels, self.upsampling)
 
     def explain(
-        self, model: Any = None, images: Tensor | None = None, targets: Any = None, seed: int | None = None
+        self, model: Any = None, images: Tensor | None = None, targets: Any = None, seeds: Sequence[int] = ()
     ) -> Attributions:
-        """The method again at the same layers, with another model, other images or other classes."""
+        """The method again at the same layers, with another model, other images or other classes.
+
+        Fewer images come with their own ``seeds``.
+        """
         return self.method(
             self.explained if model is None else model,
             self.images if images is None else images,
             self.targets if targets is None else targets,
             self.layers,
             variant=self.variant,
-            seed=self.seed if seed is None else seed,
+            seed=seeds or self.seeds or self.seed,
             max_batch=self.max_batch,
         )
 

@@ -124,7 +124,8 @@ def _explained(case: Case, model: nn.Module, targets: Any) -> Attributions:
 
 def _row(case: Case, model: nn.Module, targets: Any, one: slice) -> Attributions:
     try:
-        return case.explain(model, case.images[one], targets if isinstance(targets, str) else targets[one])
+        classes = targets if isinstance(targets, str) else targets[one]
+        return case.explain(model, case.images[one], classes, case.seeds[one])
     except InvalidModel:
         empty = {layer: torch.zeros_like(value[one]) for layer, value in case.attributions.items()}
         return Attributions(empty, case.targets[one])

@@ -1,14 +1,17 @@
-"""A report as one page that needs nothing else: pictures inside it, no scripts, no requests."""
+"""A report as one page that needs nothing else: all that it shows is inside it, it makes no requests."""
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ..files import replace_file
 
@@ -57,7 +60,12 @@ class Section:
 
 def page(title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> str:
     """Write a report as HTML; all text is escaped."""
-    return _template().render(title=title, lead=lead, sections=sections, footer=footer)
+    return render("report.html", title=title, lead=lead, sections=sections, footer=footer)
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill one of the templates; all text is escaped."""
+    return _templates().get_template(template).render(content)
 
 
 def save(text: str, path: str | Path) -> None:
@@ -69,11 +77,17 @@ def save(text: str, path: str | Path) -> None:
     replace_file(Path(path), text.encode())
 
 
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break at its joints: smoothed( | guided_ | backprop, | samples= | 5)."""
+    return Markup(re.sub(r"(?<=[_.,/=])|(?<=\w\()", "<wbr>", str(escape(name))))
+
+
 @lru_cache(maxsize=1)
-def _template() -> Template:
+def _templates() -> Environment:
     loader = PackageLoader("pellucid.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["bar"] = lambda value: isinstance(value, Bar)
-    return environment.get_template("report.html")
+    environment.filters["breakable"] = breakable
+    return environment

@@ -1,0 +1,183 @@
+"""The command ``benchmark``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..errors import InvalidParameter, shortened
+from .facts import COMMAND
+from .request import parted
+from .terminal import counted, progress, show_whole
+
+if TYPE_CHECKING:
+    from ..experiments.store import Results
+
+FAILURES = 20  # shown on the terminal
+
+
+def benchmark(
+    ctx: typer.Context,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="RUN", help="The folder or fsspec URL of the results.")
+    ],
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="A TOML file; the options replace its values.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="As for `explain`; may be repeated, as all lists.")
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Of each model, in order.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="A folder, .parquet table, `shapes:COUNT`, `torchvision:NAME`, `hf:NAME`.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many images.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Take every n-th image in sorted order.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="A table's column of labels.")] = None,
+    skip_unusable: Annotated[
+        bool | None, typer.Option("--skip-unusable", help="Leave out images that are broken or lack a mask.")
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Names or text forms, comma-separated.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="`original`, `backward`, `forward`.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="`all`, names or globs.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option(help="Names of `pellucid list metrics`.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="The class to explain: `scored`, `explained`, `label` or a number."),
+    ] = None,
+    scored: Annotated[str | None, typer.Option(help="The model that is scored: `original` or `variant`.")] = None,
+    score: Annotated[str | None, typer.Option(help="`softmax`, `sigmoid` or `logits`.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The method to compare others with.")] = None,
+    channels: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
+    upsampling: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=0, help="Of how many images to keep the maps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all noise.")] = None,
+    images_per_cell: Annotated[
+        int | None, typer.Option(min=1, help="How many images are computed, and stored, together.")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="No forward pass sees more images.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+) -> None:
+    """Grade the maps of methods x variants x layers by metrics, image by image.
+
+    A run that was interrupted goes on where it was when the same command is given again.
+
+    Examples:
+
+    `pellucid benchmark examples/shapes.toml -o run`
+
+    `pellucid benchmark --model resnet18 --weights resnet18.safetensors --images photos/
+    --methods "gradient,smoothgrad" --metrics total_variation -o run`
+    """
+    chosen = {
+        "model": model, "weights": weights, "images": images, "count": count, "every": every,
+        "label_column": label_column, "skip_unusable": skip_unusable, "methods": methods, "variants": variant,
+        "layers": layers, "metrics": metrics, "target": target, "scored": scored, "score": score,
+        "reference": reference, "channels": channels, "upsampling": upsampling, "pictures": pictures,
+        "seed": seed, "images_per_cell": images_per_cell, "max_batch": max_batch, "device": device,
+    }  # fmt: skip
+    results, computed = run(spec, content(chosen), output, ctx.meta[COMMAND])
+    if not computed:
+        typer.echo(f"{output} was finished already; nothing was computed")
+    show(results, output)
+    if results.failed:
+        raise typer.Exit(1)
+
+
+def content(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, in the form that a spec has."""
+    given = {name: value for name, value in options.items() if value is not None}
+    lists = ("methods", "variants", "layers", "metrics")
+    given |= {name: parted(given[name]) for name in lists if name in given}
+    names = ("count", "every", "label_column", "skip_unusable")
+    of_images: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
+    if "images" in given:
+        of_images["source"] = given["images"]
+    if of_images:
+        given["images"] = of_images
+    if "target" in given and given["target"].isdecimal():
+        given["target"] = int(given["target"])
+    if "model" not in given:
+        return given
+    models, weights = given.pop("model"), given.pop("weights", None)
+    if weights is None:
+        return given | {"models": models}
+    if len(weights) != len(models):
+        raise InvalidParameter(f"{counted(len(weights), 'weights file')} for {counted(len(models), 'model')}")
+    pairs = zip(models, weights, strict=True)
+    return given | {"models": [{"name": name, "weights": file} for name, file in pairs]}
+
+
+def run(spec: Path | None, options: dict[str, Any], output: str, command: str) -> tuple[Results, int]:
+    """Read the spec and run it, showing how far it is; the results, and how many cells were computed for them."""
+    from ..experiments import runners
+    from ..experiments.spec import read_spec
+
+    with progress() as bar:
+        task = bar.add_task("checking", total=None)
+
+        states: list[int] = []
+
+        def advance(done: int, total: int) -> None:
+            if not states:
+                # The time left is told by the cells of this call, not by those of an earlier one.
+                bar.reset(task, total=total, completed=done, description="grading")
+            bar.update(task, completed=done)
+            states.append(done)
+
+        results = runners.benchmark(read_spec(spec, options), output, advance=advance, command=command)
+        return results, states[-1] - states[0]
+
+
+def show(results: Results, output: str) -> None:
+    """Show means, where everything is, what was amiss, and what to do next."""
+    show_whole(means(results))
+    facts = results.facts
+    cells = len(facts["cells"])
+    typer.echo(
+        f"{counted(cells - len(facts['missing']), 'cell')} of {cells} finished, "
+        f"{counted(len(facts['images']), 'image')}, {counted(len(results.table), 'row')} in {output}"
+    )
+    if skipped := facts["spec"]["images"]["skip"]:
+        typer.echo(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
+    for (warning, method), layers in results.notes.items():
+        typer.echo(f"note: {note(warning, method, layers)}", err=True)
+    if results.failed:
+        typer.echo(f"{counted(len(results.failed), 'cell')} failed; the same command tries them again:", err=True)
+        for cell, message in list(results.failed.items())[:FAILURES]:
+            typer.echo(f"  {cell}: {message}", err=True)
+        if len(results.failed) > FAILURES:
+            typer.echo(f"  and {len(results.failed) - FAILURES} more", err=True)
+    typer.echo(f"next: pellucid report {output}")
+
+
+def means(results: Results) -> Table:
+    """The mean of each metric by method and variant, over images and layers; undefined values are left out."""
+    several = len(results.facts["spec"]["models"]) > 1
+    values = results.table[results.table["at"].isna()]
+    keys = ["model", "method", "variant"] if several else ["method", "variant"]
+    found = values.groupby([*keys, "metric"], observed=True, sort=False)["value"].mean()
+    metrics = {text: facts["higher_is_better"] for text, facts in results.facts["metrics"].items()}
+    table = Table(
+        *keys,
+        *(Column(f"{escape(text)} {'↑' if higher else '↓'}", justify="right") for text, higher in metrics.items()),
+        title="Means over images and layers; ↑ higher is better, ↓ lower is better", title_justify="left",
+    )  # fmt: skip
+    for key in dict.fromkeys(entry[:-1] for entry in found.index):
+        numbers = [found.get((*key, text)) for text in metrics]
+        cells = ["" if number is None or number != number else f"{number:.4g}" for number in numbers]
+        table.add_row(*(escape(str(part)) or "(the variant)" for part in key), *cells)
+    return table
+
+
+def note(warning: str, method: str, layers: Sequence[str]) -> str:
+    """What is to be known about a method, once and short."""
+    where = f"at {shortened(layers, 3)}"
+    if warning == "EmptyMapWarning":
+        return f"{method} is zero everywhere {where} for some images; lower its threshold or leave out the layer"
+    return f"{method} misses the sum it should have by more than 5 % {where} for some images; take more steps"

@@ -1,0 +1,43 @@
+"""The command ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import counted
+
+
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The output of `pellucid benchmark`: a folder or URL.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page to write.", show_default="RUN/report.html"),
+    ] = None,
+) -> None:
+    """Write a benchmark's report: one HTML page, trust card first, that opens offline.
+
+    A run that is still under way can be reported too; the page says how much is missing.
+
+    Example: `pellucid report results -o results.html`
+    """
+    from ..experiments.store import Results
+    from ..report import benchmark, html
+
+    results = Results.read(run)
+    path = output or page_of(run)
+    html.save(benchmark.page(results), path)
+    missing = len(results.facts["missing"])
+    if missing:
+        typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
+    typer.echo(f"open {path}")
+
+
+def page_of(run: str) -> Path:
+    """Where the report goes by default: into the run's folder; of a run elsewhere, into this one."""
+    folder = Path(run).expanduser()
+    return folder / "report.html" if folder.is_dir() else Path(f"{run.rstrip('/').rpartition('/')[2]}.html")

@@ -1,0 +1,234 @@
+"""A cell of an experiment: one model, variant, method and run of images, at all layers and by every metric."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow
+from torch import Tensor
+
+from .. import catalog
+from ..errors import InvalidData, InvalidLayer, LayerWarning, PellucidError
+from ..heatmap import heatmap
+from ..methods.base import Attributions
+from ..methods.checks import require_in_range
+from ..methods.gradient import Gradient
+from ..metrics.base import Case, Measured, Metric
+from . import inputs
+from .inputs import Batch
+from .spec import Spec
+from .store import PICTURE_ROWS, ROWS, versions
+
+Note = tuple[str, str, str]  # warning, method, layer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method (``""``: none, the variant itself is graded) on the images ``start`` to ``stop``."""
+
+    model: str
+    variant: str
+    method: str
+    start: int
+    stop: int
+    key: str  # a digest of the experiment's content and this cell
+
+    @property
+    def id(self) -> str:
+        """A readable name that a file may have, unique by the digest at its end."""
+        parts = (self.model, self.variant, self.method or "variant", f"{self.start:05d}-{self.stop - 1:05d}")
+        names = [re.sub(r"[^\w.=]+", "-", part).strip("-.")[:60] for part in parts]
+        return f"{'_'.join(names)}_{self.key}"
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a cell gave: rows of the results table, pictures, and notes on its method."""
+
+    rows: pyarrow.Table
+    pictures: pyarrow.Table
+    notes: frozenset[Note] = frozenset()
+
+
+def run_cell(spec: Spec, cell: Cell) -> Finished:
+    """Explain the cell's images at all layers, and grade the maps by every metric.
+
+    Models, images and the scores of clean images are kept for the next cell of the same images.
+
+    Raises:
+        PellucidError: the method does not work on this model under this variant, or a metric on these images.
+    """
+    metrics = {text: catalog.metric(text) for text in spec.metrics}
+    metrics = {text: metric for text, metric in metrics.items() if metric.of_model == (not cell.method)}
+    shown_names = set(inputs.chosen(spec.images).names[: spec.pictures])
+    notes: set[Note] = set()
+    rows, pictures = [], []
+    for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
+        case = _case(spec, cell, batch, notes, tuple(metrics.values()))
+        rows += [row for text in metrics for row in _measured(spec, cell, case, text, metrics[text])]
+        pictures += list(_maps(cell, case, shown_names))
+    return Finished(_table(rows, ROWS), _table(pictures, PICTURE_ROWS), frozenset(notes))
+
+
+def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple[Metric, ...]) -> Case:
+    """The cell's method on a batch, for metrics to grade."""
+    explained, scored = _targets(spec, cell.variant, batch)
+    seeds = tuple(seed_of(name, spec.seed) for name in batch.names)
+    method = inputs.method_of(spec.method_texts[cell.method]) if cell.method else Gradient()  # never called
+    attributions = Attributions({}, explained)
+    if cell.method:
+        with _noted(cell.method, notes):
+            attributions = method(
+                batch.loaded.model, batch.images, explained, spec.layers,
+                variant=cell.variant, seed=seeds, max_batch=spec.max_batch,
+            )  # fmt: skip
+    for layer, attribution in attributions.items():
+        if attribution.dim() != 4:
+            raise InvalidLayer(
+                f"layer {layer!r} gives the shape {tuple(attribution.shape)}, which is no map; "
+                "name layers whose output has a height and a width"
+            )
+    return Case(
+        method=method,
+        explained=batch.loaded.model,
+        images=batch.images,
+        attributions=attributions,
+        scorer=batch.scorer("original" if spec.scored == "original" else cell.variant),
+        scored=scored,
+        variant=cell.variant,
+        seed=spec.seed,
+        seeds=seeds,
+        max_batch=spec.max_batch,
+        labels=batch.labels,
+        masks=batch.masks,
+        boxes=batch.boxes,
+        names=batch.names,
+        metrics=metrics,
+        channels=spec.channels,
+        upsampling=spec.upsampling,
+    )
+
+
+def seed_of(image: str, seed: int) -> int:
+    """The seed of an image's noise: independent between images, and the same in whatever cell it comes."""
+    return int.from_bytes(blake2b(f"{seed}/{image}".encode(), digest_size=7).digest())
+
+
+def _targets(spec: Spec, variant: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The classes (B,) to explain, and those whose scores are followed."""
+    scores = batch.scorer("original" if spec.scored == "original" else variant).of(batch.images)
+    highest = scores.argmax(1)
+    if spec.target == "scored":
+        return highest, highest
+    if spec.target == "explained":
+        return batch.scorer(variant).of(batch.images).argmax(1), highest
+    if spec.target != "label":
+        given = highest.new_full(highest.shape, spec.target)
+    elif batch.labels is None:
+        raise InvalidData("target = 'label', and images have no labels")
+    else:
+        given = batch.labels
+    require_in_range(given, scores.shape[1])
+    return given, given
+
+
+@contextmanager
+def _noted(method: str, notes: set[Note]) -> Iterator[None]:
+    """Note a method's warnings about layers, for the end; let others through."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        message = warning.message
+        if isinstance(message, LayerWarning):
+            notes.add((type(message).__name__, method, message.layer))
+        else:
+            warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
+
+
+Row = dict[str, Any]
+
+
+def _measured(spec: Spec, cell: Cell, case: Case, text: str, metric: Metric) -> Iterator[Row]:
+    """A metric's rows at all layers."""
+    try:
+        with warnings.catch_warnings():
+            # What happens when a metric explains anew (a random model, say) is for the metric to say.
+            warnings.simplefilter("ignore", LayerWarning)
+            found = metric.measure(case)
+    except PellucidError as error:
+        error.add_note(f"while measuring {text}")
+        raise
+    known = {"model": cell.model, "variant": cell.variant, "method": cell.method, "metric": text}
+    for layer, measured in found.items():
+        for row in _values(case.names, measured):
+            yield known | {"layer": layer, "seed": spec.seed, "versions": _versions()} | row
+
+
+@lru_cache(maxsize=1)
+def _versions() -> str:
+    found = versions()
+    return ", ".join(f"{name} {found[name]}" for name in ("pellucid", "torch"))
+
+
+def _values(names: Sequence[str], measured: Measured) -> Iterator[Row]:
+    """Each image's value, followed by its curve."""
+    values = measured.values.double().tolist()
+    curves: list[list[float]] = [[]] * len(values)
+    if measured.curve is not None:
+        curves = measured.curve.double().tolist()
+    for name, value, curve in zip(names, values, curves, strict=True):
+        yield {"image": name, "value": value}
+        steps: Sequence[str | None] = measured.steps or [None] * len(curve)
+        for at, step, point in zip(measured.at, steps, curve, strict=True):
+            yield {"image": name, "value": point, "at": float(at), "step": step}
+
+
+def _table(rows: Sequence[Row], schema: pyarrow.Schema) -> pyarrow.Table:
+    """Rows as columns; NaN becomes null."""
+    columns = [
+        pyarrow.array([row.get(entry.name) for row in rows], entry.type, from_pandas=True) for entry in schema
+    ]
+    return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+# Pictures.
+
+
+def _maps(cell: Cell, case: Case, names: set[str]) -> Iterator[Row]:
+    """The maps of some images at the layers' own sizes, as Results tells."""
+    known = {"kind": "map", "model": cell.model, "variant": cell.variant, "method": cell.method}
+    rows = [row for row, name in enumerate(case.names) if name in names]
+    for layer, attribution in case.attributions.items():
+        if not rows:
+            return
+        maps = heatmap(attribution[rows], None, case.channels).double()
+        maps = maps / maps.abs().amax((1, 2), keepdim=True).clamp_min(np.finfo(np.float64).tiny)
+        for row, values in zip(rows, maps.cpu().numpy(), strict=True):
+            buffer = io.BytesIO()
+            np.save(buffer, values.astype(np.float16))
+            yield known | {"image": case.names[row], "layer": layer, "data": buffer.getvalue()}
+
+
+def photos(spec: Spec) -> pyarrow.Table:
+    """The images whose maps are kept, as each model's preprocess shows them."""
+    rows = []
+    for sample in inputs.chosen(spec.images)[: spec.pictures]:
+        for model in spec.models:
+            buffer = io.BytesIO()
+            picture = inputs.model_of(spec, model.key).preprocess.display(sample.image)
+            picture.convert("RGB").save(buffer, "PNG")
+            known = {"variant": "", "method": "", "layer": ""}
+            rows.append(
+                known | {"image": sample.name, "kind": "photo", "model": model.key, "data": buffer.getvalue()}
+            )
+    return _table(rows, PICTURE_ROWS)

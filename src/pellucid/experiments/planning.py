@@ -1,0 +1,155 @@
+"""A plan: a spec with everything checked before anything is computed, cut into cells; and what identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .. import catalog
+from ..data.sources import Sample
+from ..errors import InvalidData
+from ..layers import require_explainable, select_layers
+from ..metrics.base import Metric
+from ..models.preprocess import Preprocess
+from ..models.zoo import LoadedModel
+from ..rules.variants import variant_rules
+from . import inputs
+from .cells import Cell
+from .spec import Spec, shown
+from .store import hashed, versions
+
+NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
+MOST_NAMED = 12  # images in an error
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked spec, its cells in order, and the facts that run.json tells."""
+
+    spec: Spec
+    cells: Sequence[Cell]
+    facts: Mapping[str, Any]
+
+
+def plan(spec: Spec) -> Plan:
+    """Check everything that can be checked without explaining, and cut the experiment into cells.
+
+    Raises:
+        PellucidError: whatever is wrong with models, methods, layers, variants, metrics or images.
+        InvalidData: a metric needs what the images lack.
+    """
+    metrics = {text: catalog.metric(text) for text in spec.metrics}
+    if not spec.methods and not all(metric.of_model for metric in metrics.values()):
+        raise InvalidData("no methods are named, and some metrics grade maps; name methods")
+    for text in spec.methods:
+        inputs.method_of(text)
+    for variant in spec.variants:
+        variant_rules(variant)
+    layers, models = {}, {}
+    for model in spec.models:
+        loaded = inputs.model_of(spec, model.key)
+        require_explainable(loaded.model)
+        layers[model.key] = list(select_layers(loaded.model, spec.layers))
+        models[model.key] = inputs.digest_of_model(loaded)
+    spec, images = _usable(spec, metrics)
+    names = list(inputs.chosen(spec.images).names)
+    identity = _identity(spec, {"models": models, "images": images, "files": _files(spec)})
+    key = hashed(identity)
+    cells = list(_cells(spec, metrics, len(names), key))
+    facts = {
+        "made_by": "pellucid",
+        "hash": key,
+        "versions": versions(),
+        "spec": _dumped(spec),
+        "metrics": {text: _metric_facts(metric) for text, metric in metrics.items()},
+        "layers": layers,
+        "images": names,
+        "cells": [cell.id for cell in cells],
+        "identity": identity,
+    }
+    return Plan(spec, cells, facts)
+
+
+def _cells(spec: Spec, metrics: Mapping[str, Metric], images: int, key: str) -> Iterator[Cell]:
+    """A model's cells on the same images follow each other, so that they share them."""
+    of_model = [""] if any(metric.of_model for metric in metrics.values()) else []
+    of_map = list(spec.method_texts) if any(not metric.of_model for metric in metrics.values()) else []
+    for model in spec.models:
+        for start in range(0, images, spec.images_per_cell):
+            stop = min(start + spec.images_per_cell, images)
+            for variant in spec.variants:
+                for method in [*of_model, *of_map]:
+                    content = [key, model.key, variant, method, start, stop]
+                    yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
+
+
+def _usable(spec: Spec, metrics: Mapping[str, Metric]) -> tuple[Spec, str]:
+    """The spec without images that cannot be used, if it says to skip them; and a digest of the others."""
+    needs: dict[str, str] = {need: text for text, metric in metrics.items() for need in metric.needs}
+    if spec.target == "label":
+        needs["labels"] = "target = 'label'"
+    models = [inputs.model_of(spec, model.key) for model in spec.models]
+    images = spec.images
+    count, source = len(inputs.chosen(images)), inputs.candidates(images)
+    digest, wrong = inputs.survey(
+        source if images.skip_unusable else source[:count], count, lambda sample: _problem(sample, needs, models)
+    )
+    if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
+        few = f", or skip = {list(wrong)}" if len(wrong) <= MOST_NAMED else ""
+        raise InvalidData(
+            f"{len(wrong)} of {len(source)} images cannot be used; the first: {next(iter(wrong.values()))}. "
+            f"To take others, set skip_unusable = true for the images{few}"
+        )
+    images = images.model_copy(update={"skip": (*images.skip, *wrong)})
+    return spec.model_copy(update={"images": images}), digest
+
+
+def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> str:
+    """What some metric needs of an image and does not find; ``""`` if nothing."""
+    for need, text in needs.items():
+        # The object is known by its mask or its boxes (metrics/localization.py).
+        known = {"labels": sample.label, "boxes": sample.boxes, "masks": sample.mask or sample.boxes}[need]
+        if known is None:
+            return f"{text} needs {need}, and {sample.name} has none"
+        if need == "labels":
+            continue
+        for loaded in models:
+            if not isinstance(loaded.preprocess, Preprocess):
+                return f"{text} needs {need}, and the preprocess of {loaded.name} does not say where pixels go"
+            if problem := inputs.object_problem(sample, loaded):
+                return f"{text} needs {need}, and {problem}"
+    return ""
+
+
+# What makes an experiment the same, wherever its files are.
+
+
+def _dumped(spec: Spec) -> dict[str, Any]:
+    """The spec as plain values, methods by the names that tables have."""
+    dumped = spec.model_dump(mode="json")
+    return dumped | {
+        "methods": list(spec.method_texts),
+        "reference": None if spec.reference is None else shown(spec.reference),
+    }
+
+
+def _identity(spec: Spec, digests: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides the results: settings as they are, models, images and code by their content."""
+    content = {name: value for name, value in _dumped(spec).items() if name not in NO_RESULT}
+    content["models"] = {model.key: digests["models"][model.key] for model in spec.models}
+    content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": digests["images"]}
+    return content | {"files": digests["files"]}
+
+
+def _files(spec: Spec) -> dict[str, str]:
+    """Digests of the user's own Python files."""
+    texts = [text for text in (*spec.methods, *(model.name for model in spec.models)) if ".py:" in text]
+    return {shown(text): sha256(Path(text.rpartition(":")[0]).read_bytes()).hexdigest() for text in texts}
+
+
+def _metric_facts(metric: Metric) -> dict[str, Any]:
+    names = ("name", "axis", "unit", "higher_is_better", "paper", "undefined", "of_model")
+    return {name: getattr(metric, name) for name in names}

@@ -1,0 +1,93 @@
+"""Runs an experiment: cells are computed here or elsewhere, stored as they finish, and never computed twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import PellucidError
+from . import inputs
+from .cells import Cell, Finished, photos, run_cell
+from .planning import plan
+from .spec import Spec
+from .store import PHOTOS, Results, Store
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a cell: what it gave, or what was wrong."""
+
+    cell: Cell
+    finished: Finished | None = None
+    error: PellucidError | None = None
+
+
+Runner = Callable[[Spec, Sequence[Cell]], Iterator[Outcome]]
+Advance = Callable[[int, int], None]
+
+
+def inline(spec: Spec, cells: Sequence[Cell]) -> Iterator[Outcome]:
+    """Compute cells one after another in this process."""
+    for cell in cells:
+        try:
+            yield Outcome(cell, run_cell(spec, cell))
+        except PellucidError as error:
+            yield Outcome(cell, error=error)
+
+
+def benchmark(
+    spec: Spec,
+    output: str | os.PathLike[str],
+    *,
+    runner: Runner = inline,
+    advance: Advance = lambda done, total: None,
+    command: str = "",
+) -> Results:
+    """Run an experiment, or what is left of it, and return its results.
+
+    Everything is checked before anything is computed. Each cell is stored when it finishes; a run that was
+    ended in whatever way goes on where it was when it is called again, and a finished one computes nothing.
+    A cell that fails does not end the others: ``Results.failed`` says what was wrong, and the next call tries
+    it again.
+
+    Args:
+        spec: what to compute.
+        output: a folder, or a URL that fsspec knows; it is empty, new, or holds the same experiment.
+        runner: computes cells, in any order, and yields what became of each as it ends.
+        advance: called with the number of cells done and that of all.
+        command: what was typed, for run.json.
+
+    Raises:
+        OutputNotWritable: the folder holds something else, another process writes to it, or the disk is full.
+        PellucidError: anything in the spec that cannot work.
+    """
+    store = Store(output)
+    try:
+        planned = plan(spec)
+        ids = [cell.id for cell in planned.cells]
+        failed: dict[str, str] = {}
+        notes: dict[tuple[str, str], dict[str, None]] = {}
+        with store.opened({**planned.facts, "command": command}):
+            finished = store.finished(ids)
+            if not store.has_pictures(PHOTOS):
+                store.write_pictures(PHOTOS, photos(planned.spec))
+            done = len(finished)
+            advance(done, len(ids))
+            for outcome in runner(planned.spec, [cell for cell in planned.cells if cell.id not in finished]):
+                if outcome.finished is not None:
+                    store.write(outcome.cell.id, outcome.finished.rows, outcome.finished.pictures)
+                    for warning, method, layer in sorted(outcome.finished.notes):
+                        notes.setdefault((warning, method), {})[layer] = None
+                elif outcome.error is not None:
+                    failed[outcome.cell.id] = _told(outcome.error)
+                done += 1
+                advance(done, len(ids))
+    finally:
+        inputs.forget()
+    return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
+
+
+def _told(error: PellucidError) -> str:
+    """An error in one line, with what was being done."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])

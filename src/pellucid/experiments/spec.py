@@ -1,0 +1,311 @@
+"""What an experiment asks for: TOML and options -> one checked, frozen ``Spec``."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import InvalidData, InvalidParameter, UnknownName
+from ..heatmap import Channels, Upsampling
+from ..metrics.scoring import Output
+from ..models.weights import is_file
+
+TargetRule = Literal["scored", "explained", "label"]
+SCHEMES = ("shapes:", "torchvision:", "hf:")
+
+
+def _several(value: Any) -> Any:
+    """One text stands for a list of one; what is named twice is meant once."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(texts)) if isinstance(texts, list | tuple) else texts
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[int, Field(strict=True, ge=0)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(_Part):
+    """One model: ``name`` and ``weights`` as ``load_model`` takes them, ``alias`` what tables call it."""
+
+    name: str
+    weights: str | None = None
+    alias: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tables call it: unless an alias is given its name, of a file without the folders."""
+        return self.alias or shown(self.name)
+
+
+class Images(_Part):
+    """Which images: every ``every``-th of a source in its sorted order, less ``skip``, the first ``count``.
+
+    An image that cannot be used (broken, or without what a metric needs of it) ends the experiment before it
+    begins, unless ``skip_unusable`` adds such images to ``skip``.
+    """
+
+    source: str
+    count: Count | None = None
+    every: Count = 1
+    skip: Texts = ()
+    skip_unusable: bool = False
+    label_column: str | None = None
+    split: str = "test"
+    root: str = "data"
+
+
+class Spec(_Part):
+    """An experiment: models x variants x methods x layers x metrics x images.
+
+    Attributes:
+        name: what the report calls it.
+        models, images: as ``Model`` and ``Images``; a plain text stands for its name or source.
+        methods, variants, layers, metrics: texts of the catalogue; layers as ``Method`` takes them.
+        scored: the model whose scores metrics follow: the ``"original"`` one or the one under its ``"variant"``.
+        target: the class explained: ``"scored"``, the highest score of the scored model on the clean image;
+            ``"explained"``, that of the model under its variant, while metrics follow the scored model's own
+            class, as Smooth Deep Saliency's code does; ``"label"``; or a class number.
+        score: what a score is: ``"softmax"``, ``"sigmoid"`` or ``"logits"``.
+        reference: the method that others are compared with, if any.
+        channels, upsampling: how attributions become heatmaps.
+        pictures: of how many images photos and maps are kept.
+        seed: of all noise.
+        images_per_cell, max_batch, device: how much is computed at once, and where.
+    """
+
+    name: str = "benchmark"
+    models: tuple[Model, ...] = Field(min_length=1)
+    images: Images
+    methods: Texts = ()
+    variants: Texts = Field(("original",), min_length=1)
+    layers: Texts = Field(("all",), min_length=1)
+    metrics: Texts = Field(min_length=1)
+    target: TargetRule | int = "scored"
+    scored: Literal["original", "variant"] = "original"
+    score: Output = "softmax"
+    reference: str | None = None
+    channels: Channels = "mean"
+    upsampling: Upsampling = "nearest"
+    pictures: Number = 3
+    seed: Number = 0
+    images_per_cell: Count = 16
+    max_batch: Count = 64
+    device: str = "auto"
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _named_models(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list | tuple) else [value]
+        return tuple({"name": part} if isinstance(part, str) else part for part in parts)
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _named_images(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _known_target(cls, value: Any) -> Any:
+        is_class = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not is_class and value not in get_args(TargetRule):
+            raise ValueError("give 'scored', 'explained', 'label' or a class number from 0")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, names in (
+            ("models", [model.key for model in self.models]),
+            ("methods", list(self.method_texts)),
+        ):
+            texts = getattr(self, what)
+            if len(set(names)) < len(texts):
+                raise ValueError(f"two of {what} have the same name ({', '.join(names)}); give models an alias")
+        if self.reference is not None and shown(self.reference) not in self.method_texts:
+            raise ValueError(f"reference {self.reference!r} is none of the methods")
+        return self
+
+    @property
+    def method_texts(self) -> dict[str, str]:
+        """The methods' texts by what tables call them."""
+        return {shown(text): text for text in self.methods}
+
+    def model(self, key: str) -> Model:
+        """The model that tables call ``key``."""
+        return next(model for model in self.models if model.key == key)
+
+
+def shown(text: str) -> str:
+    """What tables call a method or model: its text, of one from a file without the folders."""
+    return Path(text).name if ".py:" in text else text
+
+
+def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None) -> Spec:
+    """A spec from a TOML file, from options, or from a file whose values options replace.
+
+    Options have the form of the file's content; those of ``images`` are replaced one by one, and ``weights``
+    are those of the models, in order. In the file, paths are relative to its folder; in options, to the current
+    folder. ``~`` and environment variables are put in.
+
+    Raises:
+        InvalidData: no such file, or an environment variable that is not set.
+        UnknownName: a key that does not exist, with the nearest one that does.
+        InvalidParameter: no TOML, a value of the wrong kind, or one that is missing.
+    """
+    content = {} if path is None else _located(_content(path), path.absolute().parent)
+    given = dict(options or {})
+    weights = given.pop("weights", [])
+    given = _located(given, Path.cwd())
+    if "images" in given and isinstance(content.get("images"), dict):
+        given["images"] = content["images"] | given["images"]
+    place = "the options" if path is None else str(path)
+    content |= given
+    if weights:
+        content["models"] = _weighted(content.get("models", []), weights)
+    _require_set(content, place)
+    try:
+        return Spec.model_validate(content)
+    except ValidationError as error:
+        raise _told(error, place) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidData(f"the spec {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"{path} is no TOML: {error}") from error
+    if isinstance(content.get("images"), str):
+        content["images"] = {"source": content["images"]}
+    return content
+
+
+def _weighted(models: Sequence[Any], weights: Sequence[str]) -> list[Any]:
+    """The models with other weights."""
+    if len(models) != len(weights):
+        raise InvalidParameter(f"{len(weights)} weights for {len(models)} models; give one for each, in order")
+    parts = [{"name": model} if isinstance(model, str) else model for model in models]
+    return [part | {"weights": _file(text, Path.cwd())} for part, text in zip(parts, weights, strict=True)]
+
+
+# Paths: whatever the spec says, relative to its folder.
+
+
+def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The content with every path absolute. Values of a wrong kind are left for the validation to name."""
+    located = dict(_expanded(content))
+    if isinstance(images := located.get("images"), dict):
+        located["images"] = images | dict(_image_paths(images, folder))
+    if isinstance(models := located.get("models"), list):
+        located["models"] = [_located_model(model, folder) for model in models]
+    if isinstance(methods := located.get("methods"), list):
+        located["methods"] = [_code(text, folder) for text in methods]
+    if isinstance(reference := located.get("reference"), str):
+        located["reference"] = _code(reference, folder)
+    return located
+
+
+def _expanded(value: Any) -> Any:
+    """All texts with environment variables put in, as far as they are set."""
+    if isinstance(value, dict):
+        return {key: _expanded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_expanded(part) for part in value]
+    return os.path.expandvars(value) if isinstance(value, str) else value
+
+
+def _require_set(value: Any, place: str) -> None:
+    """Raise ``InvalidData`` if an environment variable remains."""
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _require_set(part, place)
+    if isinstance(value, str) and "$" in value:
+        raise InvalidData(f"{place}: {value!r} names an environment variable that is not set; set it first")
+
+
+def _image_paths(images: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    source = images.get("source")
+    if isinstance(source, str) and source != "shapes" and not source.startswith(SCHEMES):
+        yield "source", _joined(source, folder)
+    if isinstance(root := images.get("root"), str):
+        yield "root", _joined(root, folder)
+
+
+def _located_model(model: Any, folder: Path) -> Any:
+    if isinstance(model, str):
+        return _code(model, folder)
+    if not isinstance(model, dict):
+        return model
+    texts = {key: value for key, value in model.items() if isinstance(value, str)}
+    located = {"name": _code(texts["name"], folder)} if "name" in texts else {}
+    if "weights" in texts:
+        located["weights"] = _file(texts["weights"], folder)
+    return model | located
+
+
+def _code(text: Any, folder: Path) -> Any:
+    """A name as it is; of ``path/to/file.py:name`` the path made absolute."""
+    return _joined(text, folder) if isinstance(text, str) and ".py:" in text else text
+
+
+def _file(text: str, folder: Path) -> str:
+    """A name of weights as it is; the path of a file made absolute."""
+    located = _joined(text, folder)
+    return located if is_file(text) or is_file(located) else text
+
+
+def _joined(text: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(text).expanduser())
+
+
+# Errors.
+
+
+def _told(error: ValidationError, place: str) -> Exception:
+    """The first thing that is wrong, as an error that names its place and the way out."""
+    # A misspelt key first: what it meant may be missing because of it.
+    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    *table, key = [part for part in problem["loc"] if not isinstance(part, int)] or [""]
+    name = ".".join(map(str, problem["loc"]))
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown_key(str(key), [str(part) for part in table], place)
+        case "missing":
+            return InvalidParameter(f"{place}: {name} is missing; give it")
+        case "value_error":
+            given = f" is {problem['input']!r};" if name and not isinstance(problem["input"], dict) else ""
+            return InvalidParameter(f"{place}: {name}{given} {problem['ctx']['error']}")
+        case _:
+            return InvalidParameter(f"{place}: {name} is {problem['input']!r}; {_lower(problem['msg'])}")
+
+
+def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | InvalidParameter:
+    parts: dict[str, type[_Part]] = {"": Spec, "models": Model, "images": Images}
+    here = table[0] if table else ""
+    for other, part in parts.items():
+        if key in part.model_fields and other != here:
+            where = f"in the table {other!r}" if other else "at the top, before the first table"
+            return InvalidParameter(f"{place}: the table {here!r} has no key {key!r}; write it {where}")
+    kind = f"key of the table {here!r} in {place}" if here else f"key in {place}"
+    return UnknownName(kind, key, parts[here].model_fields)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,299 @@
+"""Where results are: a folder of Parquet parts at any fsspec URL, one for each cell; needs no torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import fsspec
+import pandas
+import pyarrow
+import pyarrow.parquet
+from filelock import FileLock, Timeout
+
+from ..errors import InvalidData, OutputNotWritable
+from ..files import replace_file
+
+RUN, PARTS, PICTURES, LOCK = "run.json", "parts", "pictures", ".lock"
+PHOTOS = "photos"  # the part of the pictures that is no cell's
+TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+NUMBER = pyarrow.float64()
+
+ROWS = pyarrow.schema(
+    [
+        *((name, TEXT) for name in ("model", "variant", "method", "layer", "metric")),
+        ("at", NUMBER),
+        ("step", TEXT),
+        ("image", TEXT),
+        ("value", NUMBER),
+        ("seed", pyarrow.int64()),
+        ("versions", TEXT),
+    ]
+)
+PICTURE_ROWS = pyarrow.schema(
+    [
+        *((name, TEXT) for name in ("image", "kind", "model", "variant", "method", "layer")),
+        ("data", pyarrow.binary()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The results of an experiment, in the order of its plan.
+
+    Attributes:
+        table: one row per value: model, variant, method, layer, metric, at, step, image, value, seed, versions.
+            ``at`` is NaN for the value itself, else the position on the metric's curve, which ``step`` may name;
+            ``value`` is NaN where the metric is undefined. Rows with method ``""`` grade the variant itself.
+            Texts are categories.
+        facts: what run.json says (spec, metrics, layers, images, versions, command), and ``missing``, the cells
+            that have not been computed.
+        pictures: image, kind ("photo" or "map"), model, variant, method, layer, data (PNG bytes of photos; of
+            maps .npy bytes of float16 (h, w), scaled to a largest magnitude of 1).
+        failed: what was wrong with cells that failed in the call that gave these results.
+        notes: what is to be known about methods in that call: (warning, method) -> layers.
+    """
+
+    table: pandas.DataFrame
+    facts: dict[str, Any]
+    pictures: pandas.DataFrame
+    failed: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, url: str | os.PathLike[str]) -> Results:
+        """The results at a path or URL, finished or not.
+
+        Raises:
+            InvalidData: there is no run of ``pellucid benchmark``.
+        """
+        store = Store(url)
+        facts = store.facts()
+        if facts is None:
+            raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
+        finished = store.finished(facts["cells"])
+        parts = [cell for cell in facts["cells"] if cell in finished]
+        facts["missing"] = [cell for cell in facts["cells"] if cell not in finished]
+        return cls(
+            store.read(PARTS, parts, ROWS),
+            facts,
+            store.read(PICTURES, [PHOTOS, *parts], PICTURE_ROWS),
+        )
+
+
+class Store:
+    """A run's folder: ``run.json``, ``parts/CELL.parquet``, ``pictures/CELL.parquet``.
+
+    A file appears in one move, a cell's part last, so that a part that is there is whole: on a local disk by
+    renaming, on object stores because a write is one; a part torn on another file system is found out by its
+    missing footer, and its cell computed again. On a local disk a second process is refused; elsewhere two
+    would compute the same cells and write the same parts.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(url)
+        try:
+            self.fs, root = fsspec.core.url_to_fs(os.path.expanduser(self.url))
+        except (ImportError, ValueError) as error:
+            raise InvalidData(f"{self.url} cannot be opened: {error}") from error
+        self.root = str(root).rstrip("/")
+        protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        self.local = Path(self.root) if "file" in protocols else None
+
+    # Writing.
+
+    @contextmanager
+    def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """This process's alone while it writes the run that ``facts`` tell.
+
+        Raises:
+            OutputNotWritable: another spec's results or other files are there, another process writes here, or
+                the place cannot be written.
+        """
+        self.require_same(facts)
+        with self._alone():
+            found = self.require_same(facts)
+            if found is None or found["spec"] != facts["spec"]:
+                self.write_file(RUN, json.dumps(facts, indent=1).encode() + b"\n")
+            yield
+
+    def require_same(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What run.json here says, or None if nothing is here; anything but the same experiment is refused."""
+        found = self.facts()
+        if found is None:
+            if others := self._others():
+                raise OutputNotWritable(
+                    f"{self.url} holds {others[0]} but no run of pellucid benchmark; choose another folder"
+                )
+            return None
+        if found["hash"] != facts["hash"]:
+            first = difference(found["identity"], facts["identity"])
+            raise OutputNotWritable(
+                f"{self.url} holds the results of another spec: {first}; choose another folder"
+            )
+        return found
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder's lock, which the system frees when its process ends in whatever way."""
+        if self.local is None:
+            yield
+            return
+        try:
+            for folder in (PARTS, PICTURES):
+                (self.local / folder).mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.local / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise OutputNotWritable(
+                f"another process is writing to {self.url}; wait until it ends or choose another folder"
+            ) from error
+        except OSError as error:
+            raise self._not_writable(error, "choose a folder you may write to") from error
+        try:
+            for draft in [*self.local.glob(f".{RUN}.*"), *self.local.glob("*/.*.parquet.*")]:
+                draft.unlink(missing_ok=True)  # left by a process that was killed
+            yield
+        finally:
+            lock.release()
+
+    def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
+        """Store what a cell gave; from then on it is finished.
+
+        Raises:
+            OutputNotWritable: it could not be written, as on a full disk; what was finished before is safe.
+        """
+        self.write_pictures(cell, pictures)
+        self.write_file(f"{PARTS}/{cell}.parquet", _parquet(rows))
+
+    def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
+        """Store pictures, if there are any."""
+        if len(pictures):
+            self.write_file(f"{PICTURES}/{cell}.parquet", _parquet(pictures))
+
+    def has_pictures(self, cell: str) -> bool:
+        """Whether pictures of a cell are here."""
+        return bool(self.fs.exists(f"{self.root}/{PICTURES}/{cell}.parquet"))
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file in one move."""
+        try:
+            if self.local is not None:
+                replace_file(self.local / name, content)
+            else:
+                self.fs.pipe_file(f"{self.root}/{name}", content)
+        except OSError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise self._not_writable(
+                cause, "what was finished before is safe: make room and run the same command again"
+            ) from error
+
+    def _not_writable(self, error: OSError, way_out: str) -> OutputNotWritable:
+        return OutputNotWritable(f"cannot write to {self.url}: {error.strerror or error}; {way_out}")
+
+    # Reading.
+
+    def facts(self) -> dict[str, Any] | None:
+        """What run.json says; None if there is none.
+
+        Raises:
+            InvalidData: it is not one of a benchmark.
+        """
+        try:
+            facts = json.loads(self.fs.cat_file(f"{self.root}/{RUN}"))
+            return facts if {"identity", "hash", "cells"} <= facts.keys() else _no_benchmark(self.url)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, AttributeError) as error:
+            raise InvalidData(f"{self.url}/{RUN} is broken ({error}); choose another folder") from error
+
+    def _others(self) -> list[str]:
+        """Files here, less hidden ones and empty folders."""
+        if self.fs.isfile(self.root):
+            return ["a file"]
+        if not self.fs.exists(self.root):
+            return []
+        names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+        ours = (PARTS, PICTURES)
+        return [name for name in names if name not in ours and not name.startswith(".")]
+
+    def finished(self, cells: Sequence[str]) -> set[str]:
+        """Those of the cells whose part is there and whole; other files beside them are none of ours."""
+        try:
+            found = self.fs.ls(f"{self.root}/{PARTS}", detail=False)
+        except FileNotFoundError:
+            return set()
+        names = {str(path).rpartition("/")[2].removesuffix(".parquet") for path in found}
+        return {cell for cell in cells if cell in names and self._is_whole(f"{PARTS}/{cell}.parquet")}
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            with self.fs.open(f"{self.root}/{name}", "rb") as file:
+                schema: pyarrow.Schema = pyarrow.parquet.read_schema(file)
+        except (pyarrow.ArrowException, OSError):
+            return False
+        return bool(schema.equals(ROWS))
+
+    def read(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> pandas.DataFrame:
+        """The parts of the cells that have one, in this order, as one table."""
+        parts = [schema.empty_table()]
+        for cell in cells:
+            try:
+                content = self.fs.cat_file(f"{self.root}/{folder}/{cell}.parquet")
+            except FileNotFoundError:  # a cell without pictures
+                continue
+            parts.append(pyarrow.parquet.read_table(io.BytesIO(content)))
+        return pyarrow.concat_tables(parts).unify_dictionaries().to_pandas()
+
+
+def _no_benchmark(url: str) -> dict[str, Any]:
+    raise InvalidData(f"{url} holds a run of another command than pellucid benchmark; choose another folder")
+
+
+def _parquet(table: pyarrow.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+# What makes two runs the same.
+
+
+def hashed(value: Any) -> str:
+    """The SHA-256 of plain values."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def difference(there: Any, here: Any, name: str = "") -> str:
+    """The first thing in which two identities differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        return difference(there.get(keys[0]), here.get(keys[0]), f"{name}.{keys[0]}" if name else keys[0])
+    if isinstance(there, list) and isinstance(here, list):
+        for index, (one, other) in enumerate(zip(there, here, strict=False)):
+            if one != other:
+                return difference(one, other, f"{name}[{index}]")
+        longer, place = (there, "there") if len(there) > len(here) else (here, "here")
+        return f"{name} has {_brief(longer[min(len(there), len(here))])} {place} alone"
+    return f"{name} is {_brief(there)} there and {_brief(here)} here"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def versions() -> dict[str, str]:
+    """What results may depend on."""
+    packages = ("pellucid", "torch", "torchvision", "numpy")
+    return {"python": python_version()} | {package: version(package) for package in packages}

@@ -1,0 +1,456 @@
+"""Cells: what is measured, on which model and class, whatever the cut; plans, and what they refuse."""
+
+import io
+import pickle
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import pellucid as pl
+from pellucid import catalog
+from pellucid.data.sources import Sample, open_images
+from pellucid.errors import InvalidData, InvalidLayer, InvalidMap, InvalidTarget, UnknownName
+from pellucid.experiments import inputs
+from pellucid.experiments.cells import run_cell
+from pellucid.experiments.inputs import annotated, moved_boxes
+from pellucid.experiments.planning import plan
+from pellucid.experiments.spec import read_spec
+from pellucid.metrics.base import Measured, Metric
+from pellucid.metrics.scoring import Scorer
+from pellucid.models.preprocess import Preprocess
+from pellucid.models.zoo import LoadedModel, load_model
+
+LAYERS = ["input", "layer2.0"]
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    yield
+    inputs.forget()
+
+
+class Fake(Metric):
+    axis = "noise"
+    unit = "1"
+    higher_is_better = True
+    paper = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Class(Fake):
+    """100 x the explained class + the scored one; its curve holds their scores."""
+
+    name = "classes"
+
+    def measure(self, case):
+        scores = case.scorer.of(case.images)
+        curve = torch.stack([scores.gather(1, c[:, None])[:, 0] for c in (case.targets, case.scored)], 1)
+        values = 100.0 * case.targets + case.scored
+        return {layer: Measured(values, curve, (0.25, 0.5), ("explained", "scored")) for layer in case.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never(Fake):
+    """Undefined."""
+
+    name = "never"
+    undefined = "always"
+
+    def measure(self, case):
+        return {layer: Measured(torch.full((len(case.images),), float("nan"))) for layer in case.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel(Fake):
+    """The highest score, at no layer."""
+
+    name = "of_model"
+    of_model = True
+
+    def measure(self, case):
+        return {"": Measured(case.scorer.of(case.images).amax(1))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects(Fake):
+    """The object's share of the image."""
+
+    name = "objects"
+    needs = frozenset({"masks"})
+
+    def measure(self, case):
+        return {layer: Measured(case.masks.double().mean((1, 2))) for layer in case.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Objects):
+    name = "labels"
+    needs = frozenset({"labels"})
+
+    def measure(self, case):
+        return {layer: Measured(case.labels.double()) for layer in case.layers}
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    for metric in (Class, Never, OfModel, Objects, Labels):
+        monkeypatch.setitem(catalog.METRICS, metric.name, metric)
+
+
+def spec(**changed):
+    content = {
+        "models": ["shapes-resnet"],
+        "images": {"source": "shapes:5"},
+        "methods": ["gradient"],
+        "layers": LAYERS,
+        "metrics": ["total_variation"],
+        "images_per_cell": 3,
+        "pictures": 2,
+    }
+    return read_spec(None, content | changed)
+
+
+def table(wanted):
+    planned = plan(wanted)
+    parts = [run_cell(planned.spec, cell).rows.to_pandas() for cell in planned.cells]
+    rows = pd.concat(parts, ignore_index=True)
+    texts = rows.select_dtypes(exclude="number").columns
+    return rows.astype(dict.fromkeys(texts, object))
+
+
+def test_the_values_are_those_of_a_loop_over_single_images():
+    methods = ["gradient", "smoothed(gradient, samples=2)"]
+    found = table(spec(methods=methods, variants=["original", "backward"], seed=3))
+    found = found.set_index(["variant", "method", "layer", "image"])["value"]
+    assert len(found) == 2 * 2 * 2 * 5
+    model, preprocess = load_model("shapes-resnet")
+    for sample in open_images("shapes:5"):
+        image = preprocess(sample.image)[None]
+        target = model(image).argmax(1)
+        for text in methods:
+            for variant in ("original", "backward"):
+                maps = pl.method(text)(model, image, target, LAYERS, variant=variant, seed=3)
+                for layer in LAYERS:
+                    expected = float(pl.total_variation(maps[layer]))
+                    assert found[variant, text, layer, sample.name] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("images_per_cell", "max_batch"), [(1, 64), (5, 2), (2, 3)])
+def test_the_cut_changes_nothing_but_the_order(images_per_cell, max_batch):
+    settings = {"methods": ["random", "smoothed(gradient, samples=2)"], "metrics": ["total_variation", "classes"]}
+    keys = ["method", "layer", "metric", "image", "at"]
+    whole = table(spec(**settings, images_per_cell=5)).sort_values(keys, ignore_index=True)
+    cut = table(spec(**settings, images_per_cell=images_per_cell, max_batch=max_batch))
+    pd.testing.assert_frame_equal(cut.sort_values(keys, ignore_index=True), whole, check_exact=False, rtol=1e-5)
+
+
+def test_rows_tell_everything():
+    found = table(spec(metrics=["classes", "never"], images_per_cell=5, seed=9))
+    assert list(found) == [
+        *("model", "variant", "method", "layer", "metric"),
+        *("at", "step", "image", "value", "seed", "versions"),
+    ]
+    assert set(found["model"]) == {"shapes-resnet"}
+    assert set(found["seed"]) == {9}
+    assert set(found["versions"]) == {f"pellucid {version('pellucid')}, torch {version('torch')}"}
+    assert found[found["metric"] == "never"]["value"].isna().all()
+    curves = found[found["metric"] == "classes"]
+    one = curves[(curves["layer"] == "layer2.0") & (curves["image"] == "shape-3")]
+    model, preprocess = load_model("shapes-resnet")
+    shares = model(preprocess(open_images("shapes:5")[3].image)[None]).softmax(1)[0]
+    best = float(shares.argmax())
+    assert one["at"].tolist() == pytest.approx([float("nan"), 0.25, 0.5], nan_ok=True)
+    assert one["step"].tolist()[1:] == ["explained", "scored"]
+    assert one["value"].tolist() == pytest.approx([101 * best, float(shares.max()), float(shares.max())], rel=1e-5)
+
+
+def test_what_grades_the_model_stands_once_for_each_variant_at_no_layer():
+    found = table(spec(metrics=["of_model", "total_variation"], variants=["original", "forward"]))
+    graded = found[found["metric"] == "of_model"]
+    assert len(graded) == 2 * 5
+    assert set(graded["layer"]) == set(graded["method"]) == {""}
+    assert "" not in set(found[found["metric"] == "total_variation"]["method"])
+    assert len(plan(spec(metrics=["of_model"], methods=[])).cells) == 2
+
+
+@pytest.mark.parametrize("scored", ["original", "variant"])
+@pytest.mark.parametrize("target", ["scored", "explained", "label", 6])
+def test_the_explained_and_the_scored_class_are_as_asked(target, scored):
+    # Of the three images, the forward variant sees the second as another class, and the label of the third is none
+    # of the two.
+    skip = [f"shape-{index:02d}" for index in range(19) if index not in (0, 7, 18)]
+    settings = {"images": {"source": "shapes:19", "skip": skip}, "variants": ["forward"], "metrics": ["classes"]}
+    found = table(spec(**settings, target=target, scored=scored))
+    values = found[found["at"].isna() & (found["layer"] == "input")]["value"].tolist()
+    model, preprocess = load_model("shapes-resnet")
+    samples = [open_images("shapes:19")[index] for index in (0, 7, 18)]
+    images = torch.stack([preprocess(sample.image) for sample in samples])
+    best = {variant: Scorer(model, variant).scores(images).argmax(1) for variant in ("original", "forward")}
+    labels = torch.tensor([sample.label for sample in samples])
+    assert (best["original"] != best["forward"]).tolist() == [False, True, False]
+    assert (best["original"] != labels).tolist() == [False, False, True]
+    follows = best["original" if scored == "original" else "forward"]
+    given = {"label": labels, 6: torch.full((3,), 6)}
+    explained = {"scored": follows, "explained": best["forward"]}.get(target, given.get(target))
+    graded = given.get(target, follows)
+    assert values == (100 * explained + graded).tolist()
+
+
+def test_clean_images_are_scored_once_for_all_cells_of_the_same_images():
+    planned = plan(spec(methods=["gradient", "random"], metrics=["classes", "of_model"]))
+    first = [cell for cell in planned.cells if cell.start == 0]
+    assert len(first) == 3
+    for cell in first:
+        run_cell(planned.spec, cell)
+    [batch] = inputs.batches(planned.spec, "shapes-resnet", 0, 3)
+    assert batch.scorer("original").rows == 3
+
+
+def test_a_cell_can_be_sent_elsewhere_and_gives_the_same():
+    planned = plan(spec())
+    sent = pickle.loads(pickle.dumps((planned.spec, planned.cells[1])))
+    here = run_cell(planned.spec, planned.cells[1])
+    inputs.forget()
+    assert run_cell(*sent).rows.equals(here.rows)
+
+
+def test_ids_are_stable_distinct_and_fit_a_file():
+    wanted = spec(methods=["gradient", f"smoothed(gradient, samples=2, std=0.{'1' * 200})"])
+    ids = [cell.id for cell in plan(wanted).cells]
+    assert ids == [cell.id for cell in plan(wanted).cells]
+    assert len(set(ids)) == 4
+    assert max(map(len, ids)) < 220
+    assert ids[0].startswith("shapes-resnet_original_gradient_00000-00002_")
+    assert not set(ids) & {cell.id for cell in plan(wanted.model_copy(update={"seed": 1})).cells}
+    same = wanted.model_copy(update={"max_batch": 3, "device": "cpu", "reference": "gradient", "name": "other"})
+    assert ids == [cell.id for cell in plan(same).cells]
+
+
+def test_images_of_several_sizes_share_a_cell(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import pellucid.models.zoo as zoo\nfrom pellucid.models.preprocess import Preprocess\n"
+        "preprocess = Preprocess(resize=None, crop=None)\n"
+        "def build():\n    return zoo.load_model('shapes-resnet').model\n"
+    )
+    for index, size in enumerate([(40, 40), (48, 40), (40, 40)]):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{index}.png")
+    found = table(spec(models=[f"{tmp_path}/net.py:build"], images={"source": str(tmp_path)}, layers=["input"]))
+    assert sorted(found["image"]) == ["0.png", "1.png", "2.png"]
+    assert set(found["model"]) == {"net.py:build"}
+
+
+def test_pictures_are_the_first_images_maps_at_the_layers_size_scaled_to_1():
+    planned = plan(spec(images_per_cell=1))
+    found = pd.concat([run_cell(planned.spec, cell).pictures.to_pandas() for cell in planned.cells])
+    assert found["image"].unique().tolist() == ["shape-0", "shape-1"]
+    maps = {layer: np.load(io.BytesIO(data)) for layer, data in zip(found["layer"], found["data"], strict=True)}
+    model, preprocess = load_model("shapes-resnet")
+    image = preprocess(open_images("shapes:5")[1].image)[None]
+    expected = pl.heatmap(pl.method("gradient")(model, image, layers=LAYERS)["layer2.0"])[0]
+    assert maps["layer2.0"].dtype == np.float16
+    assert np.allclose(maps["layer2.0"], expected / expected.abs().max(), atol=1e-3)
+    assert np.abs(maps["input"]).max() == 1
+    assert maps["input"].shape == (64, 64)
+
+
+def test_maps_of_a_function_of_ones_own_are_graded_like_others(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def images(model, images, targets):\n    return images\n"
+        "def broken(model, images, targets):\n    return images / 0\n"
+    )
+    texts = [f"{tmp_path}/mine.py:images", f"{tmp_path}/mine.py:broken"]
+    planned = plan(spec(methods=texts, images={"source": "shapes:1"}))
+    good, bad = planned.cells
+    found = run_cell(planned.spec, good).rows.to_pandas()
+    image = load_model("shapes-resnet").preprocess(open_images("shapes:1")[0].image)
+    assert found["method"].tolist() == ["mine.py:images"]
+    assert found["layer"].tolist() == ["input"]
+    assert found["value"].tolist() == pytest.approx(pl.total_variation(image[None]).tolist(), rel=1e-6)
+    with pytest.raises(InvalidMap, match=r"mine.py:broken gives NaN or infinite values"):
+        run_cell(planned.spec, bad)
+    assert planned.facts["spec"]["methods"] == ["mine.py:images", "mine.py:broken"]
+
+
+# What is known about an image, on the pixels the model sees.
+
+
+def fitted(preprocess):
+    return LoadedModel(torch.nn.Identity(), preprocess, "net")
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess(),
+        Preprocess(20, 16),
+        Preprocess((32, 24), 20),
+        Preprocess(None, 50),
+        Preprocess(None, None),
+        Preprocess(8, 21),
+    ],
+)
+def test_masks_and_boxes_move_with_their_image(preprocess):
+    """A white rectangle on black: wherever the preprocess puts it, its mask and box lie on it."""
+    pixels = np.zeros((48, 64), np.uint8)
+    pixels[12:36, 16:48] = 255
+    picture = Image.fromarray(pixels)
+    sample = Sample("it", picture.convert("RGB"), 3, picture, ((16, 12, 48, 36),))
+    label, mask, boxes = annotated(sample, fitted(preprocess))
+    seen = np.asarray(preprocess.display(sample.image).convert("L")) > 127
+    assert label == 3
+    assert (mask.numpy() != seen).sum() <= 2 * sum(seen.shape)  # half a pixel along the outline
+    [(x0, y0, x1, y1)] = boxes
+    rows, columns = np.nonzero(seen)
+    for edge, place in ((x0, columns.min()), (y0, rows.min()), (x1, columns.max() + 1), (y1, rows.max() + 1)):
+        assert abs(edge - place) <= 0.75
+
+
+def test_a_crop_cuts_boxes_and_drops_those_beyond_it():
+    preprocess = Preprocess(None, 20)
+    assert moved_boxes(((0, 0, 15, 40), (0, 0, 9, 9), (10, 10, 30, 30)), (40, 40), preprocess) == (
+        (0, 0, 5, 20),
+        (0, 0, 20, 20),
+    )
+    assert moved_boxes(((14, 2, 18, 10),), (40, 20), Preprocess(40, 30)) == ((3, 0, 11, 15),)
+
+
+def test_greys_below_200_are_background():
+    mask = Image.fromarray(np.array([[0, 199, 200, 255]], np.uint8))
+    sample = Sample("it", mask.convert("RGB"), None, mask)
+    assert annotated(sample, fitted(Preprocess(None, None)))[1].tolist() == [[False, False, True, True]]
+
+
+# Refused before anything is computed.
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photos without masks, boxes or labels."""
+    for index in range(4):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"{index}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"methods": ["gradien"]}, UnknownName, "did you mean gradient"),
+        ({"metrics": ["total_variance"]}, UnknownName, "did you mean total_variation"),
+        ({"variants": ["backwards"]}, UnknownName, "did you mean backward"),
+        ({"layers": ["layer9.0"]}, UnknownName, "unknown layer 'layer9.0'"),
+        ({"models": ["shapes-resnt"]}, UnknownName, "did you mean shapes-resnet"),
+        ({"images": {"source": "nowhere"}}, InvalidData, "there is no file or folder"),
+        (
+            {"images": {"source": "shapes:5", "count": 6}},
+            InvalidData,
+            "shapes:5 with every=1 and 0 skipped gives 5 images, not 6; lower",
+        ),
+        ({"images": {"source": "shapes:5", "every": 2, "count": 4}}, InvalidData, "gives 3 images, not 4"),
+        ({"images": {"source": "shapes:5", "skip": ["shape-9"]}}, UnknownName, "image to skip 'shape-9'"),
+        ({"methods": []}, InvalidData, "no methods are named"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_the_plan(changed, error, message):
+    with pytest.raises(error, match=message):
+        plan(spec(**changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"metrics": ["objects"]},
+            "4 of 4 images cannot be used; the first: objects needs masks, and 0.png has none",
+        ),
+        ({"metrics": ["labels"]}, "labels needs labels, and 0.png has none"),
+        ({"target": "label"}, "target = 'label' needs labels, and 0.png has none"),
+    ],
+)
+def test_data_without_what_a_metric_needs_are_refused(photos, changed, message):
+    with pytest.raises(InvalidData, match=message):
+        plan(spec(images={"source": str(photos)}, **changed))
+    # Where all images are unusable there is nothing to go on with.
+    with pytest.raises(InvalidData, match=message):
+        plan(spec(images={"source": str(photos), "skip_unusable": True}, **changed))
+
+
+def test_a_class_that_the_model_does_not_have_is_refused():
+    planned = plan(spec(target=8))
+    with pytest.raises(InvalidTarget, match="target 8 is out of range"):
+        run_cell(planned.spec, planned.cells[0])
+
+
+def test_a_layer_without_height_and_width_is_refused():
+    planned = plan(spec(layers=["fc"]))
+    with pytest.raises(InvalidLayer, match="layer 'fc' gives the shape"):
+        run_cell(planned.spec, planned.cells[0])
+
+
+def test_broken_images_end_the_experiment_before_it_begins_or_are_skipped(photos):
+    (photos / "1.png").write_bytes(b"")
+    with pytest.raises(InvalidData, match=r"1 of 4 images .*1.png is empty.*skip = \['1.png'\]"):
+        plan(spec(images={"source": str(photos)}))
+    kept = plan(spec(images={"source": str(photos), "skip_unusable": True}))
+    assert kept.facts["images"] == ["0.png", "2.png", "3.png"]
+    assert kept.spec.images.skip == ("1.png",)
+    named = plan(spec(images={"source": str(photos), "skip": ["1.png"], "count": 2}))
+    assert named.facts["images"] == ["0.png", "2.png"]
+    # Another takes the place of one that is left out, as long as there are any.
+    images = {"source": str(photos), "skip_unusable": True}
+    assert plan(spec(images=images | {"count": 2})).facts["images"] == ["0.png", "2.png"]
+    with pytest.raises(InvalidData, match=r"1 of 4 images cannot be used; the first: .*1.png is empty"):
+        plan(spec(images=images | {"count": 4}))
+
+
+def test_objects_that_the_crop_or_the_data_spoil_are_named(monkeypatch):
+    blank = Image.new("L", (64, 64))
+    cases = {
+        "no pixel of what": {"mask": blank},
+        "every pixel of what": {"mask": blank.point(lambda _: 255)},
+        "is 32x64, not 64x64": {"mask": Image.new("L", (32, 64))},
+        "leaves the image": {"mask": None, "boxes": ((0, 0, 65, 10),)},
+        "is empty; give": {"mask": None, "boxes": ((9, 0, 9, 10),)},
+    }
+    usual = Sample("usual", Image.new("RGB", (64, 64)), 0, blank.copy())
+    usual.mask.paste(255, (0, 0, 9, 9))
+    for message, changed in cases.items():
+        samples = [usual, replace(usual, name="odd", **changed)]
+        source = inputs.Source(["usual", "odd"], samples.__getitem__)
+        monkeypatch.setattr(inputs, "open_images", lambda *_, source=source: source)
+        inputs.forget()
+        with pytest.raises(InvalidData, match=f"1 of 2 images .*objects needs masks.*odd.*{message}"):
+            plan(spec(metrics=["objects"]))
+
+
+def test_a_preprocess_of_ones_own_cannot_say_where_masks_go(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import pellucid.models.zoo as zoo\nfrom torchvision.transforms.functional import to_tensor\n"
+        "preprocess = to_tensor\n"
+        "def build():\n    return zoo.load_model('shapes-resnet').model\n"
+    )
+    model = f"{tmp_path}/net.py:build"
+    with pytest.raises(InvalidData, match=r"the preprocess of .*net.py:build does not say where pixels go"):
+        plan(spec(models=[model], metrics=["objects"]))
+    assert len(table(spec(models=[model]))) == 2 * 5
+
+
+def test_the_identity_is_that_of_contents_not_of_places(photos, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("moved") / "photos"
+    source = {"source": str(photos)}
+    here = plan(spec(images=source)).facts["hash"]
+    photos.rename(elsewhere)
+    moved = {"source": str(elsewhere)}
+    inputs.forget()
+    assert plan(spec(images=moved)).facts["hash"] == here
+    Image.effect_noise((64, 64), 90).convert("RGB").save(elsewhere / "0.png")
+    assert plan(spec(images=moved)).facts["hash"] != here
+    random = [{"name": "shapes-resnet", "weights": "random"}]
+    hashes = {
+        plan(spec(images=moved, **changed)).facts["hash"] for changed in ({}, {"models": random}, {"seed": 1})
+    }
+    assert len(hashes) == 3

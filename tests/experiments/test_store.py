@@ -1,0 +1,394 @@
+"""Runs in a folder or at a URL: what is there is whole, foreign things are refused, nothing is computed twice."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import torch
+
+from pellucid import catalog
+from pellucid.errors import EmptyMapWarning, InvalidData, OutputNotWritable, RuleNotApplied
+from pellucid.experiments import runners
+from pellucid.experiments.runners import benchmark, inline
+from pellucid.experiments.spec import read_spec
+from pellucid.experiments.store import ROWS, Results, Store, difference
+from pellucid.metrics.base import Metric
+from pellucid.metrics.noise import TotalVariation
+
+
+def spec(**changed):
+    content = {
+        "models": ["shapes-resnet"],
+        "images": {"source": "shapes:4"},
+        "methods": ["random", "gradient"],
+        "layers": ["input", "layer2.0"],
+        "metrics": ["total_variation", "raw_total_variation"],
+        "images_per_cell": 2,
+        "pictures": 1,
+    }
+    return read_spec(None, content | changed)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def parts(folder):
+    return sorted((Path(folder) / "parts").glob("*.parquet"))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The ids of the cells computed."""
+    ids = []
+
+    def counted(spec, cell):
+        ids.append(cell.id)
+        return run_cell(spec, cell)
+
+    run_cell = runners.run_cell
+    monkeypatch.setattr(runners, "run_cell", counted)
+    return ids
+
+
+def test_a_run_is_run_json_and_one_part_for_each_cell(tmp_path):
+    results = benchmark(spec(), tmp_path / "run", command="what was typed")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(facts["cells"]) == 4
+    maps = [f"pictures/{cell}.parquet" for cell in facts["cells"] if "00000" in cell]
+    expected = [
+        "run.json",
+        *(f"parts/{cell}.parquet" for cell in facts["cells"]),
+        "pictures/photos.parquet",
+        *maps,
+    ]
+    assert [name for name in files(tmp_path / "run") if name != ".lock"] == sorted(expected)
+    assert facts["command"] == "what was typed"
+    assert facts["layers"] == {"shapes-resnet": ["input", "layer2.0"]}
+    assert facts["images"] == [f"shape-{index}" for index in range(4)]
+    assert facts["spec"]["methods"] == ["random", "gradient"]
+    assert facts["metrics"]["total_variation"] == {
+        "name": "total_variation",
+        "axis": "noise",
+        "unit": "variation per pixel",
+        "higher_is_better": False,
+        "paper": TotalVariation.paper,
+        "undefined": "",
+        "of_model": False,
+    }
+    assert results.facts == facts | {"missing": []}
+    assert len(results.table) == 4 * 2 * 2 * 2
+    assert results.pictures["kind"].tolist() == ["photo"] + ["map"] * 4
+    assert results.failed == results.notes == {}
+
+
+def test_results_are_read_without_torch(tmp_path):
+    benchmark(spec(), tmp_path / "run")
+    program = (
+        "import sys; from pellucid.experiments.store import Results;"
+        f"print(len(Results.read({str(tmp_path / 'run')!r}).table), 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["32", "False"]
+
+
+def test_rows_stand_in_the_plans_order_and_texts_are_categories(tmp_path):
+    backwards = benchmark(spec(), tmp_path / "a", runner=lambda spec, cells: inline(spec, cells[::-1])).table
+    pd.testing.assert_frame_equal(backwards, benchmark(spec(), tmp_path / "b").table, check_exact=True)
+    assert backwards["image"].tolist()[::16] == ["shape-0", "shape-2"]
+    assert backwards["method"].unique().tolist() == ["random", "gradient"]
+    assert backwards["method"].dtype == "category"
+    assert pyarrow.parquet.read_schema(parts(tmp_path / "a")[0]).equals(ROWS)
+
+
+def test_any_file_system_will_do(tmp_path):
+    there = benchmark(spec(), "memory://runs/one")
+    pd.testing.assert_frame_equal(there.table, benchmark(spec(), tmp_path / "run").table, check_exact=True)
+    pd.testing.assert_frame_equal(Results.read("memory://runs/one").pictures, there.pictures)
+    memory = fsspec.filesystem("memory")
+    name = memory.ls("/runs/one/parts", detail=False)[0]
+    memory.pipe_file(name, memory.cat_file(name)[:100])
+    assert len(Results.read("memory://runs/one").table) == 24
+    assert len(benchmark(spec(), "memory://runs/one").table) == 32
+    with pytest.raises(OutputNotWritable, match="holds the results of another spec: seed is 0 there and 1 here"):
+        benchmark(spec(seed=1), "memory://runs/one")
+
+
+@pytest.mark.parametrize("url", ["nothing-there", "memory://nothing/there"])
+def test_no_run_no_results(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidData, match="there is no run of pellucid benchmark in"):
+        Results.read(url)
+
+
+def test_an_unknown_kind_of_url_is_refused():
+    with pytest.raises(InvalidData, match="gopher://x cannot be opened"):
+        Results.read("gopher://x")
+
+
+# Going on.
+
+
+def test_a_finished_run_computes_nothing(tmp_path, computed):
+    first = benchmark(spec(), tmp_path / "run")
+    assert len(computed) == 4
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    states = []
+    again = benchmark(spec(), tmp_path / "run", advance=lambda done, total: states.append((done, total)))
+    assert len(computed) == 4
+    assert states == [(4, 4)]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")} == written
+    pd.testing.assert_frame_equal(first.table, again.table, check_exact=True)
+
+
+def test_torn_and_foreign_parts_are_no_parts(tmp_path, computed):
+    whole = benchmark(spec(), tmp_path / "run").table
+    torn, empty, foreign, kept = parts(tmp_path / "run")
+    torn.write_bytes(torn.read_bytes()[:-20])
+    empty.write_bytes(b"")
+    pd.DataFrame({"other": [1]}).to_parquet(foreign)
+    (kept.parent / "mine.parquet").write_bytes(kept.read_bytes())
+    (kept.parent / f".{torn.name}.99999").write_bytes(b"draft")
+    assert len(Results.read(tmp_path / "run").table) == 8
+    assert len(Results.read(tmp_path / "run").facts["missing"]) == 3
+    computed.clear()
+    again = benchmark(spec(), tmp_path / "run")
+    assert sorted(computed) == sorted(path.stem for path in (torn, empty, foreign))
+    pd.testing.assert_frame_equal(again.table, whole, check_exact=True)
+    assert not list(kept.parent.glob(".*"))
+
+
+def killed_later(path):
+    torch.set_num_threads(1)
+    benchmark(slow(), path)
+
+
+def slow():
+    return spec(
+        images={"source": "shapes:8"}, images_per_cell=1, methods=["random", "smoothed(gradient, samples=4)"]
+    )
+
+
+def test_a_run_killed_again_and_again_ends_as_if_undisturbed(tmp_path, computed):
+    undisturbed = benchmark(slow(), tmp_path / "undisturbed")
+    total = len(undisturbed.facts["cells"])
+    computed.clear()
+    run = tmp_path / "run"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pellucid.experiments.runners"])
+    moments = random.Random(0)
+    finished = {}
+    for least in (1, 3, 6):  # parts after which the process is killed, at a random moment
+        process = server.Process(target=killed_later, args=(str(run),))
+        process.start()
+        deadline = time.monotonic() + 60
+        while len(parts(run)) < least and time.monotonic() < deadline and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.06))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        now = {path: path.stat().st_mtime_ns for path in parts(run)}
+        assert least <= len(now) < total
+        assert finished.items() <= now.items()
+        finished = now
+    results = benchmark(slow(), run)
+    assert len(computed) == total - len(finished)
+    assert finished.items() <= {path: path.stat().st_mtime_ns for path in parts(run)}.items()
+    pd.testing.assert_frame_equal(results.table, undisturbed.table, check_exact=True)
+    pd.testing.assert_frame_equal(results.pictures, undisturbed.pictures, check_exact=True)
+    assert results.facts == undisturbed.facts
+
+
+def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
+    benchmark(spec(), tmp_path / "run")
+    changed = spec(max_batch=3, device="cpu", reference="random", name="renamed")
+    results = benchmark(changed, tmp_path / "run")
+    assert len(computed) == 4
+    assert results.facts["spec"]["reference"] == "random"
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 3}, "seed is 0 there and 3 here"),
+        ({"methods": ["random", "edges"]}, r"methods\[1\] is 'gradient' there and 'edges' here"),
+        ({"methods": ["random"]}, r"methods has 'gradient' there alone"),
+        ({"images": {"source": "shapes:5"}}, r"images.names\[0\] is|images.names has 'shape-4' here alone"),
+        ({"models": [{"name": "shapes-resnet", "weights": "random"}]}, "models.shapes-resnet is '"),
+    ],
+)
+def test_a_folder_of_another_spec_is_refused(tmp_path, changed, message):
+    benchmark(spec(), tmp_path / "run")
+    before = files(tmp_path)
+    with pytest.raises(OutputNotWritable, match=f"run holds the results of another spec: ({message})"):
+        benchmark(spec(**changed), tmp_path / "run")
+    assert files(tmp_path) == before
+
+
+def test_other_folders_and_files_are_refused_and_left_alone(tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("x")
+    (tmp_path / "explained").mkdir()
+    (tmp_path / "explained" / "run.json").write_text('{"made_by": "pellucid", "files": []}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    before = files(tmp_path)
+    for place, error, message in [
+        ("letters", OutputNotWritable, "holds dear.txt but no run of pellucid benchmark"),
+        ("letters/dear.txt", OutputNotWritable, "holds a file but no run"),
+        ("explained", InvalidData, "a run of another command"),
+        ("broken", InvalidData, "run.json is broken"),
+    ]:
+        with pytest.raises(error, match=message):
+            benchmark(spec(), tmp_path / place)
+    assert files(tmp_path) == before
+
+
+def test_a_second_process_is_refused(tmp_path):
+    run = tmp_path / "run"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pellucid.experiments.runners"])
+    process = server.Process(target=killed_later, args=(str(run),))
+    process.start()
+    try:
+        while not parts(run) and process.is_alive():
+            time.sleep(0.001)
+        with pytest.raises(OutputNotWritable, match=r"another process is writing to .*run; wait until it ends"):
+            benchmark(slow(), run)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    # The dead process's lock is none.
+    assert benchmark(slow(), run).facts["missing"] == []
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_finished(tmp_path, computed, monkeypatch):
+    whole = benchmark(spec(), tmp_path / "whole").table
+    computed.clear()
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.parent.name == "parts" and len(parts(tmp_path / "run")) == 2:
+            write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputNotWritable, match=r"run: No space left on device; what was finished before is safe"):
+        benchmark(spec(), tmp_path / "run")
+    assert len(parts(tmp_path / "run")) == 2
+    assert not list((tmp_path / "run" / "parts").glob(".*"))
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert len(computed) == 3
+    pd.testing.assert_frame_equal(benchmark(spec(), tmp_path / "run").table, whole, check_exact=True)
+    assert len(computed) == 3 + 2
+
+
+def test_a_full_store_that_tears_what_it_writes_is_found_out(monkeypatch):
+    memory = type(fsspec.filesystem("memory"))
+    write = memory.pipe_file
+
+    def full(self, path, value, **settings):
+        if "/parts/" in path:
+            write(self, path, value[: len(value) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, path, value, **settings)
+
+    monkeypatch.setattr(memory, "pipe_file", full)
+    with pytest.raises(OutputNotWritable, match="memory://full: No space left on device"):
+        benchmark(spec(), "memory://full")
+    assert len(fsspec.filesystem("memory").ls("/full/parts")) == 1
+    assert len(Results.read("memory://full").facts["missing"]) == 4
+    monkeypatch.setattr(memory, "pipe_file", write)
+    assert len(benchmark(spec(), "memory://full").table) == 32
+
+
+# What goes wrong with single cells, and what is to be known.
+
+
+class Picky(TotalVariation):
+    """Total variation that fails under a variant until it is told not to."""
+
+    name = "picky"
+    failing = True
+
+    def measure(self, case):
+        if self.failing and case.variant == "backward":
+            raise RuleNotApplied("no rule for it")
+        return super().measure(case)
+
+
+def test_a_cell_that_fails_is_told_and_tried_again_while_others_go_on(tmp_path, monkeypatch, computed):
+    monkeypatch.setitem(catalog.METRICS, "picky", Picky)
+    wanted = spec(metrics=["total_variation", "picky"], variants=["backward", "original"])
+    results = benchmark(wanted, tmp_path / "run")
+    assert set(results.failed.values()) == {"no rule for it; while measuring picky"}
+    assert list(results.failed) == results.facts["missing"] == [name for name in computed if "backward" in name]
+    assert results.table["variant"].unique().tolist() == ["original"]
+    computed.clear()
+    monkeypatch.setattr(Picky, "failing", False)
+    assert benchmark(wanted, tmp_path / "run").failed == {}
+    assert len(computed) == 4
+
+
+class Loud(Metric):
+    """A metric whose own explanations are empty."""
+
+    name = "loud"
+    axis = "noise"
+    unit = "1"
+    higher_is_better = True
+    paper = "none"
+
+    def measure(self, case):
+        case.explain(images=torch.zeros_like(case.images))
+        return {}
+
+
+def test_warnings_of_the_method_are_gathered_and_those_of_metrics_are_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalog.METRICS, "loud", Loud)
+    empty = "rectgrad(tau=1e30)"
+    results = benchmark(spec(methods=["gradient", empty]), tmp_path / "run")
+    assert results.notes == {(EmptyMapWarning.__name__, empty): ["input", "layer2.0"]}
+    assert benchmark(spec(methods=["input_x_gradient"], metrics=["loud"]), tmp_path / "loud").notes == {}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 3]}}, "b.c[1] is 2 there and 3 here"),
+        ({"a": [1]}, {"a": [1, 2]}, "a has 2 here alone"),
+        ({"a": [1]}, {}, "a is [1] there and None here"),
+    ],
+)
+def test_the_first_difference_is_named(there, here, message):
+    assert difference(there, here) == message
+
+
+def test_a_table_of_nothing_has_the_columns(tmp_path):
+    store = Store(tmp_path)
+    assert list(store.read("parts", [], ROWS)) == ROWS.names
+    assert store.finished(["x"]) == set()
+    assert pyarrow.parquet.read_schema(io.BytesIO(_parquet())).equals(ROWS)
+
+
+def _parquet():
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(ROWS.empty_table(), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,21 @@
+"""One run, and its page."""
+
+from pathlib import Path
+
+import pytest
+
+from pellucid.experiments.store import Results
+from pellucid.report import benchmark, html
+from tests.tables import plausible
+
+
+@pytest.fixture(scope="session")
+def run() -> Results:
+    return plausible()
+
+
+@pytest.fixture(scope="session")
+def page(run, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    html.save(benchmark.page(run), path)
+    return path
