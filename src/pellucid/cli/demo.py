@@ -1,4 +1,4 @@
-"""The command ``demo``: images, methods, layers and variants on one page."""
+"""The command ``demo``: images, methods, layers and variants on one page, and which maps can be trusted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CompletenessWarning
-from .facts import COMMAND, origin, versions, write_facts
+from ..experiments.store import versions
+from .facts import COMMAND, origin, write_facts
 from .output import staged
 from .pictures import percent, save_figure
 from .terminal import progress
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.sources import Sample
+    from ..experiments.trust import TrustCard
     from ..methods.base import Attributions
     from ..models.zoo import LoadedModel
     from ..report.figures import Map, Photo
     from ..report.html import Bar, Picture, Section
 
+GRADES = "grades"  # the folder of the graded run
 LAYERS = ("input", "layer1.1", "layer2.1", "layer3.0")
 METHODS = (
     "gradient",
@@ -38,6 +41,22 @@ METHODS = (
 )
 COUNT, SHOWN = 8, 3  # images: measured, and drawn
 
+# What is graded for the trust card.
+GRADED = {
+    "name": "the demo",
+    "models": ["shapes-resnet"],
+    "images": {"source": "shapes:16"},
+    "methods": [
+        "random", "edges", "gradient", "smoothed(gradient, samples=8)", "guided_backprop", "deeplift", "gradcam",
+    ],
+    "variants": ["original", "backward"],
+    "layers": ["input", "layer1.1", "layer2.1"],
+    "metrics": [
+        "insertion(steps=8)", "deletion(steps=8)", "cascade_ssim", "mass_outside", "pointing_game",
+        "class_change", "total_variation",
+    ],
+}  # fmt: skip
+
 
 def demo(
     ctx: typer.Context,
@@ -45,13 +64,35 @@ def demo(
         "pellucid-demo"
     ),
 ) -> None:
-    """Explain procedural images with the included network: methods x layers x variants, as one page.
+    """Explain procedural images with the included network, and grade the maps: two pages and a trust card.
 
     Needs no data and no network connection. Example: `pellucid demo -o demo`
     """
     with staged(output) as folder:
-        Demonstration.of(folder).write(ctx.meta[COMMAND])
-    typer.echo(f"open {output / 'report.html'}")
+        card = graded(folder, ctx.meta[COMMAND])
+        Demonstration.of(folder).write(ctx.meta[COMMAND], card)
+    typer.echo(f"\n{card}\n")
+    typer.echo(f"open {output / 'report.html'} for the maps, {output / GRADES / 'report.html'} for the grades")
+
+
+def graded(folder: Path, command: str) -> TrustCard:
+    """Grade the maps of the included network, with a report of its own, and judge them."""
+    from ..experiments.runners import benchmark
+    from ..experiments.spec import Spec
+    from ..experiments.trust import trust_card
+    from ..report import benchmark as grades
+    from ..report import html
+
+    with progress() as bar:
+        task = bar.add_task("grading", total=None)
+        results = benchmark(
+            Spec.model_validate(GRADED),
+            folder / GRADES,
+            advance=lambda done, total: bar.update(task, completed=done, total=total),
+            command=command,
+        )
+    html.save(grades.page(results), folder / GRADES / "report.html")
+    return trust_card(results, "shapes-resnet")
 
 
 @dataclass
@@ -90,11 +131,11 @@ class Demonstration:
                 found[text, variant] = method(text)(loaded.model, images, labels, LAYERS, variant=variant)
         return cls(folder, loaded, samples, masks, found, shares)
 
-    def write(self, command: str) -> None:
+    def write(self, command: str, card: TrustCard) -> None:
         """Write the figures, the page and run.json."""
         from ..report import html
 
-        sections = [self.variants(), self.agreement(), *self.methods()]
+        sections = [self.variants(), self.agreement(), *self.methods(), trust(card)]
         page = html.page("Saliency maps, layer by layer", self.lead(), sections, self.footer())
         html.save(page, self.folder / "report.html")
         facts = origin(command) | {
@@ -245,6 +286,19 @@ class Demonstration:
             f"Network: {self.loaded.name}; {COUNT} procedural images that it was not trained on. "
             "Made by pellucid demo; " + ", ".join(f"{name} {number}" for name, number in versions().items())
         )
+
+
+def trust(card: TrustCard) -> Section:
+    """The trust card, question by question."""
+    from ..report.html import Section, Table
+
+    answers = [[one.question, " ".join(filter(None, (one.sentence, one.agreement)))] for one in card.verdicts]
+    text = f"{GRADES}/report.html, beside this page, has every number, each with its interval, and the curves."
+    return Section(
+        "Which maps can be trusted",
+        [card.sentence, *card.warnings, text],
+        [Table(["question", "answer"], answers)],
+    )
 
 
 def bars(title: str, shares: Sequence[float]) -> list[str | Bar]:

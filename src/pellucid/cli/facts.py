@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import TYPE_CHECKING, Any
 
+from ..experiments.store import versions
 from .output import writable
 
 if TYPE_CHECKING:
@@ -31,12 +30,6 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 def origin(command: str) -> dict[str, Any]:
     """Who made a folder, and with what."""
     return {"made_by": "pellucid", "command": command, "versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """What results may depend on."""
-    packages = ("pellucid", "torch", "torchvision", "numpy")
-    return {"python": python_version()} | {package: version(package) for package in packages}
 
 
 def run_facts(run: Run) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""What every metric of the catalogue promises."""
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+import pellucid as pl
+from pellucid.data.sources import open_images
+from pellucid.metrics.base import Axis
+
+IMAGES = 3
+LAYERS = ("input", "layer2.0")
+# Settings that keep the costly ones short; all else has its defaults.
+QUICK = {
+    "insertion": {"steps": 4},
+    "deletion": {"steps": 4},
+    "cascade_insertion": {"steps": 4},
+    "cascade_deletion": {"steps": 4},
+    "background_occlusion": {"levels": 3, "orders": 2},
+    "object_occlusion": {"levels": 3, "orders": 2},
+}
+METRICS = [pl.metric(name, **QUICK.get(name, {})) for name in pl.METRICS]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return pl.load_model("shapes-resnet").model.double()
+
+
+@pytest.fixture(scope="module")
+def whole(network: nn.Module) -> pl.Case:
+    return case(network, slice(None))
+
+
+def case(network: nn.Module, rows: slice, max_batch: int = 64) -> pl.Case:
+    samples = list(open_images(f"shapes:{IMAGES}"))[rows]
+    preprocess = pl.load_model("shapes-resnet").preprocess
+    images = torch.stack([preprocess(sample.image) for sample in samples]).double()
+    scorer = pl.Scorer(network, max_batch=max_batch)
+    scored = scorer.of(images).argmax(1)
+    method = pl.method("smoothgrad", samples=2)
+    return pl.Case(
+        method=method,
+        explained=network,
+        images=images,
+        attributions=method(network, images, scored, LAYERS, variant="forward", max_batch=max_batch),
+        scorer=scorer,
+        scored=scored,
+        variant="forward",
+        max_batch=max_batch,
+        labels=torch.tensor([sample.label for sample in samples]),
+        masks=torch.cat([pil_to_tensor(sample.mask) for sample in samples]) > 0,
+        names=[sample.name for sample in samples],
+    )
+
+
+def test_every_name_is_the_class_s_own() -> None:
+    assert all(name == kind.name for name, kind in pl.METRICS.items())
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_it_says_what_it_is(metric: pl.Metric) -> None:
+    assert metric.axis in get_args(Axis)
+    assert all(isinstance(text, str) and text for text in (metric.unit, metric.paper, type(metric).__doc__))
+    assert isinstance(metric.higher_is_better, bool)
+    assert pl.metric(metric.name) == type(metric)()
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_one_value_per_image_at_each_layer(metric: pl.Metric, whole: pl.Case) -> None:
+    found = metric.measure(whole)
+    expected = {""} if metric.of_model else set(LAYERS)
+    assert found.keys() == expected
+    for measured in found.values():
+        assert measured.values.shape == (IMAGES,)
+        assert not measured.values.isinf().any()
+        assert metric.undefined or not measured.values.isnan().any()
+        if measured.curve is not None:
+            assert measured.curve.shape == (IMAGES, len(measured.at))
+            assert len(measured.steps) in (0, len(measured.at))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_value_depends_neither_on_the_batch_nor_on_its_bound(
+    metric: pl.Metric, network: nn.Module, whole: pl.Case
+) -> None:
+    together, alone = metric.measure(whole), metric.measure(case(network, slice(1, 2), max_batch=2))
+    for layer, measured in alone.items():
+        expected = together[layer].values[1:2]
+        torch.testing.assert_close(measured.values, expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_model_and_random_state_are_as_before(metric: pl.Metric, network: nn.Module, whole: pl.Case) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    random, mode = torch.get_rng_state(), network.training
+    metric.measure(replace(whole, _shared={}))
+    assert torch.equal(random, torch.get_rng_state())
+    assert network.training == mode
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_no_pass_is_larger_than_its_bound(
+    metric: pl.Metric, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded = case(network, slice(None), max_batch=2)
+    seen: list[int] = []
+    original = type(network).forward
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return original(self, x)
+
+    monkeypatch.setattr(type(network), "forward", forward)
+    metric.measure(bounded)
+    assert max(seen, default=0) <= 2
+
+
+def test_a_constant_map_is_no_number_anywhere_it_is_undefined(network: nn.Module, whole: pl.Case) -> None:
+    """Whatever a metric makes of it, it is no infinity, and NaN only where the metric says why."""
+    flat = pl.Attributions({"input": torch.zeros_like(whole.images)}, whole.targets)
+    constant = replace(whole, attributions=flat, method=pl.Gradient(), _shared={})
+    undefined = {
+        metric.name
+        for metric in METRICS
+        if not metric.of_model
+        for measured in metric.measure(constant).values()
+        if measured.values.isnan().any()
+    }
+    assert {"insertion", "deletion", "cascade_ssim", "mass_outside", "pointing_game"} <= undefined
+    assert all(pl.METRICS[name].undefined for name in undefined)
+    assert math.isfinite(float(pl.metric("total_variation").measure(constant)["input"].values.sum()))
