@@ -152,7 +152,11 @@ class Rules(TorchFunctionMode):
         for rule in reversed(rules):
             run = partial(_applied, rule, operation, run)
         self.met.update(rules)
-        return run(operation.input)
+        x = operation.input
+        # What propagates back keeps the operation. Were its input kept too, and overwritten by the model (an
+        # in-place ReLU's is its output), the graph would hold itself and never be freed.
+        operation.input = x.new_empty(0)
+        return run(x)
 
     def require_all_applied(self) -> None:
         """Raise ``RuleNotApplied`` if the forward pass met no operation of some rule's kind."""
