@@ -1,6 +1,6 @@
 """The public face of pellucid: what stands here is what there is; nothing is imported before it is used."""
 
-from .catalog import METHODS, METRICS, VARIANTS, method, metric
+from .catalog import METHODS, METRICS, VARIANTS, method, metric, variant
 from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
 from .experiments.runners import benchmark
 from .experiments.spec import Spec, read_spec
@@ -93,4 +93,5 @@ __all__ = [
     "total_variation",
     "train_surrogate",
     "trust_card",
+    "variant",
 ]

@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any, cast
 
 from .errors import InvalidParameter, PellucidError, UnknownName
@@ -29,10 +30,12 @@ from .metrics.fidelity import PredictionDifference, TargetDifference, Top1
 from .metrics.localization import BackgroundMass, EnergyOutside, MassOutside, PatchMass, PointingGame
 from .metrics.noise import RawTotalVariation, TotalVariation
 from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
+from .metrics.retraining import Kar, RandomRemoval, Roar, TrainingOcclusion
 from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
 from .metrics.sensitivity import AdversarialChange, ClassChange
-from .rules.variants import DOWNSAMPLING
+from .rules.variants import DOWNSAMPLING, Variant
 from .sampling import Noise, Path
+from .surrogate.variant import load_surrogate
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,15 @@ METRICS: Mapping[str, type[Metric]] = {
         Top1,
         PredictionDifference,
         TargetDifference,
+        Roar,
+        Kar,
+        RandomRemoval,
+        TrainingOcclusion,
     )
 }
 
 VARIANTS = DOWNSAMPLING
+SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 
 
 def method(text: str, **settings: Any) -> Method:
@@ -143,6 +151,29 @@ def metric(text: str, **settings: Any) -> Metric:
     if inner is not None:
         raise InvalidParameter(f"{name} takes nothing inside; write {name}(parameter=value)")
     return cast(Metric, _call_checked(name, METRICS[name], METRICS[name], written | settings))
+
+
+def variant(text: str) -> Variant:
+    """A variant by its catalogue name, or a surrogate by the path of its .safetensors file.
+
+    Raises:
+        UnknownName: no such variant (nearest names shown).
+        InvalidWeights: no such file, or it is broken or holds no surrogate.
+        InvalidParameter: a file that would be called as a variant of the catalogue is.
+    """
+    name = variant_name(text)
+    if name == text:
+        if text not in VARIANTS:
+            raise UnknownName("variant", text, [*VARIANTS, f"path/to/surrogate{SURROGATE}"])
+        return text
+    if name in VARIANTS:
+        raise InvalidParameter(f"{text} would be called {name!r}, as a variant of every model is; rename the file")
+    return load_surrogate(text)
+
+
+def variant_name(text: str) -> str:
+    """What tables and files call a variant: its name, or the stem of its file."""
+    return FilePath(text).stem if text.endswith(SURROGATE) else text
 
 
 def _parsed(text: str, kind: str = "method") -> ast.expr:

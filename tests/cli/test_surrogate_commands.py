@@ -1,19 +1,28 @@
 """The commands ``surrogate train`` and ``surrogate evaluate``."""
 
 import json
+import shutil
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import pellucid as pl
+from pellucid import catalog
+from pellucid.cli import app as whole
 from pellucid.cli.program import Commands
 from pellucid.cli.surrogate import surrogate as commands
 from pellucid.data.sources import open_images
+from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
+from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
-from pellucid.surrogate.training import train_surrogate
+from pellucid.models.zoo import BUNDLED
+from pellucid.surrogate.training import _Training, train_surrogate
 from pellucid.surrogate.variant import load_surrogate
 
 app = typer.Typer(cls=Commands)
@@ -28,11 +37,39 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("surrogate") / "s.safetensors"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the tests themselves run, since sums depend on it
     result = run(
         "train", *NETWORK, "--images", "shapes:24", "-o", path, "--epochs", 2, "--batch-size", 8, "--lr", 3e-3
     )
+    torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
     return path, result.stdout
+
+
+def test_a_training_that_was_stopped_goes_on_from_beside_the_output(tmp_path, monkeypatch):
+    arguments = ("train", *NETWORK, "--images", "shapes:8", "--epochs", 2, "--batch-size", 4)
+    output, steps = tmp_path / "s.safetensors", []
+    whole_training = _Training._step
+
+    def stopped(training, batch):
+        if len(steps) == 3:
+            raise InvalidParameter("stopped")
+        steps.append(None)
+        return whole_training(training, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Training, "_step", stopped)
+        assert run(*arguments, "-o", output).exit_code == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["s.checkpoint"]
+    monkeypatch.setattr(
+        _Training, "_step", lambda training, batch: steps.append(0) or whole_training(training, batch)
+    )
+    steps.clear()
+    result = run(*arguments, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert len(steps) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["s.safetensors"]
 
 
 def test_training_writes_what_the_function_trains_and_nothing_else(trained):
@@ -141,3 +178,155 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, monkeypatch, arguments, 
     assert message in result.stderr
     assert len(result.stderr.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
+
+
+# A surrogate's file as a variant of other commands.
+
+SPEC = """
+models = ["shapes-resnet"]
+images = "shapes:3"
+methods = ["gradient"]
+variants = ["original", "files/s.safetensors"]
+layers = ["layer2.0"]
+metrics = ["total_variation", "prediction_difference", "cascade_ssim", "cascade_spearman"]
+pictures = 1
+"""
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch):
+    """A folder that commands run in, with a spec and a surrogate in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec" / "files").mkdir(parents=True)
+    shutil.copy(trained[0], tmp_path / "spec" / "files")
+    (tmp_path / "spec" / "bench.toml").write_text(SPEC)
+    return tmp_path
+
+
+def run_any(*arguments):
+    return CliRunner().invoke(whole, [*map(str, arguments)], env={"COLUMNS": "80"})
+
+
+def shapes(count):
+    model, preprocess = pl.load_model("shapes-resnet")
+    return model, torch.stack([preprocess(sample.image) for sample in open_images(f"shapes:{count}")])
+
+
+def test_a_variant_is_named_by_its_name_or_by_its_file(trained, tmp_path):
+    assert [catalog.variant(name) for name in catalog.VARIANTS] == list(catalog.VARIANTS)
+    found, expected = catalog.variant(str(trained[0])), load_surrogate(trained[0])
+    assert found.convolutions == expected.convolutions
+    assert torch.equal(found.paths[1].weight1, expected.paths[1].weight1)
+    assert [catalog.variant_name(text) for text in ("backward", "a.b/c.d.safetensors")] == ["backward", "c.d"]
+    shutil.copy(trained[0], tmp_path / "forward.safetensors")
+    with pytest.raises(InvalidParameter, match="would be called 'forward'"):
+        catalog.variant(str(tmp_path / "forward.safetensors"))
+    with pytest.raises(UnknownName, match=r"unknown variant 'surrogate'; known: .*path/to/surrogate\.safetensors"):
+        catalog.variant("surrogate")
+    with pytest.raises(InvalidWeights, match="there is no surrogate file"):
+        catalog.variant("nowhere.safetensors")
+    with pytest.raises(InvalidWeights, match=r"holds no surrogate, but \d+ tensors such as"):
+        catalog.variant(str(BUNDLED["shapes-resnet"]))
+
+
+def test_explain_takes_a_surrogate_by_its_file(work):
+    file = "spec/files/s.safetensors"
+    result = run_any(
+        "explain", "shapes:2", *NETWORK, "--layers", "layer2.0", "--variant", f"original,{file}", "-o", "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert Path("out/maps/shape-0/gradient/layer2.0-s.png").is_file()
+    assert "out/figure-methods-layer2.0-s.png" in map(str, Path("out").glob("*.png"))
+    found = load_file("out/attributions.safetensors")
+    model, x = shapes(2)
+    for name, variant in (("original", "original"), ("s", load_surrogate(file))):
+        expected = pl.Gradient()(model, x, layers="layer2.0", variant=variant)["layer2.0"]
+        for row in range(2):
+            assert torch.equal(found[f"shape-{row}/gradient/layer2.0/{name}"], expected[row])
+    assert not torch.equal(found["shape-0/gradient/layer2.0/s"], found["shape-0/gradient/layer2.0/original"])
+
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["variants"] == ["original", "s"]
+    digest = sha256(Path(file).read_bytes()).hexdigest()
+    assert facts["surrogates"] == {"s": {"file": "s.safetensors", "sha256": digest}}
+    names = {}
+    exec(facts["python"], names)
+    again = names["attributions"]["gradient", "s"]["layer2.0"]
+    assert torch.equal(again[1], found["shape-1/gradient/layer2.0/s"])
+
+
+def test_a_benchmark_grades_a_surrogate_by_its_file(work):
+    result = run_any("benchmark", "spec/bench.toml", "-o", "run")
+    assert result.exit_code == 0, result.output
+    table = Results.read("run").table
+    assert set(table["variant"]) == {"original", "s"}
+    model, x = shapes(3)
+    surrogate = load_surrogate("spec/files/s.safetensors")
+    targets = Scorer(model).scores(x).argmax(1)
+
+    def values(metric, variant):
+        rows = table[(table["metric"] == metric) & (table["variant"] == variant) & table["at"].isna()]
+        assert list(rows["image"]) == ["shape-0", "shape-1", "shape-2"]
+        return torch.tensor(rows["value"].to_numpy(), dtype=torch.float64)
+
+    for name, variant in (("original", "original"), ("s", surrogate)):
+        maps = pl.Gradient()(model, x, targets, "layer2.0", variant=variant)["layer2.0"]
+        expected = pl.total_variation(maps).double()
+        assert torch.allclose(values("total_variation", name), expected, rtol=1e-5)
+        change = 100 * (Scorer(model).scores(x) - Scorer(model, variant).scores(x)).abs().sum(1)
+        assert torch.allclose(values("prediction_difference", name), change.double(), rtol=1e-4, atol=1e-4)
+    for metric in ("cascade_ssim", "cascade_spearman"):
+        assert values(metric, "original").isfinite().all()
+        assert values(metric, "s").isnan().all()
+        assert "trained for the model's own weights" in Results.read("run").facts["metrics"][metric]["undefined"]
+    assert run_any("report", "run").exit_code == 0
+
+
+def test_a_benchmark_goes_on_only_with_the_surrogate_it_began_with(work):
+    few = ("--metrics", "total_variation")
+    assert run_any("benchmark", "spec/bench.toml", *few, "-o", "run").exit_code == 0
+    (work / "elsewhere").mkdir()
+    shutil.copy("spec/files/s.safetensors", "elsewhere")
+    moved = run_any(
+        "benchmark", "spec/bench.toml", *few, "--variant", "original,elsewhere/s.safetensors", "-o", "run"
+    )
+    assert "nothing was computed" in moved.stdout, moved.output
+    surrogate = load_surrogate("spec/files/s.safetensors")
+    weaker = [path and replace(path, bias2=path.bias2 * 0.5) for path in surrogate.paths]
+    replace(surrogate, paths=tuple(weaker)).save("spec/files/s.safetensors")
+    other = run_any("benchmark", "spec/bench.toml", *few, "-o", "run")
+    assert other.exit_code == 2
+    assert "results of another spec: files.s is '" in other.stderr
+
+
+@pytest.mark.parametrize("command", ["explain", "benchmark"])
+@pytest.mark.parametrize(
+    ("variant", "arguments", "message"),
+    [
+        ("{folder}/s.safetensors", ("--weights", "random"), "was trained for other weights"),
+        ("{folder}/wider.safetensors", (), "does not fit: convolution 0 of the model is 3 -> 24"),
+        ("{bundled}", (), "holds no surrogate, but"),
+        ("{folder}/none.safetensors", (), "there is no surrogate file"),
+        ("{folder}/original.safetensors", (), "would be called 'original'"),
+        ("{folder}/s.safetensors,copy/s.safetensors", (), " name"),
+        ("sorrogate", (), "unknown variant 'sorrogate'"),
+    ],
+)
+def test_a_file_that_cannot_be_a_variant_is_refused_before_anything_is_written(
+    work, command, variant, arguments, message
+):
+    folder = Path("spec/files")
+    surrogate = load_surrogate(folder / "s.safetensors")
+    wider = replace(surrogate.convolutions[0], out_channels=25)
+    replace(surrogate, convolutions=(wider, *surrogate.convolutions[1:])).save(folder / "wider.safetensors")
+    shutil.copy(folder / "s.safetensors", folder / "original.safetensors")
+    shutil.copytree(folder, "copy")
+    before = set(work.rglob("*"))
+    text = variant.format(folder=folder, bundled=BUNDLED["shapes-resnet"])
+    given = ("shapes:2",) if command == "explain" else ("spec/bench.toml",)
+    model = ("--model", "shapes-resnet", *arguments)
+    result = run_any(command, *given, *model, "--variant", "backward", "--variant", text, "-o", "out")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert set(work.rglob("*")) == before

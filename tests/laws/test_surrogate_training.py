@@ -15,11 +15,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pellucid as pl
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidData, InvalidImage, InvalidModel, InvalidParameter, InvalidWeights
+from pellucid.errors import (
+    InvalidData,
+    InvalidImage,
+    InvalidModel,
+    InvalidParameter,
+    InvalidWeights,
+    OutputNotWritable,
+)
+from pellucid.models.checkpoint import read
 from pellucid.models.papers import ShapesResNet
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
 from pellucid.sampling import fold
-from pellucid.surrogate.checkpoint import previous
 from pellucid.surrogate.paths import BilinearPath
 from pellucid.surrogate.training import train_surrogate
 from pellucid.surrogate.variant import load_surrogate
@@ -239,6 +246,11 @@ def test_a_loss_that_is_not_finite_is_an_error():
 # Stopping and going on.
 
 
+def epochs(folder):
+    """How many epochs each checkpoint has behind it, the newest first."""
+    return [read(file)[1].facts["epoch"] for file in sorted(folder.iterdir(), reverse=True)]
+
+
 TRAINING = """
     import os, signal, sys
     import torch
@@ -257,7 +269,7 @@ TRAINING = """
 
 @pytest.mark.parametrize("step", [3, 11])  # in the first epoch, and in the third
 def test_after_a_kill_the_training_ends_as_if_nothing_had_happened(tmp_path, step):
-    checkpoint = tmp_path / "c.safetensors"
+    checkpoint = tmp_path / "c"
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TRAINING), str(checkpoint), str(step)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -267,7 +279,7 @@ def test_after_a_kill_the_training_ends_as_if_nothing_had_happened(tmp_path, ste
         timeout=300,
     )
     assert killed.returncode == -9, killed.stderr
-    assert load_surrogate(checkpoint).facts["epochs"] == step // 4
+    assert epochs(checkpoint)[0] == step // 4
     steps = []
     settings = {"epochs": 4, "lr": 1e-2, "batch_size": 2}
     resumed = train_surrogate(
@@ -276,55 +288,70 @@ def test_after_a_kill_the_training_ends_as_if_nothing_had_happened(tmp_path, ste
     assert steps[0] == 4 * (step // 4) + 1
     undisturbed = train_surrogate(network(), images(7, 12), **settings)
     assert same(resumed, undisturbed)
-    assert same(load_surrogate(checkpoint), undisturbed)
+    assert epochs(checkpoint) == [4, 3]
     assert resumed.facts["losses"] == undisturbed.facts["losses"]
 
 
 def test_a_checkpoint_cut_short_is_passed_over_for_the_one_before(tmp_path):
-    path, x = tmp_path / "c.safetensors", images(4, 12)
+    x = images(4, 12)
     undisturbed = train_surrogate(network(), x, 3)
-    train_surrogate(network(), x, 3, checkpoint=path)
-    assert load_surrogate(previous(path)).facts["epochs"] == 2
-    path.write_bytes(path.read_bytes()[:-50])
+    train_surrogate(network(), x, 3, checkpoint=tmp_path)
+    newest, before = sorted(tmp_path.iterdir(), reverse=True)
+    assert epochs(tmp_path) == [3, 2]
     steps = []
-    resumed = train_surrogate(network(), x, 3, checkpoint=path, progress=lambda done, *_: steps.append(done))
-    assert steps == [3]
-    assert same(resumed, undisturbed)
-    for file in (path, previous(path)):
-        file.write_bytes(b"")
-    with pytest.raises(InvalidWeights, match="no earlier checkpoint"):
-        train_surrogate(network(), x, 3, checkpoint=path)
+    for torn, repeated in (((newest,), [3]), ((newest, before), [1, 2, 3])):
+        for file in torn:
+            file.write_bytes(file.read_bytes()[:-50])
+        steps.clear()
+        resumed = train_surrogate(
+            network(), x, 3, checkpoint=tmp_path, progress=lambda done, *_: steps.append(done)
+        )
+        assert steps == repeated
+        assert same(resumed, undisturbed)
 
 
 def test_a_finished_training_is_not_repeated_and_may_be_prolonged(tmp_path):
-    path, x = tmp_path / "c.safetensors", images(4, 12)
-    once = train_surrogate(network(), x, 2, checkpoint=path)
+    x = images(4, 12)
+    once = train_surrogate(network(), x, 2, checkpoint=tmp_path)
     steps = []
-    again = train_surrogate(network(), x, 2, checkpoint=path, progress=lambda *step: steps.append(step))
+    again = train_surrogate(network(), x, 2, checkpoint=tmp_path, progress=lambda *step: steps.append(step))
     assert same(once, again)
     assert steps == []
-    longer = train_surrogate(network(), x, 4, checkpoint=path)
+    longer = train_surrogate(network(), x, 4, checkpoint=tmp_path)
     assert same(longer, train_surrogate(network(), x, 4))
     with pytest.raises(InvalidParameter, match="4 epochs behind it, not 3"):
-        train_surrogate(network(), x, 3, checkpoint=path)
+        train_surrogate(network(), x, 3, checkpoint=tmp_path)
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    path, x = tmp_path / "c.safetensors", images(4, 12)
-    train_surrogate(network(), x, 1, checkpoint=path)
-    kept = path.read_bytes()
+def test_a_checkpoint_of_another_training_is_refused_and_stands(tmp_path):
+    x = images(4, 12)
+    train_surrogate(network(), x, 1, checkpoint=tmp_path)
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    wider = randomise(seeded(lambda: ShapesResNet(5, (2, 4, 4)), 0))
     others = [
-        (network(), x, {"lr": 1e-2}, "has lr 0.001, not 0.01"),
-        (network(), x, {"seed": 1}, "has seed 0, not 1"),
-        (network(), x, {"batch_size": 2}, "has batch_size 64, not 2"),
-        (network(), x, {"include_first": True}, "has include_first False, not True"),
-        (network(), x + 1, {}, "has images"),
-        (network(1), x, {}, "is of another model"),
+        (network(), x, {"lr": 1e-2}, "lr is 0.001 there and 0.01 here"),
+        (network(), x, {"seed": 1}, "seed is 0 there and 1 here"),
+        (network(), x, {"batch_size": 2}, "batch_size is 64 there and 2 here"),
+        (network(), x, {"include_first": True}, "include_first is False there and True here"),
+        (network(), x, {"preprocess": SMALL}, "preprocess is None there and {.*} here"),
+        (network(), x + 1, {}, "images: digest is '"),
+        (network(1), x, {}, "model: weights is '"),
+        (wider, x, {}, "model: convolutions: 005 is '2 -> 3 channels, .* there and '2 -> 4 channels, .* here"),
     ]
     for model, pictures, settings, message in others:
-        with pytest.raises(InvalidParameter, match=message):
-            train_surrogate(model, pictures, 2, checkpoint=path, **settings)
-    assert path.read_bytes() == kept
+        with pytest.raises(InvalidWeights, match=f"is of another training: {message}"):
+            train_surrogate(model, pictures, 2, checkpoint=tmp_path, **settings)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
+def test_where_no_checkpoint_can_be_written_is_found_out_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    steps = []
+    with pytest.raises(OutputNotWritable, match=r"cannot make .*file"):
+        train_surrogate(
+            network(), images(4, 12), checkpoint=tmp_path / "file", progress=lambda *step: steps.append(step)
+        )
+    assert steps == []
 
 
 def test_the_facts_say_what_it_was_trained_for(tmp_path):

@@ -213,14 +213,14 @@ def test_pictures_are_embedded_once(page, run):
 
 def test_a_chart_takes_the_pages_colors_and_leaves_the_rest_alone():
     x = np.array([0.0, 0.5, 1.0])
-    lines = [Line(x, x, x - 0.1, x + 0.1, color) for color in (0, 7, 8, None)]
+    lines = [Line(x, x, x - 0.1, x + 0.1, color) for color in (0, 7, 8, -1, -2)]
     svg = chart(lines, 'a "b" <c>', "$title$ & more", "across", "up")
     assert svg.startswith('<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;" viewBox=')
     assert not re.search(r"<style|<defs|<metadata| id=|clip-path|xlink|http|#[0-9a-f]{6}", svg)
     assert svg.count("stroke: var(--series-1)") == 2
     assert svg.count("stroke: var(--series-8)") == 1
-    assert svg.count("fill: var(--faint); opacity") == 1
-    assert svg.count("stroke-dasharray") == 2
+    assert svg.count("fill: var(--faint); opacity") == 2
+    assert svg.count("stroke-dasharray") == 3
     assert ">$title$ &amp; more</text>" in svg
 
 

@@ -43,7 +43,10 @@ def benchmark(
         bool | None, typer.Option("--skip-unusable", help="Leave out images that are broken or lack a mask.")
     ] = None,
     methods: Annotated[list[str] | None, typer.Option(help="Names or text forms, comma-separated.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="`original`, `backward`, `forward`.")] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="`original`, `backward`, `forward` or a surrogate's .safetensors file."),
+    ] = None,
     layers: Annotated[list[str] | None, typer.Option(help="`all`, names or globs.")] = None,
     metrics: Annotated[list[str] | None, typer.Option(help="Names of `pellucid list metrics`.")] = None,
     target: Annotated[

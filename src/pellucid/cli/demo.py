@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CompletenessWarning
-from ..experiments.store import versions
 from .facts import COMMAND, origin, write_facts
 from .output import staged
 from .pictures import percent, save_figure
@@ -282,6 +281,8 @@ class Demonstration:
 
     def footer(self) -> str:
         """What made the page."""
+        from ..experiments.store import versions
+
         return (
             f"Network: {self.loaded.name}; {COUNT} procedural images that it was not trained on. "
             "Made by pellucid demo; " + ", ".join(f"{name} {number}" for name, number in versions().items())

@@ -10,7 +10,7 @@ import typer
 from ..errors import require_count
 from .facts import COMMAND
 from .output import staged
-from .request import Request, checked_heatmap, checked_target, checked_variants, chosen_device, named, parted
+from .request import Request, checked_heatmap, checked_target, chosen_device, named, named_variants, parted
 from .run import Run
 from .terminal import show_run
 
@@ -38,7 +38,10 @@ def explain(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="`original`, `backward` or `forward`; may be repeated.", show_default="original"),
+        typer.Option(
+            help="`original`, `backward`, `forward` or a surrogate's .safetensors file; may be repeated.",
+            show_default="original",
+        ),
     ] = None,
     target: Annotated[
         str, typer.Option(metavar="auto|label|INT", help="The class to explain; `auto` is the highest logit.")
@@ -75,9 +78,11 @@ def explain(
     --variant original --variant backward -o out`
     """
     from ..catalog import method
+    from ..catalog import variant as variant_of
 
     require_count("max_batch", max_batch)
     texts = named(parted(methods or ["gradient"]))
+    variants = named_variants(variant or ["original"])
     request = Request(
         photos=photos,
         model=model,
@@ -85,7 +90,8 @@ def explain(
         methods={name: method(text) for name, text in texts.items()},
         texts=texts,
         layers=None if layers is None else parted(layers),
-        variants=checked_variants(variant or ["original"]),
+        variants={name: variant_of(text) for name, text in variants.items()},
+        variant_texts=variants,
         target=checked_target(target),
         heatmap=checked_heatmap(channels, upsampling, clip),
         seed=seed,

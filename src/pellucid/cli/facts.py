@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..experiments.store import versions
 from .output import writable
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def origin(command: str) -> dict[str, Any]:
     """Who made a folder, and with what."""
+    from ..experiments.store import versions
+
     return {"made_by": "pellucid", "command": command, "versions": versions()}
 
 
@@ -46,7 +47,8 @@ def run_facts(run: Run) -> dict[str, Any]:
             for name, method in request.methods.items()
         },
         "layers": run.layers,
-        "variants": request.variants,
+        "variants": list(request.variants),
+        "surrogates": {name: file_facts(text) for name, text in surrogate_files(request).items()},
         "heatmap": request.heatmap,
         "photos": run.photos,
         "left_out": run.left_out,
@@ -61,6 +63,19 @@ def weights_facts(loaded: LoadedModel) -> dict[str, Any]:
     if not path.is_file():
         return {"weights": loaded.weights}
     return {"weights": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
+
+
+def surrogate_files(request: Request) -> dict[str, str]:
+    """The files of the variants that are surrogates."""
+    return {name: text for name, text in request.variant_texts.items() if text != name}
+
+
+def file_facts(text: str) -> dict[str, Any]:
+    """A file's name, and its SHA-256 if it is still there."""
+    path = Path(text)
+    if not path.is_file():
+        return {"file": path.name}
+    return {"file": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
 
 
 def described(part: Any) -> Any:
@@ -82,6 +97,11 @@ def python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str
     """The same run from Python."""
     places = [(facts["source"], facts["index"]) for facts in photos]
     targets = [facts["target"]["class"] for facts in photos]
+    surrogates = surrogate_files(request)
+    variants = [
+        f"{name!r}: pl.load_surrogate({surrogates[name]!r})" if name in surrogates else f"{name!r}: {name!r}"
+        for name in request.variants
+    ]
     return f"""\
 import torch
 
@@ -92,12 +112,13 @@ model, preprocess = pl.load_model({request.model!r}, weights={request.weights!r}
 photos = {places!r}
 images = torch.stack([preprocess(open_images(source)[index].image) for source, index in photos])
 targets = {targets!r}
+variants = {{{", ".join(variants)}}}
 attributions = {{
-    (text, variant): pl.method(text)(
+    (text, name): pl.method(text)(
         model, images, targets, layers={request.layers!r},
         variant=variant, seed={request.seed!r}, max_batch={request.max_batch!r},
     )
     for text in {list(request.texts.values())!r}
-    for variant in {request.variants!r}
+    for name, variant in variants.items()
 }}
 """

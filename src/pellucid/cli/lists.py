@@ -87,6 +87,7 @@ def list_variants() -> None:
     for name in VARIANTS:
         table.add_row(name, meanings.get(name, ""))
     show_whole(table)
+    typer.echo("Also a .safetensors file of `pellucid surrogate train`: bilinear paths run in their place.")
 
 
 def first_sentence(described: object) -> str:

@@ -77,7 +77,7 @@ class Pictures:
 
     def draw_layers(self, photo: Photo, name: str) -> None:
         """Variants x layers of one image and method."""
-        variants = self.request.variants
+        variants = list(self.request.variants)
         layers = list(dict.fromkeys(layer for method, layer, _ in photo.maps if method == name))
         parts = pages(layers, COLUMNS)
         for number, part in enumerate(parts, start=1):

@@ -11,11 +11,16 @@ from .output import file_name, unused
 
 if TYPE_CHECKING:
     from ..methods.base import Method
+    from ..rules.variants import Variant
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked call of ``explain``; ``methods`` are by the name their files get, ``texts`` as they were typed."""
+    """A checked call of ``explain``.
+
+    ``methods`` and ``variants`` are by the name their files get; ``texts`` and ``variant_texts`` are what was
+    typed.
+    """
 
     photos: Sequence[str]
     model: str
@@ -23,7 +28,8 @@ class Request:
     methods: Mapping[str, Method]
     texts: Mapping[str, str]
     layers: Sequence[str] | None
-    variants: Sequence[str]
+    variants: Mapping[str, Variant]
+    variant_texts: Mapping[str, str]
     target: str | int
     heatmap: Mapping[str, Any]
     seed: int
@@ -65,14 +71,16 @@ def named(texts: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def checked_variants(given: Iterable[str]) -> list[str]:
-    """Variants that exist, each once."""
-    from ..rules.variants import variant_rules
+def named_variants(given: Iterable[str]) -> dict[str, str]:
+    """The texts of variants, each once, by what figures and files call them."""
+    from ..catalog import variant_name
 
-    variants = list(dict.fromkeys(parted(given)))
-    for name in variants:
-        variant_rules(name)
-    return variants
+    names: dict[str, str] = {}
+    for text in dict.fromkeys(parted(given)):
+        other = names.setdefault(variant_name(text), text)
+        if other != text:
+            raise InvalidParameter(f"--variant {other} and {text} would have one name; rename one of the files")
+    return names
 
 
 def checked_target(text: str) -> str | int:

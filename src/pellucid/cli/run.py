@@ -192,7 +192,7 @@ class Run:
         request = self.request
         return method(
             self.loaded.model, images, targets, request.layers,
-            variant=variant, seed=request.seed, max_batch=request.max_batch,
+            variant=request.variants[variant], seed=request.seed, max_batch=request.max_batch,
         )  # fmt: skip
 
     def keep(self, chunk: Sequence[Photo], name: str, variant: str, found: Attributions) -> None:

@@ -56,13 +56,13 @@ def train(
 ) -> None:
     """Train a surrogate; run again, it goes on where it was stopped.
 
-    The state after each epoch is kept beside the output, and removed at the end.
+    The state after each epoch is kept beside the output in NAME.checkpoint, which is removed at the end.
 
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
     """
+    from ..models.checkpoint import Checkpoints
     from ..models.zoo import load_model
-    from ..surrogate.checkpoint import previous
     from ..surrogate.training import train_surrogate
     from ..surrogate.variant import checked_path
     from .facts import weights_facts
@@ -70,7 +70,7 @@ def train(
     checked_path(output)
     if not output.absolute().parent.is_dir() or not os.access(output.absolute().parent, os.W_OK):
         raise OutputNotWritable(f"cannot write {output}; choose a folder that exists and that you may write to")
-    checkpoint = output.with_name(f"{output.stem}.checkpoint.safetensors")
+    checkpoint = output.with_suffix(".checkpoint")
     loaded = load_model(model, weights, device=chosen_device(device))
     about = {"model": model, "data": list(images), "preprocess": loaded.preprocess.as_dict()}
     with progress() as bar:
@@ -86,8 +86,7 @@ def train(
             about=about | weights_facts(loaded),
         )  # fmt: skip
     trained.save(output)
-    for file in (checkpoint, previous(checkpoint)):
-        file.unlink(missing_ok=True)
+    Checkpoints(checkpoint, {}).remove()
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     typer.echo(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out(trained.facts["left_out"])

@@ -23,6 +23,7 @@ from ..methods.base import Attributions
 from ..methods.checks import require_in_range
 from ..methods.gradient import Gradient
 from ..metrics.base import Case, Measured, Metric
+from ..metrics.retraining import Retraining
 from . import inputs
 from .inputs import Batch
 from .spec import Spec
@@ -68,7 +69,11 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
         PellucidError: the method does not work on this model under this variant, or a metric on these images.
     """
     metrics = {text: catalog.metric(text) for text in spec.metrics}
-    metrics = {text: metric for text, metric in metrics.items() if metric.of_model == (not cell.method)}
+    metrics = {
+        text: metric
+        for text, metric in metrics.items()
+        if metric.of_model == (not cell.method) and not isinstance(metric, Retraining)
+    }
     shown_names = set(inputs.chosen(spec.images).names[: spec.pictures])
     notes: set[Note] = set()
     rows, pictures = [], []
@@ -76,20 +81,21 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
         case = _case(spec, cell, batch, notes, tuple(metrics.values()))
         rows += [row for text in metrics for row in _measured(spec, cell, case, text, metrics[text])]
         pictures += list(_maps(cell, case, shown_names))
-    return Finished(_table(rows, ROWS), _table(pictures, PICTURE_ROWS), frozenset(notes))
+    return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
 
 
 def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple[Metric, ...]) -> Case:
     """The cell's method on a batch, for metrics to grade."""
-    explained, scored = _targets(spec, cell.variant, batch)
+    variant = spec.variant_texts[cell.variant]
+    explained, scored = _targets(spec, variant, batch)
     seeds = tuple(seed_of(name, spec.seed) for name in batch.names)
     method = inputs.method_of(spec.method_texts[cell.method]) if cell.method else Gradient()  # never called
     attributions = Attributions({}, explained)
     if cell.method:
-        with _noted(cell.method, notes):
+        with noted(cell.method, notes):
             attributions = method(
                 batch.loaded.model, batch.images, explained, spec.layers,
-                variant=cell.variant, seed=seeds, max_batch=spec.max_batch,
+                variant=inputs.variant_of(variant), seed=seeds, max_batch=spec.max_batch,
             )  # fmt: skip
     for layer, attribution in attributions.items():
         if attribution.dim() != 4:
@@ -102,9 +108,9 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
         explained=batch.loaded.model,
         images=batch.images,
         attributions=attributions,
-        scorer=batch.scorer("original" if spec.scored == "original" else cell.variant),
+        scorer=batch.scorer("original" if spec.scored == "original" else variant),
         scored=scored,
-        variant=cell.variant,
+        variant=inputs.variant_of(variant),
         seed=spec.seed,
         seeds=seeds,
         max_batch=spec.max_batch,
@@ -142,7 +148,7 @@ def _targets(spec: Spec, variant: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _noted(method: str, notes: set[Note]) -> Iterator[None]:
+def noted(method: str, notes: set[Note]) -> Iterator[None]:
     """Note a method's warnings about layers, for the end; let others through."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -170,17 +176,18 @@ def _measured(spec: Spec, cell: Cell, case: Case, text: str, metric: Metric) -> 
         raise
     known = {"model": cell.model, "variant": cell.variant, "method": cell.method, "metric": text}
     for layer, measured in found.items():
-        for row in _values(case.names, measured):
-            yield known | {"layer": layer, "seed": spec.seed, "versions": _versions()} | row
+        for row in values_of(case.names, measured):
+            yield known | {"layer": layer, "seed": spec.seed, "versions": known_versions()} | row
 
 
 @lru_cache(maxsize=1)
-def _versions() -> str:
+def known_versions() -> str:
+    """What a row says its value depends on."""
     found = versions()
     return ", ".join(f"{name} {found[name]}" for name in ("pellucid", "torch"))
 
 
-def _values(names: Sequence[str], measured: Measured) -> Iterator[Row]:
+def values_of(names: Sequence[str], measured: Measured) -> Iterator[Row]:
     """Each image's value, followed by its curve."""
     values = measured.values.double().tolist()
     curves: list[list[float]] = [[]] * len(values)
@@ -193,7 +200,7 @@ def _values(names: Sequence[str], measured: Measured) -> Iterator[Row]:
             yield {"image": name, "value": point, "at": float(at), "step": step}
 
 
-def _table(rows: Sequence[Row], schema: pyarrow.Schema) -> pyarrow.Table:
+def table(rows: Sequence[Row], schema: pyarrow.Schema) -> pyarrow.Table:
     """Rows as columns; NaN becomes null."""
     columns = [
         pyarrow.array([row.get(entry.name) for row in rows], entry.type, from_pandas=True) for entry in schema
@@ -231,4 +238,4 @@ def photos(spec: Spec) -> pyarrow.Table:
             rows.append(
                 known | {"image": sample.name, "kind": "photo", "model": model.key, "data": buffer.getvalue()}
             )
-    return _table(rows, PICTURE_ROWS)
+    return table(rows, PICTURE_ROWS)

@@ -23,6 +23,7 @@ from ..metrics.localization import box_mask
 from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel, load_model
+from ..rules.variants import Variant
 from .spec import Images, Spec
 
 # RectGrad's masks: grey below 200 is background (released code); exact masks are black and white anyway.
@@ -47,9 +48,10 @@ class Batch:
     scorers: dict[str, Scorer] = field(default_factory=dict)
 
     def scorer(self, variant: str) -> Scorer:
-        """The model under a variant, as it is scored."""
+        """The model under the variant that a text means, as it is scored."""
         if variant not in self.scorers:
-            self.scorers[variant] = Scorer(self.loaded.model, variant, self.spec.score, self.spec.max_batch)
+            made = variant_of(variant)
+            self.scorers[variant] = Scorer(self.loaded.model, made, self.spec.score, self.spec.max_batch)
         return self.scorers[variant]
 
 
@@ -106,6 +108,12 @@ def method_of(text: str) -> Method:
     return catalog.method(text)
 
 
+@lru_cache(maxsize=16)
+def variant_of(text: str) -> Variant:
+    """The variant that a text means."""
+    return catalog.variant(text)
+
+
 def place(spec: Spec) -> str:
     """The device; a GPU for ``auto`` if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
@@ -113,7 +121,7 @@ def place(spec: Spec) -> str:
 
 def forget() -> None:
     """Let go of everything shared."""
-    for cache in (_batches, _loaded, method_of, chosen):
+    for cache in (_batches, _loaded, method_of, variant_of, chosen):
         cache.cache_clear()
 
 

@@ -10,16 +10,19 @@ from typing import Any
 
 from .. import catalog
 from ..data.sources import Sample
-from ..errors import InvalidData
+from ..errors import InvalidData, InvalidModel
 from ..layers import require_explainable, select_layers
 from ..metrics.base import Metric
+from ..metrics.retraining import Retraining
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
-from ..rules.variants import variant_rules
+from ..rules.variants import is_bound
 from . import inputs
 from .cells import Cell
+from .retraining import TrainingCell, require_trainable, training_cells
 from .spec import Spec, shown
 from .store import hashed, versions
+from .trainings import cache_of
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
 MOST_NAMED = 12  # images in an error
@@ -30,12 +33,14 @@ class Plan:
     """A checked spec, its cells in order, and the facts that run.json tells."""
 
     spec: Spec
-    cells: Sequence[Cell]
+    cells: Sequence[Cell | TrainingCell]
     facts: Mapping[str, Any]
 
 
-def plan(spec: Spec) -> Plan:
+def plan(spec: Spec, folder: Path | None = None) -> Plan:
     """Check everything that can be checked without explaining, and cut the experiment into cells.
+
+    ``folder`` is where trainings keep what they share; None is the user's cache.
 
     Raises:
         PellucidError: whatever is wrong with models, methods, layers, variants, metrics or images.
@@ -46,8 +51,8 @@ def plan(spec: Spec) -> Plan:
         raise InvalidData("no methods are named, and some metrics grade maps; name methods")
     for text in spec.methods:
         inputs.method_of(text)
-    for variant in spec.variants:
-        variant_rules(variant)
+    for text in spec.variants:
+        inputs.variant_of(text)
     layers, models = {}, {}
     for model in spec.models:
         loaded = inputs.model_of(spec, model.key)
@@ -55,10 +60,17 @@ def plan(spec: Spec) -> Plan:
         layers[model.key] = list(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
     spec, images = _usable(spec, metrics)
+    _require_fitting(spec)
+    trained = {text: metric for text, metric in metrics.items() if isinstance(metric, Retraining)}
+    training = require_trainable(spec, trained, [text for text in metrics if text not in trained])
     names = list(inputs.chosen(spec.images).names)
-    identity = _identity(spec, {"models": models, "images": images, "files": _files(spec)})
+    identity = _identity(spec, {"models": models, "images": images, "files": _files(spec), "training": training})
     key = hashed(identity)
-    cells = list(_cells(spec, metrics, len(names), key))
+    graded = {text: metric for text, metric in metrics.items() if text not in trained}
+    cells: list[Cell | TrainingCell] = [
+        *_cells(spec, graded, len(names), key),
+        *training_cells(spec, trained, key, folder or cache_of(key)),
+    ]
     facts = {
         "made_by": "pellucid",
         "hash": key,
@@ -80,7 +92,7 @@ def _cells(spec: Spec, metrics: Mapping[str, Metric], images: int, key: str) -> 
     for model in spec.models:
         for start in range(0, images, spec.images_per_cell):
             stop = min(start + spec.images_per_cell, images)
-            for variant in spec.variants:
+            for variant in spec.variant_texts:
                 for method in [*of_model, *of_map]:
                     content = [key, model.key, variant, method, start, stop]
                     yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
@@ -107,6 +119,18 @@ def _usable(spec: Spec, metrics: Mapping[str, Metric]) -> tuple[Spec, str]:
     return spec.model_copy(update={"images": images}), digest
 
 
+def _require_fitting(spec: Spec) -> None:
+    """Run one image under each surrogate: it fits the network and weights that it was trained for, no others."""
+    bound = {name: text for name, text in spec.variant_texts.items() if is_bound(inputs.variant_of(text))}
+    for name, text in bound.items():
+        for model in spec.models:
+            [batch] = inputs.batches(spec, model.key, 0, 1)
+            try:
+                batch.scorer(text).of(batch.images)
+            except InvalidModel as error:
+                raise InvalidModel(f"{model.key} under the variant {name}: {error}") from error
+
+
 def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> str:
     """What some metric needs of an image and does not find; ``""`` if nothing."""
     for need, text in needs.items():
@@ -128,10 +152,11 @@ def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedMo
 
 
 def _dumped(spec: Spec) -> dict[str, Any]:
-    """The spec as plain values, methods by the names that tables have."""
-    dumped = spec.model_dump(mode="json")
+    """The spec as plain values, methods and variants by the names that tables have."""
+    dumped = spec.model_dump(mode="json", exclude=None if spec.training else {"training"})
     return dumped | {
         "methods": list(spec.method_texts),
+        "variants": list(spec.variant_texts),
         "reference": None if spec.reference is None else shown(spec.reference),
     }
 
@@ -141,15 +166,24 @@ def _identity(spec: Spec, digests: Mapping[str, Any]) -> dict[str, Any]:
     content = {name: value for name, value in _dumped(spec).items() if name not in NO_RESULT}
     content["models"] = {model.key: digests["models"][model.key] for model in spec.models}
     content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": digests["images"]}
+    if spec.training is not None:
+        places = ("source", "label_column", "split", "root", "count")
+        settings = {key: value for key, value in content["training"].items() if key not in places}
+        content["training"] = settings | {"network": shown(spec.training.network)} | digests["training"]
     return content | {"files": digests["files"]}
 
 
 def _files(spec: Spec) -> dict[str, str]:
-    """Digests of the user's own Python files."""
-    texts = [text for text in (*spec.methods, *(model.name for model in spec.models)) if ".py:" in text]
-    return {shown(text): sha256(Path(text.rpartition(":")[0]).read_bytes()).hexdigest() for text in texts}
+    """Digests of the user's own Python files, and of surrogates."""
+    networks = [spec.training.network] if spec.training is not None else []
+    texts = (*spec.methods, *(model.name for model in spec.models), *networks)
+    texts = tuple(text for text in texts if ".py:" in text)
+    files = {shown(text): text.rpartition(":")[0] for text in texts}
+    files |= {name: text for name, text in spec.variant_texts.items() if name != text}
+    return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def _metric_facts(metric: Metric) -> dict[str, Any]:
-    names = ("name", "axis", "unit", "higher_is_better", "paper", "undefined", "of_model")
+    names = ["name", "axis", "unit", "higher_is_better", "paper", "undefined", "of_model"]
+    names += ["by_training"] if isinstance(metric, Retraining) else []
     return {name: getattr(metric, name) for name in names}

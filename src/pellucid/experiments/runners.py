@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import PellucidError
-from . import inputs
+from . import inputs, trainings
 from .cells import Cell, Finished, photos, run_cell
 from .planning import plan
+from .retraining import TrainingCell, run_training
 from .spec import Spec
 from .store import PHOTOS, Results, Store
 
@@ -18,22 +19,28 @@ from .store import PHOTOS, Results, Store
 class Outcome:
     """What became of a cell: what it gave, or what was wrong."""
 
-    cell: Cell
+    cell: Cell | TrainingCell
     finished: Finished | None = None
     error: PellucidError | None = None
 
 
-Runner = Callable[[Spec, Sequence[Cell]], Iterator[Outcome]]
+Runner = Callable[[Spec, Sequence[Cell | TrainingCell]], Iterator[Outcome]]
 Advance = Callable[[int, int], None]
+SHARED = "training"  # the folder of a run in which trainings keep networks, ranks and results
 
 
-def inline(spec: Spec, cells: Sequence[Cell]) -> Iterator[Outcome]:
+def inline(spec: Spec, cells: Sequence[Cell | TrainingCell]) -> Iterator[Outcome]:
     """Compute cells one after another in this process."""
     for cell in cells:
         try:
-            yield Outcome(cell, run_cell(spec, cell))
+            yield Outcome(cell, compute(spec, cell))
         except PellucidError as error:
             yield Outcome(cell, error=error)
+
+
+def compute(spec: Spec, cell: Cell | TrainingCell) -> Finished:
+    """Compute one cell, for whoever runs it."""
+    return run_training(spec, cell) if isinstance(cell, TrainingCell) else run_cell(spec, cell)
 
 
 def benchmark(
@@ -51,6 +58,9 @@ def benchmark(
     A cell that fails does not end the others: ``Results.failed`` says what was wrong, and the next call tries
     it again.
 
+    Trainings keep networks, ranks and results in the folder ``training`` of the run. They need local files:
+    where the run is elsewhere, in ``$XDG_CACHE_HOME/pellucid``, by default ``~/.cache/pellucid``.
+
     Args:
         spec: what to compute.
         output: a folder, or a URL that fsspec knows; it is empty, new, or holds the same experiment.
@@ -64,7 +74,7 @@ def benchmark(
     """
     store = Store(output)
     try:
-        planned = plan(spec)
+        planned = plan(spec, None if store.local is None else store.local / SHARED)
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
         notes: dict[tuple[str, str], dict[str, None]] = {}
@@ -85,6 +95,7 @@ def benchmark(
                 advance(done, len(ids))
     finally:
         inputs.forget()
+        trainings.forget()
     return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..catalog import SURROGATE, variant_name
+from ..data.degradation import Replacement
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
 from ..metrics.scoring import Output
@@ -72,6 +75,43 @@ class Images(_Part):
     root: str = "data"
 
 
+class Training(_Part):
+    """The trainings of metrics that are measured by training, such as ROAR.
+
+    Attributes:
+        network: what is trained, a name that ``load_model`` knows.
+        source, label_column, split, root, count: the training images, as ``Images`` has the test images; of
+            ``count`` images, drawn at random.
+        epochs, shuffle: instead of the network's own recipe.
+        fractions: p, rising between 0 and 1; empty is each metric's own.
+        seeds: how often each network is trained.
+        replacement: what removed pixels become; None is each metric's own.
+        ranking: what is removed: a whole ``"pixel"`` (Kim et al.) or a channel's single ``"value"`` (Hooker et
+            al.).
+    """
+
+    network: str
+    source: str
+    label_column: str | None = None
+    split: str = "train"
+    root: str = "data"
+    count: Annotated[int, Field(strict=True, ge=2)] | None = None
+    epochs: Count | None = None
+    shuffle: bool | None = None
+    fractions: tuple[float, ...] = ()
+    seeds: Count = 3
+    replacement: Replacement | None = None
+    ranking: Literal["pixel", "value"] = "pixel"
+
+    @field_validator("fractions")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        ends = (0.0, *value, 1.0)
+        if any(not low < high for low, high in pairwise(ends)):
+            raise ValueError("give rising fractions between 0 and 1")
+        return value
+
+
 class Spec(_Part):
     """An experiment: models x variants x methods x layers x metrics x images.
 
@@ -79,6 +119,7 @@ class Spec(_Part):
         name: what the report calls it.
         models, images: as ``Model`` and ``Images``; a plain text stands for its name or source.
         methods, variants, layers, metrics: texts of the catalogue; layers as ``Method`` takes them.
+            A surrogate is named by its file.
         scored: the model whose scores metrics follow: the ``"original"`` one or the one under its ``"variant"``.
         target: the class explained: ``"scored"``, the highest score of the scored model on the clean image;
             ``"explained"``, that of the model under its variant, while metrics follow the scored model's own
@@ -89,6 +130,7 @@ class Spec(_Part):
         pictures: of how many images photos and maps are kept.
         seed: of all noise.
         images_per_cell, max_batch, device: how much is computed at once, and where.
+        training: what is trained for metrics that are measured by training.
     """
 
     name: str = "benchmark"
@@ -109,6 +151,7 @@ class Spec(_Part):
     images_per_cell: Count = 16
     max_batch: Count = 64
     device: str = "auto"
+    training: Training | None = None
 
     @field_validator("models", mode="before")
     @classmethod
@@ -134,10 +177,12 @@ class Spec(_Part):
         for what, names in (
             ("models", [model.key for model in self.models]),
             ("methods", list(self.method_texts)),
+            ("variants", list(self.variant_texts)),
         ):
             texts = getattr(self, what)
             if len(set(names)) < len(texts):
-                raise ValueError(f"two of {what} have the same name ({', '.join(names)}); give models an alias")
+                same = f"two of {what} have the same name ({', '.join(names)})"
+                raise ValueError(f"{same}; rename a file, or give models an alias")
         if self.reference is not None and shown(self.reference) not in self.method_texts:
             raise ValueError(f"reference {self.reference!r} is none of the methods")
         return self
@@ -146,6 +191,11 @@ class Spec(_Part):
     def method_texts(self) -> dict[str, str]:
         """The methods' texts by what tables call them."""
         return {shown(text): text for text in self.methods}
+
+    @property
+    def variant_texts(self) -> dict[str, str]:
+        """The variants' texts by what tables call them."""
+        return {variant_name(text): text for text in self.variants}
 
     def model(self, key: str) -> Model:
         """The model that tables call ``key``."""
@@ -212,12 +262,18 @@ def _weighted(models: Sequence[Any], weights: Sequence[str]) -> list[Any]:
 def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The content with every path absolute. Values of a wrong kind are left for the validation to name."""
     located = dict(_expanded(content))
-    if isinstance(images := located.get("images"), dict):
-        located["images"] = images | dict(_image_paths(images, folder))
+    for name in ("images", "training"):
+        if isinstance(images := located.get(name), dict):
+            located[name] = images | dict(_image_paths(images, folder))
+    if isinstance(training := located.get("training"), dict) and "network" in training:
+        located["training"] = training | {"network": _code(training["network"], folder)}
     if isinstance(models := located.get("models"), list):
         located["models"] = [_located_model(model, folder) for model in models]
-    if isinstance(methods := located.get("methods"), list):
-        located["methods"] = [_code(text, folder) for text in methods]
+    for name in ("methods", "variants"):
+        if isinstance(texts := located.get(name), list):
+            located[name] = [_code(text, folder) for text in texts]
+        elif isinstance(texts, str):
+            located[name] = _code(texts, folder)
     if isinstance(reference := located.get("reference"), str):
         located["reference"] = _code(reference, folder)
     return located
@@ -261,8 +317,9 @@ def _located_model(model: Any, folder: Path) -> Any:
 
 
 def _code(text: Any, folder: Path) -> Any:
-    """A name as it is; of ``path/to/file.py:name`` the path made absolute."""
-    return _joined(text, folder) if isinstance(text, str) and ".py:" in text else text
+    """A name as it is; of ``path/to/file.py:name``, or a surrogate's file, the path made absolute."""
+    is_path = isinstance(text, str) and (".py:" in text or text.endswith(SURROGATE))
+    return _joined(text, folder) if is_path else text
 
 
 def _file(text: str, folder: Path) -> str:
@@ -297,7 +354,7 @@ def _told(error: ValidationError, place: str) -> Exception:
 
 
 def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | InvalidParameter:
-    parts: dict[str, type[_Part]] = {"": Spec, "models": Model, "images": Images}
+    parts: dict[str, type[_Part]] = {"": Spec, "models": Model, "images": Images, "training": Training}
     here = table[0] if table else ""
     for other, part in parts.items():
         if key in part.model_fields and other != here:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
+from ..rules.variants import is_bound
 from .base import Axis, Case, Measured, Metric
 from .faithfulness import Deletion, Faithfulness, Insertion, Steps
 from .randomization import Order, Way, cascade, require_way
@@ -48,7 +49,10 @@ class Cascade(Metric):
     drift: bool = False
 
     axis: ClassVar[Axis] = "sanity"
-    undefined = "the map is constant, or the map of every randomised copy is"
+    undefined = (
+        "the map is constant, or the map of every randomised copy is; or the variant is a surrogate, whose paths "
+        "were trained for the model's own weights and fit no randomised copy"
+    )
 
     def __post_init__(self) -> None:
         require_way(self.order, self.way, self.biases, self.drift)
@@ -76,6 +80,11 @@ class Cascade(Metric):
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
+        if is_bound(case.variant):
+            # Also at the first steps, which randomise only what lies above the paths: a mean over these alone
+            # would not compare with the other variants'.
+            nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))
+            return dict.fromkeys(case.layers, nowhere)
         cascades = [metric for metric in case.metrics if isinstance(metric, Cascade)]
         together = list(dict.fromkeys(metric for metric in cascades if self._goes_with(metric)))
         if self not in together:

@@ -26,6 +26,11 @@ ACROSS = {
     "sanity": "layers randomised",
     "occlusion": "share of units blanked",
 }
+CURVES = {  # what the curves of some metrics are: across, and up where the value is of another unit
+    "roar": ("share of pixels removed", "test accuracy"),
+    "kar": ("share of pixels kept", "test accuracy"),
+    "random_removal": ("share of pixels removed", "score of the true class"),
+}
 PANEL = (3.1, 2.5)  # inches of a small chart
 
 
@@ -46,7 +51,7 @@ class Key:
 
     name: str
     color: str
-    dashed: bool
+    line: str  # solid, dashed or dotted
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,18 @@ class Page:
         """What was graded, in one sentence."""
         counts = [
             (len(self.methods), "method"), (len(self.variants), "variant"), (len(self.models), "network"),
-            (self.statistics.images, "image"), (len(self.statistics.metrics), "measure"),
+            *self._graded_on(), (len(self.statistics.metrics), "measure"),
         ]  # fmt: skip
-        methods, variants, networks, images, measures = (
-            f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in counts
-        )
-        return f"{methods}, {variants} of {networks}, {images}, {measures}."
+        methods, variants, networks, *others = (f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in counts)
+        return f"{methods}, {variants} of {networks}, {', '.join(others)}."
+
+    def _graded_on(self) -> list[tuple[int, str]]:
+        """How many images, and trainings, the means are over."""
+        trained = any(facts.get("by_training") for facts in self.statistics.metrics.values())
+        images = set(self.results.facts["images"]) if trained else set(self.statistics.values.columns)
+        counted = [name in images for name in self.statistics.values.columns]
+        found = [(sum(counted), "image"), (len(counted) - sum(counted), "training")]
+        return [entry for entry in found if entry[0]]
 
     def missing(self) -> str:
         """How much of an unfinished run is not here."""
@@ -139,14 +150,16 @@ class Page:
         )
 
     def keys(self, names: Sequence[str]) -> list[Key]:
-        """How lines are drawn: floors grey and dashed, the others in colours."""
+        """How lines are drawn: floors grey, dashed and dotted, the others in colours."""
         colors = self._colors(names)
-        return [Key(name, style_of(colors[name]), colors[name] is None) for name in names]
+        return [Key(name, *style_of(colors[name])) for name in names]
 
     @staticmethod
-    def _colors(names: Sequence[str]) -> dict[str, int | None]:
-        others = [name for name in names if not tables.is_floor(name)]
-        return {name: others.index(name) if name in others else None for name in names}
+    def _colors(names: Sequence[str]) -> dict[str, int]:
+        floors = [name for name in names if tables.is_floor(name)]
+        others = [name for name in names if name not in floors]
+        grey = {name: -1 - min(place, 1) for place, name in enumerate(floors)}
+        return {name: place for place, name in enumerate(others)} | grey
 
     # The parts.
 
@@ -199,8 +212,8 @@ class Page:
                 ticks = list(curve.index.get_level_values("step")) if named else []
             label = self.statistics.label(metric)
             words = f"{label} by method at {where}"
-            across = ACROSS.get(facts["axis"], "")
-            found.append(Markup(chart(lines, words, label, across, facts["unit"], ticks)))
+            across, up = CURVES.get(facts["name"], (ACROSS.get(facts["axis"], ""), facts["unit"]))
+            found.append(Markup(chart(lines, words, label, across, up, ticks)))
         return found
 
     def profiles(self) -> Iterator[Fragment]:
@@ -255,6 +268,6 @@ class Page:
         return {"columns": columns, "rows": list(zip(self.methods, places, strict=True))}
 
 
-def _line(at: Sequence[float], rows: pd.DataFrame, color: int | None) -> Line:
+def _line(at: Sequence[float], rows: pd.DataFrame, color: int) -> Line:
     mean, low, high = (rows[key].to_numpy() for key in ("mean", "low", "high"))
     return Line(np.asarray(at, float), mean, low, high, color)

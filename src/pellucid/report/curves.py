@@ -19,6 +19,7 @@ Numbers = NDArray[np.float64]
 
 COLORS = 8  # that the page's style defines, as --series-1 and so on
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # of the second and third eight lines
+GREY = {-1: "dashed", -2: "dotted"}  # lines that are not among the coloured ones
 INK, FAINT, RULE = "#b00001", "#b00002", "#b00003"  # stand for the page's colours until the SVG is text
 VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--line"}
 STYLE: dict[Any, Any] = {
@@ -31,13 +32,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """Means at places ``x`` with their intervals, all (n,); ``color`` counts from 0, None is grey and dashed."""
+    """Means at places ``x`` with their intervals, all (n,); ``color`` counts from 0; greys: ``GREY``."""
 
     x: Numbers
     mean: Numbers
     low: Numbers
     high: Numbers
-    color: int | None
+    color: int
 
 
 def chart(
@@ -80,9 +81,9 @@ def chart(
     return _inline(text.getvalue(), description)
 
 
-def style_of(color: int | None) -> str:
-    """The CSS colour of a line."""
-    return "var(--faint)" if color is None else f"var(--series-{color % COLORS + 1})"
+def style_of(color: int) -> tuple[str, str]:
+    """The CSS colour of a line, and whether it is solid, dashed or dotted."""
+    return ("var(--faint)", GREY[color]) if color in GREY else (f"var(--series-{color % COLORS + 1})", "solid")
 
 
 def _room(
@@ -98,8 +99,8 @@ def _room(
 
 
 def _draw(axes: Axes, line: Line) -> None:
-    color = FAINT if line.color is None else f"#a000{line.color % COLORS + 1:02d}"
-    dashes = (0, (2, 2)) if line.color is None else DASHES[line.color // COLORS % len(DASHES)]
+    color = FAINT if line.color in GREY else f"#a000{line.color % COLORS + 1:02d}"
+    dashes = GREY.get(line.color) or DASHES[line.color // COLORS % len(DASHES)]
     around = np.concatenate([line.x, line.x[::-1]]), np.concatenate([line.low, line.high[::-1]])
     axes.fill(*around, color=color, alpha=0.14, linewidth=0)
     axes.plot(line.x, line.mean, color=color, linestyle=dashes, linewidth=1.6)

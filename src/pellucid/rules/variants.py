@@ -27,6 +27,11 @@ class HasRules(Protocol):
 Variant = str | Rule | HasRules
 
 
+def is_bound(variant: Variant) -> bool:
+    """Whether a variant says (``bound``) that it fits one model's own weights, and no copy with others."""
+    return bool(getattr(variant, "bound", False))
+
+
 def variant_rules(variant: Variant) -> tuple[Rule, ...]:
     """The rules of a variant: a name, a single rule, or an object with ``rules``.
 

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, require_count
+from ..models.checkpoint import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
+from ..models.preprocess import Preprocess
 from ..models.train import Progress, seeded
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
 from ..sampling import fold
-from .checkpoint import moments_of, read_checkpoint, restore_moments, write_checkpoint
 from .images import AnyPreprocess, TrainingImages, training_images
 from .paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
-from .variant import Surrogate, checked_path
+from .variant import Surrogate, named_tensors
 
 
 def train_surrogate(
@@ -63,30 +64,32 @@ def train_surrogate(
             images resized to 224 and evaluates at 256, both cropped to 224.
         include_first: train a path for the network's first convolution, too, as the paper did; it is used
             only by ``dataclasses.replace(surrogate, include_first=True)``, which the paper did not.
-        checkpoint: a .safetensors file for the state after each epoch. If it is there, the training goes on
-            from it; if it is cut short, from the one before, beside it.
+        checkpoint: a folder of its own; the state after each epoch is kept there, and taken up if it is there.
+            If the last is cut short, the training goes on from the one before.
         seed: decides the paths' initial values and the images' order.
         progress: called after every step with the steps done, the steps in all and the loss.
         about: what else the facts should say, such as the names of model and data.
 
     Raises:
         InvalidModel: the model runs no strided convolution, or only its first.
-        InvalidParameter: a setting out of its range, a checkpoint of another training, or a loss that is no
+        InvalidParameter: a setting out of its range, a checkpoint of a longer training, or a loss that is no
             longer finite.
         InvalidImage, InvalidData: no images, or none that can be read.
-        InvalidWeights: checkpoints are there, but broken.
+        InvalidWeights: a checkpoint of another training.
         OutputNotWritable: a checkpoint, or the decoded images, cannot be written.
     """
     require_count("epochs", epochs)
     require_count("batch_size", batch_size)
     if not (math.isfinite(lr) and lr > 0):
         raise InvalidParameter(f"lr={lr!r}: give a number above 0")
-    path = None if checkpoint is None else checked_path(checkpoint)
     with torch.inference_mode(False):
         source = training_images(images, preprocess, batch_size)
         facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
         training = _Training.begun(model, source, include_first, facts)
-        training.run(epochs, path, progress)
+        if checkpoint is None:
+            training.run(epochs, None, progress)
+        else:
+            training.run(epochs, Checkpoints(Path(checkpoint), training.identity(preprocess)), progress)
         return training.surrogate()
 
 
@@ -123,16 +126,27 @@ class _Training:
         paths = tuple(path and path.to(like.device, like.dtype) for path in drawn)
         return cls(model, images, found, paths, facts, torch.optim.Adam(_trainable(paths), facts["lr"]))
 
-    def run(self, epochs: int, checkpoint: Path | None, progress: Progress | None) -> None:
-        """Go on from the checkpoint, if it is there, and train to the last epoch."""
-        if checkpoint is not None:
-            self._resume(checkpoint, epochs)
+    def identity(self, preprocess: AnyPreprocess | None) -> dict[str, Any]:
+        """What decides the paths: who takes up another training's checkpoint is told what differs."""
+        forms = {f"{convolution.place:03}": convolution.form for convolution in self.convolutions}
+        return {
+            "model": {"convolutions": forms, "weights": self.facts["model_digest"]},
+            "include_first": self.paths[0] is not None,
+            # Normalisation comes after the images' digest; what a function of one's own does, before it.
+            "preprocess": preprocess.as_dict() if isinstance(preprocess, Preprocess) else None,
+            **{name: self.facts[name] for name in ("images", "batch_size", "lr", "seed")},
+        }
+
+    def run(self, epochs: int, checkpoints: Checkpoints | None, progress: Progress | None) -> None:
+        """Go on from the newest checkpoint, if there is one, and train to the last epoch."""
+        if checkpoints is not None:
+            self._resume(checkpoints, epochs)
         for epoch in range(len(self.losses), epochs):
             start = time.perf_counter()
             self.losses.append(self._epoch(epoch, epochs, progress))
             self.seconds += time.perf_counter() - start
-            if checkpoint is not None:
-                self._save(checkpoint)
+            if checkpoints is not None:
+                self._save(checkpoints)
 
     def surrogate(self) -> Surrogate:
         """The paths as they are now."""
@@ -141,28 +155,28 @@ class _Training:
         done = {"epochs": len(self.losses), "losses": [*self.losses], "seconds": round(self.seconds, 1)}
         return Surrogate(self.convolutions, frozen, self.facts | done)
 
-    def _save(self, checkpoint: Path) -> None:
-        write_checkpoint(checkpoint, self.surrogate(), moments_of(self.optimizer, self.paths))
+    def _save(self, checkpoints: Checkpoints) -> None:
+        parts = {"paths": named_tensors(self.paths), "optimizer": optimizer_tensors(self.optimizer)}
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        checkpoints.write(len(self.losses), Checkpoint(tensors, {"losses": self.losses, "seconds": self.seconds}))
 
-    def _resume(self, checkpoint: Path, epochs: int) -> None:
-        known = read_checkpoint(checkpoint, self.surrogate())
-        if known is None:
+    def _resume(self, checkpoints: Checkpoints, epochs: int) -> None:
+        found = checkpoints.newest()
+        if found is None:
             # Now rather than after an epoch: whether it can be written at all.
-            self._save(checkpoint)
+            self._save(checkpoints)
             return
-        found, moments = known
-        if found.facts["epochs"] > epochs:
+        if found.facts["epoch"] > epochs:
             raise InvalidParameter(
-                f"checkpoint {checkpoint} has {found.facts['epochs']} epochs behind it, not {epochs}; "
+                f"checkpoint {checkpoints.folder} has {found.facts['epoch']} epochs behind it, not {epochs}; "
                 "ask for as many or more, or name another checkpoint"
             )
         self.losses, self.seconds = found.facts["losses"], found.facts["seconds"]
         with torch.no_grad():
-            for own, other in zip(self.paths, found.paths, strict=True):
-                if own is not None and other is not None:
-                    for name, tensor in own.tensors.items():
-                        tensor.copy_(other.tensors[name])
-        restore_moments(self.optimizer, self.paths, moments)
+            for name, tensor in named_tensors(self.paths).items():
+                tensor.copy_(found.tensors[f"paths/{name}"])
+        moments = {name: value for name, value in found.tensors.items() if name.startswith("optimizer/")}
+        load_optimizer(self.optimizer, {name.partition("/")[2]: value for name, value in moments.items()})
 
     def _epoch(self, epoch: int, epochs: int, progress: Progress | None) -> list[float]:
         """The mean loss of each path over the epoch's steps."""

@@ -37,6 +37,7 @@ class Surrogate:
         paths: what stands in for each; None where none was trained.
         facts: what the paths were trained for: data, epochs, losses, seed, versions.
         include_first: whether the network's first convolution is replaced too, if it is strided.
+        bound: that it fits the weights it was trained for alone (``is_bound``).
 
     Raises:
         InvalidParameter: ``include_first`` without a path for it.
@@ -46,6 +47,7 @@ class Surrogate:
     paths: tuple[BilinearPath | None, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     include_first: bool = False
+    bound: ClassVar[bool] = True
     _placed: dict[Any, tuple[BilinearPath | None, ...]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class Surrogate:
             InvalidParameter: a path of another ending.
             OutputNotWritable: the folder is missing or cannot be written.
         """
-        replace_file(checked_path(path), encoded(self))
+        replace_file(checked_path(path), _encoded(self))
 
 
 def _described(convolution: Convolution | None) -> str:
@@ -152,41 +154,12 @@ class BilinearDownsampling(Rule):
 
 
 def load_surrogate(path: str | Path) -> Surrogate:
-    """Read a surrogate that ``Surrogate.save`` or a checkpoint of ``train_surrogate`` wrote; on the CPU.
+    """Read a surrogate that ``Surrogate.save`` wrote; on the CPU.
 
     Raises:
         InvalidWeights: no such file; broken, cut short, not finite, or no surrogate.
     """
-    return decoded(Path(path))[0]
-
-
-def checked_path(path: str | Path) -> Path:
-    """Raise ``InvalidParameter`` unless a file to write is to be a .safetensors file."""
-    if Path(path).suffix != ".safetensors":
-        raise InvalidParameter(f"{path} does not end in .safetensors; a surrogate is saved in that format")
-    return Path(path)
-
-
-def encoded(surrogate: Surrogate, extras: Mapping[str, Tensor] | None = None) -> bytes:
-    """A surrogate's file, with further tensors if there are any."""
-    header = {
-        "format": FORMAT,
-        "convolutions": [convolution.as_dict() for convolution in surrogate.convolutions],
-        "include_first": surrogate.include_first,
-        "facts": dict(surrogate.facts),
-    }
-    tensors = {
-        f"path{index}.{name}": tensor
-        for index, path in enumerate(surrogate.paths)
-        if path is not None
-        for name, tensor in path.tensors.items()
-    } | dict(extras or {})
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, {"surrogate": json.dumps(header)})
-
-
-def decoded(path: Path) -> tuple[Surrogate, dict[str, Tensor]]:
-    """A surrogate's file read back, and its further tensors."""
+    path = Path(path)
     header, tensors = _read(path)
     try:
         convolutions = [Convolution.from_dict(values) for values in header["convolutions"]]
@@ -197,7 +170,36 @@ def decoded(path: Path) -> tuple[Surrogate, dict[str, Tensor]]:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InvalidWeights(f"{path}: {name} holds NaN or infinite values; train with a lower lr")
-    return surrogate, {name: tensor for name, tensor in tensors.items() if not name.startswith("path")}
+    return surrogate
+
+
+def checked_path(path: str | Path) -> Path:
+    """Raise ``InvalidParameter`` unless a file to write is to be a .safetensors file."""
+    if Path(path).suffix != ".safetensors":
+        raise InvalidParameter(f"{path} does not end in .safetensors; a surrogate is saved in that format")
+    return Path(path)
+
+
+def named_tensors(paths: Sequence[BilinearPath | None]) -> dict[str, Tensor]:
+    """The parameters of all paths by the names that files have for them."""
+    return {
+        f"path{index}.{name}": tensor
+        for index, path in enumerate(paths)
+        if path is not None
+        for name, tensor in path.tensors.items()
+    }
+
+
+def _encoded(surrogate: Surrogate) -> bytes:
+    header = {
+        "format": FORMAT,
+        "convolutions": [convolution.as_dict() for convolution in surrogate.convolutions],
+        "include_first": surrogate.include_first,
+        "facts": dict(surrogate.facts),
+    }
+    tensors = named_tensors(surrogate.paths)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, {"surrogate": json.dumps(header)})
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,58 @@
+"""Nothing outlives a call: no activation, no graph, no copy of the model."""
+
+import gc
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import pellucid as pl
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """In-place ReLUs, shared ReLUs, strided convolutions, in-place sums."""
+    return torchvision.models.resnet18(weights=None).eval().requires_grad_(False)
+
+
+def alive() -> int:
+    """Tensors that live; a graph that holds itself keeps what Python's collector cannot free."""
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
+SHORT = {"samples": 2, "steps": 2}
+
+
+def short(name: str) -> pl.Method:
+    return pl.method(name, **{key: value for key, value in SHORT.items() if key in repr(pl.method(name))})
+
+
+@pytest.mark.parametrize("variant", ["original", "backward", "forward"])
+@pytest.mark.parametrize("name", pl.METHODS)
+def test_no_tensor_outlives_a_call(network: nn.Module, name: str, variant: str) -> None:
+    images, method = torch.randn(1, 3, 32, 32), short(name)
+
+    def call() -> None:
+        method(network, images, 0, ["layer1.0", "layer3.0"], variant=variant)
+
+    call()  # what is made once, such as caches
+    before = alive()
+    call()
+    call()
+    assert alive() == before
+
+
+def test_no_tensor_outlives_a_failed_call(network: nn.Module) -> None:
+    images = torch.randn(1, 3, 32, 32)
+
+    def call() -> None:
+        with pytest.raises(pl.PellucidError):
+            pl.method("guided_backprop")(network, images, 1000, "layer1.0")
+
+    call()
+    before = alive()
+    call()
+    call()
+    assert alive() == before
