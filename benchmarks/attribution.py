@@ -308,8 +308,8 @@ def memory(device: str) -> str:
     )
 
 
-def speed(runs: int, device: str) -> str:
-    rows = rows_of(resnet18(device), device)
+def speed(runs: int, device: str, wanted: str) -> str:
+    rows = [row for row in rows_of(resnet18(device), device) if wanted in row.name]
     measure(rows, runs)
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {where}"
@@ -321,6 +321,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--part", choices=("speed", "memory", "all"), default="all")
+    parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--peak", choices=MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -329,7 +330,7 @@ def main() -> None:
         return
     parts = []
     if options.part != "memory":
-        parts.append(speed(options.runs, options.device))
+        parts.append(speed(options.runs, options.device, options.rows))
     if options.part != "speed":
         parts.append(memory(options.device))
     text = "\n\n".join(parts) + "\n"

@@ -1,6 +1,7 @@
-"""Insertion and deletion: speed against the bare forward passes and Quantus, and what adaptive steps save.
+"""Grading: insertion and deletion against the bare passes and Quantus, adaptive steps, and passes that are shared.
 
-    python benchmarks/grading.py [--images FILE --weights FILE] [--count 100] [--device cpu|cuda] [--markdown FILE]
+    python benchmarks/grading.py [--part speed|steps|counts|all] [--images FILE --weights FILE] [--count 100]
+                                 [--device cpu|cuda] [--markdown FILE]
 
 ResNet-18, 224 x 224. With --images (a folder or table of photos) and --weights (ImageNet's) the figures mean
 something; without them the network and the images are random. Every row's contenders run in turn, so that a busy
@@ -28,6 +29,7 @@ from pellucid.data.sources import open_images
 from pellucid.metrics.adaptive import TOLERANCE, where_it_bends
 from pellucid.metrics.faithfulness import curves
 from pellucid.metrics.perturbation import Kind
+from pellucid.metrics.randomization import groups
 from pellucid.metrics.scoring import Scorer
 
 SIZE, STEPS, FINEST = 224, 28, 224
@@ -242,8 +244,88 @@ def line(name: str, error: Tensor, passes: float) -> str:
     )
 
 
+# What metrics share
+
+SHARING = (
+    ("insertion", "deletion"),
+    ("cascade_ssim", "cascade_spearman", "cascade_hog"),
+    ("cascade_insertion(steps=7)", "cascade_deletion(steps=7)"),
+    ("insertion", "deletion", "cascade_ssim", "class_change", "adversarial_change", "mass_outside"),
+)
+
+
+def counts() -> str:
+    """Rows that go through the network for each metric alone and for several together; one method, all layers."""
+    model, preprocess = pl.load_model("shapes-resnet")
+    samples = list(open_images("shapes:4"))
+    images = torch.stack([preprocess(sample.image) for sample in samples])
+    method = pl.method("gradient")
+    layers = pl.layer_names(model)
+    lines = ["| metrics | each alone, rows per image | together |", "| --- | ---: | ---: |"]
+    for texts in SHARING:
+        metrics = [pl.metric(text) for text in texts]
+        alone = [rows_graded(model, images, method, layers, (metric,)) for metric in metrics]
+        together = rows_graded(model, images, method, layers, tuple(metrics))
+        told = " + ".join(f"{rows / len(images):.0f}" for rows in alone)
+        lines.append(
+            f"| {', '.join(texts)} | {told} = {sum(alone) / len(images):.0f} | {together / len(images):.0f} |"
+        )
+    return f"{len(layers)} layers of {len(groups(model))} groups of the bundled network.\n\n" + "\n".join(lines)
+
+
+def rows_graded(
+    model: nn.Module, images: Tensor, method: pl.Method, layers: list[str], metrics: tuple[pl.Metric, ...]
+) -> int:
+    """Rows that pass the network's first convolution, its copies' and its own, while the metrics are measured."""
+    rows = 0
+
+    def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal rows
+        rows += len(given[0])
+
+    scorer = Scorer(model)
+    scored = scorer.of(images).argmax(1)
+    half = torch.ones_like(images[:, 0], dtype=torch.bool).triu()
+    case = pl.Case(
+        method=method, explained=model, images=images, attributions=method(model, images, scored, layers),
+        scorer=scorer, scored=scored, metrics=metrics, masks=half,
+    )  # fmt: skip
+    # A hook on the class reaches the randomised copies, too.
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: count(module, given) if type(module) is type(model) else None
+    )
+    try:
+        for metric in metrics:
+            metric.measure(case)
+    finally:
+        handle.remove()
+    return rows
+
+
+def with_network(options: argparse.Namespace) -> list[str]:
+    whole = setting(options)
+    few = Setting(whole.model, *(value[: options.timed] for value in (whole.images, whole.targets, whole.maps)))
+    batch = best_batch(few, (4, 8, 16, 32) if options.device == "cpu" else (32, 64, 128, 256))
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    weights = "ImageNet weights" if options.weights else "random weights"
+    parts = [f"torch {torch.__version__}, Python {platform.python_version()}, {where}, ResNet-18 with {weights}"]
+    if options.part != "steps":
+        parts.append(
+            f"{len(few.images)} images of 224 x 224, {STEPS} steps, batches of {batch}, medians of {options.runs} "
+            f"runs in turn.\n\n{speed(few, batch, options.runs)}"
+        )
+    if options.part != "speed":
+        what = "photos" if options.images else "images of noise"
+        parts.append(
+            f"{len(whole.images)} {what}, {options.method} at {options.layer}, against {FINEST} steps:\n\n"
+            f"{trade_off(whole, batch)}"
+        )
+    return parts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("speed", "steps", "counts", "all"), default="all")
     parser.add_argument("--images", help="photos: a folder, a Parquet file, or another source pellucid opens")
     parser.add_argument("--weights", help="an ImageNet ResNet-18 as a safetensors file")
     parser.add_argument("--count", type=int, default=100, help="photos of the trade-off, evenly from the source")
@@ -257,18 +339,12 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.images) != bool(options.weights):
         parser.error("--images and --weights belong together: one without the other means nothing")
-    whole = setting(options)
-    few = Setting(whole.model, *(value[: options.timed] for value in (whole.images, whole.targets, whole.maps)))
-    batch = best_batch(few, (4, 8, 16, 32) if options.device == "cpu" else (32, 64, 128, 256))
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    text = (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {where}, ResNet-18 with "
-        f"{'ImageNet weights' if options.weights else 'random weights'}, {len(few.images)} images of 224 x 224, "
-        f"{STEPS} steps, batches of {batch}, medians of {options.runs} runs in turn.\n\n"
-        f"{speed(few, batch, options.runs)}\n\n"
-        f"{len(whole.images)} {'photos' if options.images else 'images of noise'}, "
-        f"{options.method} at {options.layer}, against {FINEST} steps:\n\n{trade_off(whole, batch)}\n"
-    )
+    parts = []
+    if options.part in ("speed", "steps", "all"):
+        parts += with_network(options)
+    if options.part in ("counts", "all"):
+        parts.append(counts())
+    text = "\n\n".join(parts) + "\n"
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
