@@ -30,7 +30,7 @@ from pellucid.metrics.adaptive import TOLERANCE, where_it_bends
 from pellucid.metrics.faithfulness import curves
 from pellucid.metrics.perturbation import Kind
 from pellucid.metrics.randomization import groups
-from pellucid.metrics.scoring import Scorer
+from pellucid.metrics.scoring import Precision, Scorer
 
 SIZE, STEPS, FINEST = 224, 28, 224
 UNIFORM = (7, 14, 28, 56)
@@ -126,11 +126,14 @@ def rows_of(model: nn.Module, work: Work) -> int:
     return sum(seen)
 
 
-def contenders(of: Setting, model: nn.Module, kinds: tuple[Kind, ...], batch: int) -> dict[str, tuple[Work, int]]:
+def contenders(
+    of: Setting, model: nn.Module, kinds: tuple[Kind, ...], batch: int, precision: Precision
+) -> dict[str, tuple[Work, int]]:
     """Who does it, and how many rows each sends through the network."""
 
     def ours() -> object:
-        return curves(Scorer(model, max_batch=batch), of.images, of.targets, of.maps[None], kinds, STEPS)
+        scorer = Scorer(model, max_batch=batch, precision=precision)
+        return curves(scorer, of.images, of.targets, of.maps[None], kinds, STEPS)
 
     rows = rows_of(model, ours)
     found = {"bare": (lambda: bare(model, of.images, rows, batch), rows), "ours": (ours, rows)}
@@ -160,13 +163,14 @@ def speed(of: Setting, batch: int, runs: int) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | :-- |",
     ]
     light = Pooled().eval().requires_grad_(False).to(of.images.device)
-    cases: list[tuple[str, nn.Module, tuple[Kind, ...], str]] = [
-        ("ResNet-18, insertion + deletion", of.model, ("insertion", "deletion"), "<= 1.1 bare"),
-        ("ResNet-18, deletion", of.model, ("deletion",), ">= 1.5x Quantus"),
-        ("a network that costs nothing, deletion", light, ("deletion",), ">= 1.5x Quantus"),
+    cases: list[tuple[str, nn.Module, tuple[Kind, ...], Precision, str]] = [
+        ("ResNet-18, insertion + deletion", of.model, ("insertion", "deletion"), "full", "<= 1.1 bare"),
+        ("ResNet-18, deletion", of.model, ("deletion",), "full", ">= 1.5x Quantus"),
+        ("ResNet-18, deletion, bfloat16", of.model, ("deletion",), "bfloat16", ">= 1.5x Quantus"),
+        ("a network that costs nothing, deletion", light, ("deletion",), "full", ">= 1.5x Quantus"),
     ]
-    for name, model, kinds, target in cases:
-        who = contenders(of, model, kinds, batch)
+    for name, model, kinds, precision, target in cases:
+        who = contenders(of, model, kinds, batch, precision)
         cost, rows = per_row(who, runs), who["ours"][1]
         quantus = ("", "")
         if "Quantus" in who:
@@ -228,10 +232,13 @@ def trade_off(of: Setting, batch: int) -> str:
         found = where_it_bends(score, scores[:, 0], scores[:, -1], fractions, tolerance)
         error = torch.trapezoid(found, fractions) - wanted
         lines.append(line(f"auto, tolerance {tolerance:g}", error, sum(looked) / len(scores)))
-    scorer = Scorer(of.model, max_batch=batch)
-    run = curves(scorer, of.images, of.targets, of.maps[None], steps="auto")
-    error = torch.cat([each.auc[0] for each in run]) - wanted
-    lines.append(line(f"auto, tolerance {TOLERANCE:g}, run; ends shared", error, scorer.rows / len(scores)))
+    precisions: tuple[Precision, ...] = ("full", "bfloat16")
+    for precision in precisions:
+        scorer = Scorer(of.model, max_batch=batch, precision=precision)
+        run = curves(scorer, of.images, of.targets, of.maps[None], steps="auto")
+        error = torch.cat([each.auc[0] for each in run]) - wanted
+        name = f"auto, tolerance {TOLERANCE:g}, run, ends shared, {precision} precision"
+        lines.append(line(name, error, scorer.rows / len(scores)))
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.data.sources import open_images
 from pellucid.errors import InvalidImage, InvalidMap, InvalidModel, InvalidParameter, InvalidTarget
 from pellucid.metrics.adaptive import everywhere, where_it_bends
 from pellucid.metrics.base import Case
@@ -376,3 +377,13 @@ def test_a_model_that_views_strides_is_scored_all_the_same() -> None:
     scorer = Scorer(model, max_batch=2)
     torch.testing.assert_close(scorer.logits(images), model(images).detach(), rtol=1e-12, atol=1e-12)
     assert (scorer.rows, scorer.passes) == (3, 2)
+
+
+def test_bfloat16_scores_are_near_and_of_the_images_own_type() -> None:
+    network, preprocess = pl.load_model("shapes-resnet")
+    images = torch.stack([preprocess(sample.image) for sample in open_images("shapes:3")])
+    full, half = Scorer(network).scores(images), Scorer(network, precision="bfloat16").scores(images)
+    assert half.dtype == full.dtype == torch.float32
+    assert 0 < float((full - half).abs().max()) < 0.02  # 8 bits of mantissa, a few layers deep
+    with pytest.raises(InvalidParameter, match="precision='half'"):
+        Scorer(network, precision="half")  # type: ignore[arg-type]

@@ -55,6 +55,9 @@ def benchmark(
     ] = None,
     scored: Annotated[str | None, typer.Option(help="The model that is scored: `original` or `variant`.")] = None,
     score: Annotated[str | None, typer.Option(help="`softmax`, `sigmoid` or `logits`.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the scored model: `full`, or `bfloat16`, faster and less exact.")
+    ] = None,
     reference: Annotated[str | None, typer.Option(help="The method to compare others with.")] = None,
     channels: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
     upsampling: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
@@ -81,8 +84,9 @@ def benchmark(
         "model": model, "weights": weights, "images": images, "count": count, "every": every,
         "label_column": label_column, "skip_unusable": skip_unusable, "methods": methods, "variants": variant,
         "layers": layers, "metrics": metrics, "target": target, "scored": scored, "score": score,
-        "reference": reference, "channels": channels, "upsampling": upsampling, "pictures": pictures,
-        "seed": seed, "images_per_cell": images_per_cell, "max_batch": max_batch, "device": device,
+        "precision": precision, "reference": reference, "channels": channels, "upsampling": upsampling,
+        "pictures": pictures, "seed": seed, "images_per_cell": images_per_cell, "max_batch": max_batch,
+        "device": device,
     }  # fmt: skip
     results, computed = run(spec, content(chosen), output, ctx.meta[COMMAND])
     if not computed:

@@ -51,7 +51,9 @@ class Batch:
         """The model under the variant that a text means, as it is scored."""
         if variant not in self.scorers:
             made = variant_of(variant)
-            self.scorers[variant] = Scorer(self.loaded.model, made, self.spec.score, self.spec.max_batch)
+            self.scorers[variant] = Scorer(
+                self.loaded.model, made, self.spec.score, self.spec.max_batch, self.spec.precision
+            )
         return self.scorers[variant]
 
 

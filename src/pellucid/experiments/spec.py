@@ -23,7 +23,7 @@ from ..catalog import SURROGATE, variant_name
 from ..data.degradation import Replacement
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
-from ..metrics.scoring import Output
+from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 
 TargetRule = Literal["scored", "explained", "label"]
@@ -125,6 +125,7 @@ class Spec(_Part):
             ``"explained"``, that of the model under its variant, while metrics follow the scored model's own
             class, as Smooth Deep Saliency's code does; ``"label"``; or a class number.
         score: what a score is: ``"softmax"``, ``"sigmoid"`` or ``"logits"``.
+        precision: of the scored model: ``"full"``, or ``"bfloat16"``, faster and less exact (``Scorer``).
         reference: the method that others are compared with, if any.
         channels, upsampling: how attributions become heatmaps.
         pictures: of how many images photos and maps are kept.
@@ -143,6 +144,7 @@ class Spec(_Part):
     target: TargetRule | int = "scored"
     scored: Literal["original", "variant"] = "original"
     score: Output = "softmax"
+    precision: Precision = "full"
     reference: str | None = None
     channels: Channels = "mean"
     upsampling: Upsampling = "nearest"

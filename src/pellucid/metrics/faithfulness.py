@@ -16,7 +16,7 @@ from ..rules.variants import Variant
 from .adaptive import FINEST, TOLERANCE, everywhere, where_it_bends
 from .base import Axis, Case, Measured, Metric
 from .perturbation import RISE, Kind, Perturbation, Queue, Reference
-from .scoring import Output, Scorer
+from .scoring import Output, Precision, Scorer
 
 Steps = int | Literal["auto"]
 
@@ -38,6 +38,7 @@ class Scoring(TypedDict, total=False):
     output: Output
     variant: Variant
     max_batch: int
+    precision: Precision
 
 
 def insertion(
@@ -70,7 +71,7 @@ def insertion(
             pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
         tolerance: of ``steps="auto"``, in units of the area: the standard error expected of one image.
         scoring: ``output``: ``"softmax"`` (default), ``"sigmoid"`` or ``"logits"``; ``variant`` of the scored
-            model (``"original"``); ``max_batch`` (64), the rows of no forward pass are more.
+            model (``"original"``); ``max_batch`` (64), the rows of no forward pass are more; ``precision``.
 
     Raises:
         InvalidModel, InvalidImage, InvalidTarget, InvalidMap, InvalidParameter: as their names say.

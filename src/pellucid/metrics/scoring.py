@@ -17,6 +17,7 @@ from ..rules.base import Rules
 from ..rules.variants import Variant, variant_rules
 
 Output = Literal["softmax", "sigmoid", "logits"]
+Precision = Literal["full", "bfloat16"]
 
 
 @dataclass(eq=False)
@@ -24,7 +25,9 @@ class Scorer:
     """A model under a variant, asked for the scores of images without gradients.
 
     ``rows`` counts the images that went through the model, ``passes`` its forward passes; none sees more than
-    ``max_batch`` images. Clean images asked for again are not run again (``of``).
+    ``max_batch`` images. Clean images asked for again are not run again (``of``). ``precision="bfloat16"`` runs
+    convolutions and products under autocast: faster where the processor has bfloat16 units, and less exact
+    (benchmarks/README.md says by how much).
 
     Raises:
         InvalidModel: a model in training mode, compiled or TorchScript; later, an output that is no finite
@@ -35,6 +38,7 @@ class Scorer:
     variant: Variant = "original"
     output: Output = "softmax"
     max_batch: int = 64
+    precision: Precision = "full"
     rows: int = 0
     passes: int = 0
     _channels_last: bool = field(default=True, repr=False)
@@ -43,6 +47,7 @@ class Scorer:
     def __post_init__(self) -> None:
         require_explainable(self.model)
         require_choice("output", self.output, Output)
+        require_choice("precision", self.precision, Precision)
         require_count("max_batch", self.max_batch)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -96,8 +101,9 @@ class Scorer:
 
         Batch norms run as they are: without gradients that is the fastest.
         """
-        with Rules(variant_rules(self.variant)) as running:
-            logits = require_logits(self.model(rows))
+        half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with half, Rules(variant_rules(self.variant)) as running:
+            logits = require_logits(self.model(rows)).to(rows.dtype)
         running.require_all_applied()
         return logits
 
