@@ -34,7 +34,7 @@ from pellucid.metrics.scoring import Precision, Scorer
 
 SIZE, STEPS, FINEST = 224, 28, 224
 UNIFORM = (7, 14, 28, 56)
-TOLERANCES = (0.005, 0.003, 0.002, TOLERANCE, 0.001, 0.0007)
+TOLERANCES = (0.005, 0.003, 0.002, 0.0015, TOLERANCE, 0.0007)
 Work = Callable[[], object]
 
 
