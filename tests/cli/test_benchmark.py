@@ -82,7 +82,8 @@ def test_every_option_reaches_the_spec():
         "model": ["a", "b"], "weights": ["a.pth", "random"], "images": "shapes:2", "count": 1, "every": 2,
         "label_column": "kind", "skip_unusable": True, "methods": ["x,y(z, w=1)", "v"], "variant": None,
         "variants": ["forward"], "layers": ["all"], "metrics": ["m"], "target": "label", "scored": "variant",
-        "score": "logits", "precision": "bfloat16", "reference": "v", "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
+        "score": "logits", "precision": "bfloat16", "reference": "v",
+        "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
         "images_per_cell": 2, "max_batch": 3, "device": "cpu",
     }  # fmt: skip
     spec = read_spec(None, content(options))
@@ -94,7 +95,8 @@ def test_every_option_reaches_the_spec():
     others = spec.model_dump(exclude={"models", "images", "methods", "name", "training"})  # trainings are a table
     assert others == {
         "variants": ("forward",), "layers": ("all",), "metrics": ("m",), "target": "label", "scored": "variant",
-        "score": "logits", "precision": "bfloat16", "reference": "v", "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
+        "score": "logits", "precision": "bfloat16", "reference": "v",
+        "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
         "images_per_cell": 2, "max_batch": 3, "device": "cpu",
     }  # fmt: skip
 
