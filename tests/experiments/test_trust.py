@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import UnknownName
-from pellucid.experiments.trust import trust_card
+from pellucid.experiments.trust import Contender, Ranking, trust_card
 from pellucid.experiments.wording import decimals, number
 from tests.tables import fact, results
 
@@ -237,3 +237,15 @@ def test_numbers_have_two_digits_of_their_uncertainty(spread, places):
 )  # fmt: skip
 def test_numbers_as_text(value, places, text):
     assert number(value, places) == text
+
+
+def test_a_metric_by_which_methods_beat_chance_does_not_agree_with_one_by_which_none_does():
+    def ranking(*best):
+        found = tuple(Contender(name, "original", 0.5, 0.4, 0.6, 9) for name in best)
+        return Ranking("m", "m", "share", True, found, found, False)
+
+    tied_with_edges, ahead = ranking("edges", "deeplift"), ranking("deeplift")
+    assert not tied_with_edges.agrees(ahead)
+    assert not ahead.agrees(tied_with_edges)
+    assert ahead.agrees(ranking("deeplift", "gradcam"))
+    assert tied_with_edges.agrees(ranking("edges"))

@@ -82,9 +82,9 @@ class Ranking:
         return bool(self.contenders) and not self.same and not self.of_variants
 
     def agrees(self, other: Ranking) -> bool:
-        """Whether the best of both have a contender in common."""
+        """Whether the best of both have a contender in common, and both or neither beat the floors."""
         mine, theirs = ({(one.method, one.variant) for one in ranking.best} for ranking in (self, other))
-        return bool(mine & theirs)
+        return bool(mine & theirs) and bool(self.floors) == bool(other.floors)
 
 
 @dataclass(frozen=True)
