@@ -15,7 +15,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +24,9 @@ import torchvision
 from torch import Tensor, nn
 
 import pellucid as pl
+from timing import Work, timed
 
 SIZE, BATCH = 224, 4
-Work = Callable[[], object]
 
 
 @dataclass
@@ -218,19 +217,6 @@ def rows_of(model: nn.Module, device: str) -> list[Row]:
             ours("integrated(gradient, steps=20)", layers, count=2, batch=20), captum.get("layer integrated"),
             ">= 2.5x Captum", 2),
     ]  # fmt: skip
-
-
-def timed(work: Work) -> float:
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def measure(rows: list[Row], runs: int) -> None:

@@ -14,9 +14,7 @@ import argparse
 import platform
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +29,11 @@ from pellucid.metrics.faithfulness import curves
 from pellucid.metrics.perturbation import Kind
 from pellucid.metrics.randomization import groups
 from pellucid.metrics.scoring import Precision, Scorer
+from timing import Work, timed
 
 SIZE, STEPS, FINEST = 224, 28, 224
 UNIFORM = (7, 14, 28, 56)
 TOLERANCES = (0.005, 0.003, 0.002, 0.0015, TOLERANCE, 0.0007)
-Work = Callable[[], object]
 
 
 class Pooled(nn.Module):
@@ -187,19 +185,6 @@ def best_batch(of: Setting, sizes: tuple[int, ...]) -> int:
     """The batch size at which the bare passes are fastest."""
     rows = max(sizes)
     return min(sizes, key=lambda size: min(timed(lambda: bare(of.model, of.images, rows, size)) for _ in range(2)))
-
-
-def timed(work: Work) -> float:
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 # What adaptive steps save
