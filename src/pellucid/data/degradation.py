@@ -21,11 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable, require_choice
 from ..sampling import fold
-from .labeled import CHUNK, LabeledImages
+from .labeled import CHUNK, AlteredImages, LabeledImages
 
 How = Literal["roar", "kar"]
 Counting = Literal["percentile", "floor"]
@@ -225,7 +224,7 @@ class Degradation:
 
 
 @dataclass(frozen=True, eq=False)
-class DegradedImages(Dataset[tuple[Tensor, int]]):
+class DegradedImages(AlteredImages):
     """A data set seen through its ranks: an item is ``(image (C, H, W) float in [0, 1], label)``.
 
     Attributes:
@@ -253,29 +252,12 @@ class DegradedImages(Dataset[tuple[Tensor, int]]):
     def __repr__(self) -> str:
         return f"{self.images!r}, {self.degradation!r}"
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels, labels = self.batch(torch.tensor([index]))
-        return pixels[0], int(labels[0])
-
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Degraded images (B, C, H, W) float32 in [0, 1] and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
         rows = self.images.rows[indices]
         ranks = widened(self.ranks[rows.to(self.ranks.device)])
         return self.degradation(pixels, ranks, rows.tolist(), self.mean), labels
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels (N,) in the set's order."""
-        return self.images.labels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names by label."""
-        return self.images.classes
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -118,6 +119,33 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def to(self, device: torch.device | str) -> LabeledImages:
         """The same set with its pixels on a device."""
         return replace(self, pixels=self.pixels.to(device), all_labels=self.all_labels.to(device))
+
+
+class AlteredImages(ABC, Dataset[tuple[Tensor, int]]):
+    """Labeled ``images`` seen through a change that is made as they are asked for: labels and order stay."""
+
+    images: LabeledImages
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Changed images (B, C, H, W) and labels (B,) at these indices."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels, labels = self.batch(torch.tensor([index]))
+        return pixels[0], int(labels[0])
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (N,) in the set's order."""
+        return self.images.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names by label."""
+        return self.images.classes
 
 
 def shuffled(count: int, seed: int) -> Tensor:

@@ -16,10 +16,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..data.degradation import How, Replacement, removal_aoc, removal_auc
-from ..data.labeled import LabeledImages
+from ..data.labeled import AlteredImages, LabeledImages
 from ..errors import InvalidData, InvalidParameter, require_count
 from ..heatmap import Channels
 from .base import Axis, Case, Measured, Metric, Need
@@ -182,7 +181,7 @@ def random_patch(channels: int, size: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PatchedImages(Dataset[tuple[Tensor, int]]):
+class PatchedImages(AlteredImages):
     """A data set whose every image has the same square of pixels in its upper left corner.
 
     Raises:
@@ -200,29 +199,12 @@ class PatchedImages(Dataset[tuple[Tensor, int]]):
     def __repr__(self) -> str:
         return f"{self.images!r}, patched"
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels, labels = self.batch(torch.tensor([index]))
-        return pixels[0], int(labels[0])
-
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Patched images (B, C, H, W) uint8 and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
         pixels = pixels.clone()
         pixels[:, :, : self.patch.shape[1], : self.patch.shape[2]] = self.patch.to(pixels.device)
         return pixels, labels
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels (N,)."""
-        return self.images.labels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names by label."""
-        return self.images.classes
 
     @cached_property
     def fingerprint(self) -> str:
