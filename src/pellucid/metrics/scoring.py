@@ -27,7 +27,7 @@ class Scorer:
     ``rows`` counts the images that went through the model, ``passes`` its forward passes; none sees more than
     ``max_batch`` images. Clean images asked for again are not run again (``of``). ``precision="bfloat16"`` runs
     convolutions and products under autocast: faster where the processor has bfloat16 units, and less exact
-    (benchmarks/README.md says by how much).
+    (benchmarks/grading.py --part steps prints by how much).
 
     Raises:
         InvalidModel: a model in training mode, compiled or TorchScript; later, an output that is no finite
