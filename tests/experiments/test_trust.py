@@ -86,6 +86,14 @@ def test_an_edge_filter_is_a_floor_of_its_own():
     assert found.sentence.startswith("No method beats an edge filter: a plain edge filter has insertion 0.700")
 
 
+def test_trainings_are_not_called_images():
+    few = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2]}
+    facts = {"insertion": fact("insertion", "faithfulness", True) | {"by_training": True}}
+    told = trust_card(results(few, facts=facts), "net")
+    assert told.warnings[0] == "Only 2 trainings were graded: take this as a first look."
+    assert told.verdicts[0].sentence.startswith("Too few trainings to say")
+
+
 def test_floors_alone_are_no_methods():
     assert verdict({"random": 0.1, "edges": 0.7}).sentence.startswith("Only floors were graded, no method")
 

@@ -170,10 +170,12 @@ def means(results: Results) -> Table:
     keys = ["model", "method", "variant"] if several else ["method", "variant"]
     found = values.groupby([*keys, "metric"], observed=True, sort=False)["value"].mean()
     metrics = {text: facts["higher_is_better"] for text, facts in results.facts["metrics"].items()}
+    trained = all(facts.get("by_training") for facts in results.facts["metrics"].values())
+    over = "trainings" if trained else "images and layers"
     table = Table(
         *keys,
         *(Column(f"{escape(text)} {'↑' if higher else '↓'}", justify="right") for text, higher in metrics.items()),
-        title="Means over images and layers; ↑ higher is better, ↓ lower is better", title_justify="left",
+        title=f"Means over {over}; ↑ higher is better, ↓ lower is better", title_justify="left",
     )  # fmt: skip
     for key in dict.fromkeys(entry[:-1] for entry in found.index):
         numbers = [found.get((*key, text)) for text in metrics]

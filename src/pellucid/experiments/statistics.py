@@ -172,6 +172,15 @@ class Statistics:
         alone = [facts["name"] for facts in self.metrics.values()].count(name) == 1
         return name.replace("_", " ") if alone else metric
 
+    def counted(self, metric: str) -> str:
+        """What one value of a metric is of: an ``"image"`` or a ``"training"``."""
+        return "training" if self.metrics[metric].get("by_training") else "image"
+
+    @property
+    def over(self) -> str:
+        """What the means are over, as in a sentence: ``"images"``, ``"trainings"``, or both."""
+        return " or ".join(sorted({f"{self.counted(metric)}s" for metric in self.metrics}))
+
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric."""
         return bool(self.metrics[metric]["higher_is_better"])

@@ -20,7 +20,7 @@ FLOORS = ("random", "edges")  # methods that know nothing of the network
 
 @dataclass(frozen=True)
 class Contender:
-    """A method under a variant, and what its maps score: the mean of ``n`` images and its 95 % interval."""
+    """A method under a variant, and what its maps score: the mean of ``n`` values and its 95 % interval."""
 
     method: str
     variant: str
@@ -48,6 +48,7 @@ class Ranking:
             graded themselves (contenders without a method), those so near to the original.
         same: every contender has the same values, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
+        counted, most: what a value is of, an image or a training; how many the best known contender has.
     """
 
     metric: str
@@ -58,6 +59,8 @@ class Ranking:
     best: tuple[Contender, ...]
     same: bool
     ungraded: tuple[str, ...] = ()
+    counted: str = "image"
+    most: int = 0
 
     @property
     def places(self) -> int:
@@ -153,7 +156,7 @@ def trust_card(
     known = list(wording.QUESTIONS)
     order = sorted(axes, key=lambda axis: known.index(axis) if axis in known else len(known))
     verdicts = tuple(_verdict(axis, axes[axis]) for axis in order)
-    notes = wording.warnings(verdicts, statistics.images)
+    notes = wording.warnings(verdicts)
     return TrustCard(model, layer, verdicts, wording.overall(verdicts), tuple(notes))
 
 
@@ -167,6 +170,7 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
     facts = statistics.metrics[metric]
     higher = bool(facts["higher_is_better"])
     measured = summary.index.get_level_values("method").unique()
+    most = int(summary["n"].max())
     summary = summary[summary["n"] >= LEAST].sort_values("mean", ascending=not higher, kind="stable")
     numbers = values.loc[summary.index].to_numpy()
     contenders = tuple(
@@ -182,7 +186,9 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
     )
     same = len(numbers) > 1 and _spread(numbers) <= rounding
     ungraded = tuple(name for name in measured if name and name not in {one.method for one in contenders})
-    return Ranking(metric, statistics.label(metric), facts["unit"], higher, contenders, best, same, ungraded)
+    counted = statistics.counted(metric)
+    label = statistics.label(metric)
+    return Ranking(metric, label, facts["unit"], higher, contenders, best, same, ungraded, counted, most)
 
 
 def _spread(numbers: Numbers) -> float:

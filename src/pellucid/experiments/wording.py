@@ -25,14 +25,14 @@ QUESTIONS = {
 }
 FLOORS = {"random": "a random map", "edges": "a plain edge filter"}
 NAMED = 4  # names in a sentence; the others are counted
-FEW = 10  # images below which readers are warned
+FEW = {"image": 10, "training": 3}  # values below which readers are warned
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def finding(lead: Ranking) -> str:
     """What one metric finds, in one sentence."""
     if not lead.contenders:
-        return f"Too few images to say: {lead.name} needs at least {LEAST} on which it is defined."
+        return f"Too few {lead.counted}s to say: {lead.name} needs at least {LEAST} on which it is defined."
     if lead.of_variants:
         return _of_variants(lead)
     if lead.same:
@@ -130,13 +130,14 @@ def overall(verdicts: Sequence[Verdict]) -> str:
     return f"{names} {are} among the best on {most} of {len(decided)} questions{where}. {lost}".strip()
 
 
-def warnings(verdicts: Sequence[Verdict], images: int) -> list[str]:
+def warnings(verdicts: Sequence[Verdict]) -> list[str]:
     """What makes the findings less sure than they look."""
     found = []
-    if images < FEW:
-        found.append(
-            f"Only {images} image{'s were' if images != 1 else ' was'} graded: take this as a first look."
-        )
+    for unit, few in FEW.items():
+        most = max((verdict.lead.most for verdict in verdicts if verdict.lead.counted == unit), default=few)
+        if most < few:
+            were = f"{unit} was" if most == 1 else f"{unit}s were"
+            found.append(f"Only {most} {were} graded: take this as a first look.")
     maps = [one for verdict in verdicts for one in verdict.lead.contenders if one.method]
     if maps and not any(one.floor for one in maps):
         found.append("Neither random maps nor edges were graded, so nothing here is compared with chance.")
@@ -219,7 +220,7 @@ def _number(lead: Ranking, one: Contender) -> str:
 def _told(lead: Ranking, one: Contender) -> str:
     """A mean with all that is needed to read it."""
     if one.low == one.high:
-        return f"{_number(lead, one)} (on every image; {_scale(lead)})"
+        return f"{_number(lead, one)} (on every {lead.counted}; {_scale(lead)})"
     ends = " to ".join(number(end, lead.places) for end in (one.low, one.high))
     return f"{_number(lead, one)} (95 % interval {ends}; {_scale(lead)})"
 

@@ -94,6 +94,7 @@ class Page:
             "metrics": [tables.column_of(self.statistics, text) for text in self.statistics.metrics],
             "metric_facts": list(self.statistics.metrics.values()),
             "reference": self.statistics.reference,
+            "over": self.statistics.over,
             "resamples": len(self.statistics.resamples.counts),
         }
 
