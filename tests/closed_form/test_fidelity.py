@@ -152,6 +152,16 @@ def test_a_variant_that_predicts_alike_differs_by_nothing() -> None:
         assert Top1().measure(same)[""].values.tolist() == [1, 1, 0]
 
 
+def test_a_faster_scorers_rounding_is_no_difference() -> None:
+    model = Strided().eval().requires_grad_(False)
+    x, targets, half = images().float(), torch.tensor([0, 1, 2]), Scorer(model, precision="bfloat16")
+    given = Case(
+        pl.Gradient(), model, x, pl.Gradient()(model, x, targets, "input"), half, targets,
+        variant="backward",
+    )  # fmt: skip
+    assert torch.equal(PredictionDifference().measure(given)[""].values, torch.zeros(3))
+
+
 def test_top1_is_the_variants() -> None:
     """The second pixel is the logits' negative, four times over: averaged, every order is reversed."""
     flipped = case(labels=(0, 1, 2))

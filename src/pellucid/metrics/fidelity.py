@@ -32,9 +32,13 @@ def variant_probabilities(case: Case) -> Tensor:
 
 
 def _probabilities(case: Case, variant: Variant) -> Tensor:
-    """Softmax, or sigmoid where the case is scored by it; the scorer's own passes where it is the same model."""
+    """Softmax, or sigmoid where the case is scored by it; the scorer's own passes where it is the same model.
+
+    In full precision: the rounding of a faster one would pass for a difference.
+    """
     scorer = case.scorer
-    if scorer.model is not case.explained or not _same(scorer.variant, variant) or scorer.output == "logits":
+    same = scorer.model is case.explained and _same(scorer.variant, variant)
+    if not same or scorer.output == "logits" or scorer.precision != "full":
         output: Output = "sigmoid" if scorer.output == "sigmoid" else "softmax"
         scorer = Scorer(case.explained, variant, output, case.max_batch)
     return scorer.of(case.images)
