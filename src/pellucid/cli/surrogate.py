@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..data.sources import Sample, Source
     from ..metrics.base import Case
     from ..models.zoo import LoadedModel
+    from ..surrogate.training import TrainingPrecision
     from ..surrogate.variant import Surrogate
 
 surrogate = typer.Typer(
@@ -52,6 +53,9 @@ def train(
     ] = False,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the paths' initial values and the order.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="full; bfloat16, faster where the processor has units for it; auto: that on a GPU.")
+    ] = "auto",
     device: Device = "auto",
 ) -> None:
     """Train a surrogate; run again, it goes on where it was stopped.
@@ -83,6 +87,7 @@ def train(
         trained = train_surrogate(
             loaded.model, source, epochs, lr, batch_size=batch_size, preprocess=loaded.preprocess,
             include_first=include_first, checkpoint=checkpoint, seed=seed, progress=advance,
+            precision=cast("TrainingPrecision", precision),
             about=about | weights_facts(loaded),
         )  # fmt: skip
     trained.save(output)
