@@ -57,6 +57,15 @@ def corner(model, images, targets):
     maps[:, :, :5, :5] = 2
     return maps
 """
+DARK = """
+import torch
+
+
+def pixels(model, images, targets):
+    maps = torch.zeros_like(images)
+    maps[:, :, 0, 0] = images[:, :, 0, 5] * 0.25 + 0.5
+    return maps
+"""
 NET = """
 from torch import nn
 from pellucid.models.preprocess import Preprocess
@@ -391,7 +400,24 @@ def test_occlusion_finds_the_mass_that_a_map_has_in_the_patch(data, tmp_path):
     assert found[signed, "maps.py:block"] == pytest.approx(1, rel=1e-6)  # pixel (2, 2)
     networks = sorted(path.name for path in (tmp_path / "run" / "training" / "networks").glob("*.safetensors"))
     assert networks == ["patched-5_run-0.safetensors", "patched-5_run-1.safetensors"]
-    assert len(results.table) == 2 * 2 * 2
+    assert len(results.table) == 2 * 2 * 2 * (1 + 19)
+
+
+def test_an_occlusion_keeps_the_quantiles_over_the_test_images(data, tmp_path):
+    (data / "dark.py").write_text(DARK)
+    method, metric = f"{data}/dark.py:pixels", "training_occlusion(patch=5, size=3, clip=None)"
+    results = benchmark(
+        spec(data, {"methods": [method], "metrics": [metric]}, seeds=1, epochs=1), tmp_path / "run"
+    )
+    assert results.failed == {}
+    # Pixel (0, 5) of each image, beside the patch: the map puts it into the patch.
+    files = sorted((data / "test").glob("*/*.png"))
+    pixels = [float(np.asarray(Image.open(path))[0, 5]) / 255 for path in files]
+    rows = results.table[results.table["at"].notna()]
+    assert rows["at"].tolist() == pytest.approx([0.05 * part for part in range(1, 20)])
+    assert rows["value"].tolist() == pytest.approx(np.quantile(pixels, rows["at"].to_numpy()), rel=1e-5)
+    [mean] = results.table[results.table["at"].isna()]["value"]
+    assert mean == pytest.approx(np.mean(pixels), rel=1e-5)
 
 
 def test_an_occlusion_measures_no_more_than_the_patch():

@@ -16,7 +16,15 @@ from .. import catalog
 from ..data.degradation import Degradation, DegradedImages
 from ..errors import InvalidData, InvalidModel, InvalidParameter, PellucidError
 from ..metrics.base import Case, Measured, Metric
-from ..metrics.retraining import PatchedImages, RandomRemoval, Removal, Retraining, TrainingOcclusion, random_patch
+from ..metrics.retraining import (
+    TWENTIETHS,
+    PatchedImages,
+    RandomRemoval,
+    Removal,
+    Retraining,
+    TrainingOcclusion,
+    random_patch,
+)
 from ..metrics.scoring import Scorer
 from ..models.batches import check_labels, check_set
 from ..models.ensemble import train_ensemble
@@ -303,7 +311,7 @@ def _curve(
 
 
 def occluded(trainings: Trainings, cell: TrainingCell, metric: TrainingOcclusion, run: int) -> Measured:
-    """The mean over test images of what a method attributes to a patch that all images have."""
+    """What a method attributes to a patch that all images have: its mean and quantiles over the test images."""
     network = trainings.settings.network
     patch = random_patch(trainings.preprocess.channels, metric.patch)
     train, test = (PatchedImages(trainings.images(part), patch) for part in PARTS)
@@ -315,8 +323,11 @@ def occluded(trainings: Trainings, cell: TrainingCell, metric: TrainingOcclusion
         for measured in metric.within().measure(_case(trainings, loaded, cell, pixels, found)).values()
         for value in measured.values.double()
     ]
-    known = [value for value in masses if math.isfinite(value)]
-    return Measured(torch.tensor([sum(known) / len(known) if known else math.nan], dtype=torch.float64))
+    known = torch.tensor([value for value in masses if math.isfinite(value)], dtype=torch.float64)
+    if not len(known):
+        return Measured(torch.tensor([math.nan], dtype=torch.float64))
+    spread = known.quantile(torch.tensor(TWENTIETHS, dtype=torch.float64))
+    return Measured(known.mean()[None], spread[None], TWENTIETHS)
 
 
 def _case(trainings: Trainings, loaded: LoadedModel, cell: TrainingCell, pixels: Tensor, found: Any) -> Case:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, require_choice
+from ..heatmap import Channels, clip_percentiles, heatmap
 from .base import Axis, Case, Measured, Metric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
@@ -58,7 +60,14 @@ class TotalVariation(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class RawTotalVariation(Metric):
-    """Sum of absolute differences of neighbouring pixels of the heatmap, in the attribution's own units."""
+    """Sum of absolute differences of neighbouring pixels of the heatmap, in the attribution's own units.
+
+    ``channels`` reduces the attribution, None as the experiment does; ``clip`` gives two percentiles that process
+    the map first (``pellucid.clip_percentiles``), (95, 100) for RectGrad's baselines.
+
+    Raises:
+        InvalidParameter: an unknown reduction, or percentiles that are none.
+    """
 
     name = "raw_total_variation"
     axis: ClassVar[Axis] = "noise"
@@ -66,9 +75,21 @@ class RawTotalVariation(Metric):
     higher_is_better = False
     paper = "RectGrad, Sec. 5.2, Fig. 8b"
 
+    channels: Channels | None = None
+    clip: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            require_choice("channels", self.channels, Channels)
+        if self.clip is not None:
+            clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
+
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer."""
-        return {
-            layer: Measured(total_variation(case.heatmaps(layer)[:, None], normalized=False))
-            for layer in case.layers
+        size = (case.images.shape[-2], case.images.shape[-1])
+        channels = self.channels or case.channels
+        maps = {
+            layer: heatmap(attribution, size, channels, case.upsampling, self.clip)[:, None]
+            for layer, attribution in case.attributions.items()
         }
+        return {layer: Measured(total_variation(found, normalized=False)) for layer, found in maps.items()}

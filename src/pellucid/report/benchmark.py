@@ -28,6 +28,7 @@ ACROSS = {
 }
 CURVES = {  # what the curves of some metrics are: across, and up where the value is of another unit
     "roar": ("share of pixels removed", "test accuracy"),
+    "training_occlusion": ("share of the test images", "attribution in the patch, at most"),
     "kar": ("share of pixels kept", "test accuracy"),
     "random_removal": ("share of pixels removed", "score of the true class"),
 }
