@@ -10,7 +10,7 @@ from torch import nn
 
 import pellucid as pl
 from pellucid.errors import InvalidModel, InvalidParameter, UnknownName
-from pellucid.metrics.randomization import cascade, groups
+from pellucid.metrics.randomization import cascade, groups, randomized
 
 RESNET18 = [
     "fc", "layer4.1", "layer4.0", "layer3.1", "layer3.0", "layer2.1", "layer2.0", "layer1.1", "layer1.0",
@@ -254,3 +254,33 @@ def test_what_cannot_be_randomised_is_refused_at_once(trained: nn.Module) -> Non
         cascade(trained, way="fresh", drift=True)
     with pytest.raises(InvalidParameter, match="fresh is for way"):
         cascade(trained, fresh=trained)
+
+
+@pytest.mark.parametrize("way", ["moments", "initializers", "fresh"])
+@pytest.mark.parametrize(("down_to", "step"), [("fc", 0), ("layer3.1", 1), ("layer2", 4), ("conv1", 8)])
+def test_a_randomized_model_is_the_cascades_copy(trained, way, down_to, step) -> None:
+    so_far, expected = next(itertools.islice(cascade(trained, way=way, seed=3), step, None))
+    assert so_far[-1] == {"layer2": "layer2.0"}.get(down_to, down_to)
+    before = state(trained)
+    found = randomized(trained, down_to, way, seed=3)
+    assert changed(state(expected), found) == set()
+    assert changed(before, found)
+    assert changed(before, trained) == set()
+
+
+def test_a_model_randomized_whole_is_the_cascades_last_copy(trained) -> None:
+    for way in ("moments", "fresh"):
+        *_, (_, last) = cascade(trained, way=way)
+        assert changed(state(last), randomized(trained, "all", way)) == set()
+    running = [name for name in state(trained) if name.endswith("running_var")]
+    assert set(running) <= changed(state(trained), randomized(trained, "all", "fresh"))  # wholly fresh
+    assert not set(running) & changed(state(trained), randomized(trained, "all"))
+
+
+@pytest.mark.parametrize("wrong", ["layer4", "layer2.0.conv1", "input", ""])
+def test_a_block_that_cannot_be_randomized_down_to_is_named_with_the_nearest(trained, wrong) -> None:
+    with pytest.raises(UnknownName, match="block to randomize down to") as caught:
+        randomized(trained, wrong)
+    assert "layer3" in str(caught.value)
+    with pytest.raises(InvalidParameter, match="way"):
+        randomized(trained, "fc", "other")

@@ -14,13 +14,14 @@ from PIL import Image
 import pellucid as pl
 from pellucid import catalog
 from pellucid.data.sources import Sample, open_images
-from pellucid.errors import InvalidData, InvalidLayer, InvalidMap, InvalidTarget, UnknownName
+from pellucid.errors import InvalidData, InvalidLayer, InvalidMap, InvalidParameter, InvalidTarget, UnknownName
 from pellucid.experiments import inputs
 from pellucid.experiments.cells import run_cell, seed_of
 from pellucid.experiments.inputs import annotated, moved_boxes
 from pellucid.experiments.planning import plan
 from pellucid.experiments.spec import read_spec
 from pellucid.metrics.base import Measured, Metric
+from pellucid.metrics.randomization import randomized
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.zoo import LoadedModel, load_model
@@ -455,3 +456,60 @@ def test_the_identity_is_that_of_contents_not_of_places(photos, tmp_path_factory
         plan(spec(images=moved, **changed)).facts["hash"] for changed in ({}, {"models": random}, {"seed": 1})
     }
     assert len(hashes) == 3
+
+
+# Randomized models.
+
+
+def cascade_spec(*models):
+    return read_spec(
+        options={
+            "models": [{"name": "shapes-resnet", "alias": alias, **other} for alias, other in models],
+            "images": {"source": "shapes:2"},
+            "methods": ["gradient"],
+            "metrics": ["total_variation"],
+            "layers": ["input"],
+        }
+    )
+
+
+def test_randomized_models_are_models_of_their_own():
+    spec = cascade_spec(
+        ("trained", {}),
+        ("fc", {"randomized": "fc"}),
+        ("layer2", {"randomized": "layer2"}),
+        ("fresh", {"randomized": "layer2", "way": "fresh"}),
+    )
+    trained = load_model("shapes-resnet").model
+    for alias, down_to, way in (
+        ("fc", "fc", "moments"),
+        ("layer2", "layer2", "moments"),
+        ("fresh", "layer2", "fresh"),
+    ):
+        expected = randomized(trained, down_to, way).state_dict()
+        found = inputs.model_of(spec, alias)
+        assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
+        assert found.classes == load_model("shapes-resnet").classes
+        assert not found.model.training
+    unchanged = inputs.model_of(spec, "trained").model.state_dict()
+    assert all(torch.equal(value, unchanged[name]) for name, value in trained.state_dict().items())
+    digests = plan(spec).facts["identity"]["models"]
+    assert len(set(digests.values())) == 4
+    one = plan(spec).cells[1]
+    assert one.model == "fc"
+    [batch] = inputs.batches(spec, "fc", 0, 2)
+    gradient = pl.Gradient()(randomized(trained, "fc"), batch.images, "auto", ["input"])
+    values = run_cell(spec, one).rows["value"].to_pylist()
+    assert values == pytest.approx(pl.total_variation(gradient["input"]).tolist(), rel=1e-5)
+
+
+def test_a_model_is_randomized_down_to_a_block_that_it_has():
+    with pytest.raises(UnknownName, match=r"layer3"):
+        plan(cascade_spec(("x", {"randomized": "layer4"})))
+    with pytest.raises(InvalidParameter, match=r"way='fresh' is how a model is made random; add `randomized`"):
+        cascade_spec(("x", {"way": "fresh"}))
+
+
+def test_a_dense_classifier_is_another_model_than_the_classifier():
+    digests = [inputs.digest_of_model(load_model(name)) for name in ("shapes-resnet", "dense:shapes-resnet")]
+    assert len(set(digests)) == 2

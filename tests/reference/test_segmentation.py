@@ -9,10 +9,10 @@ import torchvision
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget
+from pellucid.errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, UnknownName
 from pellucid.metrics.faithfulness import insertion
 from pellucid.metrics.scoring import Scorer
-from pellucid.models.segmentation import Segmentation, segmentation_targets
+from pellucid.models.segmentation import Dense, Segmentation, segmentation_targets
 from tests.networks import attributed, randomise, relative_error, seeded
 from tests.networks import images as random_images
 
@@ -307,3 +307,113 @@ def test_a_body_that_holds_most_of_the_network_is_no_block() -> None:
     wrapped = nn.Sequential()
     wrapped.add_module("network", torchvision.models.resnet18(weights=None))
     assert pl.layer_names(wrapped)[1:] == [f"network.layer{s}.{b}" for s in range(1, 5) for b in range(2)]
+
+
+# Classifiers run at every place.
+
+
+def places(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of a ResNet's last features, place by place, through its own linear layer."""
+    kept: list[Tensor] = []
+    handle = model.avgpool.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    model(images)
+    handle.remove()
+    rows = [[model.fc(kept[0][:, :, y, x]) for x in range(kept[0].shape[3])] for y in range(kept[0].shape[2])]
+    return torch.stack([torch.stack(row, 2) for row in rows], 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shapes-resnet",
+        "resnet18",
+        "resnext50_32x4d",
+        "regnet_y_400mf",
+        "googlenet",
+        "efficientnet_b0",
+    ],
+)
+def test_the_mean_over_the_places_is_the_classifiers_logits(name: str) -> None:
+    loaded = pl.load_model(name)
+    images = torch.randn(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    expected = loaded.model(images)
+    dense = Dense(loaded.model).eval()
+    logits = dense(images)
+    assert logits.dim() == 4
+    assert logits.shape[2] * logits.shape[3] > 1
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(logits.mean((2, 3)), expected, rtol=0, atol=4e-6 * scale)
+    exact, images = dense.double(), images.double()  # the classifier's own parts
+    torch.testing.assert_close(exact(images).mean((2, 3)), loaded.model(images), rtol=1e-11, atol=1e-12 * scale)
+
+
+def test_each_place_is_the_linear_layer_there() -> None:
+    model = pl.load_model("shapes-resnet").model.double()
+    images = random_images(2, 40)
+    expected = places(model, images)
+    torch.testing.assert_close(Dense(model)(images), expected, rtol=1e-12, atol=1e-12)
+    loaded = pl.load_model("dense:shapes-resnet")
+    assert (loaded.name, loaded.weights, len(loaded.classes or ())) == ("dense:shapes-resnet", "bundled", 8)
+    found = loaded.model.double()
+    torch.testing.assert_close(found(images), Pooled(nn.Identity(), "predicted")(expected), rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.targets(images), segmentation_targets(expected.argmax(1), background=None))
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_gradients_of_a_dense_classifier_equal_plain_autograd() -> None:
+    model, images = pl.load_model("shapes-resnet").model.double(), random_images(2, 64)
+
+    class Places(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Pooled(nn.Identity(), "predicted")(places(self.network, x))
+
+    layers = ["layer1.0", "layer3.1"]
+    expected = attributed(Places(model), images, [1, 5], [f"network.{layer}" for layer in layers])
+    found = pl.Gradient()(pl.load_model("dense:shapes-resnet").model.double(), images, [1, 5], ["input", *layers])
+    for layer in found:
+        wanted = expected[layer if layer == "input" else f"network.{layer}"]
+        assert relative_error(found[layer], wanted) < 1e-12
+
+
+def test_a_dense_classifier_has_its_classifiers_variants_and_parts() -> None:
+    classifier = pl.load_model("shapes-resnet").model
+    dense = pl.load_model("dense:shapes-resnet").model
+    assert pl.layer_names(dense) == pl.layer_names(classifier)
+    assert [*dense.state_dict()] == [*classifier.state_dict()]
+    images = random_images(4, 64).float()
+    surrogate = pl.train_surrogate(classifier, images, epochs=1, batch_size=2)
+    found = pl.Gradient()(dense, images, 1, ["layer1.1", "layer2.1"], variant=surrogate)
+    plain = pl.Gradient()(dense, images, 1, ["layer1.1", "layer2.1"])
+    assert all(relative_error(found[layer], plain[layer]) > 1e-3 for layer in plain)
+    duplicate = copy.deepcopy(dense)
+    with torch.no_grad():
+        duplicate.fc.bias += 1
+    torch.testing.assert_close(duplicate(images), dense(images) + 1, rtol=1e-5, atol=1e-5)
+    assert duplicate.train().layer1[0].bn1.training
+    assert not duplicate.eval().layer1[0].bn1.training
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small", "squeezenet1_1", "selu-cnn"])
+def test_a_classifier_with_another_end_cannot_be_run_at_every_place(name: str) -> None:
+    with pytest.raises(InvalidModel, match="cannot be run at every place"):
+        pl.load_model(f"dense:{name}")
+
+
+def test_names_of_dense_classifiers() -> None:
+    with pytest.raises(UnknownName, match="resnet18"):
+        pl.load_model("dense:resnet17")
+    for wrong in ("dense:nets.py:make", "dense:dense:resnet18"):
+        with pytest.raises(InvalidModel, match="comes a network's name"):
+            pl.load_model(wrong)
+    assert pl.load_model("dense:resnet18", classes=5).model(random_images(1, 64).float()).shape == (1, 5)
+
+
+def test_targets_without_a_background() -> None:
+    assert segmentation_targets(maps("0001", "1122"), background=None).tolist() == [0]  # a tie: the lower class
+    assert segmentation_targets(maps("0001", "1122")).tolist() == [1]
+    with pytest.raises(InvalidTarget, match="no pixel"):
+        segmentation_targets(torch.full((1, 2, 2), 255), background=None)

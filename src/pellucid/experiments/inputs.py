@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -20,11 +20,13 @@ from ..errors import InvalidData, InvalidImage, UnknownName
 from ..methods.base import Method
 from ..metrics.base import Box
 from ..metrics.localization import box_mask
+from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess
+from ..models.segmentation import Segmentation
 from ..models.zoo import LoadedModel, load_model
 from ..rules.variants import Variant
-from .spec import Images, Spec
+from .spec import Images, Model, Spec
 
 # RectGrad's masks: grey below 200 is background (released code); exact masks are black and white anyway.
 OBJECT = 200
@@ -98,10 +100,21 @@ def _loaded(name: str, weights: str | None, device: str) -> LoadedModel:
     return load_model(name, weights, device=device)
 
 
+@lru_cache(maxsize=2)
+def _prepared(model: Model, device: str) -> LoadedModel:
+    loaded = _loaded(model.name, model.weights, device)
+    if model.randomized is None:
+        return loaded
+    return replace(loaded, model=randomized(loaded.model, model.randomized, model.way or "moments"))
+
+
 def model_of(spec: Spec, key: str) -> LoadedModel:
-    """The model that tables call ``key``."""
-    model = spec.model(key)
-    return _loaded(model.name, model.weights, place(spec))
+    """The model that tables call ``key``.
+
+    Raises:
+        UnknownName: it is to be randomized down to a block that it does not have.
+    """
+    return _prepared(spec.model(key), place(spec))
 
 
 @lru_cache(maxsize=256)
@@ -123,7 +136,7 @@ def place(spec: Spec) -> str:
 
 def forget() -> None:
     """Let go of everything shared."""
-    for cache in (_batches, _loaded, method_of, variant_of, chosen):
+    for cache in (_batches, _loaded, _prepared, method_of, variant_of, chosen):
         cache.cache_clear()
 
 
@@ -244,8 +257,10 @@ def object_problem(sample: Sample, loaded: LoadedModel) -> str:
 
 
 def digest_of_model(loaded: LoadedModel) -> str:
-    """A digest of a model's weights and preprocessing."""
+    """A digest of a model's weights, preprocessing and, of a segmentation model, pooling."""
     known = sha256(repr(sorted(loaded.preprocess.as_dict().items())).encode())
+    if isinstance(loaded.model, Segmentation):  # it has the same weights as the network inside
+        known.update(f"pooled {loaded.model.pooling}".encode())
     for name, value in loaded.model.state_dict().items():
         known.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         known.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -23,6 +23,7 @@ from ..catalog import SURROGATE, variant_name
 from ..data.degradation import Replacement
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
+from ..metrics.randomization import Way
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 
@@ -46,11 +47,28 @@ class _Part(BaseModel):
 
 
 class Model(_Part):
-    """One model: ``name`` and ``weights`` as ``load_model`` takes them, ``alias`` what tables call it."""
+    """One model.
+
+    Attributes:
+        name, weights: as ``load_model`` takes them.
+        alias: what tables call it.
+        randomized: all from the top down to this block is random, as in a ``cascade`` (``randomized``).
+        way: how it is made random; None is ``"moments"``.
+    """
 
     name: str
     weights: str | None = None
     alias: str = ""
+    randomized: str | None = None
+    way: Way | None = None
+
+    @model_validator(mode="after")
+    def _random(self) -> Self:
+        if self.way is not None and self.randomized is None:
+            raise ValueError(
+                f"way={self.way!r} is how a model is made random; add `randomized`, down to which block"
+            )
+        return self
 
     @property
     def key(self) -> str:

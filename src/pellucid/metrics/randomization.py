@@ -92,6 +92,26 @@ def cascade(
     return _then_all(steps, model, tuple(chosen), _fitting(model, source.state_dict(), model.state_dict()))
 
 
+def randomized(model: nn.Module, down_to: str, way: Way = "moments", seed: int = 0) -> nn.Module:
+    """The copy of a ``cascade`` that is random from the top down to a module, which is included.
+
+    ``down_to``: one of ``groups(model)``; a module that holds some of them, such as ``layer3``; or ``"all"``,
+    the cascade's end.
+
+    Raises:
+        UnknownName: no such module, or one inside a group.
+        InvalidParameter, InvalidModel: as ``cascade``.
+    """
+    require_way("cascading", way, biases=False, drift=False)
+    names = list(_chosen(model, None, weights_only=way == "moments"))
+    inside = names if down_to == ALL else [name for name in names if _within(name, down_to)]
+    if not inside:
+        holders = [name for name, _ in model.named_modules() if any(_within(group, name) for group in names)]
+        raise UnknownName("block to randomize down to", down_to, [*names, *reversed(holders), ALL])
+    last = ALL if down_to == ALL and way == "fresh" else inside[-1]
+    return next(copy for so_far, copy in cascade(model, way=way, seed=seed) if so_far[-1] == last)
+
+
 def require_way(order: Order, way: Way, biases: bool, drift: bool) -> None:
     """Raise ``InvalidParameter`` unless ``cascade`` takes these settings together."""
     require_choice("order", order, Order)

@@ -1,20 +1,42 @@
-"""Segmentation models as classifiers: dense logits pooled over the pixels, and which class to explain."""
+"""Segmentation models as classifiers, and classifiers as segmentation models; which class to explain."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, require_choice, require_count
-from ..layers import require_explainable
+from ..layers import captured, layer_names, require_explainable
 
 Pooling = Literal["mean", "predicted"]
 VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
 
 
-class Segmentation(nn.Module):
+class _Shared(nn.Module):
+    """Another way to run a model: it holds the model's own parts under their own names.
+
+    Layers, parameters and state dict are the same, and both are the same network ever after.
+    """
+
+    _model: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        # The same dicts: what is moved, loaded or replaced here is so in the model, which is no part itself.
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        object.__setattr__(self, "_model", model)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model, too."""
+        self._model.train(mode)
+        self.training = mode
+        return self
+
+
+class Segmentation(_Shared):
     """A dense model (B, C, H, W) -> (B, K, h, w) as a classifier: logits (B, K), pooled over the pixels.
 
     It holds the dense model's own parts under their own names: layers, parameters and state dict are the same,
@@ -22,7 +44,7 @@ class Segmentation(nn.Module):
 
     Args:
         model: the dense model, in eval mode.
-        background: the class of pixels that belong to no object.
+        background: the class of pixels that belong to no object; None if there is no such class.
         pooling: ``"mean"``, each class's mean logit over all pixels; ``"predicted"``, over the pixels where it
             is the highest, and over all pixels for a class that nowhere is (so that the highest pooled logit is
             always a predicted class's). The choice of pixels has no gradient.
@@ -32,24 +54,13 @@ class Segmentation(nn.Module):
         InvalidParameter: an unknown pooling, a background that is no class number.
     """
 
-    _model: nn.Module
-
-    def __init__(self, model: nn.Module, background: int = 0, pooling: Pooling = "mean") -> None:
-        nn.Module.__init__(self)
+    def __init__(self, model: nn.Module, background: int | None = 0, pooling: Pooling = "mean") -> None:
         require_choice("pooling", pooling, Pooling)
-        _require_class("background", background)
+        _require_background(background)
         require_explainable(model)
+        _Shared.__init__(self, model)
         self.background = background
         self.pooling = pooling
-        # The same dicts: what is moved, loaded or replaced here is so in the dense model, which is no part itself.
-        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
-        object.__setattr__(self, "_model", model)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of the dense model, too."""
-        self._model.training = mode
-        nn.Module.train(self, mode)
-        return self
 
     def dense(self, images: Tensor) -> Tensor:
         """The dense model's logits (B, K, h, w) of images (B, C, H, W)."""
@@ -83,20 +94,63 @@ class Segmentation(nn.Module):
         return torch.cat(parts)
 
 
-def segmentation_targets(labels: Tensor, background: int = 0, ignored: int | None = VOID) -> Tensor:
+class Dense(_Shared):
+    """A classifier run at every place: (B, C, H, W) -> logits (B, K, h, w).
+
+    Its global average pooling is taken out, and its linear layer is a 1x1 convolution; so the mean of its logits
+    over the places is the classifier's logits. It holds the classifier's own parts, as ``Segmentation`` does.
+
+    Raises:
+        InvalidModel: what follows the classifier's last block is not a global ``nn.AdaptiveAvgPool2d`` and one
+            ``nn.Linear`` alone.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        _Shared.__init__(self, classifier)
+        self._block, self._linear = _ends(classifier)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, h, w)."""
+        with captured(self._model, [self._block]) as features:
+            self._model(images)
+        linear = self.get_submodule(self._linear)
+        assert isinstance(linear, nn.Linear)
+        return F.conv2d(features[self._block], linear.weight[:, :, None, None], linear.bias)
+
+
+_UNCHANGING = (nn.modules.dropout._DropoutNd, nn.Flatten, nn.Identity)  # in eval mode
+
+
+def _ends(classifier: nn.Module) -> tuple[str, str]:
+    """The names of the last block and of the linear layer, between which there is global pooling alone."""
+    block = layer_names(classifier)[-1]
+    leaves = [(name, part) for name, part in classifier.named_modules() if not list(part.children())]
+    last = max((place for place, (name, _) in enumerate(leaves) if f"{name}.".startswith(f"{block}.")), default=-1)
+    after = [leaf for leaf in leaves[last + 1 :] if not isinstance(leaf[1], _UNCHANGING)]
+    kinds = [type(part) for _, part in after]
+    if kinds != [nn.AdaptiveAvgPool2d, nn.Linear] or after[0][1].output_size not in (1, (1, 1), [1, 1]):
+        raise InvalidModel(
+            f"{type(classifier).__name__} cannot be run at every place: its blocks are not followed by a global "
+            "average pooling (nn.AdaptiveAvgPool2d) and one nn.Linear alone; take a ResNet or the like"
+        )
+    return block, after[1][0]
+
+
+def segmentation_targets(labels: Tensor, background: int | None = 0, ignored: int | None = VOID) -> Tensor:
     """The class to explain (B,): the majority of the non-background pixels, else the background.
 
     ``labels`` are class numbers (B, H, W), pixels of the label ``ignored`` left out, or a dense model's logits
     (B, K, H, W), of which the highest counts. The lower class wins a tie (Smooth Deep Saliency, Sec. 3.3).
+    ``background`` None is where no class is one.
 
     Raises:
         InvalidImage: neither labels nor logits, or logits that are not finite.
-        InvalidTarget: a label below 0.
+        InvalidTarget: a label below 0; no labeled pixel, where no class is the background.
         InvalidParameter: a background that is no class number, or no class of the logits.
     """
-    _require_class("background", background)
+    _require_background(background)
     if labels.dim() == 4 and labels.is_floating_point():
-        if background >= labels.shape[1]:
+        if background is not None and background >= labels.shape[1]:
             raise InvalidParameter(f"background={background}: the logits have classes 0 to {labels.shape[1] - 1}")
         if not bool(labels.isfinite().all()):
             raise InvalidImage("the segmentation's logits hold NaN or infinite values")
@@ -109,10 +163,14 @@ def segmentation_targets(labels: Tensor, background: int = 0, ignored: int | Non
     return torch.stack([_majority(picture.flatten().long(), background, ignored) for picture in labels])
 
 
-def _majority(labels: Tensor, background: int, ignored: int | None) -> Tensor:
+def _majority(labels: Tensor, background: int | None, ignored: int | None) -> Tensor:
     kept = labels if ignored is None else labels[labels != ignored]
-    kept = kept[kept != background]
+    kept = kept if background is None else kept[kept != background]
     if len(kept) == 0:
+        if background is None:
+            raise InvalidTarget(
+                "no pixel of a segmentation has a label; leave that image out, or give background="
+            )
         return torch.full_like(labels[0], background)
     if bool((kept < 0).any()):
         raise InvalidTarget(
@@ -121,6 +179,6 @@ def _majority(labels: Tensor, background: int, ignored: int | None) -> Tensor:
     return torch.bincount(kept).argmax()
 
 
-def _require_class(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidParameter(f"{name}={value!r}: give a class number, 0 or more")
+def _require_background(value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise InvalidParameter(f"background={value!r}: give a class number, 0 or more, or None")

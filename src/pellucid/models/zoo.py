@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
 from ..files import run_file
 from .papers import PAPER_MODELS
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess
+from .segmentation import Dense, Segmentation
 from .weights import (
     NO_TORCHSCRIPT,
     check_fit,
@@ -28,6 +29,7 @@ from .weights import (
 
 BUNDLED = {"shapes-resnet": Path(__file__).with_name("shapes_resnet.safetensors")}
 IMAGENET_CLASSES = 1000
+DENSE = "dense:"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def load_model(
         name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; or
             ``"path/to/file.py:factory"``, a file that is run and whose ``factory()`` returns the network
             (the file's ``preprocess`` is used where it has one: a :class:`Preprocess` or any function of a
-            PIL image).
+            PIL image). ``"dense:NAME"`` is the classifier NAME run at every place (:class:`Dense`), a
+            segmentation model without a background, as a :class:`Segmentation` that pools over the places where
+            a class is predicted; its weights are the classifier's.
         weights: a .safetensors, .pth or .pt file, plain or gzip-compressed (.gz); a name such as
             ``"DEFAULT"`` or ``"IMAGENET1K_V1"``, which is downloaded; ``"random"``; or None, which is
             ``"bundled"`` for ``shapes-resnet`` and random for all others. A file decides the number of classes;
@@ -97,11 +101,14 @@ def load_model(
 
     Raises:
         UnknownName: no such network, factory or named weights.
-        InvalidModel: no Python network (such as TorchScript), or timm is not installed.
+        InvalidModel: no Python network (such as TorchScript), one that cannot be run at every place, or timm is
+            not installed.
         InvalidWeights: a file that is missing, broken, unsafe, not finite or of another network, or a
             download that failed.
         InvalidParameter: classes that do not fit the weights, or a device that is not there.
     """
+    if name.startswith(DENSE):
+        return _dense(load_model(_inside(name), weights, classes, device, seed), name)
     architecture = find_architecture(name)
     if weights is None:
         weights = "bundled" if name in BUNDLED else "random"
@@ -134,6 +141,21 @@ def load_model(
         known,
         str(weights),
     )
+
+
+def _inside(name: str) -> str:
+    """The name of the classifier that is to be run at every place."""
+    inside = name.removeprefix(DENSE)
+    if inside.startswith(DENSE) or re.search(r"\.py(:|$)", inside):
+        raise InvalidModel(
+            f"{name!r}: after {DENSE} comes a network's name; a file's factory can return Segmentation"
+        )
+    return inside
+
+
+def _dense(loaded: LoadedModel, name: str) -> LoadedModel:
+    model = Segmentation(Dense(loaded.model), background=None, pooling="predicted")
+    return replace(loaded, model=model.eval(), name=name)
 
 
 def model_names() -> list[str]:
