@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +13,8 @@ from .request import chosen_device
 from .terminal import counted, progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from ..experiments.pretraining import Trained
 
-    from ..data.labeled import LabeledImages
-    from ..models.train import TrainingReport
-
-SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no --data
-SHAPES_COUNT = 8000
-NAMED = ("torchvision:", "hf:")  # data sets that bring a test split along
 MOST_NAMED = 20  # images left out whose reasons are shown; all are in the facts beside the weights
 
 
@@ -54,37 +47,31 @@ def train(
 
     Example: `pellucid train cifar-cnn --data cifar10/train.parquet --test cifar10/test.parquet -o cnn.safetensors`
     """
-    name = SHAPES if name == "shapes" else name
+    name = "shapes-resnet" if name == "shapes" else name
     output = output or Path(f"{name.replace(':', '-')}.safetensors")
     require_place(output)
-    from ..models.recipes import recipe_of
-    from ..models.train import train_network
+    from ..experiments.pretraining import SHAPES, NetworkSettings, train_classifier
 
-    recipe = recipe_of(name)
-    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
-    recipe = recipe if shuffle is None else replace(recipe, shuffle=shuffle)
+    if not data and name != SHAPES:
+        raise InvalidParameter(f"{name} needs images: give --data with a folder, a table or torchvision:NAME")
+    settings = NetworkSettings(
+        name=name, source=data, test=test, label_column=label_column, count=count, epochs=epochs, shuffle=shuffle,
+        seed=seed,
+    )  # fmt: skip
     with progress() as bar:
-        reader = Reader(name, label_column, count, seed, output.absolute().parent, bar)
-        train_set, test_set = reader.train_and_test(data, test)
-        if test_set is None or recipe.keep == "best":
-            train_set, validation_set = train_set.split(recipe.validation, seed)
-        else:
-            validation_set, test_set = test_set, None  # it chooses nothing, so it may be scored in each epoch
-        task = bar.add_task("training", total=None)
+        task = bar.add_task("checking", total=None)
 
-        def advance(done: int, steps: int, loss: float) -> None:
-            bar.update(task, completed=done, total=steps, description=f"training, loss {loss:.3f}")
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
-        where = chosen_device(device)
-        report = train_network(
-            name, train_set, output, validation_set, test_set, recipe, seed, where, advance
-        )  # fmt: skip
-    show(output, train_set, validation_set, report)
+        trained = train_classifier(settings, output, chosen_device(device), advance)
+    show(output, trained)
 
 
-def show(output: Path, train_set: LabeledImages, validation_set: LabeledImages, report: TrainingReport) -> None:
+def show(output: Path, trained: Trained) -> None:
     """Say how well the network does, and what was amiss in the data."""
-    typer.echo(f"{output}: accuracy {report.accuracy:.1%} on {validation_set!r}, {report.seconds:.0f} s")
+    report, train_set = trained.report, trained.train_set
+    typer.echo(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
     if report.empty:
         names = [str(train_set.classes[label]) if train_set.classes else str(label) for label in report.empty]
         typer.echo(f"note: no training image is of {shortened(names)}", err=True)
@@ -92,58 +79,6 @@ def show(output: Path, train_set: LabeledImages, validation_set: LabeledImages, 
         typer.echo(f"left out {counted(len(train_set.skipped), 'image')}:", err=True)
         for message in train_set.skipped[:MOST_NAMED]:
             typer.echo(f"  {message}", err=True)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads the images of one training, cropped as its network wants them."""
-
-    name: str
-    label_column: str | None
-    count: int | None
-    seed: int
-    folder: Path
-    bar: Progress
-
-    def train_and_test(self, data: str, test: str) -> tuple[LabeledImages, LabeledImages | None]:
-        """The images to train with, and those to score in the end, if there are any."""
-        if not data and self.name == SHAPES:
-            return self.drawn()
-        if not data:
-            raise InvalidParameter(
-                f"{self.name} needs images: give --data with a folder, a table or torchvision:NAME"
-            )
-        test = data if not test and data.startswith(NAMED) else test
-        return self.read(data, "train", self.count), self.read(test, "test") if test else None
-
-    def drawn(self) -> tuple[LabeledImages, LabeledImages]:
-        """Procedural shapes, as the included weights were trained and scored with."""
-        from ..data.shapes import ShapesDataset
-
-        count = self.count or SHAPES_COUNT
-        sets = ShapesDataset(count, seed=1), ShapesDataset(max(count // 8, 8), seed=2)
-        drawn, held_out = (self.read(images, "train") for images in sets)
-        return drawn, held_out
-
-    def read(self, spec: Any, split: str, count: int | None = None) -> LabeledImages:
-        """Decode the images of one place, or as many, drawn at random."""
-        from ..data.labeled import load_images, shuffled
-        from ..data.sources import open_images
-        from ..models.zoo import find_architecture
-
-        source = open_images(spec, self.label_column, split)
-        drawn = None if count is None else sorted(shuffled(len(source), self.seed)[:count].tolist())
-        task = self.bar.add_task("reading images", total=len(drawn or source))
-        images = load_images(
-            source,
-            find_architecture(self.name).preprocess.display,
-            origin=f"{spec} ({split})" if str(spec).startswith(NAMED) else str(spec),
-            positions=drawn,
-            folder=self.folder,
-            progress=lambda done, total: self.bar.update(task, completed=done),
-        )
-        self.bar.remove_task(task)
-        return images
 
 
 def require_place(output: Path) -> None:

@@ -1,0 +1,172 @@
+"""Networks and surrogates that are trained before they are explained: from a source of images to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..data.labeled import LabeledImages, load_images, shuffled
+from ..data.shapes import ShapesDataset
+from ..data.sources import open_images
+from ..errors import InvalidData
+from ..models.checkpoint import Checkpoints
+from ..models.recipes import recipe_of
+from ..models.train import TrainingReport, train_network
+from ..models.zoo import load_model
+from ..surrogate.training import TrainingPrecision, train_surrogate
+from ..surrogate.variant import Surrogate
+from .spec import Count, Number
+from .trainings import preprocess_of
+
+SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
+SHAPES_COUNT = 8000
+NAMED = ("torchvision:", "hf:")  # data sets that bring a test split along
+
+Advance = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSettings(_Settings):
+    """A network trained from scratch with its paper's settings.
+
+    Attributes:
+        name: as ``load_model`` takes it.
+        source: labelled images, as ``open_images`` takes them; only shapes-resnet draws its own if it is left out.
+        test: images scored in the end; of a named data set its own if left out.
+        label_column: the tables' column of labels.
+        count: of the training images, drawn at random; None is all.
+        epochs, shuffle: instead of the network's own.
+        seed: of weights, order, dropout and augmentation.
+    """
+
+    name: str
+    source: str = ""
+    test: str = ""
+    label_column: str | None = None
+    count: Annotated[int, Field(strict=True, ge=16)] | None = None
+    epochs: Count | None = None
+    shuffle: bool | None = None
+    seed: Number = 0
+
+    @model_validator(mode="after")
+    def _has_images(self) -> Self:
+        if not self.source and self.name != SHAPES:
+            raise ValueError(f"{self.name} needs a source of images")
+        return self
+
+
+class SurrogateSettings(_Settings):
+    """A surrogate's training: ``train_surrogate``'s arguments for a model by name, and the images' source."""
+
+    model: str
+    weights: str | None = None
+    source: str
+    count: Count | None = None  # the first images of the source; None is all
+    epochs: Count = 10
+    lr: float = 1e-3
+    batch_size: Count = 64
+    include_first: bool = False
+    precision: TrainingPrecision = "auto"
+    seed: Number = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network's training as it went, and the images that it learned from and was scored on."""
+
+    report: TrainingReport
+    train_set: LabeledImages
+    validation_set: LabeledImages
+
+
+def train_classifier(settings: NetworkSettings, output: Path, device: str, advance: Advance) -> Trained:
+    """Train a network and write its weights to a .safetensors file, with the facts beside it.
+
+    Stopped and called again, it goes on from the checkpoints beside the file.
+
+    Raises:
+        PellucidError: whatever is wrong with the network, the images or the file.
+    """
+    recipe = recipe_of(settings.name)
+    changed: dict[str, Any] = {"epochs": settings.epochs, "shuffle": settings.shuffle}
+    recipe = replace(recipe, **{key: value for key, value in changed.items() if value is not None})
+    train_set, test_set = _train_and_test(settings, output.absolute().parent, advance)
+    if test_set is None or recipe.keep == "best":
+        train_set, validation_set = train_set.split(recipe.validation, settings.seed)
+    else:
+        validation_set, test_set = test_set, None  # it chooses nothing, so it may be scored in each epoch
+
+    def step(done: int, steps: int, loss: float) -> None:
+        advance(f"training, loss {loss:.3f}", done, steps)
+
+    report = train_network(
+        settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device, step
+    )  # fmt: skip
+    return Trained(report, train_set, validation_set)
+
+
+def _train_and_test(
+    settings: NetworkSettings, folder: Path, advance: Advance
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
+
+    def read(source: Any, split: str, count: int | None = None) -> LabeledImages:
+        return _read(settings, source, split, count, folder, advance)
+
+    if not settings.source:  # procedural shapes, as the included weights were trained and scored with
+        count = settings.count or SHAPES_COUNT
+        drawn, held_out = ShapesDataset(count, seed=1), ShapesDataset(max(count // 8, 8), seed=2)
+        return read(drawn, "train"), read(held_out, "train")
+    test = settings.source if not settings.test and settings.source.startswith(NAMED) else settings.test
+    return read(settings.source, "train", settings.count), read(test, "test") if test else None
+
+
+def _read(
+    settings: NetworkSettings, source: Any, split: str, count: int | None, folder: Path, advance: Advance
+) -> LabeledImages:
+    """Decode the images of one place, or as many, drawn at random, cropped as the network wants them."""
+    images = open_images(source, settings.label_column, split)
+    return load_images(
+        images,
+        preprocess_of(settings.name).display,
+        origin=f"{source} ({split})" if str(source).startswith(NAMED) else str(source),
+        positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
+        folder=folder,
+        progress=lambda done, total: advance("reading images", done, total),
+    )
+
+
+def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: Advance) -> Surrogate:
+    """Train a surrogate and write it to a .safetensors file.
+
+    Stopped and called again, it goes on from the checkpoints beside the file.
+
+    Raises:
+        PellucidError: whatever is wrong with the model, the images or the file.
+    """
+    checkpoint = output.with_suffix(".checkpoint")
+    loaded = load_model(settings.model, settings.weights, device=device)
+    images = open_images(settings.source)[: settings.count]
+    if not len(images):
+        raise InvalidData(f"{settings.source}: there are no images")
+
+    def step(done: int, steps: int, loss: float) -> None:
+        advance(f"training, loss {loss:.4f}", done, steps)
+
+    trained = train_surrogate(
+        loaded.model, images, settings.epochs, settings.lr, batch_size=settings.batch_size,
+        preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
+        seed=settings.seed, precision=settings.precision, progress=step,
+        about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
+    )  # fmt: skip
+    trained.save(output)
+    Checkpoints(checkpoint, {}).remove()
+    return trained
