@@ -17,7 +17,8 @@ FLOORS = {
     "catalog": 4,
     "experiments": 5,
     "report": 6,
-    "cli": 7,
+    "papers": 7,
+    "cli": 8,
 }  # fmt: skip
 
 

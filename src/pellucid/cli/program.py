@@ -16,6 +16,7 @@ from .explain import explain
 from .facts import COMMAND
 from .lists import listing
 from .report import report
+from .reproduce import reproduce
 from .surrogate import surrogate
 from .train import train
 
@@ -49,6 +50,7 @@ app.command()(benchmark)
 app.command()(report)
 app.command()(demo)
 app.command()(train)
+app.command()(reproduce)
 app.add_typer(surrogate, name="surrogate")
 app.add_typer(listing, name="list")
 

@@ -41,11 +41,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the first of each its heading, and numbers with bars."""
+    """Rows of text, the first of each its heading, and numbers with bars; ``prose``: the text is sentences."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Bar]]
     caption: str = ""
+    prose: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,332 @@
+"""What a paper's recipe holds: TOML -> one checked ``Recipe`` of trainings, experiments, exhibits and claims."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib.resources import files
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ..errors import UnknownName
+
+Scale = Literal["smoke", "cpu", "paper"]
+Key = Literal["model", "variant", "method", "layer", "metric"]
+Place = Literal["model", "variant", "method", "layer"]
+How = Literal["mean", "std", "difference", "ratio", "reduction"]
+PAPERS = ("smooth-deep-saliency", "combination-methods", "rectified-gradient", "sanity-checks")
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Part):
+    """Images or weights that a recipe names ``@key``.
+
+    Attributes:
+        path: where they are inside the folder of ``--data`` or ``--weights``.
+        otherwise: what stands for them where no folder is given (``torchvision:MNIST``, a name of weights); empty
+            is nothing: the person is asked for them.
+        about: what they have to be.
+    """
+
+    path: str
+    otherwise: str = ""
+    about: str
+
+
+class Scaled(_Part):
+    """A part whose values a scale's own replace, tables key by key."""
+
+    key: str
+    smoke: Mapping[str, Any] = {}
+    cpu: Mapping[str, Any] = {}
+    paper: Mapping[str, Any] = {}
+
+    def replaced(self, values: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+        """The values at a scale."""
+        return merged(values, getattr(self, scale))
+
+
+class Network(Scaled):
+    """A network that is trained before the experiments, which name its weights ``@key``.
+
+    ``settings``: name (of ``pellucid train``), source, test, and as wanted label_column, count, epochs, seed.
+    """
+
+    settings: Mapping[str, Any]
+
+
+class Surrogate(Scaled):
+    """A surrogate that is trained before the experiments, which name its file ``@key``.
+
+    ``settings``: model, weights, source, epochs, and as wanted batch_size, count, seed.
+    """
+
+    settings: Mapping[str, Any]
+
+
+class Experiment(Scaled):
+    """A benchmark: ``spec`` has the form of a file of ``pellucid benchmark``, with ``@key`` for paths."""
+
+    spec: Mapping[str, Any]
+
+
+class Where(_Part):
+    """Rows of a results table: glob patterns; what is left out matches all."""
+
+    model: Patterns = ("*",)
+    variant: Patterns = ("*",)
+    method: Patterns = ("*",)
+    layer: Patterns = ("*",)
+    metric: Patterns = ("*",)
+
+
+class Quantity(Where):
+    """One number with its interval: a mean over the images, and over the rows that are chosen.
+
+    Attributes:
+        how: ``"mean"``; ``"std"`` over the images; or a comparison with the rows ``against``, made for each
+            layer (or what else ``against`` leaves alone) and then averaged: ``"difference"``, ``"ratio"``, or
+            ``"reduction"``, 1 - ratio.
+        against: what is other in the rows compared with; several of them are averaged.
+        step: of a curve, the named place; at: the level.
+    """
+
+    how: How = "mean"
+    against: Mapping[Key, Patterns] = {}
+    step: str | None = None
+    at: float | None = None
+
+    @model_validator(mode="after")
+    def _compared(self) -> Self:
+        if bool(self.against) != (self.how in ("difference", "ratio", "reduction")):
+            raise ValueError("difference, ratio and reduction, and only they, need `against`")
+        return self
+
+
+class Test(Quantity):
+    """A quantity of an experiment and the side of a bound on which a claim says it lies."""
+
+    experiment: str
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("a test needs `above` or `below`, one of them")
+        return self
+
+
+class Claim(_Part):
+    """What a paper says, where, what it is tested by, or why it is not; and what a disagreement comes from."""
+
+    text: str
+    place: str
+    tests: tuple[Test, ...] = ()
+    because: str = ""
+    comment: str = ""
+
+    @model_validator(mode="after")
+    def _tested_or_not(self) -> Self:
+        if bool(self.tests) == bool(self.because):
+            raise ValueError("a claim needs either `tests` or `because`, why it is not tested")
+        return self
+
+
+class _Exhibit(_Part):
+    """A table or figure of the paper, drawn from the results of one experiment."""
+
+    two: ClassVar[tuple[str, str]]  # fields that have to name different keys
+
+    key: str
+    title: str
+    place: str = ""  # in the paper, where the key does not say it
+    experiment: str
+    where: Quantity = Quantity()
+    note: str = ""  # below it: how it differs from the paper's, what is to be seen
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        one, other = self.two
+        if getattr(self, one) == getattr(self, other):
+            raise ValueError(f"{one} and {other} are both {getattr(self, one)}")
+        return self
+
+
+class TableExhibit(_Exhibit):
+    """Numbers: a row for each ``rows``, a column for each ``columns``, ours beside the paper's.
+
+    ``by`` is the factor they are shown times (100 for per cent), ``paper`` [row][column] the paper's numbers,
+    by the names shown.
+    """
+
+    two = ("rows", "columns")
+    kind: Literal["table"]
+    rows: Key
+    columns: Key
+    by: float = 1
+    digits: int = 3
+    paper: Mapping[str, Mapping[str, float]] = {}
+
+
+class CurvesExhibit(_Exhibit):
+    """Charts: a panel for each ``panels``, a line for each ``lines``, along the layers or a metric's own curve."""
+
+    two = ("panels", "lines")
+    kind: Literal["curves"]
+    panels: Key
+    lines: Key
+    across: Literal["layer", "curve"]
+    x: str = ""
+    y: str = ""
+
+
+class BoxesExhibit(_Exhibit):
+    """Boxes of the images' values: a panel for each ``panels``, a box for each ``boxes``; whiskers end at the
+    last value within 1.5 times the box, values beyond are not drawn."""
+
+    two = ("panels", "boxes")
+    kind: Literal["boxes"]
+    panels: Key
+    boxes: Key
+    y: str = ""
+
+    @model_validator(mode="after")
+    def _of_images(self) -> Self:
+        if self.where.how == "std":
+            raise ValueError("an image's value has no deviation; boxes show the spread anyway")
+        return self
+
+
+class MapsExhibit(_Exhibit):
+    """Maps of kept photos: a grid for each photo, a map for each ``rows`` and ``columns``."""
+
+    two = ("rows", "columns")
+    kind: Literal["maps"]
+    rows: Place
+    columns: Place
+    photos: int = 1
+
+
+Exhibit = Annotated[TableExhibit | CurvesExhibit | BoxesExhibit | MapsExhibit, Field(discriminator="kind")]
+
+
+class Recipe(_Part):
+    """A paper, reproduced.
+
+    Attributes:
+        title, authors, lead: what the page begins with.
+        sources, weights: what ``@key`` stands for.
+        networks, surrogates: trained first; ``@key`` is their file.
+        experiments: run next.
+        labels: what methods, metrics, variants and layers are called, by pattern; the first that matches.
+        exhibits, claims: what is drawn and judged then.
+        not_reproduced: tables and figures without an exhibit, and why.
+        deviations: how this differs from the paper, whatever the scale.
+    """
+
+    title: str
+    authors: str
+    lead: str
+    sources: Mapping[str, Source] = {}
+    weights: Mapping[str, Source] = {}
+    networks: tuple[Network, ...] = ()
+    surrogates: tuple[Surrogate, ...] = ()
+    experiments: tuple[Experiment, ...]
+    labels: Mapping[str, str] = {}
+    exhibits: tuple[Exhibit, ...]
+    claims: tuple[Claim, ...]
+    not_reproduced: Mapping[str, str] = {}
+    deviations: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = {experiment.key for experiment in self.experiments}
+        for part in (*self.exhibits, *(test for claim in self.claims for test in claim.tests)):
+            if part.experiment not in known:
+                raise ValueError(f"no experiment {part.experiment!r}")
+        files = [*self.sources, *self.weights, *(part.key for part in (*self.networks, *self.surrogates))]
+        for names in ([exhibit.key for exhibit in self.exhibits], files, [part.key for part in self.experiments]):
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"two parts are called {', '.join(sorted(twice))}")
+        if unknown := {name for part in self._scaled() for name in references(part.model_dump())} - set(files):
+            raise ValueError(f"@{', @'.join(sorted(unknown))} stands for nothing")
+        return self
+
+    def _scaled(self) -> tuple[Scaled, ...]:
+        return (*self.networks, *self.surrogates, *self.experiments)
+
+    def label(self, name: str) -> str:
+        """What a method, metric, variant, layer or model is called on the page."""
+        return next((label for pattern, label in self.labels.items() if matches(name, (pattern,))), name)
+
+    def only(self, keys: tuple[str, ...]) -> Self:
+        """The recipe with some exhibits, the experiments they need and the claims that those can test.
+
+        Raises:
+            UnknownName: no such exhibit.
+        """
+        for key in keys:
+            if key not in (known := [exhibit.key for exhibit in self.exhibits]):
+                raise UnknownName("table or figure", key, known)
+        if not keys:
+            return self
+        exhibits = tuple(exhibit for exhibit in self.exhibits if exhibit.key in keys)
+        kept = {exhibit.experiment for exhibit in exhibits}
+        claims = tuple(
+            claim for claim in self.claims if claim.tests and all(test.experiment in kept for test in claim.tests)
+        )
+        experiments = tuple(part for part in self.experiments if part.key in kept)
+        return self.model_copy(update={"exhibits": exhibits, "experiments": experiments, "claims": claims})
+
+
+def matches(name: str, patterns: Patterns) -> bool:
+    """Whether a name is one of the glob patterns, or matches one."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with some replaced; tables are merged key by key."""
+    found = dict(values)
+    for key, value in others.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
+def references(value: Any) -> Iterator[str]:
+    """All ``@key`` inside plain values, without the @."""
+    if isinstance(value, str):
+        yield from [value[1:]] if value.startswith("@") else []
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from references(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from references(part)
+
+
+@lru_cache
+def read_recipe(paper: str) -> Recipe:
+    """The recipe of one of the papers.
+
+    Raises:
+        UnknownName: no such paper.
+    """
+    if paper not in PAPERS:
+        raise UnknownName("paper", paper, PAPERS)
+    text = files(__package__).joinpath(f"{paper}.toml").read_text(encoding="utf-8")
+    return Recipe.model_validate(tomllib.loads(text))
