@@ -54,6 +54,17 @@ def test_every_picture_of_the_markdown_is_there_and_small(written, text):
             assert min(picture.size) >= 300
 
 
+def test_photos_may_be_left_out(written, tmp_path):
+    files = page.write(example(), tmp_path, photos=False)
+    assert [path.name for path in files] == [path.name for path in written[1]]
+    for alone, beside in zip(files[2:], written[1][2:], strict=True):
+        if alone.stem.startswith("figure1-"):
+            with Image.open(alone) as one, Image.open(beside) as other:
+                assert one.width < other.width
+        else:
+            assert alone.read_bytes() == beside.read_bytes()
+
+
 def test_the_web_page_needs_nothing_else(web):
     assert web.count("<img ") == 6
     assert not re.search(r"(src|href)=\"(?!data:)", web)

@@ -45,6 +45,9 @@ def reproduce(
         typer.Option(metavar="FOLDER|NAME=FILE", help="Where the weights are, or one file; may be repeated."),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the tables and figures; run nothing.")] = False,
+    photos: Annotated[
+        bool, typer.Option(help="Show photos beside their maps; not where they may not be published.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     output: Annotated[
         Path | None,
@@ -69,7 +72,7 @@ def reproduce(
         show_exhibits(recipe)
         return
     folder = output or Path(f"{paper}-{scale}")
-    found = run(recipe, cast("Scale", scale), folder, data or [], weights or [], device, ctx.meta[COMMAND])
+    found = run(recipe, cast("Scale", scale), folder, data or [], weights or [], device, photos, ctx.meta[COMMAND])
     show(found, folder)
     if any(results.failed for results in found.results.values()):
         raise typer.Exit(1)
@@ -82,6 +85,7 @@ def run(
     data: Sequence[str],
     weights: Sequence[str],
     device: str,
+    photos: bool,
     command: str,
 ) -> Run:
     """Run the recipe and write its page, showing how far it is."""
@@ -93,7 +97,7 @@ def run(
             recipe, scale, folder, data, weights, chosen_device(device), steps.advance, command
         )
         steps.advance("page", "drawing", 0, len(recipe.exhibits))
-        page.write(found, folder)
+        page.write(found, folder, photos)
     return found
 
 

@@ -90,7 +90,8 @@ def grid_of(maps: Maps) -> Figure | None:
         times += 1
     shrunk = [[None if cell is None else _shrunk(cell, times) for cell in row] for row in maps.cells]
     photos = [] if maps.photo is None else [figures.Photo(_shrunk_photo(maps.photo, times), name=maps.image)]
-    return figures.grid(shrunk, maps.columns, maps.rows if len(maps.rows) > 1 else (), photos)
+    title = maps.image if maps.photo is None else ""
+    return figures.grid(shrunk, maps.columns, maps.rows if len(maps.rows) > 1 else (), photos, title)
 
 
 def save(figure: Figure, folder: Path, name: str, vector: bool = False) -> Path:

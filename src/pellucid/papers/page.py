@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,15 +41,17 @@ READING = (
 )
 
 
-BANDS = "Bands are 95 % intervals of the means over images."
+BANDS = "Bands are 95 % intervals of the means over {over}."
 BOXES = (
     "Boxes hold the middle half of the images' values, with the median; whiskers end at the last value within 1.5 "
     "times the box."
 )
 
 
-def write(run: Run, folder: Path) -> list[Path]:
+def write(run: Run, folder: Path, photos: bool = True) -> list[Path]:
     """Write README.md, pictures/ and index.html, and return what was written.
+
+    ``photos=False`` shows maps without their photos, for a page that may be published where these may not.
 
     Raises:
         OutputNotWritable: the folder or a file cannot be written.
@@ -62,7 +64,7 @@ def write(run: Run, folder: Path) -> list[Path]:
         raise OutputNotWritable(
             f"cannot write {pictures}: {error.strerror}; choose a folder you may write to"
         ) from error
-    page = _Page(run, pictures)
+    page = _Page(run, pictures, photos)
     content = (f"{run.recipe.title}, reproduced", page.lead(), list(page.sections()), page.footer())
     html.save(html.page(*content), folder / "index.html")
     replace_file(folder / "README.md", markdown(*content, PICTURES).encode())
@@ -81,6 +83,7 @@ class _Page:
 
     run: Run
     folder: Path
+    photos: bool = True
 
     @property
     def recipe(self) -> Recipe:
@@ -209,11 +212,12 @@ class _Page:
             across = exhibit.x if isinstance(exhibit, CurvesExhibit) else ""
             alike = isinstance(exhibit, CurvesExhibit | BoxesExhibit) and exhibit.panels != "metric"
             path = drawing.save(drawing.charts(panels, across, alike), self.folder, exhibit.key, vector=True)
-            below = BOXES if isinstance(exhibit, BoxesExhibit) else BANDS
+            over = self.run.statistics[exhibit.experiment].over
+            below = BOXES if isinstance(exhibit, BoxesExhibit) else BANDS.format(over=over)
             yield html.Picture(path, f"{exhibit.title}: {_named(panels)}", below)
         maps = [part for part in parts if isinstance(part, Maps)]
         for place, part in enumerate(maps, start=1):
-            figure = drawing.grid_of(part)
+            figure = drawing.grid_of(part if self.photos else replace(part, photo=None))
             if figure is not None:
                 name = exhibit.key if len(maps) == 1 else f"{exhibit.key}-{place}"
                 named = f"maps of {part.image} by {joined(list(part.columns))}"
