@@ -105,6 +105,30 @@ def test_the_weights_are_those_of_a_loop_written_by_hand(recipe, make):
     equal(trained.state_dict(), by_hand.state_dict(), within=1e-12)
 
 
+def test_bfloat16_is_autocast_and_the_weights_stay_in_full_precision():
+    recipe = Recipe(epochs=2, batch_size=11, schedule="constant", weight_decay=0.0, shuffle=False)
+    images, by_hand = images_of(), net().float().train()
+    found = {}
+    for precision in ("full", "auto", "bfloat16"):
+        found[precision] = net().float()
+        train(found[precision], images, images, replace(recipe, precision=precision), preprocess=HALF)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), 3e-3, weight_decay=0.0)
+    for start in (0, 11, 0, 11):
+        pixels = (images.pixels[start : start + 11].float() / 255 - 0.5) / 0.25
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = by_hand(pixels.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, images.labels[start : start + 11])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    equal(found["bfloat16"].state_dict(), by_hand.state_dict(), within=1e-6)
+    equal(found["auto"].state_dict(), found["full"].state_dict())
+    assert all(value.dtype == torch.float32 for value in found["bfloat16"].parameters())
+    assert not torch.equal(found["bfloat16"][0].weight, found["full"][0].weight)
+    with pytest.raises(InvalidParameter, match="precision='half'"):
+        Recipe(precision="half")
+
+
 def test_weight_decay_is_half_lambda_of_the_squares_of_the_named_weights():
     """Adebayo et al.: 0.001 / 2 ||W||^2 on some layers, added to the loss."""
     recipe = replace(

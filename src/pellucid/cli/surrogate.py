@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from ..data.sources import Sample, Source
     from ..metrics.base import Case
+    from ..models.recipes import TrainingPrecision
     from ..models.zoo import LoadedModel
-    from ..surrogate.training import TrainingPrecision
     from ..surrogate.variant import Surrogate
 
 surrogate = typer.Typer(

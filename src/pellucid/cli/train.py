@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import InvalidParameter, OutputNotWritable, shortened
+from ..errors import InvalidParameter, OutputNotWritable, require_choice, shortened
 from .request import chosen_device
 from .terminal import counted, progress
 
 if TYPE_CHECKING:
     from ..experiments.pretraining import Trained
+    from ..models.recipes import TrainingPrecision
 
 MOST_NAMED = 20  # images left out whose reasons are shown; all are in the facts beside the weights
 
@@ -40,6 +41,9 @@ def train(
     shuffle: Annotated[
         bool | None, typer.Option(help="A new order in each epoch; else the network's way.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="`full`, or `bfloat16`, faster where the processor has units for it.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order, dropout and augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -51,12 +55,15 @@ def train(
     output = output or Path(f"{name.replace(':', '-')}.safetensors")
     require_place(output)
     from ..experiments.pretraining import SHAPES, NetworkSettings, train_classifier
+    from ..models import recipes
 
+    if precision is not None:
+        require_choice("precision", precision, recipes.TrainingPrecision)
     if not data and name != SHAPES:
         raise InvalidParameter(f"{name} needs images: give --data with a folder, a table or torchvision:NAME")
     settings = NetworkSettings(
         name=name, source=data, test=test, label_column=label_column, count=count, epochs=epochs, shuffle=shuffle,
-        seed=seed,
+        precision=cast("TrainingPrecision | None", precision), seed=seed,
     )  # fmt: skip
     with progress() as bar:
         task = bar.add_task("checking", total=None)

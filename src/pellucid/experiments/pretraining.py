@@ -14,10 +14,10 @@ from ..data.shapes import ShapesDataset
 from ..data.sources import open_images
 from ..errors import InvalidData
 from ..models.checkpoint import Checkpoints
-from ..models.recipes import recipe_of
+from ..models.recipes import TrainingPrecision, recipe_of
 from ..models.train import TrainingReport, train_network
 from ..models.zoo import load_model
-from ..surrogate.training import TrainingPrecision, train_surrogate
+from ..surrogate.training import train_surrogate
 from ..surrogate.variant import Surrogate
 from .spec import Count, Number
 from .trainings import preprocess_of
@@ -43,7 +43,7 @@ class NetworkSettings(_Settings):
         test: images scored in the end; of a named data set its own if left out.
         label_column: the tables' column of labels.
         count: of the training images, drawn at random; None is all.
-        epochs, shuffle: instead of the network's own.
+        epochs, shuffle, precision: instead of the network's own.
         seed: of weights, order, dropout and augmentation.
     """
 
@@ -54,6 +54,7 @@ class NetworkSettings(_Settings):
     count: Annotated[int, Field(strict=True, ge=16)] | None = None
     epochs: Count | None = None
     shuffle: bool | None = None
+    precision: TrainingPrecision | None = None
     seed: Number = 0
 
     @model_validator(mode="after")
@@ -96,7 +97,7 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
         PellucidError: whatever is wrong with the network, the images or the file.
     """
     recipe = recipe_of(settings.name)
-    changed: dict[str, Any] = {"epochs": settings.epochs, "shuffle": settings.shuffle}
+    changed: dict[str, Any] = {key: getattr(settings, key) for key in ("epochs", "shuffle", "precision")}
     recipe = replace(recipe, **{key: value for key, value in changed.items() if value is not None})
     train_set, test_set = _train_and_test(settings, output.absolute().parent, advance)
     if test_set is None or recipe.keep == "best":

@@ -25,6 +25,7 @@ from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
 from ..metrics.randomization import Way
 from ..metrics.scoring import Output, Precision
+from ..models.recipes import TrainingPrecision
 from ..models.weights import is_file
 
 TargetRule = Literal["scored", "explained", "label"]
@@ -100,7 +101,7 @@ class Training(_Part):
         network: what is trained, a name that ``load_model`` knows.
         source, label_column, split, root, count: the training images, as ``Images`` has the test images; of
             ``count`` images, drawn at random.
-        epochs, shuffle: instead of the network's own recipe.
+        epochs, shuffle, precision: instead of the network's own recipe.
         fractions: p, rising between 0 and 1; empty is each metric's own.
         seeds: how often each network is trained.
         replacement: what removed pixels become; None is each metric's own.
@@ -116,6 +117,7 @@ class Training(_Part):
     count: Annotated[int, Field(strict=True, ge=2)] | None = None
     epochs: Count | None = None
     shuffle: bool | None = None
+    precision: TrainingPrecision | None = None
     fractions: tuple[float, ...] = ()
     seeds: Count = 3
     replacement: Replacement | None = None

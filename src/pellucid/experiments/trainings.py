@@ -73,6 +73,7 @@ class Trainings:
         changed: dict[str, Any] = {
             "epochs": self.settings.epochs,
             "shuffle": self.settings.shuffle,
+            "precision": self.settings.precision,
             "keep": "last",
         }
         return replace(recipe_of(network), **{key: value for key, value in changed.items() if value is not None})

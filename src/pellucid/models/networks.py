@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -49,7 +50,10 @@ class One(Networks):
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's own."""
-        logits: Tensor = self.base(images[0])
+        batch = images[0]
+        if torch.is_autocast_enabled(batch.device.type):  # bfloat16 convolves fastest channels-last
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.base(batch)
         return logits[None]
 
     def state(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from .checkpoint import Checkpoint, Checkpoints, load_optimizer, optimizer_tenso
 from .networks import Networks, One
 from .papers import PAPER_MODELS
 from .preprocess import Preprocess
-from .recipes import AUGMENTATIONS, Recipe, recipe_of
+from .recipes import AUGMENTATIONS, Recipe, in_bfloat16, recipe_of
 from .zoo import load_model, outputs
 
 Progress = Callable[[int, int, float], None]
@@ -217,7 +217,8 @@ class Training:
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of every network, each by its own mean cross-entropy; return their mean before it."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        half = in_bfloat16(self.recipe.precision, self.like)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             logits = self.networks.logits(images)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
         self.optimizer.zero_grad()
@@ -289,7 +290,8 @@ def train(
 
     The model stays on its device and comes back in eval mode with frozen parameters. On one machine and
     number of threads the same seed gives the same weights, also when the training was ended and taken up
-    again; the global random state is left as it was. On a GPU the passes run in bfloat16 and channels-last.
+    again; the global random state is left as it was. On a GPU the passes run in bfloat16 and channels-last, unless
+    the recipe says otherwise.
 
     Args:
         model: (B, C, H, W) -> (B, classes) logits.

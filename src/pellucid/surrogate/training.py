@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, require_choice, require_count
 from ..models.checkpoint import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from ..models.preprocess import Preprocess
+from ..models.recipes import TrainingPrecision, in_bfloat16
 from ..models.train import Progress, seeded
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
@@ -25,8 +26,6 @@ from ..sampling import fold
 from .images import AnyPreprocess, TrainingImages, training_images
 from .paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
 from .variant import Surrogate, named_tensors
-
-TrainingPrecision = Literal["auto", "full", "bfloat16"]
 
 
 def train_surrogate(
@@ -90,7 +89,7 @@ def train_surrogate(
         raise InvalidParameter(f"lr={lr!r}: give a number above 0")
     with torch.inference_mode(False):
         source = training_images(images, preprocess, batch_size)
-        half = precision == "bfloat16" or (precision == "auto" and _parameter(model).is_cuda)
+        half = in_bfloat16(precision, _parameter(model))
         facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
         facts["precision"] = "bfloat16" if half else "full"
         training = _Training.begun(model, source, include_first, facts)
