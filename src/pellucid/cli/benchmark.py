@@ -152,15 +152,22 @@ def show(results: Results, output: str) -> None:
     )
     if skipped := facts["spec"]["images"]["skip"]:
         typer.echo(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
-    for (warning, method), layers in results.notes.items():
-        typer.echo(f"note: {note(warning, method, layers)}", err=True)
-    if results.failed:
-        typer.echo(f"{counted(len(results.failed), 'cell')} failed; the same command tries them again:", err=True)
-        for cell, message in list(results.failed.items())[:FAILURES]:
-            typer.echo(f"  {cell}: {message}", err=True)
-        if len(results.failed) > FAILURES:
-            typer.echo(f"  and {len(results.failed) - FAILURES} more", err=True)
+    show_troubles(results)
     typer.echo(f"next: pellucid report {output}")
+
+
+def show_troubles(results: Results, where: str = "") -> None:
+    """Say what is to be known about methods, and which cells failed; ``where`` begins each of these lines."""
+    for (warning, method), layers in results.notes.items():
+        typer.echo(f"note: {where}{note(warning, method, layers)}", err=True)
+    if not results.failed:
+        return
+    failed = counted(len(results.failed), "cell")
+    typer.echo(f"{where}{failed} failed; the same command tries them again:", err=True)
+    for cell, message in list(results.failed.items())[:FAILURES]:
+        typer.echo(f"  {cell}: {message}", err=True)
+    if len(results.failed) > FAILURES:
+        typer.echo(f"  and {len(results.failed) - FAILURES} more", err=True)
 
 
 def means(results: Results) -> Table:

@@ -11,15 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import require_choice
-from .benchmark import FAILURES, note
+from .benchmark import show_troubles
 from .facts import COMMAND
 from .request import chosen_device, parted
-from .terminal import counted, progress, show_whole
+from .terminal import progress, show_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..experiments.store import Results
     from ..papers.quantities import Verdict
     from ..papers.recipe import Recipe, Scale
     from ..papers.running import Run
@@ -126,7 +125,7 @@ def show(run: Run, folder: Path) -> None:
     if verdicts := judged(run):
         show_whole(claims(verdicts))
     for key, results in run.results.items():
-        show_troubles(key, results)
+        show_troubles(results, f"{key}: ")
     typer.echo(f"open {folder / 'index.html'}, or read {folder / 'README.md'}")
 
 
@@ -134,23 +133,8 @@ def claims(verdicts: Sequence[Verdict]) -> Table:
     """A row for each claim."""
     table = Table("", "claim", "place", title="What the paper says", title_justify="left")
     for verdict in verdicts:
-        word = f"{verdict.word}, because {verdict.reason}" if verdict.reason else verdict.word
-        table.add_row(escape(word), escape(verdict.claim.text), escape(verdict.claim.place))
+        table.add_row(escape(str(verdict)), escape(verdict.claim.text), escape(verdict.claim.place))
     return table
-
-
-def show_troubles(key: str, results: Results) -> None:
-    """Say what failed in an experiment, and what is to be known about its methods."""
-    for (warning, method), layers in results.notes.items():
-        typer.echo(f"note: {key}: {note(warning, method, layers)}", err=True)
-    if results.failed:
-        typer.echo(
-            f"{key}: {counted(len(results.failed), 'cell')} failed; the same command tries them again:", err=True
-        )
-        for cell, message in list(results.failed.items())[:FAILURES]:
-            typer.echo(f"  {cell}: {message}", err=True)
-        if len(results.failed) > FAILURES:
-            typer.echo(f"  and {len(results.failed) - FAILURES} more", err=True)
 
 
 def show_papers() -> None:

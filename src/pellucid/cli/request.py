@@ -115,10 +115,8 @@ def percentiles(text: str) -> tuple[float, float]:
 
 def chosen_device(name: str) -> str:
     """Take the GPU for ``auto`` if there is one."""
-    import torch
+    from ..models.zoo import place
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
-    return name
+    return place(name)

@@ -22,6 +22,7 @@ from ..metrics.base import Box
 from ..metrics.localization import box_mask
 from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
+from ..models import zoo
 from ..models.preprocess import Preprocess
 from ..models.segmentation import Segmentation
 from ..models.zoo import LoadedModel, load_model
@@ -131,7 +132,7 @@ def variant_of(text: str) -> Variant:
 
 def place(spec: Spec) -> str:
     """The device; a GPU for ``auto`` if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    return zoo.place(spec.device)
 
 
 def forget() -> None:

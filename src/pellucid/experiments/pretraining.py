@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
@@ -19,7 +19,7 @@ from ..models.train import TrainingReport, train_network
 from ..models.zoo import load_model
 from ..surrogate.training import train_surrogate
 from ..surrogate.variant import Surrogate
-from .spec import Count, Number
+from .spec import Count, Number, Part
 from .trainings import preprocess_of
 
 SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
@@ -30,11 +30,7 @@ Advance = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NetworkSettings(_Settings):
+class NetworkSettings(Part):
     """A network trained from scratch with its paper's settings.
 
     Attributes:
@@ -64,7 +60,7 @@ class NetworkSettings(_Settings):
         return self
 
 
-class SurrogateSettings(_Settings):
+class SurrogateSettings(Part):
     """A surrogate's training: ``train_surrogate``'s arguments for a model by name, and the images' source."""
 
     model: str

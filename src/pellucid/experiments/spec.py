@@ -43,11 +43,13 @@ Number = Annotated[int, Field(strict=True, ge=0)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Frozen, and without keys that it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Model(_Part):
+class Model(Part):
     """One model.
 
     Attributes:
@@ -77,7 +79,7 @@ class Model(_Part):
         return self.alias or shown(self.name)
 
 
-class Images(_Part):
+class Images(Part):
     """Which images: every ``every``-th of a source in its sorted order, less ``skip``, the first ``count``.
 
     An image that cannot be used (broken, or without what a metric needs of it) ends the experiment before it
@@ -94,7 +96,7 @@ class Images(_Part):
     root: str = "data"
 
 
-class Training(_Part):
+class Training(Part):
     """The trainings of metrics that are measured by training, such as ROAR.
 
     Attributes:
@@ -132,7 +134,7 @@ class Training(_Part):
         return value
 
 
-class Spec(_Part):
+class Spec(Part):
     """An experiment: models x variants x methods x layers x metrics x images.
 
     Attributes:
@@ -376,7 +378,7 @@ def _told(error: ValidationError, place: str) -> Exception:
 
 
 def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | InvalidParameter:
-    parts: dict[str, type[_Part]] = {"": Spec, "models": Model, "images": Images, "training": Training}
+    parts: dict[str, type[Part]] = {"": Spec, "models": Model, "images": Images, "training": Training}
     here = table[0] if table else ""
     for other, part in parts.items():
         if key in part.model_fields and other != here:

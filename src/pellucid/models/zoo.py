@@ -75,6 +75,11 @@ class Architecture:
     sized: bool = True
 
 
+def place(device: str) -> str:
+    """The device; for ``"auto"`` a GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def load_model(
     name: str,
     weights: str | Path | None = None,

@@ -147,9 +147,8 @@ class _Page:
         """A row for each claim: what became of it, and by which numbers."""
         rows = []
         for one in self.verdicts:
-            word = one.word if not one.reason else f"{one.word}, because {one.reason}"
             numbers = "\n".join(self._tested(*pair) for pair in zip(one.claim.tests, one.found, strict=True))
-            rows.append((word, f"{one.claim.text} ({one.claim.place})", numbers or "–", one.claim.comment))
+            rows.append((str(one), f"{one.claim.text} ({one.claim.place})", numbers or "–", one.claim.comment))
         columns = ("Verdict", "What the paper says", "What we find", "Remark")
         return html.Section("The claims", [READING], [html.Table(columns, rows, prose=True)] if rows else [])
 

@@ -37,6 +37,9 @@ class Verdict:
     found: tuple[Found | None, ...] = ()
     reason: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.word}, because {self.reason}" if self.reason else self.word
+
 
 def chosen(rows: pd.DataFrame, where: Where) -> pd.DataFrame:
     """The rows of ``Statistics.values`` or ``.points`` that match; never those of all layers."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from ..errors import InvalidParameter, OutputNotWritable, PellucidError
@@ -19,6 +18,7 @@ from ..experiments.pretraining import NetworkSettings, SurrogateSettings, train_
 from ..experiments.spec import Spec, read_spec
 from ..experiments.statistics import Statistics
 from ..experiments.store import Results, versions
+from ..models.zoo import place
 from ..surrogate.variant import load_surrogate
 from .recipe import Experiment, Network, Recipe, Scale, Surrogate, references
 from .sources import content, filled, located, needed, trainings_of
@@ -91,7 +91,7 @@ def reproduce(
         OutputNotWritable: the folder holds something else, another process writes to it, or the disk is full.
         PellucidError: whatever is wrong with the data; what was finished before is kept.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = place(device)
     keys = needed(recipe, scale)
     trainings = [part for part in trainings_of(recipe) if part.key in keys]
     places = located(recipe, keys, data, weights)
