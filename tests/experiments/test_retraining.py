@@ -387,13 +387,21 @@ def test_a_patch_is_pasted_into_every_image_and_nothing_else_changes(data):
         PatchedImages(whole, random_patch(3, 13))
 
 
-def test_occlusion_finds_the_mass_that_a_map_has_in_the_patch(data, tmp_path):
+def test_occlusion_finds_the_mass_that_a_map_has_in_the_patch(data, tmp_path, monkeypatch):
     corner, block = f"{data}/maps.py:corner", f"{data}/maps.py:block"
     share = "training_occlusion(patch=5, size=3, mass='share', clip=None)"
     signed = "training_occlusion(patch=5, size=3, clip=None)"
     wanted = spec(data, {"methods": [corner, block], "metrics": [share, signed]}, seeds=2, epochs=1)
+    walks, made = [], Trainings.explanations
+
+    def counted(self, *given):
+        walks.append(given[2:])
+        return made(self, *given)
+
+    monkeypatch.setattr(Trainings, "explanations", counted)
     results = benchmark(wanted, tmp_path / "run")
     assert results.failed == {}
+    assert len(walks) == 2 * 2  # of methods and runs: both settings measure the same maps
     found = means(results)
     assert found[share, "maps.py:corner"] == pytest.approx(9 / 25, rel=1e-6)
     assert found[signed, "maps.py:corner"] == pytest.approx(18, rel=1e-6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import catalog
 from ..data.degradation import Degradation, DegradedImages
 from ..errors import InvalidData, InvalidModel, InvalidParameter, PellucidError
-from ..metrics.base import Case, Measured, Metric
+from ..metrics.base import Case, Measured
 from ..metrics.retraining import (
     TWENTIETHS,
     PatchedImages,
@@ -42,13 +42,13 @@ Metrics = Mapping[str, Retraining]
 
 @dataclass(frozen=True)
 class TrainingCell:
-    """One piece of work: a preparation that gives no rows, or the trainings of one metric's curve.
+    """One piece of work: a preparation that gives no rows, or the trainings of metrics' curves.
 
-    ``work`` is ``"explained"``, ``"clean"``, ``"ranks"`` or a metric's text; what of ``variant``, ``method`` and
-    ``run`` is left out, it does for all.
+    ``work`` is ``"explained"``, ``"clean"`` or ``"ranks"``, or the texts of metrics that one walk measures; what
+    of ``variant``, ``method`` and ``run`` is left out, it does for all.
     """
 
-    work: str
+    work: str | tuple[str, ...]
     variant: str = ""
     method: str = ""
     run: int | None = None
@@ -58,7 +58,8 @@ class TrainingCell:
     @property
     def id(self) -> str:
         """A readable name that a file may have, unique by the digest at its end."""
-        parts = (self.work, self.variant, self.method, "" if self.run is None else f"run-{self.run}")
+        work = (self.work,) if isinstance(self.work, str) else self.work
+        parts = (*work, self.variant, self.method, "" if self.run is None else f"run-{self.run}")
         names = [re.sub(r"[^\w.=]+", "-", part).strip("-.")[:60] for part in parts if part]
         return f"{'_'.join(names)}_{hashed([self.key, *parts])[:12]}"
 
@@ -79,13 +80,25 @@ def training_cells(spec: Spec, metrics: Metrics, key: str, folder: Path) -> Iter
         work += [TrainingCell("explained")] if not has_weights(spec) else []
         work += [TrainingCell("clean", run=run) for run in runs]
         work += [TrainingCell("ranks", variant, method) for variant, method in contenders]
-    for text, metric in metrics.items():
+    for texts, metric in _walks(metrics):
         if isinstance(metric, RandomRemoval):
-            work += [TrainingCell(text, run=run) for run in runs]
+            work += [TrainingCell(texts, run=run) for run in runs]
         else:
-            work += [TrainingCell(text, *contender, run) for contender in contenders for run in runs]
+            work += [TrainingCell(texts, *contender, run) for contender in contenders for run in runs]
     for cell in work:
         yield replace(cell, key=key, folder=str(folder))
+
+
+def _walks(metrics: Metrics) -> Iterator[tuple[tuple[str, ...], Retraining]]:
+    """Metrics that share a walk through trainings and maps, as one: those of the same patch; and one of them."""
+    patches: dict[int, list[str]] = {}
+    for text, metric in metrics.items():
+        if isinstance(metric, TrainingOcclusion):
+            patches.setdefault(metric.patch, []).append(text)
+        else:
+            yield (text,), metric
+    for texts in patches.values():
+        yield tuple(texts), metrics[texts[0]]
 
 
 def require_trainable(spec: Spec, metrics: Metrics, others: Sequence[str]) -> dict[str, Any]:
@@ -169,37 +182,36 @@ def run_training(spec: Spec, cell: TrainingCell) -> Finished:
             clean(trainings, cell.run or 0)
         case "ranks":
             _rank(trainings, cell.variant, cell.method)
-        case text:
-            metric = catalog.metric(text)
+        case texts:
             try:
-                found = list(_rows(cell, spec, _measured(trainings, cell, metric)))
+                found = list(_rows(cell, spec, _measured(trainings, cell, texts)))
             except PellucidError as error:
-                error.add_note(f"while measuring {text}")
+                error.add_note(f"while measuring {', '.join(texts)}")
                 raise
     return Finished(table(found, ROWS), table([], PICTURE_ROWS), frozenset(trainings.notes))
 
 
-Curves = Mapping[tuple[str, str], Measured]  # by variant and method
+Curves = Mapping[tuple[str, str, str], Measured]  # by variant, method and the metric's text
 
 
-def _measured(trainings: Trainings, cell: TrainingCell, metric: Metric) -> Curves:
+def _measured(trainings: Trainings, cell: TrainingCell, texts: Sequence[str]) -> Curves:
     run = cell.run or 0
-    contender = (cell.variant, cell.method)
-    match metric:
-        case RandomRemoval():
-            return randomly_removed(trainings, cell.id, metric, run)
-        case Removal():
-            return {contender: retrained(trainings, cell, metric, run)}
-        case TrainingOcclusion():
-            return {contender: occluded(trainings, cell, metric, run)}
+    metrics = {text: catalog.metric(text) for text in texts}
+    match metrics[texts[0]]:
+        case RandomRemoval() as metric:
+            return randomly_removed(trainings, cell.id, texts[0], metric, run)
+        case Removal() as metric:
+            return {(cell.variant, cell.method, texts[0]): retrained(trainings, cell, metric, run)}
         case _:
-            raise InvalidParameter(f"{cell.work}: no training is known for this metric")
+            patched = {text: metric for text, metric in metrics.items() if isinstance(metric, TrainingOcclusion)}
+            found = occluded(trainings, cell, patched, run)
+            return {(cell.variant, cell.method, text): measured for text, measured in found.items()}
 
 
 def _rows(cell: TrainingCell, spec: Spec, curves: Curves) -> Iterator[dict[str, Any]]:
     """A training stands where an image stands elsewhere: it is what statistics are taken over."""
-    for (variant, method), measured in curves.items():
-        known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": cell.work}
+    for (variant, method, metric), measured in curves.items():
+        known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": metric}
         for row in values_of([f"run {cell.run}"], measured):
             yield known | {"layer": LAYER, "seed": spec.seed, "versions": known_versions()} | row
 
@@ -237,7 +249,7 @@ def retrained(trainings: Trainings, cell: TrainingCell, metric: Removal, run: in
     return _curve(trainings, metric, fractions, found, clean(trainings, run)["accuracy"])
 
 
-def randomly_removed(trainings: Trainings, name: str, metric: Removal, run: int) -> Curves:
+def randomly_removed(trainings: Trainings, name: str, text: str, metric: Removal, run: int) -> Curves:
     """Nielsen et al.: networks trained with random gaps score what each method's maps leave of test images."""
     spec = trainings.spec
     contenders = [(variant, method) for variant in spec.variant_texts for method in spec.method_texts]
@@ -258,7 +270,7 @@ def randomly_removed(trainings: Trainings, name: str, metric: Removal, run: int)
     scores = trainings.result(name, compute)["scores"]
     whole = clean(trainings, run)["score"]
     curves = zip(contenders, zip(*scores, strict=True), strict=True)
-    return {one: _curve(trainings, metric, fractions, curve, whole) for one, curve in curves}
+    return {(*one, text): _curve(trainings, metric, fractions, curve, whole) for one, curve in curves}
 
 
 def degraded(trainings: Trainings, metric: Removal, fraction: float, part: Part, ranks: Tensor) -> DegradedImages:
@@ -310,24 +322,29 @@ def _curve(
     return Measured(torch.tensor([area], dtype=torch.float64), torch.tensor([curve], dtype=torch.float64), at)
 
 
-def occluded(trainings: Trainings, cell: TrainingCell, metric: TrainingOcclusion, run: int) -> Measured:
+def occluded(
+    trainings: Trainings, cell: TrainingCell, metrics: Mapping[str, TrainingOcclusion], run: int
+) -> Mapping[str, Measured]:
     """What a method attributes to a patch that all images have: its mean and quantiles over the test images."""
-    network = trainings.settings.network
-    patch = random_patch(trainings.preprocess.channels, metric.patch)
+    [patch_size] = {metric.patch for metric in metrics.values()}
+    patch = random_patch(trainings.preprocess.channels, patch_size)
     train, test = (PatchedImages(trainings.images(part), patch) for part in PARTS)
-    name = f"patched-{metric.patch}_run-{run}"
-    loaded = trainings.trained(name, network, train, test, trainings.seed(run))
-    masses = [
-        float(value)
-        for _, pixels, found in trainings.explanations(loaded, test, "test", cell.variant, cell.method)
-        for measured in metric.within().measure(_case(trainings, loaded, cell, pixels, found)).values()
-        for value in measured.values.double()
-    ]
-    known = torch.tensor([value for value in masses if math.isfinite(value)], dtype=torch.float64)
+    name = f"patched-{patch_size}_run-{run}"
+    loaded = trainings.trained(name, trainings.settings.network, train, test, trainings.seed(run))
+    masses: dict[str, list[Tensor]] = {text: [] for text in metrics}
+    for _, pixels, found in trainings.explanations(loaded, test, "test", cell.variant, cell.method):
+        case = _case(trainings, loaded, cell, pixels, found)
+        for text, metric in metrics.items():
+            masses[text] += [measured.values.double().cpu() for measured in metric.within().measure(case).values()]
+    return {text: _spread(torch.cat(found)) for text, found in masses.items()}
+
+
+def _spread(masses: Tensor) -> Measured:
+    known = masses[masses.isfinite()]
     if not len(known):
         return Measured(torch.tensor([math.nan], dtype=torch.float64))
-    spread = known.quantile(torch.tensor(TWENTIETHS, dtype=torch.float64))
-    return Measured(known.mean()[None], spread[None], TWENTIETHS)
+    quantiles = known.quantile(torch.tensor(TWENTIETHS, dtype=torch.float64))
+    return Measured(known.mean()[None], quantiles[None], TWENTIETHS)
 
 
 def _case(trainings: Trainings, loaded: LoadedModel, cell: TrainingCell, pixels: Tensor, found: Any) -> Case:
