@@ -188,6 +188,18 @@ def test_maps_stand_by_rows_and_columns_beside_their_photo():
     assert len(show(like="figure1", photos=1)) == 1
 
 
+def test_a_final_threshold_is_that_of_the_first_pattern_that_fits_the_method():
+    ramp = np.arange(-4.0, 12.0).reshape(4, 4)
+    pictures = [("a", "map", "net", "original", method, "input", npy(ramp)) for method in ("one", "two", "three")]
+    made = results({("net", "original", "one", "input", "insertion"): [1.0]}, pictures=pictures)
+    clip = {"one": (50.0, 100.0), "t?o": (0.0, 75.0)}
+    [maps] = show(made, Statistics.of(made), like="figure1", where={}, labels={}, clip=clip)
+    [[above_median, capped, whole]] = maps.cells
+    assert above_median.tolist() == np.where(ramp >= np.percentile(ramp, 50), ramp, 0).tolist()
+    assert capped == pytest.approx(np.minimum(ramp, np.percentile(ramp, 75)))
+    assert whole.tolist() == ramp.tolist()
+
+
 def test_a_map_that_was_not_kept_is_an_empty_cell_and_the_photo_is_its_models():
     black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
     pictures = [

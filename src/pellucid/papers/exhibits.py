@@ -307,7 +307,7 @@ def maps(exhibit: MapsExhibit, recipe: Recipe, results: Results) -> tuple[Maps, 
         of_image = kept[kept["image"] == image]
         cells = tuple(
             tuple(
-                _map(of_image[of_image[exhibit.rows].isin(some) & of_image[exhibit.columns].isin(others)])
+                _map(of_image[of_image[exhibit.rows].isin(some) & of_image[exhibit.columns].isin(others)], exhibit)
                 for others in columns.values()
             )
             for some in rows.values()
@@ -326,14 +326,25 @@ def _kept_maps(pictures: pd.DataFrame, where: Quantity) -> pd.DataFrame:
     return maps_alone
 
 
-def _map(rows: pd.DataFrame) -> Numbers | None:
+def _map(rows: pd.DataFrame, exhibit: MapsExhibit) -> Numbers | None:
+    """The first map of these rows, after the exhibit's final threshold."""
     if not len(rows):
         return None
     try:
         values: Numbers = np.load(io.BytesIO(rows["data"].iloc[0]), allow_pickle=False).astype(float)
     except (ValueError, OSError, EOFError) as error:
         raise InvalidData(f"a map among the run's pictures cannot be read: {error}; run it again") from error
-    return values
+    method = rows["method"].iloc[0]
+    clip = next((ends for pattern, ends in exhibit.clip.items() if matches(method, (pattern,))), None)
+    return values if clip is None else _clipped(values, clip)
+
+
+def _clipped(values: Numbers, clip: tuple[float, float]) -> Numbers:
+    import torch  # `pellucid reproduce --list` needs none
+
+    from ..heatmap import clip_percentiles
+
+    return np.asarray(clip_percentiles(torch.from_numpy(values)[None], *clip)[0])
 
 
 def _photo(pictures: pd.DataFrame, image: str, where: Quantity) -> NDArray[np.uint8] | None:

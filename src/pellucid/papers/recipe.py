@@ -212,13 +212,18 @@ class BoxesExhibit(_Exhibit):
 
 
 class MapsExhibit(_Exhibit):
-    """Maps of kept photos: a grid for each photo, a map for each ``rows`` and ``columns``."""
+    """Maps of kept photos: a grid for each photo, a map for each ``rows`` and ``columns``.
+
+    ``clip`` is a final threshold: the percentiles of ``clip_percentiles`` by a pattern of methods, the first that
+    matches; other maps are drawn whole.
+    """
 
     two = ("rows", "columns")
     kind: Literal["maps"]
     rows: Place
     columns: Place
     photos: int = 1
+    clip: Mapping[str, tuple[float, float]] = {}
 
 
 Exhibit = Annotated[TableExhibit | CurvesExhibit | BoxesExhibit | MapsExhibit, Field(discriminator="kind")]
