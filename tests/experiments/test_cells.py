@@ -260,6 +260,25 @@ def test_pictures_are_the_first_images_maps_at_the_layers_size_scaled_to_1():
     assert maps["input"].shape == (64, 64)
 
 
+def test_pictures_hold_the_maps_that_a_metric_compared_with_where_it_has_a_value():
+    attacks = [f"adversarial_change(epsilon={epsilon})" for epsilon in (1e-9, 0.2)]
+    planned = plan(spec(metrics=["class_change", *attacks], layers=["layer2.0"]))
+    finished = run_cell(planned.spec, planned.cells[0])
+    found = finished.pictures.to_pandas()
+    rows = finished.rows.to_pandas().set_index(["metric", "image"])["value"]
+    of_kind = {kind: part.set_index("image")["data"] for kind, part in found.groupby("kind")}
+    shown = ["shape-0", "shape-1"]
+    assert set(of_kind) == {"map", "class_change", attacks[1]}  # the other attack changes no class
+    assert list(of_kind["class_change"].index) == shown
+    assert list(of_kind[attacks[1]].index) == [name for name in shown if np.isfinite(rows[attacks[1], name])] != []
+    model, preprocess = load_model("shapes-resnet")
+    image = preprocess(open_images("shapes:5")[1].image)[None]
+    second = model(image).topk(2).indices[:, 1]
+    expected = pl.heatmap(pl.method("gradient")(model, image, second, layers="layer2.0")["layer2.0"])[0]
+    kept = np.load(io.BytesIO(of_kind["class_change"]["shape-1"]))
+    assert np.allclose(kept, expected / expected.abs().max(), atol=1e-3)
+
+
 def test_maps_of_a_function_of_ones_own_are_graded_like_others(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def images(model, images, targets):\n    return images\n"

@@ -200,6 +200,27 @@ def test_a_final_threshold_is_that_of_the_first_pattern_that_fits_the_method():
     assert whole.tolist() == ramp.tolist()
 
 
+def test_maps_stand_beside_those_that_a_metric_compared_them_with():
+    values = {"map": 0.25, "class_change": 0.5, "adversarial_change(epsilon=0.1)": 1.0}
+    pictures = [
+        (image, kind, "net", "original", "m", "input", npy(np.full((2, 2), value)))
+        for image in ("a", "b")
+        for kind, value in values.items()
+        if (image, kind) != ("a", "class_change")
+    ]
+    made = results({("net", "original", "m", "input", "insertion"): [1.0]}, pictures=pictures)
+    along = {"rows": "metric", "columns": "method"}
+    whole, lacking = show(made, Statistics.of(made), like="figure1", where={}, labels={}, **along)
+    assert (whole.image, lacking.image) == ("b", "a")  # photos that have all come first
+    assert whole.rows == ("map", "adversarial_change(epsilon=0.1)", "class_change")
+    assert [cell[0][0, 0] for cell in whole.cells] == [values[name] for name in whole.rows]
+    two = {"metric": ["map", "adversarial*"]}
+    first, _ = show(made, Statistics.of(made), like="figure1", where=two, labels={}, **along)
+    assert (first.image, [cell[0][0, 0] for cell in first.cells]) == ("a", [0.25, 1.0])
+    [maps, _] = show(made, Statistics.of(made), like="figure1", where={}, labels={})
+    assert maps.cells[0][0][0, 0] == 0.25  # elsewhere the map alone
+
+
 def test_a_map_that_was_not_kept_is_an_empty_cell_and_the_photo_is_its_models():
     black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
     pictures = [

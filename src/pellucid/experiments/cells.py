@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,8 +79,11 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     rows, pictures = [], []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
         case = _case(spec, cell, batch, notes, tuple(metrics.values()))
-        rows += [row for text in metrics for row in _measured(spec, cell, case, text, metrics[text])]
-        pictures += list(_maps(cell, case, shown_names))
+        pictures += list(_maps(cell, case, "map", case.attributions, shown_names))
+        for text, metric in metrics.items():
+            found = _measured(case, text, metric)
+            rows += list(_rows(spec, cell, case, text, found))
+            pictures += list(_compared(cell, case, text, found, shown_names))
     return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
 
 
@@ -164,16 +167,19 @@ def noted(method: str, notes: set[Note]) -> Iterator[None]:
 Row = dict[str, Any]
 
 
-def _measured(spec: Spec, cell: Cell, case: Case, text: str, metric: Metric) -> Iterator[Row]:
-    """A metric's rows at all layers."""
+def _measured(case: Case, text: str, metric: Metric) -> Mapping[str, Measured]:
     try:
         with warnings.catch_warnings():
             # What happens when a metric explains anew (a random model, say) is for the metric to say.
             warnings.simplefilter("ignore", LayerWarning)
-            found = metric.measure(case)
+            return metric.measure(case)
     except PellucidError as error:
         error.add_note(f"while measuring {text}")
         raise
+
+
+def _rows(spec: Spec, cell: Cell, case: Case, text: str, found: Mapping[str, Measured]) -> Iterator[Row]:
+    """A metric's rows at all layers."""
     known = {"model": cell.model, "variant": cell.variant, "method": cell.method, "metric": text}
     for layer, measured in found.items():
         for row in values_of(case.names, measured):
@@ -211,11 +217,20 @@ def table(rows: Sequence[Row], schema: pyarrow.Schema) -> pyarrow.Table:
 # Pictures.
 
 
-def _maps(cell: Cell, case: Case, names: set[str]) -> Iterator[Row]:
+def _compared(cell: Cell, case: Case, text: str, found: Mapping[str, Measured], names: set[str]) -> Iterator[Row]:
+    """The maps that a metric compared those of some images with, where it has a value."""
+    for layer, measured in found.items():
+        if measured.compared is not None:
+            known = measured.values.isfinite().tolist()
+            valid = {name for name, is_known in zip(case.names, known, strict=True) if is_known}
+            yield from _maps(cell, case, text, {layer: measured.compared}, names & valid)
+
+
+def _maps(cell: Cell, case: Case, kind: str, attributions: Mapping[str, Tensor], names: set[str]) -> Iterator[Row]:
     """The maps of some images at the layers' own sizes, as Results tells."""
-    known = {"kind": "map", "model": cell.model, "variant": cell.variant, "method": cell.method}
+    known = {"kind": kind, "model": cell.model, "variant": cell.variant, "method": cell.method}
     rows = [row for row, name in enumerate(case.names) if name in names]
-    for layer, attribution in case.attributions.items():
+    for layer, attribution in attributions.items():
         if not rows:
             return
         maps = heatmap(attribution[rows], None, case.channels).double()

@@ -58,8 +58,9 @@ class Results:
             Texts are categories.
         facts: what run.json says (spec, metrics, layers, images, versions, command), and ``missing``, the cells
             that have not been computed.
-        pictures: image, kind ("photo" or "map"), model, variant, method, layer, data (PNG bytes of photos; of
-            maps .npy bytes of float16 (h, w), scaled to a largest magnitude of 1).
+        pictures: image, kind ("photo", "map", or the metric that compared the map with this one), model,
+            variant, method, layer, data (PNG bytes of photos; of maps .npy bytes of float16 (h, w), scaled to a
+            largest magnitude of 1).
         failed: what was wrong with cells that failed in the call that gave these results.
         notes: what is to be known about methods in that call: (warning, method) -> layers.
     """

@@ -25,13 +25,15 @@ class Measured:
     """A metric at one layer: ``values`` (B,), NaN where it is undefined, and the curves they sum up.
 
     ``curve`` (B, n) holds what was measured at the ``n`` positions ``at``, such as the fractions of pixels
-    inserted; ``steps`` names them where they have names, such as the layers randomised.
+    inserted; ``steps`` names them where they have names, such as the layers randomised. ``compared``
+    (B, C, h, w) are the attributions that the case's were compared with, for who wants to see both.
     """
 
     values: Tensor
     curve: Tensor | None = None
     at: Sequence[float] = ()
     steps: Sequence[str] = ()
+    compared: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,8 @@ class _Change(Metric):
             layer: Measured(
                 (1 - similarity(case.heatmap(before[layer]), case.heatmap(after[layer])))
                 .to(case.images.dtype)
-                .masked_fill(~valid, float("nan"))
+                .masked_fill(~valid, float("nan")),
+                compared=after[layer],
             )
             for layer in case.layers
         }

@@ -298,12 +298,13 @@ def _box(name: str, values: Numbers, floor: str) -> Box:
 
 def maps(exhibit: MapsExhibit, recipe: Recipe, results: Results) -> tuple[Maps, ...]:
     """The first photos that the run kept, and for each row and column the first map that matches."""
-    kept = _kept_maps(results.pictures, exhibit.where)
+    kept = _kept_maps(results.pictures, exhibit)
     rows, columns = (
         entries(kept[key].unique(), exhibit.where, key, recipe) for key in (exhibit.rows, exhibit.columns)
     )
     found_maps = []
-    for image in list(kept["image"].unique())[: exhibit.photos]:
+    whole_first = kept["image"].value_counts(sort=False).sort_values(ascending=False, kind="stable").index
+    for image in list(whole_first)[: exhibit.photos]:
         of_image = kept[kept["image"] == image]
         cells = tuple(
             tuple(
@@ -317,10 +318,13 @@ def maps(exhibit: MapsExhibit, recipe: Recipe, results: Results) -> tuple[Maps, 
     return tuple(found_maps)
 
 
-def _kept_maps(pictures: pd.DataFrame, where: Quantity) -> pd.DataFrame:
-    maps_alone = pictures[pictures["kind"] == "map"].astype(dict.fromkeys([*PLACE, "image"], object))
-    for key in PLACE:
-        patterns = getattr(where, key)
+def _kept_maps(pictures: pd.DataFrame, exhibit: MapsExhibit) -> pd.DataFrame:
+    of_metrics = "metric" in (exhibit.rows, exhibit.columns)
+    chosen_kinds = pictures["kind"] != "photo" if of_metrics else pictures["kind"] == "map"
+    maps_alone = pictures[chosen_kinds].rename(columns={"kind": "metric"})
+    maps_alone = maps_alone.astype(dict.fromkeys([*PLACE, "metric", "image"], object))
+    for key in GROUP if of_metrics else PLACE:
+        patterns = getattr(exhibit.where, key)
         known = {name: matches(name, patterns) for name in maps_alone[key].unique()}
         maps_alone = maps_alone[maps_alone[key].map(known).astype(bool)]
     return maps_alone

@@ -15,7 +15,6 @@ from ..errors import UnknownName
 
 Scale = Literal["smoke", "cpu", "paper"]
 Key = Literal["model", "variant", "method", "layer", "metric"]
-Place = Literal["model", "variant", "method", "layer"]
 How = Literal["mean", "std", "difference", "ratio", "reduction"]
 PAPERS = ("smooth-deep-saliency", "combination-methods", "rectified-gradient", "sanity-checks")
 
@@ -214,14 +213,15 @@ class BoxesExhibit(_Exhibit):
 class MapsExhibit(_Exhibit):
     """Maps of kept photos: a grid for each photo, a map for each ``rows`` and ``columns``.
 
+    Along the metrics stand ``"map"``, the map itself, and the maps that metrics compared it with.
     ``clip`` is a final threshold: the percentiles of ``clip_percentiles`` by a pattern of methods, the first that
     matches; other maps are drawn whole.
     """
 
     two = ("rows", "columns")
     kind: Literal["maps"]
-    rows: Place
-    columns: Place
+    rows: Key
+    columns: Key
     photos: int = 1
     clip: Mapping[str, tuple[float, float]] = {}
 

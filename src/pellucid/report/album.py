@@ -48,11 +48,9 @@ class Album:
         Raises:
             InvalidData: a picture cannot be read.
         """
-        is_photo = pictures["kind"] == "photo"
-        photos = {row.image: photo_uri(row.data) for row in pictures[is_photo].itertuples()}
-        values = {
-            tuple(getattr(row, key) for key in KEY): _values(row.data) for row in pictures[~is_photo].itertuples()
-        }
+        photo_rows, map_rows = (pictures[pictures["kind"] == kind] for kind in ("photo", "map"))
+        photos = {row.image: photo_uri(row.data) for row in photo_rows.itertuples()}
+        values = {tuple(getattr(row, key) for key in KEY): _values(row.data) for row in map_rows.itertuples()}
         signed = any(bool((one < 0).any()) for one in values.values())
         uris = {key: map_uri(one, signed) for key, one in values.items()}
         shown = _fitting(photos, uris)
