@@ -262,7 +262,8 @@ def table(found: Table, exhibit: TableExhibit) -> html.Table:
 
 def _cell(cell: Cell, digits: int) -> str:
     lines = [told(cell.found, digits)]
-    lines += [f"paper: {number(cell.paper, digits)}"] if cell.paper is not None else []
+    # With the digits that the paper gives.
+    lines += [f"paper: {cell.paper:g}".replace("-", "−")] if cell.paper is not None else []
     return "\n".join(lines)
 
 
