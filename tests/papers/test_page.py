@@ -14,6 +14,7 @@ from pellucid.papers.exhibits import Box, Line, Maps, Panel
 from pellucid.papers.markdown import escaped
 from pellucid.papers.quantities import Found
 from pellucid.papers.recipe import Recipe
+from pellucid.report import figures
 from tests.papers.example import RECIPE, example
 from tests.tables import NAN, results
 
@@ -290,6 +291,21 @@ def test_large_grids_of_noise_are_kept_small(tmp_path):
     path = drawing.save(figure, tmp_path, "noise")
     assert path.stat().st_size <= 300_000
     assert not (tmp_path / "noise.svg").exists()
+
+
+def test_a_large_picture_keeps_what_is_for_and_against_the_class_apart(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(3, 9, 112, 112)) ** 3
+    rows, columns = (tuple(map(str, range(count))) for count in (3, 9))
+    figure = drawing.grid_of(Maps("photo", None, rows, columns, tuple(map(tuple, noise))))
+    figures.save(figure, tmp_path / "whole.png")
+    assert (tmp_path / "whole.png").stat().st_size > drawing.LARGEST
+    path = drawing.save(figure, tmp_path, "small")
+    assert path.stat().st_size <= drawing.LARGEST
+    pictures = [Image.open(one).convert("RGB") for one in (tmp_path / "whole.png", path)]
+    whole, small = (np.asarray(picture).astype(int) for picture in pictures)
+    assert (small[whole.min(2) == 255] == 255).all()  # the page stays white
+    assert np.abs(small - whole).max() < 64  # of 255: dark red and dark blue are 100 apart
+    assert np.abs(small - whole).mean() < 6
 
 
 def test_a_grid_without_maps_is_not_drawn():
