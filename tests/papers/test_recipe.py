@@ -74,7 +74,7 @@ BOUND = {"experiment": "all", "above": 0}
         ({"exhibits": [RECIPE["exhibits"][4] | {"where": {"how": "std"}}]}, "has no deviation"),
         ({"exhibits": [EXHIBIT | {"lines": "variant"}]}, "panels and lines are both variant"),
         ({"exhibits": [RECIPE["exhibits"][0] | {"columns": "method"}]}, "rows and columns are both method"),
-        ({"exhibits": [RECIPE["exhibits"][5] | {"rows": "metric"}]}, "rows"),
+        ({"exhibits": [RECIPE["exhibits"][5] | {"rows": "image"}]}, "rows"),
         ({"titel": "x"}, "titel"),
     ],
 )
