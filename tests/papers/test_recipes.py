@@ -23,6 +23,7 @@ from pellucid.papers.sources import filled, needed, trainings_of
 
 SCALES = get_args(Scale)
 CASES = [(paper, scale) for paper in PAPERS for scale in SCALES]
+OF_METHODS = ("combination-methods", "rectified-gradient")  # at cpu scale they compare the methods of the papers
 # Rows that only the paper has: networks whose weights are not at hand, at no scale.
 PAPER_ALONE = {("smooth-deep-saliency", "ResNet-50 (robust)")}
 
@@ -69,12 +70,13 @@ def names(paper, experiment, scale):
 
 
 def quantities(recipe):
-    """All that is looked up in results: (what for, experiment, quantity)."""
-    for exhibit in recipe.exhibits:
-        yield exhibit.key, exhibit.experiment, exhibit.where
-    for claim in recipe.claims:
-        for test in claim.tests:
-            yield claim.text, test.experiment, test
+    """All that is looked up in results: (what for, experiment, quantity); of comparisons, both sides."""
+    asked = [(exhibit.key, exhibit.experiment, exhibit.where) for exhibit in recipe.exhibits]
+    asked += [(claim.text, test.experiment, test) for claim in recipe.claims for test in claim.tests]
+    for what, experiment, quantity in asked:
+        yield what, experiment, quantity
+        if quantity.against:
+            yield what, experiment, quantity.model_copy(update={**quantity.against})
 
 
 @pytest.mark.parametrize(("paper", "scale"), CASES)
@@ -114,15 +116,17 @@ def test_trainings_have_settings_and_all_is_needed_at_some_scale(paper):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_what_is_looked_up_is_computed(paper):
-    """Each pattern means something at one scale or another, and all of them together at one at least."""
+    """Each pattern means something at the paper's scale, and all of them together at one at least."""
     for what, experiment, quantity in quantities(read_recipe(paper)):
         known = {scale: names(paper, experiment, scale) for scale in SCALES}
-        asked = [(key, getattr(quantity, key)) for key in known["cpu"]] + list(quantity.against.items())
+        asked = [(key, getattr(quantity, key)) for key in known["paper"]]
+        timm = any(model.name.startswith("timm:") for model in spec_of(paper, experiment, "paper").models)
         for key, patterns in asked:
-            for pattern in patterns:
-                found = {name for scale in SCALES for name in known[scale][key]}
-                if not (key == "layer" and pattern.startswith("features")):  # of timm's networks
-                    assert any(matches(name, (pattern,)) for name in found), (what, key, pattern, sorted(found))
+            for pattern in [] if key == "layer" and timm else patterns:
+                found = known["paper"][key]
+                assert any(matches(name, (pattern,)) for name in found), (what, key, pattern, found)
+            for pattern in patterns if paper in OF_METHODS and key in ("method", "metric") else []:
+                assert any(matches(name, (pattern,)) for name in known["cpu"][key]), (what, key, pattern)
         together = [
             all(any(matches(name, patterns) for name in known[scale][key]) for key, patterns in asked)
             for scale in SCALES

@@ -202,10 +202,12 @@ def _measured(trainings: Trainings, cell: TrainingCell, texts: Sequence[str]) ->
             return randomly_removed(trainings, cell.id, texts[0], metric, run)
         case Removal() as metric:
             return {(cell.variant, cell.method, texts[0]): retrained(trainings, cell, metric, run)}
-        case _:
+        case TrainingOcclusion():
             patched = {text: metric for text, metric in metrics.items() if isinstance(metric, TrainingOcclusion)}
             found = occluded(trainings, cell, patched, run)
             return {(cell.variant, cell.method, text): measured for text, measured in found.items()}
+        case _:
+            raise InvalidParameter(f"{texts[0]}: no training is known for this metric")
 
 
 def _rows(cell: TrainingCell, spec: Spec, curves: Curves) -> Iterator[dict[str, Any]]:

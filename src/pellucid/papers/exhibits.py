@@ -29,7 +29,6 @@ from .recipe import (
     matches,
 )
 
-PLACE = GROUP[:-1]  # what tells the maps of one image apart
 WHISKER = 1.5  # times the box: where whiskers end at the latest
 
 
@@ -297,7 +296,7 @@ def _box(name: str, values: Numbers, floor: str) -> Box:
 
 
 def maps(exhibit: MapsExhibit, recipe: Recipe, results: Results) -> tuple[Maps, ...]:
-    """The first photos that the run kept, and for each row and column the first map that matches."""
+    """The first photos of those with most maps, and for each row and column the first map that matches."""
     kept = _kept_maps(results.pictures, exhibit)
     rows, columns = (
         entries(kept[key].unique(), exhibit.where, key, recipe) for key in (exhibit.rows, exhibit.columns)
@@ -319,12 +318,12 @@ def maps(exhibit: MapsExhibit, recipe: Recipe, results: Results) -> tuple[Maps, 
 
 
 def _kept_maps(pictures: pd.DataFrame, exhibit: MapsExhibit) -> pd.DataFrame:
-    of_metrics = "metric" in (exhibit.rows, exhibit.columns)
-    chosen_kinds = pictures["kind"] != "photo" if of_metrics else pictures["kind"] == "map"
-    maps_alone = pictures[chosen_kinds].rename(columns={"kind": "metric"})
-    maps_alone = maps_alone.astype(dict.fromkeys([*PLACE, "metric", "image"], object))
-    for key in GROUP if of_metrics else PLACE:
+    maps_alone = pictures[pictures["kind"] != "photo"].rename(columns={"kind": "metric"})
+    maps_alone = maps_alone.astype(dict.fromkeys([*GROUP, "image"], object))
+    for key in GROUP:
         patterns = getattr(exhibit.where, key)
+        if key == "metric" and key not in (exhibit.rows, exhibit.columns):
+            patterns = ("map",)  # not those it was compared with
         known = {name: matches(name, patterns) for name in maps_alone[key].unique()}
         maps_alone = maps_alone[maps_alone[key].map(known).astype(bool)]
     return maps_alone
