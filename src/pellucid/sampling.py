@@ -38,15 +38,21 @@ class Sampling(ABC):
     def draws(self) -> int:
         """How many points are drawn per point."""
 
+    @property
+    @abstractmethod
+    def weights(self) -> np.ndarray | None:
+        """The weight w_t of each draw (draws,), where the fold is a weighted sum; else None."""
+
     @abstractmethod
     def points(
         self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
         """Row i of ``values`` (n, ...), moved to its draw number ``draw[i]`` under the seed ``keys[i]``."""
 
-    @abstractmethod
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """What each draw adds to the running sums, for rows of ``attribution`` (n, ...)."""
+        weights = attribution.new_tensor(self.weights)[draw]
+        return (attribution * weights.view(-1, *[1] * (attribution.dim() - 1)),)
 
     @abstractmethod
     def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
@@ -86,6 +92,11 @@ class Noise(Sampling):
         """The number of noisy samples."""
         return self.samples
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Equal ones, of the mean."""
+        return np.full(self.samples, 1 / self.samples) if self.moment == "mean" else None
+
     def points(
         self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
@@ -99,9 +110,9 @@ class Noise(Sampling):
 
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """Values, squares, or both."""
-        share = 1 / self.samples
         if self.moment == "mean":
-            return (attribution * share,)
+            return super().terms(attribution, draw)
+        share = 1 / self.samples
         if self.moment == "squared":
             return (attribution.square() * share,)
         # Sums of squares cancel: float64 keeps the variance of nearly constant attributions.
@@ -172,6 +183,11 @@ class Path(Sampling):
                 ends[[0, -1]] /= 2
                 return np.linspace(0, 1, n), ends
 
+    @property
+    def weights(self) -> np.ndarray:
+        """Those of the quadrature."""
+        return self.nodes[1]
+
     def points(
         self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
@@ -179,11 +195,6 @@ class Path(Sampling):
         assert references is not None
         places = values.new_tensor(self.nodes[0][list(draw)]).view(-1, *[1] * (values.dim() - 1))
         return torch.lerp(references.expand_as(values), values, places)
-
-    def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
-        """Weight by the quadrature."""
-        weights = attribution.new_tensor(self.nodes[1])[draw]
-        return (attribution * weights.view(-1, *[1] * (attribution.dim() - 1)),)
 
     def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
         """Multiply the integral by the length of the path."""

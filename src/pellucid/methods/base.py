@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter, require_count
 from ..layers import INPUT, require_explainable, select_layers
 from ..rules.base import Rule
+from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
 from ..rules.variants import Variant, variant_rules
 from ..sampling import Noise, Path, Sampling, fold
@@ -190,12 +191,13 @@ class Method(ABC):
         """Draw all points of the outermost sampling, evaluate them in full batches, fold the results."""
         sampling, inner = samplings[0], samplings[1:]
         folded = _Fold(sampling, len(points))
-        n = len(points)
-        for index in torch.arange(n * sampling.draws, device=points.values.device).split(network.max_batch):
-            # All rows' first draw, then all rows' second: rows with one seed share the noise of a draw.
-            row, draw = index % n, index // n
-            estimates = self._evaluate(network, inner, _drawn(network, sampling, points, row, draw), layers)
-            folded.add(estimates, row, draw)
+        # Of gradients where the draws lie only the weighted sum is wanted, one for each point.
+        tied = self.is_gradient and not inner and sampling.weights is not None and set(layers) == {points.layer}
+        for row, draw in _chunks(sampling, len(points), network.max_batch, points.values.device):
+            drawn = _drawn(network, sampling, points, row, draw)
+            draws = _draws(network, sampling, points, row, draw) if tied else None
+            estimates = self._evaluate(network, inner, replace(drawn, draws=draws), layers)
+            folded.add(estimates, row, draw, summed=draws is not None)
         if isinstance(sampling, Path):
             return self._integrated(network, sampling, inner, points, folded)
         return {layer: Estimate(folded.value(layer), folded.expected(layer)) for layer in folded.layers}
@@ -234,13 +236,16 @@ class _Fold:
     def layers(self) -> list[str]:
         return list(self._sums)
 
-    def add(self, estimates: dict[str, Estimate], row: Tensor, draw: Tensor) -> None:
+    def add(self, estimates: dict[str, Estimate], row: Tensor, draw: Tensor, summed: bool) -> None:
+        """Add what the draws of the rows gave, or, if ``summed``, their weighted sums for each distinct row."""
+        into = row.unique() if summed else row
         for layer, estimate in estimates.items():
-            terms = self._sampling.terms(estimate.attribution, draw)
+            found = estimate.attribution
+            terms = (found,) if summed else self._sampling.terms(found, draw)
             if layer not in self._sums:
                 self._sums[layer] = tuple(term.new_zeros(self._rows, *term.shape[1:]) for term in terms)
             for total, term in zip(self._sums[layer], terms, strict=True):
-                total.index_add_(0, row, term)
+                total.index_add_(0, into, term)
             if estimate.expected is not None and self._sampling.keeps_sum:
                 total = self._expected.setdefault(layer, estimate.expected.new_zeros(self._rows))
                 total.index_add_(0, row, estimate.expected / self._sampling.draws)
@@ -252,6 +257,15 @@ class _Fold:
         return self._expected.get(layer)
 
 
+def _chunks(sampling: Sampling, rows: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every draw of every row, at most ``size`` at a time, as numbers of rows and of draws."""
+    for index in torch.arange(rows * sampling.draws, device=device).split(size):
+        if isinstance(sampling, Path):  # path by path, so that a chunk has few ends
+            yield index // sampling.draws, index % sampling.draws
+        else:  # draw by draw: rows with one seed share the noise of a draw
+            yield index % rows, index // rows
+
+
 def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor) -> Points:
     """The points of the given draws of the given rows."""
     draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
@@ -260,6 +274,18 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
         network.reference_at(sampling.baseline, points.layer, rows) if isinstance(sampling, Path) else None
     )
     return replace(rows, values=sampling.points(rows.values, references, draws, keys))
+
+
+def _draws(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor) -> Draws | None:
+    """How the given draws hang on the rows that they are drawn from; None where knowing it saves nothing."""
+    which, of = row.unique(return_inverse=True)
+    values = points.values[which]
+    draws = Draws(values, of, values.new_tensor(sampling.weights)[draw])
+    if not isinstance(sampling, Path):
+        return draws if len(which) < len(row) else None
+    chosen = Points(values, points.origin[which], ())
+    references = network.reference_at(sampling.baseline, points.layer, chosen)
+    return replace(draws, references=references, places=values.new_tensor(sampling.nodes[0])[draw])
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:

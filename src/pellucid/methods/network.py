@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..rules.base import Rule, Rules
+from ..rules.draws import Draws, with_draws
 from ..sampling import Baseline, reference_images
 from .checks import not_finite, require_in_range, require_logits
 
@@ -20,7 +21,8 @@ from .checks import not_finite, require_in_range, require_logits
 class Points:
     """Rows at which something is evaluated: images, or activations of ``layer`` (n, ...).
 
-    ``origin`` (n,) tells which image of the call a row came from, ``keys`` its random seed.
+    ``origin`` (n,) tells which image of the call a row came from, ``keys`` its random seed. With ``draws`` only
+    sums over the rows are wanted of their gradients, one for each point that they were drawn from.
     """
 
     values: Tensor
@@ -28,6 +30,7 @@ class Points:
     keys: tuple[int, ...]
     layer: str = INPUT
     scores: Tensor | None = None  # their explained logits (n,), where already known
+    draws: Draws | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -35,7 +38,10 @@ class Points:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one pass found at each row: activations and gradients by layer, and the explained logit (n,)."""
+    """What one pass found at each row: activations and gradients by layer, and the explained logit (n,).
+
+    Of points with draws, the gradient at their layer is the sum for each point that they were drawn from.
+    """
 
     activations: Activations
     gradients: dict[str, Tensor]
@@ -91,9 +97,14 @@ class Network:
     ) -> tuple[Activations, Tensor, dict[str, Tensor]]:
         with torch.enable_grad():
             values = values.detach()
-            if points.layer in layers:
-                values.requires_grad_()
-            activations, logits = self._run(values, points, layers)
+            if points.draws is not None:
+                draws = replace(points.draws, points=points.draws.points.detach().requires_grad_())
+                activations, logits = self._run(draws.tied(lambda: values), points, layers)
+                activations[points.layer] = draws.points
+            else:
+                if points.layer in layers:
+                    values.requires_grad_()
+                activations, logits = self._run(values, points, layers)
             scores = self._scores(logits, points.origin.repeat(len(values) // len(points)))
             return activations, scores, self._gradients(scores[: len(points)].sum(), activations)
 
@@ -187,7 +198,7 @@ class Network:
     def _pass(
         self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
     ) -> tuple[Activations, Tensor]:
-        rules = Rules(self.rules, self._copies)
+        rules = Rules(with_draws(self.rules), self._copies)
         with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()

@@ -27,12 +27,15 @@ class Rule(ABC):
 
     ``operations`` names the kinds (rules/operations.py). ``apply`` gets the operation, its input and
     ``run``, which computes it with any further rules applied; what it returns takes the place of the result.
-    Rules hold no state, so one instance serves many threads.
+    Rules hold no state, so one instance serves many threads. A rule of an affine operation may say that it is
+    ``linear``: that it keeps the operation affine, and propagates back by a linear map that does not depend on
+    the input.
     """
 
     operations: ClassVar[frozenset[str]]
     replaces_backward: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
 
     @property

@@ -25,6 +25,7 @@ class PaddingTrick(Rule):
     """
 
     pointwise: bool = False
+    linear: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
@@ -68,6 +69,7 @@ class SmoothedDownsampling(Rule):
     where: Where = "backward"
     direction: Direction = 1
     include_first: bool = False
+    linear: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ class FrozenBatchNorm(Rule):
     """
 
     required: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
 
     @property

@@ -135,6 +135,7 @@ class BilinearDownsampling(Rule):
     """
 
     surrogate: Surrogate
+    linear: ClassVar[bool] = True  # a path is two convolutions and a resizing
     operations: ClassVar[frozenset[str]] = CONVOLUTION
 
     @property
