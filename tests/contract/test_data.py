@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
+from unittest import mock
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
@@ -267,9 +270,18 @@ def test_torchvision_by_name():
         open_images("torchvision:CIFAR11")
 
 
-def test_torchvision_without_the_files_says_so(tmp_path):
-    with pytest.raises(InvalidData, match=r"torchvision:MNIST cannot be opened below .* not found"):
+def test_torchvision_without_the_files_says_how_to_get_them(tmp_path):
+    with pytest.raises(InvalidData, match=r"torchvision:MNIST is not whole below .*; fetch it once: ") as caught:
         open_images("torchvision:MNIST", root=tmp_path)
+    [code] = re.findall(r'python -c "(.*)"$', str(caught.value))
+    fetched = []
+    with mock.patch.object(torchvision.datasets, "MNIST", lambda **settings: fetched.append(settings)):
+        exec(code, {})
+    assert fetched == [{"root": str(tmp_path), "train": False, "download": True}]
+    with pytest.raises(InvalidData, match="documentation"):  # torchvision cannot download it
+        open_images("torchvision:FER2013", root=tmp_path)
+    with pytest.raises(InvalidData, match=r"ImageNet cannot be opened .*'train', 'val'"):
+        open_images("torchvision:ImageNet", root=tmp_path)
 
 
 class Pairs:

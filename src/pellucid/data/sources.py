@@ -346,15 +346,26 @@ def from_torchvision(name: str, split: str, root: Path, download: bool) -> Sourc
     factory = getattr(torchvision.datasets, name, None)
     if factory is None or name not in torchvision.datasets.__all__:
         raise UnknownName("torchvision data set", name, torchvision.datasets.__all__)
-    settings = {"root": root, "split": split, "train": split == "train", "download": download}
-    taken = inspect.signature(factory).parameters
+    known = {"root": str(root), "split": split, "train": split == "train", "download": download}
+    settings = {key: known[key] for key in inspect.signature(factory).parameters if key in known}
     try:
-        dataset = factory(**{key: value for key, value in settings.items() if key in taken})
-    except (RuntimeError, OSError, ValueError) as error:
+        dataset = factory(**settings)
+    except RuntimeError as error:  # not there, or not whole
+        way_out = _how_to_fetch(name, settings)
+        raise InvalidData(f"torchvision:{name} is not whole below {root}; {way_out}") from error
+    except (OSError, ValueError) as error:
         raise InvalidData(
             f"torchvision:{name} cannot be opened below {root} (split {split!r}): {error}"
         ) from error
     return from_dataset(dataset, name)
+
+
+def _how_to_fetch(name: str, settings: dict[str, Any]) -> str:
+    """How to come by a data set of torchvision: the command that downloads it, if torchvision can."""
+    if "download" not in settings:
+        return "torchvision's documentation says where to get it"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in (settings | {"download": True}).items())
+    return f'fetch it once: python -c "from torchvision.datasets import {name}; {name}({arguments})"'
 
 
 def from_hugging_face(name: str, split: str, label_column: str | None) -> Source:
