@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import get_args
+from typing import Any, get_args
 
 
 class PellucidError(Exception):
@@ -82,6 +82,25 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
     listed = list(names)
     rest = f", ... ({len(listed) - most} more)" if len(listed) > most else ""
     return (", ".join(listed[:most]) or "none") + rest
+
+
+def first_difference(there: Any, here: Any, name: str = "") -> str:
+    """Name the first place in which two different things of plain values differ, for an error message."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
+        return first_difference(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+    if isinstance(there, list) and isinstance(here, list):
+        for index, (one, other) in enumerate(zip(there, here, strict=False)):
+            if one != other:
+                return first_difference(one, other, f"{name}[{index}]")
+        longer, place = (there, "there") if len(there) > len(here) else (here, "here")
+        return f"{name} has {_brief(longer[min(len(there), len(here))])} {place} alone"
+    return f"{name} is {_brief(there)} there and {_brief(here)} here"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def require_count(name: str, value: int) -> None:

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from pellucid import catalog
-from pellucid.errors import EmptyMapWarning, InvalidData, OutputNotWritable, RuleNotApplied
+from pellucid.errors import EmptyMapWarning, InvalidData, OutputNotWritable, RuleNotApplied, first_difference
 from pellucid.experiments import runners
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.store import ROWS, Results, Store, difference
+from pellucid.experiments.store import ROWS, Results, Store
 from pellucid.metrics.base import Metric
 from pellucid.metrics.noise import TotalVariation
 
@@ -378,7 +378,7 @@ def test_warnings_of_the_method_are_gathered_and_those_of_metrics_are_not(tmp_pa
     ],
 )
 def test_the_first_difference_is_named(there, here, message):
-    assert difference(there, here) == message
+    assert first_difference(there, here) == message
 
 
 def test_a_table_of_nothing_has_the_columns(tmp_path):

@@ -263,11 +263,11 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(tmp_path, kept):
 @pytest.mark.parametrize(
     ("settings", "difference"),
     [
-        ({"recipe": replace(QUICK, learning_rate=0.5)}, "recipe: learning_rate is 0.01 there and 0.5 here"),
-        ({"recipe": replace(QUICK, epochs=4)}, "recipe: epochs is 3 there and 4 here"),
-        ({"seed": 1}, r"seeds is \[0\] there and \[1\] here"),
-        ({"model": net(norm=False)}, "network: 0.bias is None there"),
-        ({"train_set": images_of(seed=5)}, "images is"),
+        ({"recipe": replace(QUICK, learning_rate=0.5)}, "recipe.learning_rate is 0.01 there and 0.5 here"),
+        ({"recipe": replace(QUICK, epochs=4)}, "recipe.epochs is 3 there and 4 here"),
+        ({"seed": 1}, r"seeds\[0\] is 0 there and 1 here"),
+        ({"model": net(norm=False)}, r"network.1.weight is \[1, 4\] there and None here"),
+        ({"train_set": images_of(seed=5)}, r"images\[0\] is '.*' there"),
         ({"preprocess": HALF}, "preprocess is None there"),
     ],
 )

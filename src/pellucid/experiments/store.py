@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
-from ..errors import InvalidData, OutputNotWritable
+from ..errors import InvalidData, OutputNotWritable, first_difference
 from ..files import replace_file
 
 RUN, PARTS, PICTURES, LOCK = "run.json", "parts", "pictures", ".lock"
@@ -138,7 +138,7 @@ class Store:
                 )
             return None
         if found["hash"] != facts["hash"]:
-            first = difference(found["identity"], facts["identity"])
+            first = first_difference(found["identity"], facts["identity"])
             raise OutputNotWritable(
                 f"{self.url} holds the results of another spec: {first}; choose another folder"
             )
@@ -273,25 +273,6 @@ def _parquet(table: pyarrow.Table) -> bytes:
 def hashed(value: Any) -> str:
     """The SHA-256 of plain values."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def difference(there: Any, here: Any, name: str = "") -> str:
-    """The first thing in which two identities differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-        return difference(there.get(keys[0]), here.get(keys[0]), f"{name}.{keys[0]}" if name else keys[0])
-    if isinstance(there, list) and isinstance(here, list):
-        for index, (one, other) in enumerate(zip(there, here, strict=False)):
-            if one != other:
-                return difference(one, other, f"{name}[{index}]")
-        longer, place = (there, "there") if len(there) > len(here) else (here, "here")
-        return f"{name} has {_brief(longer[min(len(there), len(here))])} {place} alone"
-    return f"{name} is {_brief(there)} there and {_brief(here)} here"
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import InvalidWeights, OutputNotWritable
+from ..errors import InvalidWeights, OutputNotWritable, first_difference
 from ..files import replace_file
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
@@ -66,9 +66,9 @@ class Checkpoints:
             if found is None:
                 continue
             identity, checkpoint = found
-            if identity != json.loads(json.dumps(self.identity)):
+            if identity != (wanted := json.loads(json.dumps(self.identity))):
                 raise InvalidWeights(
-                    f"{path} is of another training: {difference(identity, self.identity)}; "
+                    f"{path} is of another training: {first_difference(identity, wanted)}; "
                     f"remove {self.folder}, or write somewhere else"
                 )
             return checkpoint
@@ -92,18 +92,6 @@ def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
         return json.loads(metadata["identity"]), Checkpoint(tensors, json.loads(metadata["facts"]))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
-
-
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name the first setting in which two trainings differ."""
-    here = json.loads(json.dumps(wanted))
-    for key in sorted({*found, *here}):
-        one, other = found.get(key), here.get(key)
-        if isinstance(one, dict) and isinstance(other, dict) and one != other:
-            return f"{key}: {difference(one, other)}"
-        if one != other:
-            return f"{key} is {one!r} there and {other!r} here"
-    return "it differs"
 
 
 # Optimizers.

@@ -12,8 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import OutputNotWritable
-from ..experiments.store import difference
+from ..errors import OutputNotWritable, first_difference
 from ..files import replace_file
 
 STATE, LOCK = "reproduce.json", ".lock"
@@ -80,7 +79,7 @@ class State:
     def changed(self, key: str, identity: Mapping[str, Any]) -> str:
         """In what a training that began earlier differs from this one; ``""`` if in nothing."""
         known = self.facts["trained"].get(key, {"identity": identity})["identity"]
-        return difference(known, identity) if known != identity else ""
+        return first_difference(known, identity) if known != identity else ""
 
     # Time.
 
