@@ -293,3 +293,15 @@ def test_it_changes_nothing_for_rows_that_were_not_drawn() -> None:
     with Rules([AffineOnce()]) as rules:
         net(x.requires_grad_())
     assert not rules.met
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.parametrize("sampling", [PATH, NOISE], ids=["path", "noise"])
+def test_under_autocast_it_keeps_to_the_precision_of_each_operation(sampling: Sampling) -> None:
+    net, x = seeded(ThroughAReLU).float(), images(2, 14).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = one_by_one(pl.Gradient(), sampling, net, x)
+        found = pl.Gradient(samplings=(sampling,))(net, x, TARGETS, seed=SEED)["input"]
+    full = pl.Gradient(samplings=(sampling,))(net, x, TARGETS, seed=SEED)["input"]
+    assert found.dtype == torch.float32
+    assert 0 < float((found - full).norm() / full.norm()) < 1.5 * float((expected - full).norm() / full.norm())

@@ -44,19 +44,22 @@ class Draws:
         assert self.references is not None
         assert self.places is not None
         ends = torch.cat([self.points.detach(), self.references])
-        row = torch.arange(len(self.of), device=self.of.device)
+        row, places = torch.arange(len(self.of), device=ends.device), self.places.to(ends.dtype)
         mixture = ends.new_zeros(len(row), len(ends))
-        mixture[row, self.of] = self.places
-        mixture[row, len(self.points) + self.of % len(self.references)] = 1 - self.places
+        mixture[row, self.of] = places
+        mixture[row, len(self.points) + self.of % len(self.references)] = 1 - places
         rows = ends.new_empty(len(row), *ends.shape[1:])  # no view of a product: the model may overwrite it
-        torch.mm(mixture, ends.flatten(1), out=rows.flatten(1))
+        with torch.autocast(ends.device.type, enabled=False):
+            torch.mm(mixture, ends.flatten(1), out=rows.flatten(1))
         return rows
 
     def sums(self, gradient: Tensor) -> Tensor:
         """The weighted sums (m, ...) of the rows' gradients (n, ...)."""
         shares = gradient.new_zeros(len(self.points), len(gradient))
-        shares[self.of, torch.arange(len(gradient), device=self.of.device)] = self.weights
-        return (shares @ gradient.flatten(1)).view(-1, *gradient.shape[1:])
+        row = torch.arange(len(gradient), device=gradient.device)
+        shares[self.of, row] = self.weights.to(gradient.dtype)
+        with torch.autocast(gradient.device.type, enabled=False):
+            return (shares @ gradient.flatten(1)).view(-1, *gradient.shape[1:])
 
 
 class _Tied(torch.autograd.Function):
