@@ -350,22 +350,20 @@ def from_torchvision(name: str, split: str, root: Path, download: bool) -> Sourc
     settings = {key: known[key] for key in inspect.signature(factory).parameters if key in known}
     try:
         dataset = factory(**settings)
-    except RuntimeError as error:  # not there, or not whole
-        way_out = _how_to_fetch(name, settings)
-        raise InvalidData(f"torchvision:{name} is not whole below {root}; {way_out}") from error
-    except (OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise InvalidData(
             f"torchvision:{name} cannot be opened below {root} (split {split!r}): {error}"
+            f"{_how_to_fetch(name, settings) if isinstance(error, RuntimeError) else ''}"
         ) from error
     return from_dataset(dataset, name)
 
 
 def _how_to_fetch(name: str, settings: dict[str, Any]) -> str:
-    """How to come by a data set of torchvision: the command that downloads it, if torchvision can."""
+    """The command that downloads a data set of torchvision; nothing if torchvision cannot."""
     if "download" not in settings:
-        return "torchvision's documentation says where to get it"
+        return ""
     arguments = ", ".join(f"{key}={value!r}" for key, value in (settings | {"download": True}).items())
-    return f'fetch it once: python -c "from torchvision.datasets import {name}; {name}({arguments})"'
+    return f'. To fetch it: python -c "from torchvision.datasets import {name}; {name}({arguments})"'
 
 
 def from_hugging_face(name: str, split: str, label_column: str | None) -> Source:
