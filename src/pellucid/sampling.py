@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import ClassVar, Literal
 
@@ -45,9 +46,12 @@ class Sampling(ABC):
 
     @abstractmethod
     def points(
-        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+        self, values: Tensor, references: Tensor | None, of: Tensor, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
-        """Row i of ``values`` (n, ...), moved to its draw number ``draw[i]`` under the seed ``keys[i]``."""
+        """Row i (n, ...): point ``of[i]`` of ``values`` (m, ...), moved to its draw number ``draw[i]``.
+
+        ``references`` are one for all (1, ...) or one for each point (m, ...); ``keys[i]`` is the row's seed.
+        """
 
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """What each draw adds to the running sums, for rows of ``attribution`` (n, ...)."""
@@ -98,9 +102,10 @@ class Noise(Sampling):
         return np.full(self.samples, 1 / self.samples) if self.moment == "mean" else None
 
     def points(
-        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+        self, values: Tensor, references: Tensor | None, of: Tensor, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
         """Add each row's own noise."""
+        values = values[of]
         scale: float | Tensor = self.std
         if self.relative:
             rows = values.flatten(1)
@@ -161,7 +166,7 @@ class Path(Sampling):
         """The number of points on the path."""
         return self.steps
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
         """Places a_t on [0, 1] and weights w_t (sum 1) of the quadrature."""
         n = self.steps
@@ -189,12 +194,19 @@ class Path(Sampling):
         return self.nodes[1]
 
     def points(
-        self, values: Tensor, references: Tensor | None, draw: Sequence[int], keys: Sequence[int]
+        self, values: Tensor, references: Tensor | None, of: Tensor, draw: Sequence[int], keys: Sequence[int]
     ) -> Tensor:
-        """Interpolate between each row's reference and itself."""
+        """Interpolate between each row's reference and its point: one product for all rows."""
         assert references is not None
-        places = values.new_tensor(self.nodes[0][list(draw)]).view(-1, *[1] * (values.dim() - 1))
-        return torch.lerp(references.expand_as(values), values, places)
+        ends, row = torch.cat([values, references]).detach(), torch.arange(len(of), device=of.device)
+        places = values.new_tensor(self.nodes[0][list(draw)])
+        mixture = values.new_zeros(len(row), len(ends))
+        mixture[row, of] = places
+        mixture[row, len(values) + of % len(references)] = 1 - places
+        rows = values.new_empty(len(row), *values.shape[1:])  # no view: the model may overwrite it
+        with torch.autocast(values.device.type, enabled=False):
+            torch.mm(mixture, ends.reshape(len(ends), -1), out=rows.view(len(row), -1))
+        return rows
 
     def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
         """Multiply the integral by the length of the path."""

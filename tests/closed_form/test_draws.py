@@ -132,7 +132,7 @@ def one_by_one(method: pl.Gradient, sampling: Sampling, net: nn.Module, x: Tenso
         reference = reference_images(sampling.baseline, x)[:1] if isinstance(sampling, Path) else None
         total = torch.zeros_like(image)
         for draw, weight in enumerate(sampling.weights):
-            point = sampling.points(image, reference, [draw], [SEED])
+            point = sampling.points(image, reference, torch.tensor([0]), [draw], [SEED])
             total += weight * method(net, point, TARGETS[row], **settings)["input"]
         maps.append(total if reference is None else total * (image - reference))
     return torch.cat(maps)
@@ -280,12 +280,13 @@ def test_rows_are_known_by_the_graph_and_by_the_count_of_changes() -> None:
 def test_rows_on_paths_are_what_they_would_be_one_by_one(shared: bool) -> None:
     points, references = images(3, 4), images(1 if shared else 3, 4, seed=1)
     of, places = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0.0, 0.3, 1.0, 0.5, 0.9], dtype=torch.float64)
-    draws = Draws(points, of, torch.ones(5, dtype=torch.float64), references, places)
+    path = Path(11, quadrature="linspace")
+    found = path.points(points, references, of, [0, 3, 10, 5, 9], [SEED] * 5)
     start = references.expand_as(points)[of]
     expected = start + places.view(-1, 1, 1, 1) * (points[of] - start)
-    torch.testing.assert_close(draws.on_path(), expected, rtol=1e-14, atol=1e-14)
-    assert torch.equal(draws.on_path()[2], points[1])
-    assert torch.equal(draws.on_path()[0], start[0])
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    assert torch.equal(found[2], points[1])
+    assert torch.equal(found[0], start[0])
 
 
 def test_it_changes_nothing_for_rows_that_were_not_drawn() -> None:

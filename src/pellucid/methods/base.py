@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -194,10 +195,9 @@ class Method(ABC):
         # Of gradients where the draws lie only the weighted sum is wanted, one for each point.
         tied = self.is_gradient and not inner and sampling.weights is not None and set(layers) == {points.layer}
         for row, draw in _chunks(sampling, len(points), network.max_batch, points.values.device):
-            drawn = _drawn(network, sampling, points, row, draw)
-            draws = _draws(network, sampling, points, row, draw) if tied else None
-            estimates = self._evaluate(network, inner, replace(drawn, draws=draws), layers)
-            folded.add(estimates, row, draw, summed=draws is not None)
+            drawn = _drawn(network, sampling, points, row, draw, tied)
+            estimates = self._evaluate(network, inner, drawn, layers)
+            folded.add(estimates, row, draw, summed=drawn.draws is not None)
         if isinstance(sampling, Path):
             return self._integrated(network, sampling, inner, points, folded)
         return {layer: Estimate(folded.value(layer), folded.expected(layer)) for layer in folded.layers}
@@ -266,26 +266,21 @@ def _chunks(sampling: Sampling, rows: int, size: int, device: torch.device) -> I
             yield index % rows, index // rows
 
 
-def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor) -> Points:
-    """The points of the given draws of the given rows."""
-    draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
-    rows = Points(points.values[row], points.origin[row], tuple(map(fold, keys, draws)), points.layer)
-    references = (
-        network.reference_at(sampling.baseline, points.layer, rows) if isinstance(sampling, Path) else None
-    )
-    return replace(rows, values=sampling.points(rows.values, references, draws, keys))
-
-
-def _draws(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor) -> Draws | None:
-    """How the given draws hang on the rows that they are drawn from; None where knowing it saves nothing."""
+def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor, tied: bool) -> Points:
+    """The points of the given draws of the given rows, tied to these rows if that saves anything."""
     which, of = row.unique(return_inverse=True)
-    values = points.values[which]
-    draws = Draws(values, of, values.new_tensor(sampling.weights)[draw])
-    if not isinstance(sampling, Path):
-        return draws if len(which) < len(row) else None
-    chosen = Points(values, points.origin[which], ())
-    references = network.reference_at(sampling.baseline, points.layer, chosen)
-    return replace(draws, references=references, places=values.new_tensor(sampling.nodes[0])[draw])
+    chosen = Points(points.values[which], points.origin[which], ())
+    references = (
+        network.reference_at(sampling.baseline, points.layer, chosen) if isinstance(sampling, Path) else None
+    )
+    draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
+    move = partial(sampling.points, of=of, draw=draws, keys=keys)
+    values = move(chosen.values, references)
+    drawn = Points(values, points.origin[row], tuple(map(fold, keys, draws)), points.layer)
+    if not tied or (references is None and len(chosen) == len(drawn)):
+        return drawn
+    weights, path = values.new_tensor(sampling.weights)[draw], None if references is None else move
+    return replace(drawn, draws=Draws(chosen.values, of, weights, references, path))
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:

@@ -24,34 +24,20 @@ from .operations import Operation
 class Draws:
     """How the n rows of a pass were drawn from m points: row i from point ``of[i]``, with weight ``weights[i]``.
 
-    On straight paths row i lies at ``places[i]`` in [0, 1] between a reference, one for all (1, ...) or one for
-    each point (m, ...), and its point; elsewhere both are None.
+    Where the rows lie on straight paths, ``path`` makes them from the points and their ``references``, and may
+    do so after both were moved by an affine operation; elsewhere both are None.
     """
 
     points: Tensor
     of: Tensor
     weights: Tensor
     references: Tensor | None = None
-    places: Tensor | None = None
+    path: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def tied(self, rows: Callable[[], Tensor]) -> Tensor:
         """The rows, computed without a graph; of the gradients that arrive at them, the points get the sums."""
         result: Tensor = _Tied.apply(self.points, self, rows)
         return result
-
-    def on_path(self) -> Tensor:
-        """The rows (n, ...) of straight paths, as one product with the ends."""
-        assert self.references is not None
-        assert self.places is not None
-        ends = torch.cat([self.points.detach(), self.references])
-        row, places = torch.arange(len(self.of), device=ends.device), self.places.to(ends.dtype)
-        mixture = ends.new_zeros(len(row), len(ends))
-        mixture[row, self.of] = places
-        mixture[row, len(self.points) + self.of % len(self.references)] = 1 - places
-        rows = ends.new_empty(len(row), *ends.shape[1:])  # no view of a product: the model may overwrite it
-        with torch.autocast(ends.device.type, enabled=False):
-            torch.mm(mixture, ends.flatten(1), out=rows.flatten(1))
-        return rows
 
     def sums(self, gradient: Tensor) -> Tensor:
         """The weighted sums (m, ...) of the rows' gradients (n, ...)."""
@@ -59,7 +45,7 @@ class Draws:
         row = torch.arange(len(gradient), device=gradient.device)
         shares[self.of, row] = self.weights.to(gradient.dtype)
         with torch.autocast(gradient.device.type, enabled=False):
-            return (shares @ gradient.flatten(1)).view(-1, *gradient.shape[1:])
+            return (shares @ gradient.reshape(len(gradient), -1)).view(-1, *gradient.shape[1:])
 
 
 class _Tied(torch.autograd.Function):
@@ -96,7 +82,6 @@ class AffineOnce(Rule):
     """
 
     required: ClassVar[bool] = False
-    linear: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d", "batch_norm"})
 
     @property
@@ -114,12 +99,13 @@ class AffineOnce(Rule):
         """Run it at the points and, where the draws lie on paths, at the references instead of at the rows."""
         draws = draws_of(x)
         assert draws is not None
-        moved = replace(draws, points=run(draws.points))
-        if draws.references is None:
-            return moved.tied(lambda: run(x.detach()))
+        points, path = run(draws.points), draws.path
+        if path is None or draws.references is None:
+            return replace(draws, points=points).tied(lambda: run(x.detach()))
         with torch.no_grad():
-            moved = replace(moved, references=run(draws.references))
-        return moved.tied(moved.on_path)
+            references = run(draws.references)
+        moved = replace(draws, points=points, references=references)
+        return moved.tied(lambda: path(points, references))
 
 
 def with_draws(rules: Sequence[Rule]) -> tuple[Rule, ...]:
