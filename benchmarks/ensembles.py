@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from pellucid.data.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.data.labeled import LabeledImages, load_images
 from pellucid.data.sources import open_images
-from pellucid.models.ensemble import processors, train_ensemble
-from pellucid.models.papers import PAPER_MODELS
-from pellucid.models.recipes import RECIPES
+from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
+from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
+from pellucid.training.ensemble import processors, train_ensemble
+from pellucid.training.hyperparameters import RECIPES
 
 NAME = "cifar-cnn"
 

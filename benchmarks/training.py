@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pellucid.surrogate.training import train_surrogate
+from pellucid.training.surrogates import train_surrogate
 
 Step = Callable[[], object]
 Features = dict[str, tuple[Tensor, Tensor]]

@@ -5,7 +5,7 @@ from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNot
 from .experiments.runners import benchmark
 from .experiments.spec import Spec, read_spec
 from .experiments.store import Results
-from .experiments.trust import TrustCard, trust_card
+from .findings.trust import TrustCard, trust_card
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
 from .methods.base import Attributions, Method
@@ -28,8 +28,8 @@ from .rules.lrp import EpsilonLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
 from .sampling import Noise, Path, Sampling
-from .surrogate.training import train_surrogate
-from .surrogate.variant import Surrogate, load_surrogate
+from .training.surrogates import train_surrogate
+from .variants.surrogate import Surrogate, load_surrogate
 
 __all__ = [
     "METHODS",

@@ -30,12 +30,12 @@ from .metrics.fidelity import PredictionDifference, TargetDifference, Top1
 from .metrics.localization import BackgroundMass, EnergyOutside, MassOutside, PatchMass, PointingGame
 from .metrics.noise import RawTotalVariation, TotalVariation
 from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
-from .metrics.retraining import Kar, RandomRemoval, Roar, TrainingOcclusion
 from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
 from .metrics.sensitivity import AdversarialChange, ClassChange
-from .rules.variants import DOWNSAMPLING, Variant
 from .sampling import Noise, Path
-from .surrogate.variant import load_surrogate
+from .training.retraining import Kar, RandomRemoval, Roar, TrainingOcclusion
+from .variants.base import DOWNSAMPLING, Variant
+from .variants.surrogate import load_surrogate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from .errors import InvalidParameter, require_choice, require_count
+from .seeds import fold_in
 
 Space = Literal["input", "layer"]
 Moment = Literal["mean", "squared", "variance"]
@@ -111,7 +111,7 @@ class Noise(Sampling):
             rows = values.flatten(1)
             spread = rows.amax(1) - rows.amin(1)
             scale = self.std * spread.view(-1, *[1] * (values.dim() - 1))
-        return values + scale * noise_like(values, [fold(key, d) for key, d in zip(keys, draw, strict=True)])
+        return values + scale * noise_like(values, [fold_in(key, d) for key, d in zip(keys, draw, strict=True)])
 
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """Values, squares, or both."""
@@ -230,11 +230,6 @@ def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
         blurred: Tensor = gaussian_blur(images, [taps, taps], [5.0, 5.0])
         return blurred
     return torch.full_like(images[:1], 0.0 if baseline == "zero" else float(baseline))
-
-
-def fold(key: int, index: int) -> int:
-    """A new seed from a seed and an index; well mixed, and the same on every machine."""
-    return int.from_bytes(blake2b(f"{key}/{index}".encode(), digest_size=7).digest(), "little")
 
 
 def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:

@@ -4,11 +4,11 @@ import json
 
 import pyarrow
 import pytest
-from tests.tables import plausible
 from typer.testing import CliRunner
 
 from pellucid.cli import app
 from pellucid.experiments.store import PICTURE_ROWS, ROWS, RUN, Store
+from tests.tables import plausible
 
 SMALL = {"variants": ("original",), "layers": ("input",), "shown": 1}
 

@@ -22,8 +22,8 @@ from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
 from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED
-from pellucid.surrogate.training import _Training, train_surrogate
-from pellucid.surrogate.variant import load_surrogate
+from pellucid.training.surrogates import _Training, train_surrogate
+from pellucid.variants.surrogate import load_surrogate
 
 app = typer.Typer(cls=Commands)
 app.add_typer(commands, name="surrogate")

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import pellucid as pl
 from pellucid.data.sources import open_images
 from pellucid.metrics.base import Axis
-from pellucid.metrics.retraining import Retraining
+from pellucid.training.retraining import Retraining
 
 IMAGES = 3
 LAYERS = ("input", "layer2.0")

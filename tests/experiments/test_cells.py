@@ -16,7 +16,7 @@ from pellucid import catalog
 from pellucid.data.sources import Sample, open_images
 from pellucid.errors import InvalidData, InvalidLayer, InvalidMap, InvalidParameter, InvalidTarget, UnknownName
 from pellucid.experiments import inputs
-from pellucid.experiments.cells import run_cell, seed_of
+from pellucid.experiments.cells import run_cell
 from pellucid.experiments.inputs import annotated, moved_boxes
 from pellucid.experiments.planning import plan
 from pellucid.experiments.spec import read_spec
@@ -25,6 +25,7 @@ from pellucid.metrics.randomization import randomized
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.zoo import LoadedModel, load_model
+from pellucid.seeds import image_seed
 
 LAYERS = ["input", "layer2.0"]
 
@@ -135,7 +136,7 @@ def test_the_values_are_those_of_a_loop_over_single_images():
         target = model(image).argmax(1)
         for text in methods:
             for variant in ("original", "backward"):
-                seed = seed_of(sample.name, 3)
+                seed = image_seed(3, sample.name)
                 maps = pl.method(text)(model, image, target, LAYERS, variant=variant, seed=seed)
                 for layer in LAYERS:
                     expected = float(pl.total_variation(maps[layer]))

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from pellucid import catalog
-from pellucid.data.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
 from pellucid.data.labeled import LabeledImages
 from pellucid.errors import InvalidData, InvalidModel, InvalidParameter, OutputNotWritable, UnknownName
 from pellucid.experiments import inputs, trainings
@@ -23,13 +22,14 @@ from pellucid.experiments.planning import plan
 from pellucid.experiments.retraining import TrainingCell
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.statistics import Statistics
 from pellucid.experiments.trainings import Trainings
-from pellucid.metrics.retraining import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
-from pellucid.models.train import Training, train
+from pellucid.findings.statistics import Statistics
 from pellucid.models.zoo import load_model
 from pellucid.report.benchmark import page
-from pellucid.sampling import fold
+from pellucid.seeds import fold_in
+from pellucid.training.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
+from pellucid.training.loop import Training, train
+from pellucid.training.retraining import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
 
 SIDE, BLOCK = 8, slice(2, 4)  # 4 of 64 pixels tell the class
 TRAIN, TEST = 192, 64
@@ -196,7 +196,7 @@ def test_one_point_is_that_of_a_training_by_hand(results, data):
         mean = images("train").pixels.double().mean((0, 2, 3)) / 255
         return DegradedImages(whole, ranks, Degradation(0.5, "roar"), mean)
 
-    seed = fold(0, 1)
+    seed = fold_in(0, 1)
     loaded = load_model(f"{data}/net.py:build", "random", seed=seed)
     recipe = Trainings(spec(data), Path()).recipe(f"{data}/net.py:build")
     assert (recipe.epochs, recipe.keep) == (12, "last")
@@ -296,7 +296,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(data, tmp_path, mon
 
 def test_finished_trainings_of_an_unfinished_curve_are_not_repeated(data, tmp_path, monkeypatch):
     """Ended after the second of a curve's three trainings: only the third is left to do."""
-    monkeypatch.setattr("pellucid.models.ensemble.processors", lambda: 1)
+    monkeypatch.setattr("pellucid.training.ensemble.processors", lambda: 1)
     wanted = spec(data, {"metrics": ["roar"], "methods": ["random"]}, seeds=1, epochs=4)
     whole = benchmark(wanted, tmp_path / "whole")
     learn, epochs = Training.learn, []

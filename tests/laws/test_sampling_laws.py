@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import pellucid as pl
 from pellucid.rules.conv import rolled_mean
 from pellucid.rules.relu import percentile
-from pellucid.sampling import fold, noise_like
+from pellucid.sampling import noise_like
+from pellucid.seeds import fold_in
 from tests.networks import images, logits_of, plain, relative_error
 
 few = settings(
@@ -176,14 +177,14 @@ def test_quadratures_are_exact_to_their_degree_and_no_further(quadrature: str, d
 @few
 @given(seeds, st.integers(0, 100), st.integers(0, 100))
 def test_folded_seeds_do_not_collide(seed: int, first: int, second: int) -> None:
-    assert (fold(seed, first) == fold(seed, second)) == (first == second)
-    assert fold(fold(seed, first), second) != fold(fold(seed, second), first) or first == second
+    assert (fold_in(seed, first) == fold_in(seed, second)) == (first == second)
+    assert fold_in(fold_in(seed, first), second) != fold_in(fold_in(seed, second), first) or first == second
 
 
 @few
 @given(seeds)
 def test_noise_has_the_moments_of_a_standard_normal(seed: int) -> None:
-    drawn = noise_like(torch.zeros(2, 1, 100, 100, dtype=torch.float64), [seed, fold(seed, 1)])
+    drawn = noise_like(torch.zeros(2, 1, 100, 100, dtype=torch.float64), [seed, fold_in(seed, 1)])
     for row in drawn:
         assert abs(float(row.mean())) < 5 / 100
         assert abs(float(row.var()) - 1) < 5 * (2 / 10_000) ** 0.5

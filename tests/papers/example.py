@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pellucid.experiments.statistics import Statistics
+from pellucid.findings.statistics import Statistics
 from pellucid.papers.recipe import Recipe
 from tests.tables import plausible
 

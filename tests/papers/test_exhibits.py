@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import InvalidData
-from pellucid.experiments.statistics import Statistics
+from pellucid.findings.statistics import Statistics
 from pellucid.papers.exhibits import shown
 from pellucid.papers.quantities import found
 from pellucid.papers.recipe import Quantity, Recipe

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import OutputNotWritable
-from pellucid.experiments.statistics import Statistics
+from pellucid.findings.statistics import Statistics
 from pellucid.papers import drawing, page
 from pellucid.papers.exhibits import Box, Line, Maps, Panel
 from pellucid.papers.markdown import escaped

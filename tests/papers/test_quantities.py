@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pellucid.experiments.statistics import Statistics
+from pellucid.findings.statistics import Statistics
 from pellucid.papers.quantities import chosen, found, per_image, verdict
 from pellucid.papers.recipe import Claim, Quantity, Where
 from pellucid.papers.recipe import Test as Bound

@@ -14,12 +14,12 @@ from pellucid.experiments.pretraining import NetworkSettings, SurrogateSettings
 from pellucid.experiments.spec import read_spec
 from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
-from pellucid.metrics.retraining import Removal, Retraining
 from pellucid.models.zoo import load_model
 from pellucid.papers.markdown import escaped
 from pellucid.papers.page import place_of
 from pellucid.papers.recipe import PAPERS, MapsExhibit, Network, Scale, TableExhibit, matches, read_recipe
 from pellucid.papers.sources import filled, needed, trainings_of
+from pellucid.training.retraining import Removal, Retraining
 
 SCALES = get_args(Scale)
 CASES = [(paper, scale) for paper in PAPERS for scale in SCALES]

@@ -14,13 +14,13 @@ from pellucid.data.sources import open_images
 from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
 from pellucid.experiments import pretraining, runners
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.statistics import Statistics
 from pellucid.experiments.store import Results
+from pellucid.findings.statistics import Statistics
 from pellucid.models.zoo import load_model
 from pellucid.papers.recipe import Recipe
 from pellucid.papers.running import reproduce
 from pellucid.papers.sources import content, filled, located, needed
-from pellucid.surrogate.variant import load_surrogate
+from pellucid.variants.surrogate import load_surrogate
 
 TABLE = {"kind": "table", "title": "a table", "rows": "method", "columns": "variant"}
 NETWORK = {"name": "selu-cnn", "source": "@digits", "test": "@others", "count": 64, "epochs": 2}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.sampling import fold, noise_like
+from pellucid.sampling import noise_like
+from pellucid.seeds import fold_in
 from tests.networks import images, logits_of, plain, relative_error
 
 TARGETS = [0, 2]
@@ -124,7 +125,7 @@ def test_c30_smoothing_inside_and_outside_the_path_differ_by_half_the_noises_var
             "smoothed(integrated(gradient))": {"steps": 1, "samples": samples, "std": std},
         }.items()
     }
-    n = std * torch.cat([noise_like(x, [fold(0, d)]).view(1, 2) for d in range(samples)])
+    n = std * torch.cat([noise_like(x, [fold_in(0, d)]).view(1, 2) for d in range(samples)])
     a, p = Quadratic.matrix, x.flatten()
     assert found["gradient"].tolist() == [4, 7]
     # the gradient is linear along the path, so that one Gauss node integrates it
@@ -134,7 +135,7 @@ def test_c30_smoothing_inside_and_outside_the_path_differ_by_half_the_noises_var
     assert torch.allclose(found["smoothed(integrated(gradient))"], (noisy * (noisy @ a)).mean(0) / 2, rtol=1e-13)
     # integrated(smoothed): (x) (A x / 2 + A mean noise), fresh noise at every node
     inside = pl.method("integrated(smoothed(gradient))", steps=1, samples=samples, std=std)(model, x, 0)["input"]
-    drawn = torch.cat([noise_like(x, [fold(fold(0, 0), d)]).view(1, 2) for d in range(samples)])
+    drawn = torch.cat([noise_like(x, [fold_in(fold_in(0, 0), d)]).view(1, 2) for d in range(samples)])
     assert torch.allclose(inside.flatten(), p * (a @ (p / 2 + std * drawn.mean(0))), rtol=1e-13)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.sampling import fold, noise_like
+from pellucid.sampling import noise_like
+from pellucid.seeds import fold_in
 from tests.networks import ExactGuided, attributed, exactly, images, plain, relative_error
 
 EXACT = 1e-11
@@ -84,12 +85,12 @@ def reference(x: Tensor) -> Tensor:
 
 
 def smoothgrad(n: Naive, x: Tensor, seed: int) -> Tensor:
-    return mean([n.gradient_at_image(x + STD * noise(x, fold(seed, d))) for d in range(SAMPLES)])
+    return mean([n.gradient_at_image(x + STD * noise(x, fold_in(seed, d))) for d in range(SAMPLES)])
 
 
 def smoothgrad_at_layer(n: Naive, x: Tensor, seed: int) -> Tensor:
     h = n.layer(x)
-    return mean([n.gradient(h + STD * noise(h, fold(seed, d))) for d in range(SAMPLES)])
+    return mean([n.gradient(h + STD * noise(h, fold_in(seed, d))) for d in range(SAMPLES)])
 
 
 def integrated(n: Naive, x: Tensor, seed: int) -> Tensor:
@@ -105,21 +106,23 @@ def integrated_at_input(n: Naive, x: Tensor, seed: int) -> Tensor:
 
 def smoothed_integrated(n: Naive, x: Tensor, seed: int) -> Tensor:
     """Nielsen et al., Eq. 6: noise at the image, then the path to each noisy image's layer."""
-    return mean([integrated(n, x + STD * noise(x, fold(seed, d)), 0) for d in range(SAMPLES)])
+    return mean([integrated(n, x + STD * noise(x, fold_in(seed, d)), 0) for d in range(SAMPLES)])
 
 
 def integrated_smoothed(n: Naive, x: Tensor, seed: int) -> Tensor:
     """Eq. 8: SmoothGrad at each point of the layer's path, with noise at the layer."""
 
     def inner(p: Tensor, t: int) -> Tensor:
-        return mean([n.gradient(p + STD * noise(p, fold(fold(seed, t), d))) for d in range(SAMPLES)])
+        return mean([n.gradient(p + STD * noise(p, fold_in(fold_in(seed, t), d))) for d in range(SAMPLES)])
 
     return path(n.layer(x), n.layer(reference(x)), inner)
 
 
 def smoothed_smoothed(n: Naive, x: Tensor, seed: int) -> Tensor:
     """Noise upon noise: the second drawn anew for each of the first."""
-    return mean([smoothgrad(n, x + STD * noise(x, key), key) for key in (fold(seed, d) for d in range(SAMPLES))])
+    return mean(
+        [smoothgrad(n, x + STD * noise(x, key), key) for key in (fold_in(seed, d) for d in range(SAMPLES))]
+    )
 
 
 def integrated_integrated(n: Naive, x: Tensor, seed: int) -> Tensor:
@@ -128,7 +131,7 @@ def integrated_integrated(n: Naive, x: Tensor, seed: int) -> Tensor:
 
 
 def smoothed_integrated_smoothed(n: Naive, x: Tensor, seed: int) -> Tensor:
-    keys = [fold(seed, d) for d in range(SAMPLES)]
+    keys = [fold_in(seed, d) for d in range(SAMPLES)]
     return mean([integrated_smoothed(n, x + STD * noise(x, key), key) for key in keys])
 
 
@@ -173,7 +176,7 @@ def test_squared_and_variance_are_the_moments_of_the_noisy_gradients() -> None:
             torch.cat(
                 [
                     Naive(depth, TARGETS[row]).gradient_at_image(
-                        x[row : row + 1] + STD * noise(x, fold(SEEDS[row], d))
+                        x[row : row + 1] + STD * noise(x, fold_in(SEEDS[row], d))
                     )
                     for row in range(2)
                 ]
@@ -196,7 +199,7 @@ def test_relative_noise_is_a_fraction_of_each_images_own_range() -> None:
     for row in range(2):
         image = x[row : row + 1]
         std = STD * (image.max() - image.min())
-        keys = [fold(SEEDS[row], d) for d in range(SAMPLES)]
+        keys = [fold_in(SEEDS[row], d) for d in range(SAMPLES)]
         expected.append(mean([n[row].gradient(image + std * noise(image, key)) for key in keys]))
     found = pl.Gradient().smoothed(**SMOOTH, relative=True)(network(), x, TARGETS, seed=SEEDS)["input"]
     assert relative_error(found, torch.cat(expected)) < EXACT
@@ -232,7 +235,7 @@ def test_integrated_deeplift_and_smoothed_deeplift_nest_like_any_other_method() 
     single = pl.DeepLift(baseline=BASELINE)
     draws = []
     for d in range(SAMPLES):
-        noisy = torch.cat([x[r : r + 1] + STD * noise(x, fold(SEEDS[r], d)) for r in range(2)])
+        noisy = torch.cat([x[r : r + 1] + STD * noise(x, fold_in(SEEDS[r], d)) for r in range(2)])
         draws.append(single(network(), noisy, TARGETS, layers=["input", "0"]))
     found = single.smoothed(**SMOOTH)(network(), x, TARGETS, layers=["input", "0"], seed=SEEDS, max_batch=4)
     for layer in ("input", "0"):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pellucid.experiments.statistics import Statistics
+from pellucid.findings.statistics import Statistics
 from pellucid.report import benchmark, html
 from pellucid.report.album import Album
 from tests.tables import results

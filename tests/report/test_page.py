@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import InvalidData
-from pellucid.experiments.statistics import Statistics
-from pellucid.experiments.trust import ranking
+from pellucid.findings.statistics import Statistics
+from pellucid.findings.trust import ranking
 from pellucid.report import album, benchmark, figures, tables
 from pellucid.report.curves import Line, chart
 from tests.tables import NAN, drawings, npy, plausible, png, results

@@ -10,15 +10,18 @@ import pellucid as pl
 PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0,
-    "files": 1,
-    "heatmap": 1, "sampling": 1, "layers": 1, "rules": 1,
-    "methods": 2, "models": 2, "data": 2,
-    "metrics": 3, "surrogate": 3,
-    "catalog": 4,
-    "experiments": 5,
-    "report": 6,
-    "papers": 7,
-    "cli": 8,
+    "seeds": 1, "files": 1,
+    "heatmap": 2, "sampling": 2, "layers": 2, "rules": 2,
+    "variants": 3,
+    "methods": 4, "models": 4, "data": 4,
+    "metrics": 5,
+    "training": 6,
+    "catalog": 7,
+    "experiments": 8,
+    "findings": 9,
+    "report": 10,
+    "papers": 11,
+    "cli": 12,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.sources import Sample
-    from ..experiments.trust import TrustCard
+    from ..findings.trust import TrustCard
     from ..methods.base import Attributions
     from ..models.zoo import LoadedModel
     from ..report.figures import Map, Photo
@@ -78,7 +78,7 @@ def graded(folder: Path, command: str) -> TrustCard:
     """Grade the maps of the included network, with a report of its own, and judge them."""
     from ..experiments.runners import benchmark
     from ..experiments.spec import Spec
-    from ..experiments.trust import trust_card
+    from ..findings.trust import trust_card
     from ..report import benchmark as grades
     from ..report import html
 

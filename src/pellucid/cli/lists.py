@@ -62,7 +62,7 @@ def list_layers(
 @listing.command("models")
 def list_models() -> None:
     """Show the names that `--model` knows."""
-    from ..models.papers import PAPER_MODELS
+    from ..models.small import PAPER_MODELS
     from ..models.zoo import BUNDLED, model_names
 
     table = Table("name", "source", title="Models", title_justify="left")

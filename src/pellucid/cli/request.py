@@ -11,7 +11,7 @@ from .output import file_name, unused
 
 if TYPE_CHECKING:
     from ..methods.base import Method
-    from ..rules.variants import Variant
+    from ..variants.base import Variant
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from ..data.sources import Sample, Source
     from ..metrics.base import Case
-    from ..models.recipes import TrainingPrecision
     from ..models.zoo import LoadedModel
-    from ..surrogate.variant import Surrogate
+    from ..training.hyperparameters import TrainingPrecision
+    from ..variants.surrogate import Surrogate
 
 surrogate = typer.Typer(
     no_args_is_help=True, help="Train and evaluate bilinear paths in place of strided convolutions."
@@ -65,10 +65,10 @@ def train(
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
     """
-    from ..models.checkpoint import Checkpoints
     from ..models.zoo import load_model
-    from ..surrogate.training import train_surrogate
-    from ..surrogate.variant import checked_path
+    from ..training.checkpoints import Checkpoints
+    from ..training.surrogates import train_surrogate
+    from ..variants.surrogate import checked_path
     from .facts import weights_facts
 
     checked_path(output)
@@ -128,7 +128,7 @@ def evaluate(
 
     from ..catalog import method as named_method
     from ..models.zoo import load_model
-    from ..surrogate.variant import load_surrogate
+    from ..variants.surrogate import load_surrogate
 
     require_count("max_batch", max_batch)
     if output is not None and output.suffix != ".json":

@@ -14,7 +14,7 @@ from .terminal import counted, progress
 
 if TYPE_CHECKING:
     from ..experiments.pretraining import Trained
-    from ..models.recipes import TrainingPrecision
+    from ..training.hyperparameters import TrainingPrecision
 
 MOST_NAMED = 20  # images left out whose reasons are shown; all are in the facts beside the weights
 
@@ -55,10 +55,10 @@ def train(
     output = output or Path(f"{name.replace(':', '-')}.safetensors")
     require_place(output)
     from ..experiments.pretraining import SHAPES, NetworkSettings, train_classifier
-    from ..models import recipes
+    from ..training import hyperparameters
 
     if precision is not None:
-        require_choice("precision", precision, recipes.TrainingPrecision)
+        require_choice("precision", precision, hyperparameters.TrainingPrecision)
     if not data and name != SHAPES:
         raise InvalidParameter(f"{name} needs images: give --data with a folder, a table or torchvision:NAME")
     settings = NetworkSettings(

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable
-from ..sampling import fold
+from ..seeds import fold_in
 from .sources import Source
 
 MEMORY = 2 << 30  # bytes of pixels kept in memory; more go into a file that the system pages in
@@ -150,7 +150,7 @@ class AlteredImages(ABC, Dataset[tuple[Tensor, int]]):
 
 def shuffled(count: int, seed: int) -> Tensor:
     """A permutation of ``count`` indices, drawn from a seed alone."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(fold(seed, count)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(fold_in(seed, count)))
 
 
 def load_images(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from ..methods.base import Attributions
 from ..methods.checks import require_in_range
 from ..methods.gradient import Gradient
 from ..metrics.base import Case, Measured, Metric
-from ..metrics.retraining import Retraining
+from ..seeds import image_seed
+from ..training.retraining import Retraining
 from . import inputs
 from .inputs import Batch
 from .spec import Spec
@@ -91,7 +91,7 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
     """The cell's method on a batch, for metrics to grade."""
     variant = spec.variant_texts[cell.variant]
     explained, scored = _targets(spec, variant, batch)
-    seeds = tuple(seed_of(name, spec.seed) for name in batch.names)
+    seeds = tuple(image_seed(spec.seed, name) for name in batch.names)
     method = inputs.method_of(spec.method_texts[cell.method]) if cell.method else Gradient()  # never called
     attributions = Attributions({}, explained)
     if cell.method:
@@ -125,11 +125,6 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
         channels=spec.channels,
         upsampling=spec.upsampling,
     )
-
-
-def seed_of(image: str, seed: int) -> int:
-    """The seed of an image's noise: independent between images, and the same in whatever cell it comes."""
-    return int.from_bytes(blake2b(f"{seed}/{image}".encode(), digest_size=7).digest())
 
 
 def _targets(spec: Spec, variant: str, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from ..models import zoo
 from ..models.preprocess import Preprocess
 from ..models.segmentation import Segmentation
 from ..models.zoo import LoadedModel, load_model
-from ..rules.variants import Variant
+from ..variants.base import Variant
 from .spec import Images, Model, Spec
 
 # RectGrad's masks: grey below 200 is background (released code); exact masks are black and white anyway.

@@ -13,10 +13,10 @@ from ..data.sources import Sample
 from ..errors import InvalidData, InvalidModel
 from ..layers import require_explainable, select_layers
 from ..metrics.base import Metric
-from ..metrics.retraining import Retraining
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
-from ..rules.variants import is_bound
+from ..training.retraining import Retraining
+from ..variants.base import is_bound
 from . import inputs
 from .cells import Cell
 from .retraining import TrainingCell, require_trainable, training_cells

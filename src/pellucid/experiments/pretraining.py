@@ -13,12 +13,12 @@ from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import open_images
 from ..errors import InvalidData
-from ..models.checkpoint import Checkpoints
-from ..models.recipes import TrainingPrecision, recipe_of
-from ..models.train import TrainingReport, train_network
 from ..models.zoo import load_model
-from ..surrogate.training import train_surrogate
-from ..surrogate.variant import Surrogate
+from ..training.checkpoints import Checkpoints
+from ..training.hyperparameters import TrainingPrecision, recipe_of
+from ..training.loop import TrainingReport, train_network
+from ..training.surrogates import train_surrogate
+from ..variants.surrogate import Surrogate
 from .spec import Count, Number, Part
 from .trainings import preprocess_of
 

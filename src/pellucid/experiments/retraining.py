@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import catalog
-from ..data.degradation import Degradation, DegradedImages
 from ..errors import InvalidData, InvalidModel, InvalidParameter, PellucidError
 from ..metrics.base import Case, Measured
-from ..metrics.retraining import (
+from ..metrics.scoring import Scorer
+from ..models.zoo import LoadedModel, outputs
+from ..seeds import fold_in
+from ..training.batches import check_labels, check_set
+from ..training.degradation import Degradation, DegradedImages
+from ..training.ensemble import train_ensemble
+from ..training.retraining import (
     TWENTIETHS,
     PatchedImages,
     RandomRemoval,
@@ -25,11 +30,6 @@ from ..metrics.retraining import (
     TrainingOcclusion,
     random_patch,
 )
-from ..metrics.scoring import Scorer
-from ..models.batches import check_labels, check_set
-from ..models.ensemble import train_ensemble
-from ..models.zoo import LoadedModel, outputs
-from ..sampling import fold
 from . import inputs
 from .cells import Finished, known_versions, table, values_of
 from .spec import Spec
@@ -284,7 +284,7 @@ def degraded(trainings: Trainings, metric: Removal, fraction: float, part: Part,
         metric.how,
         settings.replacement or metric.replacement,
         "percentile" if settings.ranking == "pixel" else "floor",  # the papers' own codes
-        fold(spec.seed, PARTS.index(part)),
+        fold_in(spec.seed, PARTS.index(part)),
     )
     mean = trainings.images("train").mean
     return DegradedImages(images, ranks.to(images.pixels.device), degradation, mean)

@@ -20,13 +20,13 @@ from pydantic import (
 )
 
 from ..catalog import SURROGATE, variant_name
-from ..data.degradation import Replacement
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
 from ..metrics.randomization import Way
 from ..metrics.scoring import Output, Precision
-from ..models.recipes import TrainingPrecision
 from ..models.weights import is_file
+from ..training.degradation import Replacement
+from ..training.hyperparameters import TrainingPrecision
 
 TargetRule = Literal["scored", "explained", "label"]
 SCHEMES = ("shapes:", "torchvision:", "hf:")

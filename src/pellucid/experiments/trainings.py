@@ -17,20 +17,20 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..data.degradation import open_ranks, random_ranks, salience_ranks, write_ranks
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.sources import Source, open_images
 from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable
 from ..files import replace_file
 from ..heatmap import heatmap
 from ..methods.base import Attributions
-from ..models.batches import fetch, prepared, size
-from ..models.checkpoint import Checkpoints
 from ..models.preprocess import Preprocess
-from ..models.recipes import Recipe, recipe_of
-from ..models.train import class_count, save_weights, train
 from ..models.zoo import BUNDLED, LoadedModel, find_architecture, load_model
-from ..sampling import fold
+from ..seeds import fold_in
+from ..training.batches import fetch, prepared, size
+from ..training.checkpoints import Checkpoints
+from ..training.degradation import open_ranks, random_ranks, salience_ranks, write_ranks
+from ..training.hyperparameters import Recipe, recipe_of
+from ..training.loop import class_count, save_weights, train
 from . import inputs
 from .cells import Note, noted
 from .spec import Spec, Training
@@ -80,7 +80,7 @@ class Trainings:
 
     def seed(self, run: int) -> int:
         """The seed of a training: its weights, order and dropout; the same for all that is compared."""
-        return fold(self.spec.seed, run)
+        return fold_in(self.spec.seed, run)
 
     def images(self, part: Part) -> LabeledImages:
         """The whole images."""
@@ -154,7 +154,7 @@ class Trainings:
         model = self.spec.models[0]
         if has_weights(self.spec):
             return inputs.model_of(self.spec, model.key)
-        seed = fold(self.spec.seed, self.settings.seeds)  # no run's
+        seed = fold_in(self.spec.seed, self.settings.seeds)  # no run's
         return self.trained("explained", model.name, self.images("train"), self.images("test"), seed)
 
     def explanations(
@@ -164,12 +164,12 @@ class Trainings:
         spec, like = self.spec, next(loaded.model.parameters())
         explain = inputs.method_of(spec.method_texts[method])
         made = inputs.variant_of(spec.variant_texts[variant])
-        key = fold(spec.seed, PARTS.index(part))
+        key = fold_in(spec.seed, PARTS.index(part))
         for rows in torch.arange(size(images)).split(spec.max_batch):
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
             targets: Any = labels if spec.target == "label" else spec.target
-            seeds = [fold(key, row) for row in rows.tolist()]
+            seeds = [fold_in(key, row) for row in rows.tolist()]
             with noted(method, self.notes):
                 found = explain(
                     loaded.model, pixels, "auto" if isinstance(targets, str) else targets,
@@ -206,7 +206,7 @@ class Trainings:
         path = self.folder / "ranks" / f"random-removal-{run}" / f"{part}.npy"
         images = self.images(part)
         shape = images.pixels.shape[2 if self.settings.ranking == "pixel" else 1 :]
-        key = fold(self.seed(run), PARTS.index(part))
+        key = fold_in(self.seed(run), PARTS.index(part))
         parts = torch.arange(len(images)).split(BATCH)
         drawn = (random_ranks(shape, rows.tolist(), key) for rows in parts)
         self.once(path, lambda: write_ranks(path, drawn, len(images)))

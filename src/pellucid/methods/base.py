@@ -17,8 +17,9 @@ from ..layers import INPUT, require_explainable, select_layers
 from ..rules.base import Rule
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
-from ..rules.variants import Variant, variant_rules
-from ..sampling import Noise, Path, Sampling, fold
+from ..sampling import Noise, Path, Sampling
+from ..seeds import fold_in
+from ..variants.base import Variant, variant_rules
 from .checks import predicted, require_images, require_targets
 from .network import Network, Points
 
@@ -276,7 +277,7 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
     draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
     move = partial(sampling.points, of=of, draw=draws, keys=keys)
     values = move(chosen.values, references)
-    drawn = Points(values, points.origin[row], tuple(map(fold, keys, draws)), points.layer)
+    drawn = Points(values, points.origin[row], tuple(map(fold_in, keys, draws)), points.layer)
     if not tied or (references is None and len(chosen) == len(drawn)):
         return drawn
     weights, path = values.new_tensor(sampling.weights)[draw], None if references is None else move

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..heatmap import Channels, Upsampling, heatmap
 from ..methods.base import Attributions, Method
-from ..rules.variants import Variant
+from ..variants.base import Variant
 from .scoring import Scorer
 
 Axis = Literal["noise", "faithfulness", "sanity", "localization", "occlusion", "sensitivity", "fidelity", "edges"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, require_count
 from ..methods.checks import require_images, require_targets
-from ..rules.variants import Variant
+from ..variants.base import Variant
 from .adaptive import FINEST, TOLERANCE, everywhere, where_it_bends
 from .base import Axis, Case, Measured, Metric
 from .perturbation import RISE, Kind, Perturbation, Queue, Reference

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidData, require_choice
 from ..methods.checks import require_in_range, require_targets
-from ..rules.variants import Variant
+from ..variants.base import Variant
 from .base import Axis, Case, Measured, Metric, Need
 from .scoring import Output, Scorer
 

@@ -15,8 +15,9 @@ from ..errors import InvalidLayer, InvalidModel, InvalidParameter, require_count
 from ..layers import INPUT
 from ..methods.network import Network, Points
 from ..rules.norm import FrozenBatchNorm
-from ..rules.variants import variant_rules
-from ..sampling import fold, noise_like
+from ..sampling import noise_like
+from ..seeds import fold_in
+from ..variants.base import variant_rules
 from .base import Axis, Case, Measured, Metric, Need
 from .localization import object_masks
 from .scoring import Scorer
@@ -159,7 +160,7 @@ def _logits_above(network: Network, scorer: Scorer, layer: str, image: int, rows
 
 def _random_sequences(activation: Tensor, orders: int, seed: int) -> Tensor:
     """All units of a layer in random orders, (orders, units), from the seed alone."""
-    noise = noise_like(activation.expand(orders, -1, -1, -1), [fold(seed, order) for order in range(orders)])
+    noise = noise_like(activation.expand(orders, -1, -1, -1), [fold_in(seed, order) for order in range(orders)])
     return noise.expand(orders, *activation.shape[1:]).flatten(1).argsort(dim=1, stable=True)
 
 

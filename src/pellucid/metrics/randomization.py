@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, UnknownName, require_choice
 from ..layers import INPUT, layer_names
-from ..sampling import fold
+from ..seeds import fold_in
 
 Order = Literal["cascading", "independent"]
 Way = Literal["moments", "initializers", "fresh"]
@@ -166,7 +166,7 @@ def _steps(
         parameters = dict(working.named_parameters())
         with torch.no_grad():
             for member in (member for group in (so_far if drift else (name,)) for member in chosen[group]):
-                key = fold(fold(seed, places[member]), step if drift else 0)
+                key = fold_in(fold_in(seed, places[member]), step if drift else 0)
                 parameters[member].copy_(draw(member, parameters[member], key))
         yield so_far, deepcopy(working)
 
@@ -195,7 +195,7 @@ def _reset(model: nn.Module, seed: int) -> nn.Module:
                 )
             if reset is not None:
                 # Not torch.manual_seed, which would seed every accelerator as well.
-                torch.default_generator.manual_seed(fold(seed, place))
+                torch.default_generator.manual_seed(fold_in(seed, place))
                 reset()
     return fresh
 

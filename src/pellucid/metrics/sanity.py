@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
-from ..rules.variants import is_bound
+from ..variants.base import is_bound
 from .base import Axis, Case, Measured, Metric
 from .faithfulness import Deletion, Faithfulness, Insertion, Steps
 from .randomization import Order, Way, cascade, require_way

@@ -14,7 +14,7 @@ from ..errors import require_choice, require_count
 from ..layers import require_explainable
 from ..methods.checks import not_finite, require_logits
 from ..rules.base import Rules
-from ..rules.variants import Variant, variant_rules
+from ..variants.base import Variant, variant_rules
 
 Output = Literal["softmax", "sigmoid", "logits"]
 Precision = Literal["full", "bfloat16"]

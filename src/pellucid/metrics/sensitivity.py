@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, require_choice
 from ..methods.base import Attributions
 from ..methods.checks import require_in_range, require_logits
-from ..sampling import fold
+from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
 from .similarity import spearman
@@ -195,7 +195,7 @@ class ClassChange(_Change):
             return others
         if self.other == "random":
             # The same step from every class: an image's other class depends on its own and the seed alone.
-            generator = torch.Generator().manual_seed(fold(case.seed, 0))
+            generator = torch.Generator().manual_seed(fold_in(case.seed, 0))
             step = int(torch.randint(1, logits.shape[1], (), generator=generator))
             return (targets + step) % logits.shape[1]
         sign = 1 if self.other == "second" else -1

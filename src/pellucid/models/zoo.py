@@ -14,9 +14,9 @@ from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
 from ..files import run_file
-from .papers import PAPER_MODELS
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess
 from .segmentation import Dense, Segmentation
+from .small import PAPER_MODELS
 from .weights import (
     NO_TORCHSCRIPT,
     check_fit,

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..experiments.statistics import Numbers
 from ..files import replace_file
+from ..findings.statistics import Numbers
 from ..report import figures
 from .exhibits import Box, Line, Maps, Panel
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InvalidData
-from ..experiments.statistics import GROUP, Numbers, Statistics
 from ..experiments.store import Results
-from ..experiments.trust import FLOORS
+from ..findings.statistics import GROUP, Numbers, Statistics
+from ..findings.trust import FLOORS
 from .quantities import Found, chosen, found, found_in, per_image, rows_of
 from .recipe import (
     BoxesExhibit,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputNotWritable
-from ..experiments.statistics import GROUP
-from ..experiments.wording import decimals, joined, number
 from ..files import replace_file
+from ..findings.statistics import GROUP
+from ..findings.wording import decimals, joined, number
 from ..report import html
 from . import drawing
 from .exhibits import Cell, Maps, Panel, Shown, Table, shown

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..experiments.statistics import ALL_LAYERS, COVERAGE, GROUP, LEAST, Resamples, Statistics
+from ..findings.statistics import ALL_LAYERS, COVERAGE, GROUP, LEAST, Resamples, Statistics
 from .recipe import Claim, How, Quantity, Test, Where, matches
 
 Numbers = NDArray[np.float64]

@@ -16,10 +16,10 @@ from ..errors import InvalidParameter, OutputNotWritable, PellucidError
 from ..experiments import runners
 from ..experiments.pretraining import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..experiments.spec import Spec, read_spec
-from ..experiments.statistics import Statistics
 from ..experiments.store import Results, versions
+from ..findings.statistics import Statistics
 from ..models.zoo import place
-from ..surrogate.variant import load_surrogate
+from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, Network, Recipe, Scale, Surrogate, references
 from .sources import content, filled, located, needed, trainings_of
 from .state import State

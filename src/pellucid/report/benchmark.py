@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ..experiments.statistics import ALL_LAYERS, Statistics
-from ..experiments.trust import TrustCard, trust_card
+from ..findings.statistics import ALL_LAYERS, Statistics
+from ..findings.trust import TrustCard, trust_card
 from . import html, tables
 from .album import Album
 from .curves import Line, chart, style_of

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..experiments.statistics import ALL_LAYERS, LEAST, ORIGINAL, Statistics
-from ..experiments.trust import FLOORS, Contender, Ranking
-from ..experiments.wording import decimals, joined, number
+from ..findings.statistics import ALL_LAYERS, LEAST, ORIGINAL, Statistics
+from ..findings.trust import FLOORS, Contender, Ranking
+from ..findings.wording import decimals, joined, number
 
 
 @dataclass(frozen=True)

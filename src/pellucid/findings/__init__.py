@@ -1,0 +1,1 @@
+"""Findings: what a results table says, how sure that is, and which maps can be trusted."""

@@ -1,1 +1,0 @@
-"""The trained bilinear surrogate: paths in place of strided convolutions, their training, save and load."""

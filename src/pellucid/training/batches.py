@@ -1,0 +1,97 @@
+"""Batches of a training: read from any data set, made ready for the network, and their labels checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from ..errors import InvalidData, shortened
+from ..models.preprocess import Preprocess
+from .hyperparameters import Recipe
+
+
+def fetch(images: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
+    """One batch of any data set: images (B, C, H, W) as they are, and labels (B,).
+
+    A set with a method ``batch(indices)``, such as ``pellucid.data.labeled.LabeledImages``, is asked at once.
+    """
+    whole = getattr(images, "batch", None)
+    if whole is not None:
+        pixels, labels = whole(indices)
+        return pixels, labels
+    if isinstance(images, TensorDataset):
+        return images.tensors[0][indices], images.tensors[1][indices]
+    items = [images[int(index)] for index in indices]
+    return torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
+
+
+def size(images: Dataset[Any]) -> int:
+    """How many images a set has."""
+    return len(images)  # type: ignore[arg-type]
+
+
+def slices(count: int, batch_size: int) -> list[slice]:
+    """The batches of one epoch, without a last one of one image: batch normalisation cannot learn from it."""
+    starts = [start for start in range(0, count, batch_size) if count - start > 1 or start == 0]
+    return [slice(start, min(start + batch_size, count)) for start in starts]
+
+
+def prepared(images: Tensor, preprocess: Preprocess | None, like: Tensor) -> Tensor:
+    """Move a batch to the network's device and type, bytes to [0, 1], and normalise it there.
+
+    Floats come already in [0, 1], or, without ``preprocess``, as the network wants them. The GPU convolves
+    fastest channels-last.
+    """
+    scale = 255 if images.dtype == torch.uint8 else 1
+    images = images.to(like.device, non_blocking=True).to(like.dtype)
+    images = images / scale if scale > 1 else images
+    images = images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images
+    return images if preprocess is None else preprocess.normalize(images)
+
+
+def in_memory(images: Dataset[Any]) -> TensorDataset:
+    """Load every image and label once, for data sets that are slow to draw or decode anew in each epoch."""
+    return TensorDataset(*fetch(images, torch.arange(size(images))))
+
+
+def check_labels(labels: Tensor, outputs: int) -> None:
+    """Refuse labels that are no output of the network.
+
+    Raises:
+        InvalidData: a label out of range.
+    """
+    wrong = (labels < 0) | (labels >= outputs)
+    if bool(wrong.any()):
+        raise InvalidData(
+            f"train: label {int(labels[wrong][0])} is out of range: the network's {outputs} outputs stand for "
+            f"labels 0 to {outputs - 1}; give it one output for each class, or the right column of labels"
+        )
+
+
+def check_set(images: Dataset[Any], outputs: int, recipe: Recipe) -> tuple[int, ...]:
+    """Refuse a labelled set that the network cannot learn, and return the labels that no image has.
+
+    Raises:
+        InvalidData: a label out of range, classes in another number than the outputs, or images sorted by class
+            where the recipe does not shuffle.
+    """
+    classes = getattr(images, "classes", ())
+    if classes and len(classes) != outputs:
+        raise InvalidData(
+            f"train: the data have {len(classes)} classes ({shortened(classes, 3)}) and the network {outputs} "
+            f"outputs; build it with classes={len(classes)}"
+        )
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        return ()
+    check_labels(labels, outputs)
+    counts = labels.bincount(minlength=outputs)
+    if not recipe.shuffle and bool((labels.diff() >= 0).all()) and int((counts > 0).sum()) > 1:
+        raise InvalidData(
+            "train: the images come sorted by class and this recipe does not shuffle, so each batch would hold "
+            "one class; train with shuffle=True (--shuffle)"
+        )
+    return tuple((counts == 0).nonzero().flatten().tolist())

@@ -1,0 +1,324 @@
+"""Remove and retrain: which pixels a map ranks first, images without them, and the area under the curve.
+
+ROAR and KAR (Hooker et al.; Kim et al., "Why are Saliency Maps Noisy?", Sec. 4.3) retrain a network on images
+whose most (ROAR) or all but the most (KAR) salient pixels are replaced. Maps are kept as ranks alone, mapped
+from a file, and images are degraded batch by batch: no copy of a data set is made.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.labeled import CHUNK, AlteredImages, LabeledImages
+from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable, require_choice
+from ..seeds import fold_in
+
+How = Literal["roar", "kar"]
+Counting = Literal["percentile", "floor"]
+Replacement = Literal["dataset_mean", "image_mean", "random"]
+Ties = Literal["random", "first"]
+
+
+# Ranks.
+
+
+def salience_ranks(maps: Tensor, positions: Sequence[int], ties: Ties = "random", seed: int = 0) -> Tensor:
+    """Rank the values of each map, 0 the most salient: (B, ...) -> (B, ...) int32, each row a permutation.
+
+    Maps (B, H, W) rank pixels (Kim et al.), maps (B, C, H, W) rank channel values (Hooker et al.). Equal
+    values would be removed from the top left on if their order decided (``ties="first"``, as ``top_k`` does);
+    ``"random"`` orders them at random, by ``seed`` and the image's position alone. That is what the N(0, 1e-4)
+    jitter of the RectGrad code is for, but leaves maps of small values their order.
+
+    Args:
+        maps: real values of any sign; take the absolute value before where it is meant.
+        positions: the images' positions in their data set.
+
+    Raises:
+        InvalidMap: NaN or infinite values.
+    """
+    require_choice("ties", ties, Ties)
+    values = maps.detach().flatten(1)
+    finite = values.isfinite().all(1)
+    if not bool(finite.all()):
+        broken = positions[int((~finite).nonzero()[0])]
+        raise InvalidMap(f"the map of image {broken} holds NaN or infinite values; it cannot be ranked")
+    count = values.shape[1]
+    if ties == "first":
+        shuffle = torch.arange(count).expand(len(values), -1).to(values.device)
+    else:
+        shuffle = torch.stack([permutation(count, fold_in(seed, p)) for p in positions]).to(values.device)
+    by_value = values.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
+    order = shuffle.gather(1, by_value)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand_as(order))
+    return ranks.view(maps.shape).int()
+
+
+def random_ranks(shape: Sequence[int], positions: Sequence[int], seed: int = 0) -> Tensor:
+    """Ranks (B, \\*shape) of a random map: Nielsen et al.'s random removal, and the floor of every comparison."""
+    count = math.prod(shape)
+    return torch.stack([permutation(count, fold_in(seed, p)) for p in positions]).view(-1, *shape).int()
+
+
+def permutation(count: int, key: int) -> Tensor:
+    """A permutation drawn from a seed alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key))
+
+
+def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
+    """Write the ranks of ``count`` images, given in parts (B, ...), as one .npy file of 16-bit integers.
+
+    32-bit ones are taken where a map has more than 65 536 values. The file is moved into its place when it is
+    whole, so a broken run leaves none.
+
+    Raises:
+        OutputNotWritable: the folder is missing, cannot be written, or the disk is full.
+        InvalidData: the parts hold more or fewer than ``count`` images, or differ in shape.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            found = append_all(file, parts, count)
+        if found != count:
+            raise InvalidData(f"{path}: ranks of {found} images came, not of {count}; rank every image once")
+        os.replace(draft, path)
+    except OSError as error:
+        raise OutputNotWritable(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def append_all(file: Any, parts: Iterable[Tensor], count: int) -> int:
+    """Write the header and every part, and count the images."""
+    found, shape = 0, None
+    for part in parts:
+        if shape is None:
+            shape = tuple(part.shape[1:])
+            kind = np.dtype("<u2" if math.prod(shape) <= 1 << 16 else "<i4")
+            header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+        if tuple(part.shape[1:]) != shape:
+            raise InvalidData(f"ranks {tuple(part.shape[1:])} follow ranks {shape}; all maps need one shape")
+        file.write(part.cpu().numpy().astype(kind).tobytes())
+        found += len(part)
+    return found
+
+
+def open_ranks(path: str | Path) -> Tensor:
+    """Map ranks (N, ...) from a file of :func:`write_ranks`; what is not used is not read.
+
+    16-bit ranks come as ``torch.int16`` of the same bits; :class:`DegradedImages` widens each batch.
+
+    Raises:
+        InvalidData: missing, cut short, or of another format.
+    """
+    try:
+        ranks = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants to be able to write
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{path} holds no ranks that can be read ({error}); remove it and rank again") from error
+    if ranks.dtype.str not in ("<u2", "<i4") or ranks.ndim not in (3, 4):
+        raise InvalidData(f"{path} holds {ranks.dtype} {ranks.shape}, no ranks; remove it and rank again")
+    return torch.from_numpy(ranks.view("<i2") if ranks.dtype.str == "<u2" else ranks)
+
+
+def widened(ranks: Tensor) -> Tensor:
+    """Ranks as numbers of at least 0: 16-bit ones were written without a sign."""
+    return ranks.int() & 0xFFFF if ranks.dtype == torch.int16 else ranks
+
+
+# Degraded images.
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Which values are replaced, and by what.
+
+    Attributes:
+        fraction: p in [0, 1]: the share removed by ROAR, the share *kept* by KAR (as RectGrad's code has it).
+        how: ``"roar"`` replaces the most salient values, ``"kar"`` all others.
+        replacement: ``"dataset_mean"``, each channel's mean over the training set (Hooker, RectGrad);
+            ``"image_mean"``, each channel's mean over the image (Nielsen); ``"random"``, uniform in [0, 1].
+        counting: ``"percentile"``: what lies above (ROAR) or below (KAR) the linearly interpolated percentile
+            100 (1 - p) of the map, as RectGrad's code: of N values, N - 1 - floor((1 - p)(N - 1)) are removed or
+            ceil((1 - p)(N - 1)) replaced. ``"floor"``: floor(p N) are removed or kept, as Hooker's code.
+        seed: of the random replacement; an image's values depend on it and on the image's position alone.
+
+    Raises:
+        InvalidParameter: a setting out of its range.
+    """
+
+    fraction: float
+    how: How = "roar"
+    replacement: Replacement = "dataset_mean"
+    counting: Counting = "percentile"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise InvalidParameter(f"fraction={self.fraction}: give a share in [0, 1]")
+        require_choice("how", self.how, How)
+        require_choice("replacement", self.replacement, Replacement)
+        require_choice("counting", self.counting, Counting)
+
+    def replaced(self, count: int) -> int:
+        """How many of ``count`` ranked values are replaced."""
+        share = Fraction(self.fraction).limit_denominator(10**6)  # 0.1 is a tenth, not the float next to it
+        if self.counting == "floor":
+            top = math.floor(share * count)
+            return top if self.how == "roar" else count - top
+        threshold = (1 - share) * (count - 1)
+        return count - 1 - math.floor(threshold) if self.how == "roar" else math.ceil(threshold)
+
+    def __call__(
+        self, images: Tensor, ranks: Tensor, positions: Sequence[int], mean: Tensor | None = None
+    ) -> Tensor:
+        """Replace values of images (B, C, H, W) by their ranks (B, H, W) or (B, C, H, W), on the images' device.
+
+        Bytes become floats in [0, 1] first; floats must lie in [0, 1] already and keep their type.
+
+        Args:
+            positions: the images' positions in their data set; only the random replacement asks for them.
+            mean: (C,) in [0, 1]; only ``"dataset_mean"`` asks for it.
+
+        Raises:
+            InvalidData: ranks that do not fit the images.
+            InvalidParameter: the data set's mean is missing.
+        """
+        if ranks.shape not in (images.shape, images.shape[:1] + images.shape[2:]):
+            raise InvalidData(
+                f"ranks {tuple(ranks.shape)} do not fit images {tuple(images.shape)}; "
+                "give (B, H, W) for pixels or (B, C, H, W) for channel values"
+            )
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        ranks = ranks.to(images.device)
+        count = ranks[0].numel()
+        number = self.replaced(count)
+        gone = ranks < number if self.how == "roar" else ranks >= count - number
+        gone = gone.unsqueeze(1) if gone.dim() == 3 else gone
+        return torch.where(gone, self.values(images, positions, mean), images)
+
+    def values(self, images: Tensor, positions: Sequence[int], mean: Tensor | None) -> Tensor:
+        """What replaced values become, of a shape that spreads over the images."""
+        if self.replacement == "image_mean":
+            return images.mean((2, 3), keepdim=True)
+        if self.replacement == "random":
+            seeds = [torch.Generator().manual_seed(fold_in(self.seed, position)) for position in positions]
+            return torch.stack([torch.rand(images.shape[1:], generator=seed) for seed in seeds]).to(images)
+        if mean is None:
+            raise InvalidParameter("replacement='dataset_mean' needs the training set's mean: give mean (C,)")
+        return mean.to(images)[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class DegradedImages(AlteredImages):
+    """A data set seen through its ranks: an item is ``(image (C, H, W) float in [0, 1], label)``.
+
+    Attributes:
+        images: what is degraded; its rows say which of the ranks are whose.
+        ranks: one for each of ``images.pixels``, by :func:`salience_ranks`, :func:`random_ranks` or
+            :func:`open_ranks`.
+        degradation: which values are replaced, and by what.
+        mean: (C,) in [0, 1]: of the *training* images, for both sets; only ``"dataset_mean"`` asks for it.
+
+    Raises:
+        InvalidData: not one rank for each image.
+    """
+
+    images: LabeledImages
+    ranks: Tensor
+    degradation: Degradation
+    mean: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.ranks) != len(self.images.pixels):
+            raise InvalidData(
+                f"ranks of {len(self.ranks)} maps for {len(self.images.pixels)} images; rank every image once"
+            )
+
+    def __repr__(self) -> str:
+        return f"{self.images!r}, {self.degradation!r}"
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Degraded images (B, C, H, W) float32 in [0, 1] and labels (B,) at these indices."""
+        pixels, labels = self.images.batch(indices)
+        rows = self.images.rows[indices]
+        ranks = widened(self.ranks[rows.to(self.ranks.device)])
+        return self.degradation(pixels, ranks, rows.tolist(), self.mean), labels
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of images, ranks and settings, which tells sets of other content apart."""
+        settings = f"{self.images.fingerprint} {self.degradation} {self.mean}"
+        digest = blake2b(settings.encode(), digest_size=16)
+        for rows in self.images.rows.split(CHUNK):
+            digest.update(self.ranks[rows.to(self.ranks.device)].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> DegradedImages:
+        """The same set with its pixels and ranks on a device."""
+        return replace(self, images=self.images.to(device), ranks=self.ranks.to(device))
+
+
+# The curve.
+
+
+def removal_auc(
+    fractions: Sequence[float],
+    accuracies: Sequence[float],
+    clean: float | None = None,
+    chance: float | None = None,
+    how: How = "roar",
+) -> float:
+    """The area under accuracy over p by the trapezoid rule, in [0, 1]; lower is better for ROAR.
+
+    With ``clean`` and ``chance`` p runs over [0, 1]: a ROAR curve starts at the clean accuracy (p = 0) and ends
+    at chance (p = 1), a KAR curve, whose p is kept, the other way round. Without them the area is the curve's
+    own, divided by the range of its fractions. Kim et al. released neither formula (their Table 1).
+
+    Args:
+        fractions: p, strictly rising: two at least, or one within (0, 1) where the ends are given.
+        accuracies: one in [0, 1] for each.
+
+    Raises:
+        InvalidParameter: fractions that do not rise, too few, of another number than the accuracies, or only
+            one of ``clean`` and ``chance``.
+    """
+    require_choice("how", how, How)
+    x, y = list(fractions), list(accuracies)
+    if (clean is None) != (chance is None):
+        raise InvalidParameter("removal_auc: give both clean and chance, or neither")
+    if clean is not None and chance is not None:
+        ends = (clean, chance) if how == "roar" else (chance, clean)
+        x, y = [0.0, *x, 1.0], [ends[0], *y, ends[1]]
+    if len(x) != len(y) or len(x) < 2 or any(b <= a for a, b in pairwise(x)):
+        raise InvalidParameter(
+            f"removal_auc: fractions {list(fractions)} with {len(accuracies)} accuracies; give rising fractions "
+            "(within 0 and 1 where clean and chance are given) and one accuracy each"
+        )
+    steps = zip(pairwise(x), pairwise(y), strict=True)
+    return sum((b - a) * (low + high) / 2 for (a, b), (low, high) in steps) / (x[-1] - x[0])
+
+
+def removal_aoc(
+    fractions: Sequence[float],
+    accuracies: Sequence[float],
+    clean: float | None = None,
+    chance: float | None = None,
+    how: How = "kar",
+) -> float:
+    """The area over the curve, 1 - :func:`removal_auc`, in [0, 1]; lower is better for KAR."""
+    return 1 - removal_auc(fractions, accuracies, clean, chance, how)

@@ -1,0 +1,263 @@
+"""Train a surrogate's paths together, each on its convolution's own features, from one pass of the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidModel, InvalidParameter, require_choice, require_count
+from ..models.preprocess import Preprocess
+from ..rules.base import Rule, Rules, Run
+from ..rules.operations import Operation
+from ..seeds import fold_in
+from ..variants.paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
+from ..variants.surrogate import Surrogate, named_tensors
+from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
+from .hyperparameters import TrainingPrecision, in_bfloat16
+from .images import AnyPreprocess, TrainingImages, training_images
+from .loop import Progress, seeded
+
+
+def train_surrogate(
+    model: nn.Module,
+    images: Any,
+    epochs: int = 10,
+    lr: float = 1e-3,
+    *,
+    batch_size: int = 64,
+    preprocess: AnyPreprocess | None = None,
+    include_first: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    precision: TrainingPrecision = "auto",
+    progress: Progress | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Surrogate:
+    """Train bilinear paths in place of a model's strided convolutions (Smooth Deep Saliency, Sec. 3.1).
+
+    Each path learns to give its convolution's output from that convolution's input in the original network,
+    never from another path's output: loss = sum over the paths of mean |path(x) - conv(x)|, one Adam for all.
+    The model, frozen, runs once for each batch, and every path is trained while its features are at hand, so
+    that one path's at a time take memory.
+
+    The same seed gives the same paths on one kind of processor with the same number of threads, also when the
+    training was stopped and went on from a checkpoint; a loader must then give its batches in an order that its
+    ``generator`` or the global random state decides. That state is left as it was.
+
+    Args:
+        model: in eval mode; unchanged after.
+        images: a tensor (N, C, H, W) normalised as the model expects; a ``Source`` or anything that
+            ``open_images`` opens, decoded once, where images that cannot be read are left out and named in
+            ``facts``; or a loader of batches.
+        epochs: passes over the images.
+        lr: Adam's learning rate, above 0.
+        batch_size: images in a step, where no loader decides.
+        preprocess: PIL image -> input, as ``load_model`` returns it; for a source only. The paper trained on
+            images resized to 224 and evaluates at 256, both cropped to 224.
+        include_first: train a path for the network's first convolution, too, as the paper did; it is used
+            only by ``dataclasses.replace(surrogate, include_first=True)``, which the paper did not.
+        checkpoint: a folder of its own; the state after each epoch is kept there, and taken up if it is there.
+            If the last is cut short, the training goes on from the one before.
+        seed: decides the paths' initial values and the images' order.
+        precision: of the passes: ``"full"``; ``"bfloat16"``, under autocast, several times faster on processors
+            with units for it (the paths themselves stay in full precision); ``"auto"``, bfloat16 on a GPU.
+        progress: called after every step with the steps done, the steps in all and the loss.
+        about: what else the facts should say, such as the names of model and data.
+
+    Raises:
+        InvalidModel: the model runs no strided convolution, or only its first.
+        InvalidParameter: a setting out of its range, a checkpoint of a longer training, or a loss that is no
+            longer finite.
+        InvalidImage, InvalidData: no images, or none that can be read.
+        InvalidWeights: a checkpoint of another training.
+        OutputNotWritable: a checkpoint, or the decoded images, cannot be written.
+    """
+    require_count("epochs", epochs)
+    require_count("batch_size", batch_size)
+    require_choice("precision", precision, TrainingPrecision)
+    if not (math.isfinite(lr) and lr > 0):
+        raise InvalidParameter(f"lr={lr!r}: give a number above 0")
+    with torch.inference_mode(False):
+        source = training_images(images, preprocess, batch_size)
+        half = in_bfloat16(precision, _parameter(model))
+        facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
+        facts["precision"] = "bfloat16" if half else "full"
+        training = _Training.begun(model, source, include_first, facts)
+        if checkpoint is None:
+            training.run(epochs, None, progress)
+        else:
+            training.run(epochs, Checkpoints(Path(checkpoint), training.identity(preprocess)), progress)
+        return training.surrogate()
+
+
+@dataclass(eq=False)
+class _Training:
+    """A training under way: paths (their tensors are the parameters), optimizer, and what is known so far."""
+
+    model: nn.Module
+    images: TrainingImages
+    convolutions: tuple[Convolution, ...]
+    paths: tuple[BilinearPath | None, ...]
+    facts: dict[str, Any]
+    optimizer: torch.optim.Optimizer
+    losses: list[list[float]] = field(default_factory=list)  # of each epoch and path
+    seconds: float = 0.0
+
+    @classmethod
+    def begun(
+        cls, model: nn.Module, images: TrainingImages, include_first: bool, facts: dict[str, Any]
+    ) -> _Training:
+        """A training before its first step."""
+        like, key = _parameter(model), fold_in(facts["seed"], 0)
+        with seeded(key, like.device):
+            first = next(iter(images.batches(key, like.device)))
+        found = strided_convolutions(model, first.to(like.dtype))
+        wanted = [include_first or convolution.place > 0 for convolution in found]
+        if not any(wanted):
+            raise InvalidModel(
+                "the model's only strided convolution is its first, which is kept by default, since maps of "
+                "interest lie above it; give include_first=True"
+            )
+        generator = torch.Generator().manual_seed(facts["seed"])
+        drawn = [BilinearPath.drawn(c, generator) if want else None for c, want in zip(found, wanted, strict=True)]
+        paths = tuple(path and path.to(like.device, like.dtype) for path in drawn)
+        return cls(model, images, found, paths, facts, torch.optim.Adam(_trainable(paths), facts["lr"]))
+
+    def identity(self, preprocess: AnyPreprocess | None) -> dict[str, Any]:
+        """What decides the paths: who takes up another training's checkpoint is told what differs."""
+        forms = {f"{convolution.place:03}": convolution.form for convolution in self.convolutions}
+        return {
+            "model": {"convolutions": forms, "weights": self.facts["model_digest"]},
+            "include_first": self.paths[0] is not None,
+            # Normalisation comes after the images' digest; what a function of one's own does, before it.
+            "preprocess": preprocess.as_dict() if isinstance(preprocess, Preprocess) else None,
+            **{name: self.facts[name] for name in ("images", "batch_size", "lr", "seed", "precision")},
+        }
+
+    def run(self, epochs: int, checkpoints: Checkpoints | None, progress: Progress | None) -> None:
+        """Go on from the newest checkpoint, if there is one, and train to the last epoch."""
+        if checkpoints is not None:
+            self._resume(checkpoints, epochs)
+        for epoch in range(len(self.losses), epochs):
+            start = time.perf_counter()
+            self.losses.append(self._epoch(epoch, epochs, progress))
+            self.seconds += time.perf_counter() - start
+            if checkpoints is not None:
+                self._save(checkpoints)
+
+    def surrogate(self) -> Surrogate:
+        """The paths as they are now."""
+        like = _parameter(self.model)
+        frozen = tuple(path and path.to(like.device, like.dtype) for path in self.paths)
+        done = {"epochs": len(self.losses), "losses": [*self.losses], "seconds": round(self.seconds, 1)}
+        return Surrogate(self.convolutions, frozen, self.facts | done)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        parts = {"paths": named_tensors(self.paths), "optimizer": optimizer_tensors(self.optimizer)}
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        checkpoints.write(len(self.losses), Checkpoint(tensors, {"losses": self.losses, "seconds": self.seconds}))
+
+    def _resume(self, checkpoints: Checkpoints, epochs: int) -> None:
+        found = checkpoints.newest()
+        if found is None:
+            # Now rather than after an epoch: whether it can be written at all.
+            self._save(checkpoints)
+            return
+        if found.facts["epoch"] > epochs:
+            raise InvalidParameter(
+                f"checkpoint {checkpoints.folder} has {found.facts['epoch']} epochs behind it, not {epochs}; "
+                "ask for as many or more, or name another checkpoint"
+            )
+        self.losses, self.seconds = found.facts["losses"], found.facts["seconds"]
+        with torch.no_grad():
+            for name, tensor in named_tensors(self.paths).items():
+                tensor.copy_(found.tensors[f"paths/{name}"])
+        moments = {name: value for name, value in found.tensors.items() if name.startswith("optimizer/")}
+        load_optimizer(self.optimizer, {name.partition("/")[2]: value for name, value in moments.items()})
+
+    def _epoch(self, epoch: int, epochs: int, progress: Progress | None) -> list[float]:
+        """The mean loss of each path over the epoch's steps."""
+        like, steps = _parameter(self.model), self.images.steps()
+        key = fold_in(self.facts["seed"], epoch + 1)
+        sums, done = [0.0] * len(_present(self.paths)), 0
+        with seeded(key, like.device):
+            for batch in self.images.batches(key, like.device):
+                losses = self._step(batch.to(like.dtype))
+                sums, done = [total + loss for total, loss in zip(sums, losses, strict=True)], done + 1
+                if not all(map(math.isfinite, losses)):
+                    raise InvalidParameter(
+                        f"the loss is not finite at step {done} of epoch {epoch + 1}; lower lr="
+                        f"{self.facts['lr']} or look for NaN in the images"
+                    )
+                if progress is not None:
+                    progress(epoch * steps + done, epochs * steps, sum(losses))
+        return [total / max(done, 1) for total in sums]
+
+    def _step(self, batch: Tensor) -> list[float]:
+        """One pass of the model, one step of every path; each path's loss."""
+        learners = dict(zip(self.convolutions, self.paths, strict=True))
+        teaching = _Teaching({c: path for c, path in learners.items() if path is not None})
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad()
+        mixed = torch.autocast(batch.device.type, torch.bfloat16, enabled=self.facts["precision"] == "bfloat16")
+        with torch.no_grad(), mixed, Rules((teaching,)):
+            self.model(batch.clone())  # a clone: its first operation may be in place
+        self.optimizer.step()
+        return torch.stack([teaching.losses[c] for c in teaching.learners]).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class _Teaching(Rule):
+    """Runs a pass as it is; beside every convolution with a path, the path's loss goes forward and back."""
+
+    learners: Mapping[Convolution, BilinearPath]
+    losses: dict[Convolution, Tensor] = field(default_factory=dict)
+    operations: ClassVar[frozenset[str]] = CONVOLUTION
+
+    def concerns(self, operation: Operation) -> bool:
+        return is_strided(operation) and Convolution.of(operation) in self.learners
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        convolution, y = Convolution.of(operation), run(x)
+        with torch.enable_grad():
+            loss = F.l1_loss(self.learners[convolution](x, convolution.output_size(x)), y)
+            with torch.autocast(x.device.type, enabled=False):
+                loss.backward()
+        # A convolution that runs twice has one path, which learns both.
+        self.losses[convolution] = self.losses.get(convolution, torch.zeros_like(loss)) + loss.detach()
+        return y
+
+
+def _parameter(model: nn.Module) -> Tensor:
+    return next(model.parameters(), torch.empty(0))
+
+
+def _present(paths: Iterable[BilinearPath | None]) -> list[BilinearPath]:
+    return [path for path in paths if path is not None]
+
+
+def _trainable(paths: Iterable[BilinearPath | None]) -> list[Tensor]:
+    return [tensor.requires_grad_() for path in _present(paths) for tensor in path.tensors.values()]
+
+
+def _facts(model: nn.Module, images: TrainingImages, about: Mapping[str, Any]) -> dict[str, Any]:
+    state = sha256()
+    for name, tensor in model.state_dict().items():
+        state.update(f"{name}={digest(tensor)};".encode())
+    versions = {package: version(package) for package in ("pellucid", "torch", "torchvision")}
+    return {"model": type(model).__name__, **about} | {
+        "model_digest": state.hexdigest(),
+        "images": images.facts,
+        "left_out": list(images.left_out),
+        "versions": versions,
+    }

@@ -1,0 +1,1 @@
+"""Variants of a model: how its downsampling treats the gradient."""

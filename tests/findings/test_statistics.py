@@ -1,0 +1,286 @@
+"""Means, intervals, paired differences and ranks on tables whose answers are known."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from pellucid.errors import InvalidData, InvalidParameter, UnknownName
+from pellucid.findings.statistics import ALL_LAYERS, Resamples, Statistics
+from tests.tables import FACTS, NAN, fact, plausible, results
+
+KEY = ("net", "original", "gradient", "input", "insertion")
+
+
+def key(method="gradient", layer="input", metric="insertion", variant="original", model="net"):
+    return (model, variant, method, layer, metric)
+
+
+def row(values, of=KEY, reference=None, **settings):
+    return Statistics.of(results(values, reference, **settings)).summary.loc[of]
+
+
+def every_resample(images):
+    """All N^N ordered draws, as counts."""
+    draws = np.array(list(itertools.product(range(images), repeat=images)))
+    return Resamples(np.stack([(draws == index).sum(1) for index in range(images)], 1))
+
+
+# Intervals.
+
+
+def test_the_interval_is_the_percentiles_over_all_resamples():
+    values = np.array([1.0, 2.0, 7.0])
+    low, high = every_resample(3).interval(values[None])
+    means = [np.mean(draw) for draw in itertools.product(values, repeat=3)]
+    expected = np.percentile(means, [2.5, 97.5])
+    np.testing.assert_allclose([low[0], high[0]], expected, rtol=1e-12)
+
+
+def test_drawn_resamples_agree_with_scipy():
+    values = np.random.default_rng(1).exponential(size=40)
+    number = 100_000
+    low, high = Resamples.of(40, number).interval(values[None])
+    oracle = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=number, method="percentile", rng=np.random.default_rng(2), batch=10_000
+    ).confidence_interval
+    # The standard error of the 2.5 % quantile of 1e5 normal draws is 0.0085 standard deviations.
+    error = 5 * 0.0085 * values.std() / math.sqrt(40)
+    np.testing.assert_allclose([low[0], high[0]], oracle, atol=error)
+
+
+def test_undefined_values_leave_the_others_resampled_alone():
+    values = np.array([1.0, NAN, 2.0, 7.0])
+    low, high = every_resample(4).interval(values[None])
+    means = [
+        np.mean([v for v in draw if v == v])
+        for draw in itertools.product(values, repeat=4)
+        if any(v == v for v in draw)
+    ]
+    np.testing.assert_allclose([low[0], high[0]], np.percentile(means, [2.5, 97.5]), rtol=1e-12)
+
+
+def test_constant_values_have_an_interval_of_no_width():
+    low, high = Resamples.of(7).interval(np.full((1, 7), 0.3))
+    np.testing.assert_allclose([low[0], high[0]], 0.3, rtol=1e-14)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 2.0], [1.0, 2.0, NAN, NAN]])
+def test_one_or_two_values_have_no_interval_and_no_rank(values):
+    found = row({KEY: values, key("random"): values})
+    assert math.isnan(found["low"])
+    assert math.isnan(found["high"])
+    assert math.isnan(found["rank"])
+    assert found["mean"] == np.nanmean(values)
+
+
+def test_resamples_are_seeded_and_leave_global_chance_alone():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = Resamples.of(9), Resamples.of(9), Resamples.of(9, seed=1)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (first.counts == again.counts).all()
+    assert (first.counts != other.counts).any()
+    assert (first.counts.sum(1) == 9).all()
+    with pytest.raises(InvalidParameter, match="resamples=0"):
+        Resamples.of(9, 0)
+
+
+def test_rows_are_resampled_alike_however_many_there_are():
+    values = np.random.default_rng(0).normal(size=(2500, 6))
+    resamples = Resamples.of(6, 50)
+    low, high = resamples.interval(values)
+    for index in (0, 1023, 1024, 2499):
+        one = resamples.interval(values[index : index + 1])
+        np.testing.assert_allclose([low[index], high[index]], np.ravel(one), rtol=1e-12)
+
+
+# The summary.
+
+
+def test_mean_deviation_and_counts():
+    found = row({KEY: [1.0, 2.0, 6.0, NAN, math.inf]})
+    assert found["n"] == 3
+    assert found["undefined"] == 2
+    assert found["mean"] == 3.0
+    assert found["std"] == pytest.approx(math.sqrt(7), rel=1e-12)
+
+
+def test_a_value_of_one_image_has_no_deviation_and_none_has_no_mean():
+    found = row({KEY: [4.0]})
+    assert found["mean"] == 4
+    assert math.isnan(found["std"])
+    found = row({KEY: [NAN, NAN, NAN]})
+    assert (found["n"], found["undefined"]) == (0, 3)
+    assert math.isnan(found["mean"])
+
+
+def test_an_image_that_was_not_measured_is_not_undefined():
+    stats = Statistics.of(results({KEY: [1.0, 2.0, 3.0, 4.0], key("random"): [1.0, NAN]}))
+    found = stats.summary.loc[key("random")]
+    assert (found["n"], found["undefined"]) == (1, 1)
+
+
+def test_the_difference_is_paired():
+    """Images differ much more than methods do: unpaired intervals would overlap, the paired one is a point."""
+    base = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    values = {key("random"): base, KEY: base + 0.5}
+    found = row(values, reference="random")
+    assert found["difference"] == pytest.approx(0.5, rel=1e-12)
+    np.testing.assert_allclose([found["difference_low"], found["difference_high"]], 0.5, rtol=1e-12)
+    stats = Statistics.of(results(values, "random"))
+    assert stats.summary.loc[KEY, "low"] < stats.summary.loc[key("random"), "high"]
+    assert stats.summary.loc[KEY, "rank"] == 1
+    assert stats.summary.loc[key("random"), "rank"] == 2
+    assert stats.summary.loc[key("random"), "difference"] == 0
+
+
+def test_the_difference_is_over_the_images_that_both_have():
+    found = row({key("random"): [1.0, NAN, 3.0, 5.0, 5.0], KEY: [2.0, 9.0, NAN, 7.0, 6.0]}, reference="random")
+    assert found["paired"] == 3
+    assert found["difference"] == pytest.approx((1 + 2 + 1) / 3, rel=1e-12)
+
+
+def test_without_a_reference_there_is_no_difference():
+    found = row({KEY: [1.0, 2.0, 3.0]})
+    assert math.isnan(found["difference"])
+    assert found["paired"] == 0
+
+
+def test_methods_are_compared_within_their_variant_and_variants_with_the_original():
+    model = ("net", "{}", "", "", "prediction_difference")
+    values = {
+        key("random"): [1.0, 1.0, 1.0], KEY: [3.0, 3.0, 3.0],
+        key("random", variant="forward"): [7.0, 7.0, 7.0], key(variant="forward"): [8.0, 8.0, 8.0],
+        ("net", "original", *model[2:]): [0.0, 0.0, 0.0], ("net", "forward", *model[2:]): [4.0, 5.0, 6.0],
+    }  # fmt: skip
+    summary = Statistics.of(results(values, "random")).summary
+    assert summary.loc[key(variant="forward"), "difference"] == pytest.approx(1, rel=1e-12)
+    assert summary.loc[KEY, "difference"] == pytest.approx(2, rel=1e-12)
+    assert summary.loc[("net", "forward", *model[2:]), "difference"] == pytest.approx(5, rel=1e-12)
+    assert summary.loc[("net", "forward", *model[2:]), "rank"] == 2
+    assert summary.loc[KEY, "rank"] == summary.loc[key(variant="forward"), "rank"] == 1
+
+
+def test_ties_share_a_rank_and_the_next_is_counted_behind_all_that_beat_it():
+    noise = np.array([0.2, -0.2, 0.1, -0.1, 0.05, -0.05])
+    values = {key("a"): 5 + noise, key("b"): 5 - noise, key("c"): 4 + noise, key("d"): 3 + noise * 0}
+    ranks = Statistics.of(results(values)).summary.loc["net", "original", :, "input", "insertion"]["rank"]
+    assert ranks.tolist() == [1, 1, 3, 4]
+    fewer = {(*name[:4], "deletion"): numbers for name, numbers in values.items()}
+    ranks = Statistics.of(results(fewer)).summary.loc["net", "original", :, "input", "deletion"]["rank"]
+    assert ranks.tolist() == [3, 3, 2, 1]
+
+
+def test_equal_values_and_rounding_are_ties():
+    same = np.linspace(1, 2, 8)
+    values = {key("a"): same, key("b"): same, key("c"): same * (1 + 1e-8)}
+    assert Statistics.of(results(values)).summary["rank"].unique().tolist() == [1]
+
+
+def test_ranks_agree_with_a_loop_over_pairs():
+    stats = Statistics.of(plausible(layers=("input",), variants=("original",)))
+    values, summary = stats.contenders("net", "input", "cascade_ssim")
+    for name, mine in values.iterrows():
+        better = 0
+        for other, theirs in values.iterrows():
+            pairs = (mine - theirs).to_numpy()
+            means = []
+            for counts in stats.resamples.counts:
+                chosen = [v for v, count in zip(pairs, counts, strict=True) for _ in range(count) if v == v]
+                means += [np.mean(chosen)] if chosen else []
+            better += np.percentile(means, 2.5) > 0 and name != other
+        assert summary.loc[name, "rank"] == 1 + better
+
+
+# Layers.
+
+
+def test_an_image_counts_once_with_the_mean_of_its_layers():
+    found = row({KEY: [1.0, 2.0, 3.0], key(layer="deep"): [3.0, 4.0, 11.0]}, key(layer=ALL_LAYERS))
+    assert found["mean"] == pytest.approx((2 + 3 + 7) / 3, rel=1e-12)
+    assert found["std"] == pytest.approx(np.std([2, 3, 7], ddof=1), rel=1e-12)
+    assert found["n"] == 3
+
+
+def test_a_layer_without_a_value_leaves_the_image_out():
+    found = row({KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [3.0, NAN, 11.0, 4.0]}, key(layer=ALL_LAYERS))
+    assert (found["n"], found["undefined"]) == (3, 1)
+    assert found["mean"] == pytest.approx((2 + 7 + 4) / 3, rel=1e-12)
+
+
+def test_a_layer_at_which_a_method_is_undefined_is_left_out_for_all():
+    """As a gradient below global pooling: 3 of 4 undefined are too many, 2 of 4 are not."""
+    values = {
+        KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [9.0, NAN, NAN, NAN],
+        key(layer="deeper"): [NAN, NAN, 3.0, 6.0],
+        key("other"): [5.0, 6.0, 7.0, 8.0], key("other", "deep"): [9.0, 9.0, 9.0, 9.0],
+        key("other", "deeper"): [7.0, 8.0, 9.0, 10.0],
+    }  # fmt: skip
+    stats = Statistics.of(results(values))
+    found = stats.summary.loc[key("other", ALL_LAYERS)]
+    assert (found["n"], found["undefined"]) == (4, 0)
+    assert found["mean"] == pytest.approx((6 + 7 + 8 + 9) / 4, rel=1e-12)
+    found = stats.summary.loc[key(layer=ALL_LAYERS)]
+    assert (found["n"], found["undefined"]) == (2, 2)
+    assert found["mean"] == pytest.approx((3 + 5) / 2, rel=1e-12)
+    assert stats.left_out("net", "insertion") == ["deep"]
+
+
+def test_a_method_at_some_layers_alone_has_no_mean_over_all():
+    stats = Statistics.of(results({KEY: [1.0] * 3, key(layer="deep"): [2.0] * 3, key("elsewhere"): [3.0] * 3}))
+    assert key(layer=ALL_LAYERS) in stats.values.index
+    assert stats.summary.loc[key(layer=ALL_LAYERS), "mean"] == 1.5
+    assert key("elsewhere", ALL_LAYERS) not in stats.values.index
+    assert stats.left_out("net", "insertion") == []
+    assert stats.layers("net") == [ALL_LAYERS, "input", "deep"]
+    with pytest.raises(UnknownName, match="nett"):
+        stats.layers("nett")
+
+
+# Curves.
+
+
+def test_curves_have_the_mean_at_each_point():
+    curves = [(KEY, at, None, [at, at + 1, at + 2]) for at in (0.0, 0.5, 1.0)]
+    stats = Statistics.of(results({KEY: [1.0, 2.0, 3.0]}, curves=curves))
+    found = stats.curves.sort_index().loc[KEY]
+    assert found.index.get_level_values("at").tolist() == [0, 0.5, 1]
+    np.testing.assert_allclose(found["mean"], [1, 1.5, 2], rtol=1e-12)
+    assert (found["low"] < found["mean"]).all()
+    assert len(stats.values) == 2
+
+
+def test_curves_keep_their_steps_names_and_long_ones_are_thinned_to_their_ends():
+    named = [(KEY, at, step, [1.0, 2.0, 3.0]) for at, step in enumerate(["none", "fc", "conv1"])]
+    fine = [(key(metric="deletion"), at / 224, None, [at, at, at]) for at in range(225)]
+    stats = Statistics.of(results({KEY: [1.0, 2.0, 3.0]}, curves=named + fine))
+    drawn = stats.curves.sort_index()
+    assert drawn.loc[KEY].index.get_level_values("step").tolist() == ["none", "fc", "conv1"]
+    places = drawn.loc[key(metric="deletion")].index.get_level_values("at")
+    assert len(places) == 57
+    assert (places[0], places[-1]) == (0, 1)
+    assert np.diff(places).max() < 1.3 * np.diff(places).min() + 1e-12
+
+
+# What cannot be.
+
+
+def test_an_empty_table_and_a_value_twice_are_refused():
+    with pytest.raises(InvalidData, match="no cell has finished"):
+        Statistics.of(results({KEY: []}))
+    twice = results({KEY: [1.0, 2.0]})
+    object.__setattr__(twice, "table", pd.concat([twice.table] * 2))
+    with pytest.raises(InvalidData, match="two values of insertion for image-0"):
+        Statistics.of(twice)
+
+
+def test_a_metrics_name_is_its_text_where_two_share_it():
+    facts = FACTS | {"insertion(steps=7)": fact("insertion", "faithfulness", True)}
+    stats = Statistics.of(results({KEY: [1.0], key(metric="insertion(steps=7)"): [1.0]}, facts=facts))
+    assert stats.label("insertion") == "insertion"
+    assert stats.label("insertion(steps=7)") == "insertion(steps=7)"
+    alone = Statistics.of(results({key(metric="total_variation"): [1.0]}))
+    assert alone.label("total_variation") == "total variation"

@@ -1,0 +1,259 @@
+"""Trust cards of tables where it is known who is best, who is not, and where nobody beats chance."""
+
+import numpy as np
+import pytest
+
+from pellucid.errors import UnknownName
+from pellucid.findings.trust import Contender, Ranking, trust_card
+from pellucid.findings.wording import decimals, number
+from tests.tables import fact, results
+
+NOISE = np.array([0.02, -0.02, 0.03, -0.03, 0.01, -0.01, 0.04, -0.04, 0.02, -0.02, 0.01, -0.01])
+
+
+def card(means, metric="insertion", variants=("original",), layer="input", facts=None, shift=0.0, **settings):
+    """The card of methods with these means and noise that differs from method to method."""
+    values = {
+        ("net", variant, method, layer, metric): mean + np.roll(NOISE, 3 * index) + shift * (variant != "original")
+        for variant in variants
+        for index, (method, mean) in enumerate(means.items())
+    }
+    return trust_card(results(values, **({"facts": facts} if facts else {})), "net", **settings)
+
+
+def verdict(*arguments, **settings):
+    (found,) = card(*arguments, **settings).verdicts
+    return found
+
+
+def methods(contenders):
+    return [one.method for one in contenders]
+
+
+def test_the_best_is_found_with_its_number():
+    found = verdict({"random": 0.3, "gradient": 0.5, "gradcam": 0.8})
+    assert methods(found.lead.contenders) == ["gradcam", "gradient", "random"]
+    assert methods(found.lead.best) == ["gradcam"]
+    assert found.lead.floors == ()
+    assert found.sentence.startswith("gradcam is best: insertion 0.800 (95 % interval 0.7")
+    assert found.sentence.endswith(
+        "; score, higher is better); next is gradient with 0.500; a random map has 0.300."
+    )
+
+
+def test_lower_is_better_where_the_metric_says_so():
+    found = verdict({"random": 0.3, "gradient": 0.5, "gradcam": 0.8}, metric="deletion")
+    assert methods(found.lead.best) == ["random"]
+    found = verdict({"gradient": 0.5, "gradcam": 0.8}, metric="deletion")
+    assert methods(found.lead.best) == ["gradient"]
+    assert "lower is better" in found.sentence
+
+
+def test_two_that_cannot_be_told_apart_are_both_best():
+    found = verdict({"random": 0.3, "gradient": 0.801, "gradcam": 0.8})
+    assert methods(found.lead.best) == ["gradient", "gradcam"]
+    assert found.sentence.startswith("gradient and gradcam are best and cannot be told apart: insertion 0.801 (")
+    assert found.sentence.endswith("for the first; a random map has 0.300.")
+
+
+def test_a_tie_is_with_the_best_and_not_with_its_neighbor():
+    """b is not told from a, nor c from b, but c is told from a."""
+    base = np.zeros(12)
+    wide = np.tile([0.1, -0.1], 6)
+    values = {"a": base + 1, "b": base + 0.96 + wide, "c": base + 0.92 + wide * 0.2}
+    table = {("net", "original", name, "input", "insertion"): numbers for name, numbers in values.items()}
+    (found,) = trust_card(results(table), "net").verdicts
+    assert methods(found.lead.best) == ["a", "b"]
+
+
+def test_where_random_wins_no_method_beats_chance():
+    found = verdict({"random": 0.9, "gradient": 0.5})
+    assert found.lead.floors == ("random",)
+    assert found.sentence.startswith("No method beats chance: a random map has insertion 0.900 (95 % interval")
+    assert found.sentence.endswith("the best method, gradient, 0.500.")
+    assert "on faithfulness" in card({"random": 0.9, "gradient": 0.5}).sentence
+
+
+def test_where_random_is_not_told_from_the_best_no_method_beats_chance():
+    found = verdict({"gradient": 0.801, "random(seed=1)": 0.8, "gradcam": 0.5})
+    assert found.lead.floors == ("random",)
+    assert found.sentence.startswith("No method beats chance")
+
+
+def test_an_edge_filter_is_a_floor_of_its_own():
+    found = verdict({"random": 0.1, "gradient": 0.5, "edges": 0.7})
+    assert found.lead.floors == ("edges",)
+    assert found.sentence.startswith("No method beats an edge filter: a plain edge filter has insertion 0.700")
+
+
+def test_trainings_are_not_called_images():
+    few = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2]}
+    facts = {"insertion": fact("insertion", "faithfulness", True) | {"by_training": True}}
+    told = trust_card(results(few, facts=facts), "net")
+    assert told.warnings[0] == "Only 2 trainings were graded: take this as a first look."
+    assert told.verdicts[0].sentence.startswith("Too few trainings to say")
+
+
+def test_floors_alone_are_no_methods():
+    assert verdict({"random": 0.1, "edges": 0.7}).sentence.startswith("Only floors were graded, no method")
+
+
+def test_a_card_without_floors_says_so():
+    assert any("with chance" in warning for warning in card({"gradient": 0.5, "gradcam": 0.7}).warnings)
+    assert not card({"gradient": 0.5, "random": 0.7}).warnings
+
+
+def test_few_images_are_a_first_look_and_two_are_too_few():
+    few = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2, 0.3]}
+    assert trust_card(results(few), "net").warnings[0].startswith("Only 3 images were graded")
+    two = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2]}
+    (found,) = trust_card(results(two), "net").verdicts
+    assert found.sentence == "Too few images to say: insertion needs at least 3 on which it is defined."
+    assert found.lead.best == ()
+
+
+def test_methods_that_are_all_alike_do_not_stand_out():
+    found = verdict({"gradient": 0.8, "gradcam": 0.801})
+    assert found.sentence.startswith("No method stands out among 2; the first, gradcam, has insertion 0.801 (")
+
+
+def test_what_does_not_depend_on_the_map_beats_nobody():
+    same = {
+        ("net", "original", name, "input", "insertion"): [0.1, 0.2, np.nan, 0.4] for name in ("random", "gradcam")
+    }
+    found = trust_card(results(same), "net")
+    assert found.verdicts[0].sentence.startswith("Every method has the same insertion: 0.2")
+    assert found.sentence == "Nothing that was graded tells the maps apart."
+
+
+def test_methods_that_cannot_be_graded_are_named():
+    values = {("net", "original", "gradcam", "input", "insertion"): 0.8 + NOISE}
+    values["net", "original", "gradient", "input", "insertion"] = np.full(12, np.nan)
+    values["net", "original", "random", "input", "insertion"] = 0.3 + NOISE[::-1]
+    (found,) = trust_card(results(values), "net", "input").verdicts
+    assert methods(found.lead.contenders) == ["gradcam", "random"]
+    assert found.agreement == "Not graded, since insertion is undefined there: gradient."
+
+
+# Variants.
+
+
+def test_variants_are_named_where_only_some_are_meant():
+    found = verdict({"random": 0.3, "gradcam": 0.8}, variants=("original", "backward", "forward"), shift=0.2)
+    assert [(one.method, one.variant) for one in found.lead.best] == [
+        ("gradcam", "backward"),
+        ("gradcam", "forward"),
+    ]
+    assert found.sentence.startswith("gradcam (backward and forward) is best: insertion 1.000")
+    found = verdict({"random": 0.3, "gradcam": 0.8}, variants=("original", "backward"))
+    assert found.sentence.startswith("gradcam (any variant) is best")
+
+
+def test_variants_themselves_are_compared_with_the_original():
+    metric = "prediction_difference"
+    values = {
+        ("net", "original", "", "", metric): np.zeros(12), ("net", "backward", "", "", metric): np.zeros(12),
+        ("net", "forward", "", "", metric): 12 + 100 * NOISE,
+    }  # fmt: skip
+    (found,) = trust_card(results(values), "net", "all layers").verdicts
+    assert [one.variant for one in found.lead.best] == ["original", "backward"]
+    assert found.sentence == (
+        "By prediction difference, backward does and forward does not: 0 (original), 0 (backward) and "
+        "12.0 (forward); 100 x probability, lower is better."
+    )
+
+
+# Several metrics, axes and layers.
+
+
+def two_metrics(deletion):
+    values = {("net", "original", "gradient", "input", "insertion"): 0.8 + NOISE}
+    values |= {("net", "original", "random", "input", "insertion"): 0.3 + NOISE[::-1]}
+    values |= {
+        ("net", "original", name, "input", "deletion"): mean + np.roll(NOISE, index)
+        for index, (name, mean) in enumerate(deletion.items())
+    }
+    (found,) = trust_card(results(values), "net").verdicts
+    return found
+
+
+def test_the_first_metric_leads_and_the_others_agree_or_not():
+    found = two_metrics({"gradient": 0.1, "random": 0.3})
+    assert found.lead.metric == "insertion"
+    assert found.agreement == "Deletion agrees."
+    assert two_metrics({"gradient": 0.4, "random": 0.3}).agreement == "By deletion, random is best."
+
+
+def test_the_whole_card_counts_questions():
+    values = {
+        ("net", "original", method, "input", metric): mean + np.roll(NOISE, index)
+        for metric, means in {
+            "insertion": {"random": 0.3, "gradient": 0.5, "gradcam": 0.8},
+            "total_variation": {"random": 0.9, "gradient": 0.5, "gradcam": 0.2},
+            "pointing_game": {"random": 0.9, "gradient": 0.5, "gradcam": 0.2},
+        }.items()
+        for index, (method, mean) in enumerate(means.items())
+    }
+    facts = {
+        "insertion": fact("insertion", "faithfulness", True),
+        "total_variation": fact("total_variation", "noise", False),
+        "pointing_game": fact("pointing_game", "localization", True),
+    }
+    found = trust_card(results(values, facts=facts), "net")
+    assert [one.axis for one in found.verdicts] == ["faithfulness", "localization", "noise"]
+    assert found.sentence == (
+        "gradcam is among the best on 2 of 3 questions (faithfulness and noise). "
+        "No method beats a map that knows nothing of the network on localization."
+    )
+    assert found.sentence in str(found)
+    assert found.verdicts[0].sentence in str(found)
+
+
+def test_layers_have_cards_of_their_own():
+    values = {}
+    for layer, means in {"input": {"a": 0.9, "b": 0.1}, "deep": {"a": 0.2, "b": 0.6}}.items():
+        for index, (name, mean) in enumerate(means.items()):
+            values["net", "original", name, layer, "insertion"] = mean + np.roll(NOISE, index)
+    table = results(values)
+    best = {
+        layer: methods(trust_card(table, "net", layer).verdicts[0].lead.best) for layer in (None, "input", "deep")
+    }
+    assert best == {None: ["a"], "input": ["a"], "deep": ["b"]}
+    with pytest.raises(UnknownName, match="did you mean deep"):
+        trust_card(table, "net", "deeep")
+    with pytest.raises(UnknownName, match="unknown model"):
+        trust_card(table, "other")
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    ("spread", "places"),
+    [(0.034, 3), (0.34, 2), (3.4, 1), (34.0, 0), (3400.0, 0), (0.0, 3), (np.nan, 3), (1e-9, 6)],
+)
+def test_numbers_have_two_digits_of_their_uncertainty(spread, places):
+    assert decimals(spread) == places
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "text"),
+    [
+        (0.12345, 2, "0.12"), (12345.6, 0, "12,346"), (-0.5, 1, "−0.5"), (-0.001, 1, "0.0"), (0.0, 3, "0"),
+        (1.2e-5, 3, "1.2 × 10⁻⁵"), (-3.4e-12, 3, "−3.4 × 10⁻¹²"), (np.nan, 2, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_as_text(value, places, text):
+    assert number(value, places) == text
+
+
+def test_a_metric_by_which_methods_beat_chance_does_not_agree_with_one_by_which_none_does():
+    def ranking(*best):
+        found = tuple(Contender(name, "original", 0.5, 0.4, 0.6, 9) for name in best)
+        return Ranking("m", "m", "share", True, found, found, False)
+
+    tied_with_edges, ahead = ranking("edges", "deeplift"), ranking("deeplift")
+    assert not tied_with_edges.agrees(ahead)
+    assert not ahead.agrees(tied_with_edges)
+    assert ahead.agrees(ranking("deeplift", "gradcam"))
+    assert tied_with_edges.agrees(ranking("edges"))

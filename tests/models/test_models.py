@@ -1,0 +1,480 @@
+"""Networks by name: ready to be explained, exactly loaded, and refused with a way out."""
+
+import gzip
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
+from pellucid.data.sources import open_images
+from pellucid.errors import InvalidImage, InvalidModel, InvalidParameter, InvalidWeights, UnknownName
+from pellucid.models import zoo
+from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
+from pellucid.models.small import PAPER_MODELS
+from pellucid.models.zoo import load_model, model_names
+from pellucid.training.loop import accuracy
+
+SMALL = "squeezenet1_1"  # torchvision's smallest classifier
+
+
+def picture(size=(300, 260)):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+# Every network.
+
+
+@pytest.mark.parametrize("name", [*PAPER_MODELS, "resnet18", "googlenet", SMALL, "mobilenet_v3_small"])
+def test_a_network_is_frozen_in_eval_mode_and_takes_its_own_images(name):
+    model, preprocess = load_model(name)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    logits = model(preprocess(picture())[None])
+    outputs = {"shapes-resnet": 8, "tiny-resnet18": 200}
+    assert logits.shape == (1, outputs.get(name, 10 if name in PAPER_MODELS else 1000))
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state():
+    state = torch.get_rng_state()
+    first, again, other = (load_model("sanity-cnn", seed=seed).model.conv1.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_names():
+    names = model_names()
+    assert names[: len(PAPER_MODELS)] == list(PAPER_MODELS)
+    assert {"resnet18", "inception_v3", "densenet121"} < set(names)
+    assert "fcn_resnet50" not in names
+    assert len(names) == len(set(names))
+
+
+def test_classes_decide_the_outputs_of_a_new_network():
+    loaded = load_model(SMALL, classes=("cat", "dog"))
+    assert (loaded.classes, zoo.outputs(loaded.model), loaded.weights) == (("cat", "dog"), 2, "random")
+    assert load_model("cifar-resnet18", classes=200).model.fc.out_features == 200
+
+
+def test_auxiliary_heads_are_left_out():
+    model = load_model("googlenet").model
+    assert not [name for name, _ in model.named_modules() if "aux" in name.lower()]
+
+
+# The papers' networks.
+
+PARAMETERS = {  # weights and biases, counted by hand from the papers' descriptions
+    "sanity-cnn": (25 * 32 + 32) + (25 * 32 * 64 + 64) + (3136 * 1024 + 1024) + (1024 * 10 + 10),
+    "selu-cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (3136 * 128 + 128) + (128 * 10 + 10),
+    "cifar-cnn": (9 * 3 * 32 + 32)
+    + (9 * 32 * 32 + 32)
+    + (9 * 32 * 64 + 64)
+    + (9 * 64 * 64 + 64)
+    + (4096 * 256 + 256)
+    + (256 * 10 + 10),
+    "cifar-resnet18": 11_173_962,  # as published for the 32x32 ResNet-18
+    "tiny-resnet18": 11_173_962 + 190 * 513,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_paper_s_network_has_the_paper_s_parameters(name):
+    assert sum(parameter.numel() for parameter in PAPER_MODELS[name].factory().parameters()) == PARAMETERS[name]
+
+
+def test_the_rectgrad_cnn_starts_as_tensorflow_s():
+    model = load_model("cifar-cnn").model
+    assert not model.conv1.bias.any()
+    bound = math.sqrt(6 / (4096 + 256))
+    assert 0.999 * bound < model.linear1.weight.abs().max() <= bound
+
+
+def test_the_selu_net_has_no_relu():
+    assert not [module for module in load_model("selu-cnn").model.modules() if isinstance(module, nn.ReLU)]
+
+
+def test_the_shapes_net_reduces_by_strided_convolutions_alone():
+    model = load_model("shapes-resnet").model
+    strided = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    assert strided == [
+        "conv1",
+        "layer2.0.conv1",
+        "layer2.0.downsample.0",
+        "layer3.0.conv1",
+        "layer3.0.downsample.0",
+    ]
+    assert not [m for m in model.modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
+    sides = []
+    for stage in (model.layer1, model.layer2, model.layer3):
+        stage.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
+    model(torch.zeros(1, 3, 64, 64))
+    assert sides == [32, 16, 8]
+
+
+def test_the_bundled_weights_are_as_good_as_they_say():
+    loaded = load_model("shapes-resnet")
+    facts = json.loads(zoo.BUNDLED["shapes-resnet"].with_suffix(".json").read_text())
+    assert facts["accuracy"] >= 0.97
+    assert facts["training"]["seed"] == 0
+    assert (loaded.classes, loaded.weights) == (SHAPE_NAMES, "bundled")
+    assert accuracy(loaded.model, ShapesDataset(400, seed=3), loaded.preprocess) >= 0.96
+    assert zoo.BUNDLED["shapes-resnet"].stat().st_size < 2e6
+
+
+# Preprocessing.
+
+
+def test_imagenet_s_preprocessing_is_torchvision_s():
+    preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    _, preprocess = load_model("resnet18")
+    assert preprocess == IMAGENET
+    assert torch.equal(preprocess(picture()), preset(picture()))
+
+
+def test_inception_has_its_own_crop():
+    _, preprocess = load_model("inception_v3")
+    assert (preprocess.resize, preprocess.crop) == (342, 299)
+    assert preprocess(picture()).shape == (3, 299, 299)
+
+
+def test_display_is_the_input_before_normalisation():
+    preprocess = Preprocess(32, 24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    shown = torch.from_numpy(np.array(preprocess.display(picture()))).permute(2, 0, 1) / 255
+    assert torch.equal(preprocess(picture()), preprocess.normalize(shown))
+    assert preprocess.display(picture()).size == (24, 24)
+
+
+def test_grey_networks_see_one_channel():
+    _, preprocess = load_model("sanity-cnn")
+    white = preprocess(Image.new("RGB", (28, 28), "white"))
+    assert white.shape == (1, 28, 28)
+    assert white.unique().item() == pytest.approx((1 - 0.1307) / 0.3081)
+    assert (preprocess.mean, preprocess.std) == ((0.1307,), (0.3081,))
+
+
+def test_preprocessing_survives_json():
+    preprocess = Preprocess((40, 50), None, (0.5,), (0.25,), 1, "bicubic")
+    assert Preprocess.from_dict(json.loads(json.dumps(preprocess.as_dict()))) == preprocess
+    with pytest.raises(InvalidParameter, match="unknown setting 'scale'"):
+        Preprocess.from_dict({"scale": 2})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"channels": 2}, {"mean": None}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}, {"std": (1.0,)}]
+)
+def test_preprocessing_that_does_not_fit_is_refused(settings):
+    with pytest.raises(InvalidParameter, match="Preprocess"):
+        Preprocess(**settings)
+
+
+# Weights from files.
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A state dict of three classes, standing in for a fine-tuned network."""
+    return load_model(SMALL, classes=3, seed=7).model.state_dict()
+
+
+def written(state, path):
+    if ".safetensors" in path.name:
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+        path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.safetensors.gz", "w.pth", "w.pt"])
+def test_a_file_decides_the_number_of_classes(tmp_path, trained, name):
+    loaded = load_model(SMALL, weights=written(trained, tmp_path / name))
+    assert loaded.model.classifier[1].out_channels == 3
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in loaded.model.state_dict().items())
+    assert loaded.weights == str(tmp_path / name)
+    assert loaded.classes is None
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+    ],
+)
+def test_checkpoints_of_training_scripts_are_unwrapped(tmp_path, trained, wrap):
+    model, _ = load_model(SMALL, weights=written(wrap(trained), tmp_path / "w.pth"))
+    assert torch.equal(model.features[0].weight, trained["features.0.weight"])
+
+
+def test_what_old_and_official_files_differ_in_is_forgiven(tmp_path):
+    net = load_model("cifar-resnet18", seed=1).model
+    state = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    loaded = load_model("cifar-resnet18", weights=written(state, tmp_path / "old.pth")).model
+    assert torch.equal(loaded.fc.weight, net.fc.weight)
+    state = load_model("googlenet", classes=4).model.state_dict() | {"aux1.fc1.weight": torch.zeros(2, 2)}
+    assert load_model("googlenet", weights=written(state, tmp_path / "aux.pth")).model.fc.out_features == 4
+
+
+def test_old_densenet_names_are_renamed():
+    from pellucid.models.weights import plain_names
+
+    state = {
+        "features.denseblock1.denselayer2.norm.1.weight": torch.zeros(1),
+        "features.norm0.weight": torch.zeros(1),
+    }
+    assert list(plain_names(state)) == ["features.denseblock1.denselayer2.norm1.weight", "features.norm0.weight"]
+
+
+def test_weights_of_another_network_name_the_differences(tmp_path, trained):
+    state = dict(trained) | {"extra.weight": torch.zeros(2)}
+    del state["features.0.weight"]
+    state["features.3.squeeze.weight"] = torch.zeros(16, 64, 3, 3)
+    with pytest.raises(InvalidWeights) as error:
+        load_model(SMALL, weights=written(state, tmp_path / "w.pth"))
+    message = str(error.value)
+    assert "missing: features.0.weight;" in message
+    assert "unexpected: extra.weight;" in message
+    assert "features.3.squeeze.weight is (16, 64, 3, 3) instead of (16, 64, 1, 1)" in message
+    assert "The file has 52 tensors" in message
+    assert f"{SMALL} 52 of 724,035" in message
+
+
+def test_at_most_three_differences_are_named(tmp_path):
+    with pytest.raises(InvalidWeights, match=r"missing: .*, .*, .*, \.\.\. \(49 more\)"):
+        load_model(SMALL, weights=written({"a": torch.zeros(1)}, tmp_path / "w.pth"))
+
+
+class Harmless:
+    """Any class of a user's own: loading it would run code."""
+
+
+BAD_FILES = {
+    "empty.safetensors": (b"", "is empty"),
+    "empty.pth": (b"", "is empty"),
+    "text.pth": (b"hello, no pickle", "plain tensors|broken"),
+    "text.safetensors": (b"hello, no safetensors", "broken"),
+    "text.safetensors.gz": (b"not gzip", "Not a gzipped file"),
+    "image.jpg": (b"x", "must be a .safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_hold_no_weights_are_refused(tmp_path, name):
+    content, cause = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidWeights, match=cause) as error:
+        load_model("sanity-cnn", weights=tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.safetensors.gz", "w.pth"])
+def test_truncated_files_are_refused(tmp_path, trained, name):
+    path = written(trained, tmp_path / name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InvalidWeights, match="cut short"):
+        load_model(SMALL, weights=path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InvalidWeights, match=r"there is no weights file .*absent.pth"):
+        load_model("sanity-cnn", weights=str(tmp_path / "absent.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (Harmless(), "plain tensors"),
+        ({"a": 3}, "'a' is int, no tensor"),
+        ([torch.zeros(1)], "no tensors by name"),
+        ({}, "no tensors by name"),
+    ],
+)
+def test_pickles_of_anything_but_tensors_are_refused(tmp_path, content, cause):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InvalidWeights, match=cause):
+        load_model("sanity-cnn", weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, trained, value):
+    state = dict(trained)
+    state["features.0.bias"] = torch.full((64,), value)
+    with pytest.raises(InvalidWeights, match=r"w.safetensors: features.0.bias holds NaN or infinite"):
+        load_model(SMALL, weights=written(state, tmp_path / "w.safetensors"))
+
+
+def test_classes_that_do_not_fit_the_file_are_refused(tmp_path, trained):
+    with pytest.raises(InvalidParameter, match=r"classes=2, but squeezenet1_1 .* has 3 outputs"):
+        load_model(SMALL, weights=written(trained, tmp_path / "w.pth"), classes=["a", "b"])
+    with pytest.raises(InvalidParameter, match="take weights='random'"):
+        load_model("shapes-resnet", classes=3)
+    assert load_model("shapes-resnet", weights="random", classes=3).model.fc.out_features == 3
+
+
+def test_broken_facts_beside_the_weights_are_refused(tmp_path, trained):
+    (tmp_path / "w.json").write_text("{")
+    with pytest.raises(InvalidWeights, match=r"w.json, beside the weights, is no JSON"):
+        load_model(SMALL, weights=written(trained, tmp_path / "w.pth"))
+
+
+# Weights by name.
+
+
+def test_a_download_that_fails_says_so(monkeypatch):
+    def unreachable(self, **settings):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
+    with pytest.raises(InvalidWeights, match=r"cannot download DEFAULT of resnet18 from https://.*give the file"):
+        load_model("resnet18", weights="DEFAULT")
+
+
+def test_named_weights_bring_their_preprocessing_and_classes(monkeypatch):
+    state = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **settings: state)
+    loaded = load_model("resnet18", weights="ResNet18_Weights.IMAGENET1K_V1")
+    assert torch.equal(loaded.model.fc.weight, state["fc.weight"])
+    assert (loaded.preprocess, loaded.classes[:2]) == (IMAGENET, ("tench", "goldfish"))
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(UnknownName, match="weights of resnet18 'IMAGENET1K_V7'; did you mean IMAGENET1K_V1"):
+        load_model("resnet18", weights="IMAGENET1K_V7")
+    with pytest.raises(InvalidWeights, match="sanity-cnn has no weights named 'DEFAULT'"):
+        load_model("sanity-cnn", weights="DEFAULT")
+
+
+# Other places for networks.
+
+
+def test_unknown_names_have_near_ones():
+    with pytest.raises(UnknownName, match="did you mean resnet18"):
+        load_model("resnet-18")
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(InvalidParameter, match="device='nowhere'"):
+        load_model("selu-cnn", device="nowhere")
+
+
+FILE = """
+import torch
+from neighbour import WIDTH
+from torchvision import transforms
+
+{preprocess}
+
+def net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, WIDTH, 3), torch.nn.Flatten(), torch.nn.Linear(WIDTH * 4, 2))
+
+def compiled():
+    return torch.jit.trace(net(), torch.zeros(1, 3, 4, 4))
+
+def nothing():
+    return None
+
+def failing():
+    raise RuntimeError("out of cheese")
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    (tmp_path / "neighbour.py").write_text("WIDTH = 5")
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.format(preprocess=""))
+    return path
+
+
+def test_a_file_s_factory(model_file):
+    loaded = load_model(f"{model_file}:net", classes=["a", "b"])
+    assert loaded.model[0].out_channels == 5
+    assert (loaded.preprocess, loaded.classes) == (IMAGENET, ("a", "b"))
+    path = written(loaded.model.state_dict(), model_file.parent / "w.safetensors")
+    again = load_model(f"{model_file}:net", weights=path, seed=1)
+    assert torch.equal(again.model[2].weight, loaded.model[2].weight)
+
+
+def test_a_file_s_own_preprocess(model_file):
+    function = "preprocess = transforms.Compose([transforms.Resize((4, 4)), transforms.ToTensor()])"
+    model_file.write_text(FILE.format(preprocess=function))
+    loaded = load_model(f"{model_file}:net")
+    assert isinstance(loaded.preprocess, CustomPreprocess)
+    assert loaded.model(loaded.preprocess(picture())[None]).shape == (1, 2)
+    assert loaded.preprocess.display(picture()).size == (4, 4)
+    with pytest.raises(InvalidImage, match="must return a tensor"):
+        CustomPreprocess(lambda image: 3)(picture())
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "cause"),
+    [
+        (":nett", UnknownName, "did you mean net"),
+        ("", InvalidModel, "names no factory"),
+        (":nothing", InvalidModel, "returned NoneType"),
+        (":failing", InvalidModel, "RuntimeError: out of cheese"),
+    ],
+)
+def test_a_file_without_a_network_is_refused(model_file, factory, error, cause):
+    with pytest.raises(error, match=cause):
+        load_model(f"{model_file}{factory}")
+
+
+def test_a_file_that_is_missing_or_broken_is_refused(tmp_path):
+    with pytest.raises(InvalidModel, match="there is no model file"):
+        load_model(f"{tmp_path}/absent.py:net")
+    (tmp_path / "broken.py").write_text("import no_such_thing")
+    with pytest.raises(InvalidModel, match=r"running .*broken.py failed: ModuleNotFoundError"):
+        load_model(f"{tmp_path}/broken.py:net")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torchscript_is_refused_wherever_it_comes_from(model_file):
+    with pytest.raises(InvalidModel, match="TorchScript module; rules cannot see"):
+        load_model(f"{model_file}:compiled")
+    path = model_file.parent / "scripted.pt"
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(InvalidModel, match="TorchScript file; rules cannot see"):
+        load_model(str(path))
+    with pytest.raises(InvalidModel, match="TorchScript file; rules cannot see"):
+        load_model("sanity-cnn", weights=path)
+
+
+def test_timm():
+    pytest.importorskip("timm")
+    model, preprocess = load_model("timm:resnet18.a1_in1k", classes=3)
+    assert model.fc.out_features == 3
+    assert (preprocess.resize, preprocess.crop, preprocess.interpolation) == (235, 224, "bicubic")
+    with pytest.raises(UnknownName, match="unknown timm model"):
+        load_model("timm:resnet1888")
+
+
+def test_timm_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InvalidModel, match=r"pip install 'pellucid\[timm\]'"):
+        load_model("timm:resnet18")
+
+
+# Real weights.
+
+
+def test_real_weights_score_as_they_should(real_data):
+    weights = real_data / "weights" / "resnet18-imagenet.safetensors.gz"
+    loaded = load_model("resnet18", weights=pathlib.Path(weights))
+    assert loaded.classes[:2] == ("tench", "goldfish")
+    rows = open_images(real_data / "data" / "imagenette" / "val.parquet", label_column="imagenet_label")[::20]
+    with torch.inference_mode():
+        logits = loaded.model(torch.stack([loaded.preprocess(sample.image) for sample in rows]))
+    right = (logits.argmax(1) == torch.tensor([sample.label for sample in rows])).float().mean()
+    assert right == pytest.approx(0.66, abs=0.12)  # 50 images; 0.662 over 500

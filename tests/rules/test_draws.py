@@ -1,0 +1,308 @@
+"""Affine operations on drawn rows run once per point: the map is that of every draw on its own, for less work."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import pellucid as pl
+from pellucid.rules.base import Rule, Rules, Run
+from pellucid.rules.conv import PaddingTrick, SmoothedDownsampling
+from pellucid.rules.draws import AffineOnce, Draws, draws_of, with_draws
+from pellucid.rules.lrp import EpsilonLRP
+from pellucid.rules.norm import FrozenBatchNorm
+from pellucid.rules.operations import Operation
+from pellucid.rules.relu import GuidedReLU
+from pellucid.sampling import Noise, Path, Sampling, reference_images
+from tests.networks import images, plain, relative_error, seeded
+
+EXACT = 1e-11
+TARGETS = [1, 3]
+STEPS, SAMPLES, STD = 6, 5, 0.3
+SEED = 4
+
+
+class Entrance(nn.Module):
+    """What a network may do first with its input (B, 3, 14, 14), before the same convolution, ReLU and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+        self.other = nn.Conv2d(3, 4, 2, stride=2, bias=False)
+        self.norm, self.early = nn.BatchNorm2d(4), nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(4, 4, 3, padding=1, stride=2)
+        self.head = nn.Linear(64, 5)
+        generator = torch.Generator().manual_seed(1)
+        for norm in (self.norm, self.early):
+            norm.running_mean.normal_(0, 0.3, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.enter(x))
+        return self.head(F.silu(self.second(x)).flatten(1))
+
+
+class Normalised(Entrance):
+    def enter(self, x):
+        return self.norm(self.first(x))
+
+
+class NormalisedFirst(Entrance):
+    def enter(self, x):
+        return self.first(self.early(x))
+
+
+class ThroughAReLU(Entrance):
+    """The stem as most write it: the ReLU overwrites what the convolution gave."""
+
+    def enter(self, x):
+        return F.relu(self.norm(self.first(x)), inplace=True)
+
+
+class Branching(Entrance):
+    """Rows that feed two convolutions and a skip."""
+
+    def enter(self, x):
+        return self.first(x) * self.other(x) + F.avg_pool2d(x, 2).mean(1, keepdim=True)
+
+
+class Overwriting(Entrance):
+    """Rows overwritten before the convolution, and its output after it."""
+
+    def enter(self, x):
+        x.mul_(2)
+        y = self.first(x)
+        y.sigmoid_()
+        return y + self.other(x)
+
+
+class OverwritingUnseen(Entrance):
+    """The graph does not see it, so the gradient passes it by; what runs forward does see it."""
+
+    def enter(self, x):
+        with torch.no_grad():
+            x.mul_(x)
+        y = self.first(x)
+        with torch.no_grad():
+            y.mul_(y)
+        return self.norm(y)
+
+
+class Overwritten(Entrance):
+    """A view changes a part."""
+
+    def enter(self, x):
+        x[:, 0].tanh_()
+        return self.first(x.clone())
+
+
+class OwnWeights(Entrance):
+    """Weights that the rows themselves make: nothing is affine here."""
+
+    def enter(self, x):
+        return F.conv2d(x, self.other.weight * x.mean().exp(), stride=2)
+
+
+class BatchStatistics(Entrance):
+    """Not affine either, and it ties the images of a batch together: one image is explained."""
+
+    def enter(self, x):
+        return F.instance_norm(self.first(F.batch_norm(x, None, None, training=True)))
+
+
+ENTRANCES = [
+    Entrance, Normalised, NormalisedFirst, ThroughAReLU, Branching, Overwriting, OverwritingUnseen, Overwritten,
+    OwnWeights, BatchStatistics,
+]  # fmt: skip
+
+
+def one_by_one(method: pl.Gradient, sampling: Sampling, net: nn.Module, x: Tensor, **settings) -> Tensor:
+    """The sampling by hand: one draw of one image at a time, each explained on its own."""
+    maps = []
+    for row in range(len(x)):
+        image = x[row : row + 1]
+        reference = reference_images(sampling.baseline, x)[:1] if isinstance(sampling, Path) else None
+        total = torch.zeros_like(image)
+        for draw, weight in enumerate(sampling.weights):
+            point = sampling.points(image, reference, torch.tensor([0]), [draw], [SEED])
+            total += weight * method(net, point, TARGETS[row], **settings)["input"]
+        maps.append(total if reference is None else total * (image - reference))
+    return torch.cat(maps)
+
+
+PATH, NOISE = Path(STEPS), Noise(SAMPLES, STD)
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.parametrize("max_batch", [1, 4, 64])
+@pytest.mark.parametrize("sampling", [PATH, NOISE, Path(STEPS, 0.4, "trapezoid")], ids=str)
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_the_map_is_that_of_each_draw_on_its_own(entrance, sampling: Sampling, max_batch: int) -> None:
+    net, x = seeded(entrance), images(2, 14)
+    if entrance in (BatchStatistics, OwnWeights):  # what one row gives depends on the rows beside it
+        max_batch, x = 1, x[:1]
+    expected = one_by_one(pl.Gradient(), sampling, net, x)
+    method = pl.Gradient(samplings=(sampling,))
+    found = method(net, x, TARGETS[: len(x)], seed=SEED, max_batch=max_batch)["input"]
+    assert relative_error(found, expected) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.parametrize("sampling", [PATH, NOISE], ids=["path", "noise"])
+@pytest.mark.parametrize("variant", ["original", "backward", "forward", SmoothedDownsampling(include_first=True)])
+@pytest.mark.parametrize("rules", [(), (GuidedReLU(),), (PaddingTrick(),), (EpsilonLRP(),)], ids=str)
+def test_under_every_rule(rules: tuple[Rule, ...], variant, sampling: Sampling) -> None:
+    net, x = seeded(Normalised), images(2, 14)
+    expected = one_by_one(pl.Gradient(rules=rules), sampling, net, x, variant=variant)
+    method = pl.Gradient(rules=rules, samplings=(sampling,))
+    found = method(net, x, TARGETS, variant=variant, seed=SEED)["input"]
+    assert relative_error(found, expected) < EXACT
+
+
+class Squared(Rule):
+    """A rule of one's own under which convolutions are not affine; it does not say that they are."""
+
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        return run(x * x)
+
+
+def test_a_rule_counts_as_nonlinear_unless_it_says_otherwise() -> None:
+    linear = (PaddingTrick(), SmoothedDownsampling(), SmoothedDownsampling("forward"), FrozenBatchNorm())
+    assert with_draws(linear) == (AffineOnce(), *linear)
+    assert with_draws((GuidedReLU(),)) == (AffineOnce(), GuidedReLU())  # not of a convolution
+    squared = Squared()
+    assert with_draws((*linear, squared)) == (*linear, squared)
+    net, x = seeded(Entrance), images(2, 14)
+    expected = one_by_one(pl.Gradient(rules=(Squared(),)), PATH, net, x)
+    found = pl.Gradient(rules=(Squared(),), samplings=(PATH,))(net, x, TARGETS)["input"]
+    assert relative_error(found, expected) < EXACT
+
+
+class Skip(nn.Module):
+    """A hidden layer ("stem") whose rows feed a convolution, its normalisation and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.down, self.head = nn.Conv2d(4, 6, 3, stride=2), nn.Linear(150, 5)
+        self.norm.running_var.fill_(0.4)
+
+    def above(self, h: Tensor) -> Tensor:
+        return self.head(F.silu(self.down(h + F.silu(self.norm(self.conv(h))))).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.stem(x))
+
+
+@pytest.mark.parametrize("max_batch", [4, 64])
+def test_at_a_hidden_layer_with_a_skip(max_batch: int) -> None:
+    net, x = seeded(Skip), images(2, 14)
+    end, start = net.stem(x), net.stem(0 * x[:1])
+    total = torch.zeros_like(end)
+    for place, weight in zip(*PATH.nodes, strict=True):
+        point = (start + place * (end - start)).requires_grad_()
+        (gradient,) = torch.autograd.grad(net.above(point)[[0, 1], TARGETS].sum(), point)
+        total += weight * gradient
+    found = pl.Gradient(samplings=(PATH,))(net, x, TARGETS, "stem", max_batch=max_batch)["stem"]
+    assert relative_error(found, total * (end - start)) < EXACT
+
+
+@pytest.mark.parametrize("max_batch", [5, 64])
+def test_paths_run_the_first_convolution_at_their_ends_alone(max_batch: int) -> None:
+    """Of a network that is one convolution: forward at m points and m references (one for all), back at m."""
+    net = plain(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, steps = images(2, 14), 5
+    once = 2 * 4 * 3 * 9 * 144  # multiply-adds of the convolution of one image, counted twice
+    with FlopCounterMode(display=False) as counter:
+        pl.Gradient(samplings=(Path(steps),))(net, x, TARGETS, max_batch=max_batch)
+    chunks = [1, 1] if max_batch == 5 else [2]  # points in each: all draws of one, then of the other
+    logits = 2 + 1  # of the images and the reference, to say what the sum should be
+    forward = sum(points + 1 for points in chunks) + logits
+    convolution = counter.get_flop_counts()["Global"]
+    assert convolution[torch.ops.aten.convolution] == forward * once
+    assert convolution[torch.ops.aten.convolution_backward] == sum(chunks) * once
+
+
+def test_noise_runs_back_through_the_first_convolution_once_per_image() -> None:
+    net = plain(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = images(2, 14)
+    once = 2 * 4 * 3 * 9 * 144
+    counts = []
+    for moment in ("mean", "squared"):
+        with FlopCounterMode(display=False) as counter:
+            pl.Gradient(samplings=(Noise(SAMPLES, STD, moment=moment),))(net, x, TARGETS)
+        counts.append(counter.get_flop_counts()["Global"])
+    mean, squared = counts
+    assert mean[torch.ops.aten.convolution_backward] == 2 * once
+    assert squared[torch.ops.aten.convolution_backward] == 2 * SAMPLES * once  # not a sum of gradients
+
+
+def test_only_the_gradient_where_the_draws_lie_is_summed() -> None:
+    """Other layers, other readouts and nested samplings want each row's own gradient."""
+    net, x = seeded(Normalised), images(2, 14)
+    gradient, hidden = pl.Gradient(), ["input", "first"]
+    alone = gradient.smoothed(SAMPLES, STD)(net, x, TARGETS, seed=SEED)["input"]
+    together = gradient.smoothed(SAMPLES, STD)(net, x, TARGETS, hidden, seed=SEED)["input"]
+    assert relative_error(together, alone) < EXACT
+    absolute = pl.Gradient(absolute=True).smoothed(SAMPLES, STD)(net, x, TARGETS, seed=SEED)["input"]
+    assert relative_error(absolute, one_by_one(pl.Gradient(absolute=True), NOISE, net, x)) < EXACT
+    assert relative_error(absolute, alone) > 0.1
+
+
+def test_rows_are_known_by_the_graph_and_by_the_count_of_changes() -> None:
+    points = images(1, 4).requires_grad_()
+    draws = Draws(points, torch.zeros(2, dtype=torch.long), torch.tensor([0.25, 0.75], dtype=torch.float64))
+    rows = draws.tied(lambda: torch.cat([points.detach(), 2 * points.detach()]))
+    for same in (rows, rows.clone()):
+        assert draws_of(same) is draws
+    for other in (images(), rows.detach(), rows + 0, rows[:], rows.clone().clone()):
+        assert draws_of(other) is None
+    copy = rows.clone()
+    with torch.no_grad():
+        copy.zero_()
+    assert draws_of(copy) is None
+    assert draws_of(rows) is draws
+    (gradient,) = torch.autograd.grad((rows * torch.tensor([1.0, 10.0]).view(2, 1, 1, 1)).sum(), points)
+    assert torch.equal(gradient, torch.full_like(points, 0.25 + 7.5))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_on_paths_are_what_they_would_be_one_by_one(shared: bool) -> None:
+    points, references = images(3, 4), images(1 if shared else 3, 4, seed=1)
+    of, places = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0.0, 0.3, 1.0, 0.5, 0.9], dtype=torch.float64)
+    path = Path(11, quadrature="linspace")
+    found = path.points(points, references, of, [0, 3, 10, 5, 9], [SEED] * 5)
+    start = references.expand_as(points)[of]
+    expected = start + places.view(-1, 1, 1, 1) * (points[of] - start)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    assert torch.equal(found[2], points[1])
+    assert torch.equal(found[0], start[0])
+
+
+def test_it_changes_nothing_for_rows_that_were_not_drawn() -> None:
+    net, x = seeded(Normalised), images(2, 14)
+    with Rules([AffineOnce()]) as rules:
+        net(x.requires_grad_())
+    assert not rules.met
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.parametrize("sampling", [PATH, NOISE], ids=["path", "noise"])
+def test_under_autocast_it_keeps_to_the_precision_of_each_operation(sampling: Sampling) -> None:
+    net, x = seeded(ThroughAReLU).float(), images(2, 14).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = one_by_one(pl.Gradient(), sampling, net, x)
+        found = pl.Gradient(samplings=(sampling,))(net, x, TARGETS, seed=SEED)["input"]
+    full = pl.Gradient(samplings=(sampling,))(net, x, TARGETS, seed=SEED)["input"]
+    assert found.dtype == torch.float32
+    assert 0 < float((found - full).norm() / full.norm()) < 1.5 * float((expected - full).norm() / full.norm())
