@@ -23,7 +23,7 @@ from .methods.gradient import (
     lrp_epsilon,
     rectgrad,
 )
-from .metrics.base import Metric
+from .metrics.base import Criterion
 from .metrics.edges import EdgeDifferentiation, VisualCoherence
 from .metrics.faithfulness import Deletion, Insertion
 from .metrics.fidelity import PredictionDifference, TargetDifference, Top1
@@ -81,7 +81,7 @@ METHODS: Mapping[str, Entry] = {
 
 COMBINATORS: Mapping[str, type[Noise] | type[Path]] = {"smoothed": Noise, "integrated": Path}
 
-METRICS: Mapping[str, type[Metric]] = {
+METRICS: Mapping[str, type[Criterion]] = {
     metric.name: metric
     for metric in (
         TotalVariation,
@@ -138,7 +138,7 @@ def method(text: str, **settings: Any) -> Method:
     return built
 
 
-def metric(text: str, **settings: Any) -> Metric:
+def metric(text: str, **settings: Any) -> Criterion:
     """A metric by its catalogue name or as text with settings, such as ``insertion(steps=28)``.
 
     Raises:
@@ -150,7 +150,7 @@ def metric(text: str, **settings: Any) -> Metric:
         raise UnknownName("metric", name, METRICS)
     if inner is not None:
         raise InvalidParameter(f"{name} takes nothing inside; write {name}(parameter=value)")
-    return cast(Metric, _call_checked(name, METRICS[name], METRICS[name], written | settings))
+    return cast(Criterion, _call_checked(name, METRICS[name], METRICS[name], written | settings))
 
 
 def variant(text: str) -> Variant:

@@ -23,7 +23,6 @@ from ..methods.checks import require_in_range
 from ..methods.gradient import Gradient
 from ..metrics.base import Case, Measured, Metric
 from ..seeds import image_seed
-from ..training.retraining import Retraining
 from . import inputs
 from .inputs import Batch
 from .spec import Spec
@@ -68,11 +67,11 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     Raises:
         PellucidError: the method does not work on this model under this variant, or a metric on these images.
     """
-    metrics = {text: catalog.metric(text) for text in spec.metrics}
+    named = {text: catalog.metric(text) for text in spec.metrics}
     metrics = {
         text: metric
-        for text, metric in metrics.items()
-        if metric.of_model == (not cell.method) and not isinstance(metric, Retraining)
+        for text, metric in named.items()
+        if isinstance(metric, Metric) and metric.of_model == (not cell.method)
     }
     shown_names = set(inputs.chosen(spec.images).names[: spec.pictures])
     notes: set[Note] = set()

@@ -12,7 +12,7 @@ from .. import catalog
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidModel
 from ..layers import require_explainable, select_layers
-from ..metrics.base import Metric
+from ..metrics.base import Criterion
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..training.retraining import Retraining
@@ -85,7 +85,7 @@ def plan(spec: Spec, folder: Path | None = None) -> Plan:
     return Plan(spec, cells, facts)
 
 
-def _cells(spec: Spec, metrics: Mapping[str, Metric], images: int, key: str) -> Iterator[Cell]:
+def _cells(spec: Spec, metrics: Mapping[str, Criterion], images: int, key: str) -> Iterator[Cell]:
     """A model's cells on the same images follow each other, so that they share them."""
     of_model = [""] if any(metric.of_model for metric in metrics.values()) else []
     of_map = list(spec.method_texts) if any(not metric.of_model for metric in metrics.values()) else []
@@ -98,7 +98,7 @@ def _cells(spec: Spec, metrics: Mapping[str, Metric], images: int, key: str) -> 
                     yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
 
 
-def _usable(spec: Spec, metrics: Mapping[str, Metric]) -> tuple[Spec, str]:
+def _usable(spec: Spec, metrics: Mapping[str, Criterion]) -> tuple[Spec, str]:
     """The spec without images that cannot be used, if it says to skip them; and a digest of the others."""
     needs: dict[str, str] = {need: text for text, metric in metrics.items() for need in metric.needs}
     if spec.target == "label":
@@ -183,7 +183,7 @@ def _files(spec: Spec) -> dict[str, str]:
     return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def _metric_facts(metric: Metric) -> dict[str, Any]:
+def _metric_facts(metric: Criterion) -> dict[str, Any]:
     names = ["name", "axis", "unit", "higher_is_better", "paper", "undefined", "of_model"]
     names += ["by_training"] if isinstance(metric, Retraining) else []
     return {name: getattr(metric, name) for name in names}

@@ -1,4 +1,4 @@
-"""``Metric``: a case -> one value per image at each layer; and ``Case``, all that a metric may ask about."""
+"""``Metric``: a case -> one value per image at each layer; ``Case``, all that a metric may ask about."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric(ABC):
-    """One way to grade maps; a dataclass of its settings.
+class Criterion(ABC):
+    """What maps or models are graded by: the facts of the catalogue, and a dataclass of its settings.
 
-    ``measure`` gives one value per image at each layer. A value that is undefined is NaN, and ``undefined``
-    says why that happens; statistics leave such images out and count them.
+    A value that is undefined is NaN, and ``undefined`` says why that happens; statistics leave such values out
+    and count them.
     """
 
     name: ClassVar[str]
@@ -134,6 +134,11 @@ class Metric(ABC):
     undefined: ClassVar[str] = ""
     needs: ClassVar[frozenset[Need]] = frozenset()
     of_model: ClassVar[bool] = False  # grades the variant, not a map: one value per image, at no layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Criterion):
+    """A criterion that is measured on a case: one value per image at each layer."""
 
     @abstractmethod
     def measure(self, case: Case) -> Mapping[str, Measured]:

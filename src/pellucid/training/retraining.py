@@ -7,7 +7,7 @@ training is one value of the statistics.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.labeled import AlteredImages, LabeledImages
 from ..errors import InvalidData, InvalidParameter, require_count
 from ..heatmap import Channels
-from ..metrics.base import Axis, Case, Measured, Metric, Need
+from ..metrics.base import Axis, Criterion, Need
 from ..metrics.localization import RECTGRAD, Mass, PatchMass
 from .degradation import How, Replacement, removal_aoc, removal_auc
 
@@ -29,22 +29,11 @@ TWENTIETHS = tuple(part / 20 for part in range(1, 20))  # the shares of images w
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retraining(Metric):
-    """A metric that no case alone can measure: networks are trained for it (experiments/retraining.py)."""
+class Retraining(Criterion):
+    """A criterion that no case alone can measure: networks are trained for it."""
 
     by_training: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """Refuse.
-
-        Raises:
-            InvalidParameter: always; a case holds no training images.
-        """
-        raise InvalidParameter(
-            f"{self.name} is measured by training networks; name it in a spec of pellucid benchmark that has a "
-            "table [training]"
-        )
 
 
 # Removed pixels.
