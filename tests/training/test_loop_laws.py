@@ -286,7 +286,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
-from test_training import *
+from tests.training.test_loop_laws import *
 train_network("shapes-resnet", images_of(), {output!r}, images_of(seed=1), recipe=LONG, seed=3)
 """
 
@@ -294,7 +294,7 @@ LONG = replace(QUICK, epochs=25, augmentation="symmetry", keep="best")
 
 
 def start_training(output):
-    program = KILLED.format(folder=str(Path(__file__).parent), output=str(output))
+    program = KILLED.format(folder=str(Path(__file__).parents[2]), output=str(output))
     return subprocess.Popen([sys.executable, "-c", program])
 
 

@@ -255,7 +255,7 @@ TRAINING = """
     import os, signal, sys
     import torch
     torch.set_num_threads(1)
-    from tests.laws.test_surrogate_training import network
+    from tests.training.test_surrogates import network
     from tests.networks import images
     from pellucid.training.surrogates import train_surrogate
 
