@@ -84,6 +84,11 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
     return (", ".join(listed[:most]) or "none") + rest
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def first_difference(there: Any, here: Any, name: str = "") -> str:
     """Name the first place in which two different things of plain values differ, for an error message."""
     if isinstance(there, dict) and isinstance(here, dict):

@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InvalidParameter, shortened
+from ..errors import InvalidParameter, counted, shortened
 from .facts import COMMAND
 from .request import parted
-from .terminal import counted, progress, show_whole
+from .terminal import progress, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.store import Results

@@ -13,9 +13,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, require_count
+from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, counted, require_count
 from .request import chosen_device, parted
-from .terminal import counted, progress, show_whole
+from .terminal import progress, show_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from ..errors import EmptyMapWarning, shortened
+from ..errors import EmptyMapWarning, counted, shortened
 from .pictures import percent
 
 if TYPE_CHECKING:
@@ -67,8 +67,3 @@ def note(category: type[Warning], text: str, layers: Sequence[str]) -> str:
         f"{text} misses the sum it should have by more than 5 % {where} for some photos; "
         "take more steps, see residuals in run.json"
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

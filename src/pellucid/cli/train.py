@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import InvalidParameter, OutputNotWritable, require_choice, shortened
+from ..errors import InvalidParameter, OutputNotWritable, counted, require_choice, shortened
 from .request import chosen_device
-from .terminal import counted, progress
+from .terminal import progress
 
 if TYPE_CHECKING:
     from ..experiments.pretraining import Trained
