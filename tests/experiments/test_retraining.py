@@ -26,7 +26,7 @@ from pellucid.experiments.trainings import Trainings
 from pellucid.findings.statistics import Statistics
 from pellucid.metrics.base import Criterion, Metric
 from pellucid.models.zoo import load_model
-from pellucid.report.benchmark import page
+from pellucid.report.benchmark_page import benchmark_page
 from pellucid.seeds import fold_in
 from pellucid.training.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
 from pellucid.training.loop import Training, train
@@ -450,7 +450,7 @@ def test_one_training_has_no_interval_and_three_have(results, data, tmp_path):
 
 
 def test_the_page_draws_the_curves(results):
-    text = page(results)
+    text = benchmark_page(results)
     assert "3 trainings" in text
     for words in ("share of pixels removed", "share of pixels kept", "test accuracy", "score of the true class"):
         assert words in text
@@ -467,7 +467,7 @@ def test_a_spec_may_grade_maps_and_train(data, tmp_path):
     rows = results.table.groupby(["metric", "method"], observed=True).size()
     assert rows.to_dict() == {(metric, method): count for metric, count in (("roar", 3), ("total_variation", TEST))
                               for method in ("random", "gradient")}  # fmt: skip
-    assert f"{TEST} images, 1 training, 2 measures" in page(results)
+    assert f"{TEST} images, 1 training, 2 measures" in benchmark_page(results)
 
 
 # The metrics themselves.

@@ -5,7 +5,7 @@ import pytest
 
 from pellucid.errors import InvalidData
 from pellucid.findings.statistics import Statistics
-from pellucid.papers.exhibits import shown
+from pellucid.papers.exhibits import exhibited
 from pellucid.papers.quantities import found
 from pellucid.papers.recipe import Quantity, Recipe
 from tests.papers.example import INSERTION, RECIPE, example
@@ -21,7 +21,7 @@ def show(results=RUN.results["all"], statistics=STATISTICS, like="", labels=RECI
     """What an exhibit shows that is like the recipe's but for some settings."""
     [alike] = [one for one in RECIPE["exhibits"] if one["key"] == like]
     recipe = Recipe.model_validate(RECIPE | {"exhibits": [alike | exhibit], "claims": [], "labels": labels})
-    return shown(recipe.exhibits[0], recipe, results, statistics)
+    return exhibited(recipe.exhibits[0], recipe, results, statistics)
 
 
 def mean(variant, method, layer, metric):

@@ -9,12 +9,14 @@ from PIL import Image
 
 from pellucid.errors import OutputNotWritable
 from pellucid.findings.statistics import Statistics
-from pellucid.papers import drawing, page
-from pellucid.papers.exhibits import Box, Line, Maps, Panel
-from pellucid.papers.markdown import escaped
+from pellucid.papers import page
+from pellucid.papers.exhibits import MapGrid
 from pellucid.papers.quantities import Found
 from pellucid.papers.recipe import Recipe
-from pellucid.report import figures
+from pellucid.report import charts
+from pellucid.report.charts import BoxPlot, Line, Panel
+from pellucid.report.figures import write_figure
+from pellucid.report.pages import escape_markdown
 from tests.papers.example import RECIPE, example
 from tests.tables import NAN, results
 
@@ -22,7 +24,7 @@ from tests.tables import NAN, results
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "results"
-    return folder, page.write(example(), folder)
+    return folder, page.write_paper_page(example(), folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,8 @@ def test_it_names_the_files_that_it_wrote(written):
     assert names[2:] == [f"pictures/{name}.png" for name in drawn]
     assert all(path.is_file() for path in files)
     assert not list(folder.rglob(".*"))
+    charts_alone = {f"{name}.svg" for name in drawn if not name.startswith("figure1-")}
+    assert {path.name for path in folder.rglob("*.svg")} == charts_alone  # maps have pixels
 
 
 def test_every_picture_of_the_markdown_is_there_and_small(written, text):
@@ -56,7 +60,7 @@ def test_every_picture_of_the_markdown_is_there_and_small(written, text):
 
 
 def test_photos_may_be_left_out(written, tmp_path):
-    files = page.write(example(), tmp_path, photos=False)
+    files = page.write_paper_page(example(), tmp_path, photos=False)
     assert [path.name for path in files] == [path.name for path in written[1]]
     for alone, beside in zip(files[2:], written[1][2:], strict=True):
         if alone.stem.startswith("figure1-"):
@@ -152,7 +156,7 @@ def test_what_is_written_means_itself(text, web):
     ],
 )
 def test_markdown_is_escaped(given, expected):
-    assert escaped(given) == expected
+    assert escape_markdown(given) == expected
 
 
 def changed(**settings):
@@ -163,11 +167,11 @@ def test_what_failed_or_was_not_run_is_said(tmp_path):
     whole = example().results["all"]
     facts = whole.facts | {"missing": ["a"], "cells": ["a", "b"]}
     failed = dataclasses.replace(whole, facts=facts, failed={"a": "the disk is full"})
-    page.write(changed(results={"all": failed}), tmp_path / "failed")
+    page.write_paper_page(changed(results={"all": failed}), tmp_path / "failed")
     assert (
         "1 of 2 parts of all have no results: the disk is full." in (tmp_path / "failed" / "README.md").read_text()
     )
-    page.write(changed(results={"all": failed}, statistics={}), tmp_path / "none")
+    page.write_paper_page(changed(results={"all": failed}, statistics={}), tmp_path / "none")
     text = (tmp_path / "none" / "README.md").read_text()
     assert text.count("This run has no results for it.") == 7
     assert "| Experiment: all | no results |" in text
@@ -180,7 +184,9 @@ def test_one_image_has_numbers_without_intervals(tmp_path):
         "kind": "table", "key": "table1", "title": "T", "experiment": "all", "rows": "method", "columns": "metric",
     }  # fmt: skip
     recipe = Recipe.model_validate(RECIPE | {"exhibits": [exhibit], "claims": [], "not_reproduced": {}})
-    page.write(changed(recipe=recipe, results={"all": made}, statistics={"all": Statistics.of(made)}), tmp_path)
+    page.write_paper_page(
+        changed(recipe=recipe, results={"all": made}, statistics={"all": Statistics.of(made)}), tmp_path
+    )
     text = (tmp_path / "README.md").read_text()
     assert "| Gradient | 2.000 |" in text
     assert "n = 1." in text
@@ -190,7 +196,7 @@ def test_one_image_has_numbers_without_intervals(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputNotWritable, match="choose a folder you may write to"):
-        page.write(example(), tmp_path / "file")
+        page.write_paper_page(example(), tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +213,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_an_exhibit_says_where_it_is_in_the_paper(tmp_path, key, place, heading, said):
     exhibit = RECIPE["exhibits"][-1] | {"key": key, "place": place, "title": "T"}
     recipe = Recipe.model_validate(RECIPE | {"exhibits": [exhibit]})
-    page.write(changed(recipe=recipe), tmp_path)
+    page.write_paper_page(changed(recipe=recipe), tmp_path)
     _, part = (tmp_path / "README.md").read_text().split(f"\n## {heading}\n\n")
     assert part.startswith(f"{place[:1].upper()}{place[1:]}.\n\nThis run" if said else "This run")
 
@@ -237,14 +243,14 @@ def drawn_axes(figure):
 
 def test_names_keep_their_looks_and_floors_are_grey():
     lines = (line("random", "random"), line("a"), line("b")), (line("b"), line("c"))
-    figure = drawing.charts([Panel("one", "", lines[0]), Panel("two", "", lines[1])])
+    figure = charts.chart_figure([Panel("one", "", lines[0]), Panel("two", "", lines[1])])
     colors = {}
     for axes in drawn_axes(figure):
         for drawn, name in zip(
             axes.lines, ["random", "a", "b"] if axes is figure.axes[0] else ["b", "c"], strict=True
         ):
             assert colors.setdefault(name, drawn.get_color()) == drawn.get_color()
-    assert colors["random"] == drawing.FAINT
+    assert colors["random"] == charts.FAINT
     assert len(set(colors.values())) == 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "a", "b", "c"]
 
@@ -252,7 +258,7 @@ def test_names_keep_their_looks_and_floors_are_grey():
 @pytest.mark.parametrize("count", [1, 12, 16])
 def test_lines_are_told_apart_and_the_legend_lies_outside(count):
     names = [f"method {number}" for number in range(count)]
-    figure = drawing.charts(
+    figure = charts.chart_figure(
         [Panel("", "score", tuple(map(line, names)), ticks=((0, "a long layer"), (1, "b")))] * 2
     )
     looks = {(drawn.get_color(), str(drawn.get_linestyle())) for drawn in figure.axes[0].lines}
@@ -267,15 +273,15 @@ def test_lines_are_told_apart_and_the_legend_lies_outside(count):
 
 def test_panels_have_one_scale_where_they_are_alike():
     panels = [Panel("a", "", (line("x"),)), Panel("b", "", (line("x", count=9),))]
-    apart, alike = (drawing.charts(panels, alike=same).axes for same in (False, True))
+    apart, alike = (charts.chart_figure(panels, alike=same).axes for same in (False, True))
     assert apart[0].get_ylim() != apart[1].get_ylim()
     lows, highs = zip(*(axes.get_ylim() for axes in apart), strict=True)
     assert [axes.get_ylim() for axes in alike] == [(min(lows), max(highs))] * 2
 
 
 def test_boxes_stand_from_top_to_bottom():
-    boxes = tuple(Box(name, 0, 1, 2, 3, 4, 9) for name in ("first", "second"))
-    [axes] = drawing.charts([Panel("", "share", boxes=boxes)]).axes
+    boxes = tuple(BoxPlot(name, 0, 1, 2, 3, 4, 9) for name in ("first", "second"))
+    [axes] = charts.chart_figure([Panel("", "share", boxes=boxes)]).axes
     first, second = axes.get_yticklabels()
     assert (first.get_text(), second.get_text()) == ("first", "second")
     assert first.get_window_extent().y0 > second.get_window_extent().y1
@@ -287,20 +293,20 @@ def test_large_grids_of_noise_are_kept_small(tmp_path):
     cells = tuple(tuple(rng.normal(size=(224, 224)) for _ in range(8)) for _ in range(3))
     photo = rng.integers(0, 255, (224, 224, 3)).astype(np.uint8)
     names = tuple("abcdefgh")
-    figure = drawing.grid_of(Maps("photo", photo, ("x", "y", "z"), names, cells))
-    path = drawing.save(figure, tmp_path, "noise")
-    assert path.stat().st_size <= 300_000
-    assert not (tmp_path / "noise.svg").exists()
+    figure = page.map_figure(MapGrid("photo", photo, ("x", "y", "z"), names, cells))
+    write_figure(figure, tmp_path / "noise.png", page.LARGEST_PNG)
+    assert (tmp_path / "noise.png").stat().st_size <= 300_000
 
 
 def test_a_large_picture_keeps_what_is_for_and_against_the_class_apart(tmp_path):
     noise = np.random.default_rng(0).normal(size=(3, 9, 112, 112)) ** 3
     rows, columns = (tuple(map(str, range(count))) for count in (3, 9))
-    figure = drawing.grid_of(Maps("photo", None, rows, columns, tuple(map(tuple, noise))))
-    figures.save(figure, tmp_path / "whole.png")
-    assert (tmp_path / "whole.png").stat().st_size > drawing.LARGEST
-    path = drawing.save(figure, tmp_path, "small")
-    assert path.stat().st_size <= drawing.LARGEST
+    figure = page.map_figure(MapGrid("photo", None, rows, columns, tuple(map(tuple, noise))))
+    write_figure(figure, tmp_path / "whole.png")
+    assert (tmp_path / "whole.png").stat().st_size > page.LARGEST_PNG
+    path = tmp_path / "small.png"
+    write_figure(figure, path, page.LARGEST_PNG)
+    assert path.stat().st_size <= page.LARGEST_PNG
     pictures = [Image.open(one).convert("RGB") for one in (tmp_path / "whole.png", path)]
     whole, small = (np.asarray(picture).astype(int) for picture in pictures)
     assert (small[whole.min(2) == 255] == 255).all()  # the page stays white
@@ -309,4 +315,4 @@ def test_a_large_picture_keeps_what_is_for_and_against_the_class_apart(tmp_path)
 
 
 def test_a_grid_without_maps_is_not_drawn():
-    assert drawing.grid_of(Maps("photo", None, ("x",), ("y",), ((None,),))) is None
+    assert page.map_figure(MapGrid("photo", None, ("x",), ("y",), ((None,),))) is None

@@ -15,10 +15,10 @@ from pellucid.experiments.spec import read_spec
 from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
 from pellucid.models.zoo import load_model
-from pellucid.papers.markdown import escaped
 from pellucid.papers.page import place_of
 from pellucid.papers.recipe import PAPERS, MapsExhibit, Network, Scale, TableExhibit, matches, read_recipe
 from pellucid.papers.sources import filled, needed, trainings_of
+from pellucid.report.pages import escape_markdown
 from pellucid.training.retraining import Removal, Retraining
 
 SCALES = get_args(Scale)
@@ -262,7 +262,7 @@ def test_the_smoke_run_shows_every_table_and_figure(paper, real_data, tmp_path):
     recipe = read_recipe(paper)
     sections = re.split("^## ", text, flags=re.MULTILINE)[3:]  # after how it was made, and the claims
     for exhibit, section in zip(recipe.exhibits, sections, strict=False):
-        assert section.splitlines()[0].endswith(escaped(exhibit.title))
+        assert section.splitlines()[0].endswith(escape_markdown(exhibit.title))
         assert "This run has no results for it." not in section, exhibit.key
         drawn = r"^\| ---" if exhibit.kind == "table" else r"^!\["
         assert re.search(drawn, section, re.MULTILINE), exhibit.key

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.experiments.store import Results
-from pellucid.report import benchmark, html
+from pellucid.report.benchmark_page import benchmark_page
 from tests.tables import plausible
 
 
@@ -17,5 +17,5 @@ def run() -> Results:
 @pytest.fixture(scope="session")
 def page(run, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    html.save(benchmark.page(run), path)
+    path.write_text(benchmark_page(run))
     return path

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from pellucid.findings.statistics import Statistics
-from pellucid.report import benchmark, html
 from pellucid.report.album import Album
+from pellucid.report.benchmark_page import benchmark_page
 from tests.tables import results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -208,7 +208,7 @@ def test_a_network_brings_its_own_layers(browser, tmp_path):
         for place, layer in enumerate(layers)
         for method, number in {"a": 0.2, "b": 0.4}.items()
     }
-    html.save(benchmark.page(results(values)), tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(benchmark_page(results(values)))
     tab = browser.new_page()
     tab.goto((tmp_path / "report.html").as_uri())
 

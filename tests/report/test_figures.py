@@ -7,15 +7,16 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import InvalidParameter, OutputNotWritable
-from pellucid.report import figures, html
-from pellucid.report.figures import Photo, grid, map_png, save, text_width, wrapped
+from pellucid.report import figures
+from pellucid.report.figures import CaptionedPhoto, grid, text_width, wrapped, write_figure, write_map
+from pellucid.report.pages import Bar, Page, Picture, Section, Table
 
 CHECKERBOARD = np.indices((8, 8)).sum(0) % 2 * 2.0 - 1
-PHOTO = Photo(np.full((64, 64, 3), (10, 200, 30), np.uint8), "circle 99.3 %", "shape-0")
+PHOTO = CaptionedPhoto(np.full((64, 64, 3), (10, 200, 30), np.uint8), "circle 99.3 %", "shape-0")
 
 
 def drawn(tmp_path, *arguments, **settings):
-    save(grid(*arguments, **settings), tmp_path / "figure.png")
+    write_figure(grid(*arguments, **settings), tmp_path / "figure.png")
     return np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(int)
 
 
@@ -25,7 +26,7 @@ def pixels_of(picture, colour):
 
 def test_a_checkerboard_stays_crisp(tmp_path):
     picture = drawn(tmp_path, [[CHECKERBOARD]], ["a"], photos=[PHOTO])
-    blue, red = figures.coloured(np.array([-1.0, 1.0]), signed=True)
+    blue, red = figures.colored(np.array([-1.0, 1.0]), signed=True)
     cell = 4 * 64
     # Each colour covers half of the cell, but for the frame and the ends of the colour bar.
     for colour in (blue, red):
@@ -40,16 +41,18 @@ def test_the_photo_is_drawn_as_it_is(tmp_path):
 def test_an_overlay_shows_the_photo_where_the_map_is_zero(tmp_path):
     half = np.zeros((64, 64))
     half[:, 32:] = 1
-    halves = Photo(np.tile(np.repeat([[40, 220]], 32, axis=0).reshape(64, 1, 1), (1, 64, 3)).astype(np.uint8))
+    halves = CaptionedPhoto(
+        np.tile(np.repeat([[40, 220]], 32, axis=0).reshape(64, 1, 1), (1, 64, 3)).astype(np.uint8)
+    )
     shown = figures.overlaid(half, halves.pixels, signed=True)
     assert len(np.unique(shown[:, :32].reshape(-1, 3), axis=0)) > 1
-    assert (shown[:, 32:] == figures.coloured(np.array([1.0]), signed=True)).all()
+    assert (shown[:, 32:] == figures.colored(np.array([1.0]), signed=True)).all()
     plain, over = (drawn(tmp_path, [[half]], ["a"], photos=[halves], overlay=overlay) for overlay in (False, True))
     assert (plain != over).any()
 
 
 def test_signed_colours_are_centred_and_symmetric():
-    below, zero, above = figures.coloured(np.array([-0.6, 0.0, 0.6]), signed=True).astype(int)
+    below, zero, above = figures.colored(np.array([-0.6, 0.0, 0.6]), signed=True).astype(int)
     assert zero.min() > 240
     assert below[2] > below[0]
     assert above[0] > above[2]
@@ -58,13 +61,13 @@ def test_signed_colours_are_centred_and_symmetric():
 
 
 def test_unsigned_colours_grow_lighter():
-    lightness = figures.coloured(np.linspace(0, 1, 50), signed=False) @ np.array([0.299, 0.587, 0.114])
+    lightness = figures.colored(np.linspace(0, 1, 50), signed=False) @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(lightness) > 0).all()
 
 
 def test_shared_scaling_keeps_differences_between_maps(tmp_path):
     weak, strong = np.full((4, 4), 0.1), np.full((4, 4), 1.0)
-    strongest = figures.coloured(np.array([1.0]), signed=False)[0]
+    strongest = figures.colored(np.array([1.0]), signed=False)[0]
     own = pixels_of(drawn(tmp_path, [[weak, strong]], ["a", "b"]), strongest)
     shared = pixels_of(drawn(tmp_path, [[weak, strong]], ["a", "b"], scale="figure"), strongest)
     assert 1.9 < own / shared < 2.1
@@ -73,7 +76,7 @@ def test_shared_scaling_keeps_differences_between_maps(tmp_path):
 @pytest.mark.parametrize("size", [(28, 28), (64, 64), (224, 224), (96, 160)])
 def test_nothing_is_clipped(tmp_path, size):
     name = "features.denseblock3.denselayer12.conv2"
-    photo = Photo(
+    photo = CaptionedPhoto(
         np.zeros((*size, 3), np.uint8), "a_class_of_a_very_long_name_indeed 99.3 %", "folder/" * 9 + "a.jpg"
     )
     rows = ["smoothed(integrated(guided_backprop, steps=50), samples=15)", "original"]
@@ -86,7 +89,7 @@ def test_nothing_is_clipped(tmp_path, size):
 
 def test_long_names_are_wrapped_within_their_width():
     for text in ("features.denseblock3.denselayer12.conv2", "x" * 80, "smoothed(integrated(gradient, steps=50))"):
-        lines = wrapped(text, 1.5, 8.5)
+        lines = wrapped(text, 1.5, 8.5).split("\n")
         assert max(text_width(line, 8.5) for line in lines) <= 1.5
         assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", text)
 
@@ -97,7 +100,7 @@ def test_a_dollar_sign_is_no_formula(tmp_path):
 
 def test_svg_keeps_text_and_is_reproducible(tmp_path):
     for name in ("a.svg", "b.svg"):
-        save(grid([[CHECKERBOARD]], ["layer1.0"], photos=[PHOTO], title="A title"), tmp_path / name)
+        write_figure(grid([[CHECKERBOARD]], ["layer1.0"], photos=[PHOTO], title="A title"), tmp_path / name)
     text = (tmp_path / "a.svg").read_text()
     assert ">layer1.0</text>" in text
     assert ">A title</text>" in text
@@ -106,7 +109,7 @@ def test_svg_keeps_text_and_is_reproducible(tmp_path):
 
 
 def test_a_single_map_has_one_pixel_per_value(tmp_path):
-    map_png(CHECKERBOARD, tmp_path / "map.png")
+    write_map(CHECKERBOARD, tmp_path / "map.png")
     picture = np.asarray(Image.open(tmp_path / "map.png"))
     assert picture.shape == (8, 8, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 2
@@ -123,7 +126,7 @@ def test_a_blank_map_and_an_empty_cell_can_be_drawn(tmp_path):
         ([[None]], ["a"], [], []),
         ([[CHECKERBOARD]], ["a"], ["x", "y"], []),
         ([[CHECKERBOARD]], ["a"], [], [PHOTO] * 3),
-        ([[CHECKERBOARD]] * 2, ["a"], [], [PHOTO, Photo(np.zeros((8, 8, 3), np.uint8))]),
+        ([[CHECKERBOARD]] * 2, ["a"], [], [PHOTO, CaptionedPhoto(np.zeros((8, 8, 3), np.uint8))]),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(cells, columns, rows, photos):
@@ -133,20 +136,18 @@ def test_a_table_that_does_not_fit_is_refused(cells, columns, rows, photos):
 
 def test_nothing_half_written_is_left(tmp_path):
     with pytest.raises(OutputNotWritable, match="cannot write"):
-        map_png(CHECKERBOARD, tmp_path / "missing" / "map.png")
+        write_map(CHECKERBOARD, tmp_path / "missing" / "map.png")
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(OutputNotWritable, match=r"taken\.png"):
-        map_png(CHECKERBOARD, tmp_path / "taken.png")
+        write_map(CHECKERBOARD, tmp_path / "taken.png")
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
 
 
 def test_a_page_is_escaped_and_needs_nothing_else(tmp_path):
-    map_png(CHECKERBOARD, tmp_path / "map.png")
-    table = html.Table(["layer", "drop"], [["layer1", html.Bar(0.5, "50 %")]], "caption")
-    section = html.Section("A <b>", ["x & y"], [table], [html.Picture(tmp_path / "map.png", 'a "map"')])
-    text = html.page("Title", ["lead"], [section], "footer")
-    html.save(text, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == text
+    write_map(CHECKERBOARD, tmp_path / "map.png")
+    table = Table(["layer", "drop"], [["layer1", Bar(0.5, "50 %")]], "caption")
+    section = Section("A <b>", ["x & y"], [table], [Picture(tmp_path / "map.png", 'a "map"')])
+    text = Page("Title", ["lead"], [section], "footer").html()
     assert "A &lt;b&gt;" in text
     assert "x &amp; y" in text
     assert "data:image/png;base64," in text

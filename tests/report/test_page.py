@@ -15,8 +15,9 @@ from PIL import Image
 from pellucid.errors import InvalidData
 from pellucid.findings.statistics import Statistics
 from pellucid.findings.trust import ranking
-from pellucid.report import album, benchmark, figures, tables
-from pellucid.report.curves import Line, chart
+from pellucid.report import album, figures, tables
+from pellucid.report.benchmark_page import benchmark_page
+from pellucid.report.charts import Line, Panel, inline_chart, looks
 from tests.tables import NAN, drawings, npy, plausible, png, results
 
 
@@ -60,13 +61,13 @@ def test_names_are_escaped():
     evil = '<script>alert("1")</script>&'
     values = {("net", evil, evil, evil, "insertion"): [0.1, 0.2, 0.3]}
     curves = [(next(iter(values)), at, None, [0.1, 0.2, 0.3]) for at in (0.0, 1.0)]
-    text = benchmark.page(results(values, evil, curves))
+    text = benchmark_page(results(values, evil, curves))
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
 
 
 def test_two_images_give_a_page_without_intervals(recwarn):
-    text = benchmark.page(plausible(images=2, variants=("original",)))
+    text = benchmark_page(plausible(images=2, variants=("original",)))
     assert "Too few images to say" in text
     assert "Only 2 images were graded" in text
     assert not recwarn.list
@@ -76,13 +77,13 @@ def test_two_images_give_a_page_without_intervals(recwarn):
 def test_an_unfinished_run_says_what_is_missing(missing):
     run = plausible(variants=("original",), layers=("input",))
     facts = run.facts | {"cells": list("abcdefgh"), "missing": missing}
-    text = benchmark.page(replace(run, facts=facts))
+    text = benchmark_page(replace(run, facts=facts))
     assert ("This run is unfinished: 3 of 8 cells are missing" in text) == bool(missing)
 
 
 def test_a_run_without_curves_pictures_or_variants_has_a_page():
     values = {("net", "original", name, "input", "insertion"): [0.1, 0.2, 0.4, 0.3] for name in ("a", "b")}
-    text = benchmark.page(results(values))
+    text = benchmark_page(results(values))
     assert "The maps" not in text
     assert 'id="variant"' not in text
     assert "all layers" not in text.split("<main>")[0]
@@ -90,7 +91,7 @@ def test_a_run_without_curves_pictures_or_variants_has_a_page():
 
 def test_a_run_without_results_is_refused():
     with pytest.raises(InvalidData, match="no cell has finished"):
-        benchmark.page(results({("net", "original", "a", "input", "insertion"): []}))
+        benchmark_page(results({("net", "original", "a", "input", "insertion"): []}))
 
 
 def test_a_large_run_stays_small():
@@ -181,10 +182,10 @@ def pixels(uri):
 
 def test_maps_keep_their_pixels_and_the_figures_colors():
     values = np.array([[-1.0, 0.0], [0.5, 1.0]])
-    expected = figures.coloured(figures.scaled(values), signed=True).astype(int)
+    expected = figures.colored(figures.scaled(values), signed=True).astype(int)
     found = pixels(album.map_uri(values, signed=True))
     assert found.shape == (2, 2, 3)
-    assert np.abs(found - expected).max() <= 6  # 127 colours
+    assert np.abs(found - expected).max() <= 6  # 127 colors
     assert (found[0, 1] == expected[0, 1]).all()
 
 
@@ -197,7 +198,7 @@ def test_broken_pictures_are_named():
     columns = ["image", "kind", "model", "variant", "method", "layer", "data"]
     for kind, data in (("photo", b"no image"), ("map", b"no map"), ("map", npy(np.ones((2, 2)))[:70])):
         pictures = pd.DataFrame([("image-0", kind, "", "", "", "", data)], columns=columns)
-        with pytest.raises(InvalidData, match=f"a {kind} among the pictures"):
+        with pytest.raises(InvalidData, match=f"a {kind} among the run's pictures"):
             album.Album.of(pictures)
 
 
@@ -213,8 +214,9 @@ def test_pictures_are_embedded_once(page, run):
 
 def test_a_chart_takes_the_pages_colors_and_leaves_the_rest_alone():
     x = np.array([0.0, 0.5, 1.0])
-    lines = [Line(x, x, x - 0.1, x + 0.1, color) for color in (0, 7, 8, -1, -2)]
-    svg = chart(lines, 'a "b" <c>', "$title$ & more", "across", "up")
+    styles = looks([("edges", "edges"), *((str(number), "") for number in range(9)), ("random", "random")])
+    lines = [Line(name, x, x, x - 0.1, x + 0.1) for name in ("0", "7", "8", "random", "edges")]
+    svg = inline_chart(Panel("$title$ & more", "up", tuple(lines)), styles, 'a "b" <c>', "across")
     assert svg.startswith('<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;" viewBox=')
     assert not re.search(r"<style|<defs|<metadata| id=|clip-path|xlink|http|#[0-9a-f]{6}", svg)
     assert svg.count("stroke: var(--series-1)") == 2
@@ -227,7 +229,8 @@ def test_a_chart_takes_the_pages_colors_and_leaves_the_rest_alone():
 def test_a_charts_lines_are_where_their_numbers_are():
     """Along a straight line through known ticks, the path has the ticks' places."""
     x = np.array([0.0, 0.5, 1.0])
-    svg = chart([Line(x, x, x, x, 0)], "line", ticks=["a", "b"], limits=(0, 1))
+    panel = Panel("", lines=(Line("line", x, x, x, x),), ticks=((0, "a"), (1, "b")))
+    svg = inline_chart(panel, looks([("line", "")]), "line", limits=(0, 1))
     path = re.search(r'<path d="M ([^"]*)" style="fill: none; stroke: var\(--series-1\)', svg)[1]
     points = np.array([float(one) for one in re.findall(r"[\d.]+", path)]).reshape(-1, 2)
     first, last = points[0], points[-1]

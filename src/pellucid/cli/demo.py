@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..findings.trust import TrustCard
     from ..methods.base import Attributions
     from ..models.zoo import LoadedModel
-    from ..report.figures import Map, Photo
-    from ..report.html import Bar, Picture, Section
+    from ..report.figures import CaptionedPhoto, Map
+    from ..report.pages import Bar, Picture, Section
 
 GRADES = "grades"  # the folder of the graded run
 LAYERS = ("input", "layer1.1", "layer2.1", "layer3.0")
@@ -78,9 +78,9 @@ def graded(folder: Path, command: str) -> TrustCard:
     """Grade the maps of the included network, with a report of its own, and judge them."""
     from ..experiments.runners import benchmark
     from ..experiments.spec import Spec
+    from ..files import replace_file
     from ..findings.trust import trust_card
-    from ..report import benchmark as grades
-    from ..report import html
+    from ..report.benchmark_page import benchmark_page
 
     with progress() as bar:
         task = bar.add_task("grading", total=None)
@@ -90,7 +90,7 @@ def graded(folder: Path, command: str) -> TrustCard:
             advance=lambda done, total: bar.update(task, completed=done, total=total),
             command=command,
         )
-    html.save(grades.page(results), folder / GRADES / "report.html")
+    replace_file(folder / GRADES / "report.html", benchmark_page(results).encode())
     return trust_card(results, "shapes-resnet")
 
 
@@ -132,11 +132,12 @@ class Demonstration:
 
     def write(self, command: str, card: TrustCard) -> None:
         """Write the figures, the page and run.json."""
-        from ..report import html
+        from ..files import replace_file
+        from ..report.pages import Page
 
         sections = [self.variants(), self.agreement(), *self.methods(), trust(card)]
-        page = html.page("Saliency maps, layer by layer", self.lead(), sections, self.footer())
-        html.save(page, self.folder / "report.html")
+        page = Page("Saliency maps, layer by layer", self.lead(), sections, self.footer())
+        replace_file(self.folder / "report.html", page.html().encode())
         facts = origin(command) | {
             "model": {"name": self.loaded.name, "weights": self.loaded.weights},
             "methods": list(METHODS),
@@ -162,7 +163,7 @@ class Demonstration:
 
     def variants(self) -> Section:
         """The gradient under each variant, and how much smoother it gets."""
-        from ..report.html import Section, Table
+        from ..report.pages import Section, Table
 
         changed = [variant for variant in self.names() if variant != "original"]
         rows = [bars(layer, [self.drop(layer, variant) for variant in changed]) for layer in LAYERS]
@@ -185,7 +186,7 @@ class Demonstration:
 
     def agreement(self) -> Section:
         """How much of each method's map lies on the object."""
-        from ..report.html import Section, Table
+        from ..report.pages import Section, Table
 
         rows = [bars(text, [self.inside(text, layer, "original") for layer in LAYERS]) for text in METHODS]
         rows.append(bars("a uniform map", [self.area()] * len(LAYERS)))
@@ -198,7 +199,7 @@ class Demonstration:
 
     def methods(self) -> list[Section]:
         """Methods x layers for each variant, and images x methods."""
-        from ..report.html import Section
+        from ..report.pages import Section
 
         by_variant = [
             self.figure(
@@ -260,24 +261,25 @@ class Demonstration:
         overlay: bool = False,
     ) -> Picture:
         """Write one figure as .png and .svg, and return it for the page."""
-        from ..report import figures, html
+        from ..report.figures import grid
+        from ..report.pages import Picture
 
         photos = [self.photo(index) for index in indices]
-        save_figure(figures.grid(cells, columns, rows, photos, title, overlay), self.folder, name)
+        save_figure(grid(cells, columns, rows, photos, title, overlay), self.folder, name)
         words = f"Heatmaps: {', '.join(columns)}" + (f" by {', '.join(rows)}" if rows else "")
-        return html.Picture(self.folder / f"{name}.png", words)
+        return Picture(self.folder / f"{name}.png", words)
 
-    def photo(self, index: int) -> Photo:
+    def photo(self, index: int) -> CaptionedPhoto:
         """An image as figures show it."""
         import numpy as np
 
-        from ..report.figures import Photo
+        from ..report.figures import CaptionedPhoto
 
         sample = self.samples[index]
         assert self.loaded.classes is not None
         assert sample.label is not None
         text = f"{self.loaded.classes[sample.label]} {percent(float(self.probabilities[index]))}"
-        return Photo(np.asarray(sample.image), text, sample.name)
+        return CaptionedPhoto(np.asarray(sample.image), text, sample.name)
 
     def footer(self) -> str:
         """What made the page."""
@@ -291,7 +293,7 @@ class Demonstration:
 
 def trust(card: TrustCard) -> Section:
     """The trust card, question by question."""
-    from ..report.html import Section, Table
+    from ..report.pages import Section, Table
 
     answers = [[one.question, " ".join(filter(None, (one.sentence, one.agreement)))] for one in card.verdicts]
     text = f"{GRADES}/report.html, beside this page, has every number, each with its interval, and the curves."
@@ -304,7 +306,7 @@ def trust(card: TrustCard) -> Section:
 
 def bars(title: str, shares: Sequence[float]) -> list[str | Bar]:
     """A table's row of shares, drawn as far as they are above 0."""
-    from ..report.html import Bar
+    from ..report.pages import Bar
 
     return [title, *(Bar(max(share, 0), whole_percent(share)) for share in shares)]
 

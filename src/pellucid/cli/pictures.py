@@ -34,12 +34,12 @@ class Pictures:
 
     def write_map(self, values: Map, photo: str, method: str, name: str) -> None:
         """Write one map as maps/PHOTO/METHOD/NAME.png."""
-        from ..report.figures import map_png
+        from ..report.figures import write_map
 
         folder = self.folder / "maps" / photo / method
         with writable(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
-        map_png(values, folder / f"{name}.png")
+        write_map(values, folder / f"{name}.png")
 
     def draw(self, chunk: Sequence[Photo]) -> None:
         """Draw images x methods at each layer, and variants x layers of each image and method."""
@@ -98,7 +98,9 @@ class Pictures:
         """Draw and write one figure."""
         from ..report import figures
 
-        shown = [figures.Photo(photo.picture, caption(photo.facts), photo.sample.name) for photo in photos]
+        shown = [
+            figures.CaptionedPhoto(photo.picture, caption(photo.facts), photo.sample.name) for photo in photos
+        ]
         save_figure(
             figures.grid(cells, columns, rows, shown, title, overlay=self.request.overlay), self.folder, name
         )
@@ -109,7 +111,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
     from ..report import figures
 
     for suffix in (".png", ".svg"):
-        figures.save(figure, folder / f"{name}{suffix}")
+        figures.write_figure(figure, folder / f"{name}{suffix}")
 
 
 def pages(items: Sequence[T], most: int) -> list[Sequence[T]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import counted
+from ..errors import counted
 
 
 def report(
@@ -26,11 +26,12 @@ def report(
     Example: `pellucid report results -o results.html`
     """
     from ..experiments.store import Results
-    from ..report import benchmark, html
+    from ..files import replace_file
+    from ..report.benchmark_page import benchmark_page
 
     results = Results.read(run)
     path = output or page_of(run)
-    html.save(benchmark.page(results), path)
+    replace_file(path, benchmark_page(results).encode())
     missing = len(results.facts["missing"])
     if missing:
         typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)

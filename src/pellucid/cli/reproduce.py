@@ -88,7 +88,8 @@ def run(
     command: str,
 ) -> Run:
     """Run the recipe and write its page, showing how far it is."""
-    from ..papers import page, running
+    from ..papers import running
+    from ..papers.page import write_paper_page
 
     with progress() as bar:
         steps = Steps(bar)
@@ -96,7 +97,7 @@ def run(
             recipe, scale, folder, data, weights, chosen_device(device), steps.advance, command
         )
         steps.advance("page", "drawing", 0, len(recipe.exhibits))
-        page.write(found, folder, photos)
+        write_paper_page(found, folder, photos)
     return found
 
 

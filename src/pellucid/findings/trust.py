@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 FLOORS = ("random", "edges")  # methods that know nothing of the network
 
 
+def floor_of(method: str) -> str:
+    """``"random"`` or ``"edges"`` for the methods that know nothing of the network, else empty."""
+    name = method.split("(")[0].strip()
+    return name if name in FLOORS else ""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A method under a variant, and what its maps score: the mean of ``n`` values and its 95 % interval."""
@@ -31,9 +37,8 @@ class Contender:
 
     @property
     def floor(self) -> str:
-        """``"random"`` or ``"edges"`` for the methods that know nothing of the network, else empty."""
-        name = self.method.split("(")[0].strip()
-        return name if name in FLOORS else ""
+        """As ``floor_of`` its method."""
+        return floor_of(self.method)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,12 +12,13 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import InvalidData
-from .figures import Map, coloured, scaled
+from .figures import Map, colored, encoded, has_negative, scaled, shrunk
+from .pages import data_uri
 
-LARGEST = 256  # pixels of a picture's longer side
+LONGEST_SIDE = 256  # pixels of a picture
 BUDGET = 6_000_000  # bytes of all pictures: photos beyond are left out
-LEVELS = 127  # colours of a map; odd, so that 0 has one of its own
-KEY = ["model", "variant", "method", "layer", "image"]
+LEVELS = 127  # colors of a map; odd, so that 0 has one of its own
+MAP_KEY = ["model", "variant", "method", "layer", "image"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Album:
         photos: by image, those shown.
         kept: how many images the run has pictures of.
         places: (model, variant, method, layer, image) -> the map's place in ``maps``.
-        maps: all maps, each in colours that end at its own 99th percentile of |value|.
+        maps: all maps, each in colors that end at its own 99th percentile of |value|.
         small: for each map, whether it is so small that its pixels are to be seen as squares.
-        signed: whether maps have negative values, so that colours are centred on 0.
+        signed: whether maps have negative values, so that colors are centered on 0.
     """
 
     photos: Mapping[str, str]
@@ -50,55 +50,66 @@ class Album:
         """
         photo_rows, map_rows = (pictures[pictures["kind"] == kind] for kind in ("photo", "map"))
         photos = {row.image: photo_uri(row.data) for row in photo_rows.itertuples()}
-        values = {tuple(getattr(row, key) for key in KEY): _values(row.data) for row in map_rows.itertuples()}
-        signed = any(bool((one < 0).any()) for one in values.values())
+        keys = map_rows[MAP_KEY].itertuples(index=False, name=None)
+        values = {key: _known(data) for key, data in zip(keys, map_rows["data"], strict=True)}
+        signed = has_negative(values.values())
         uris = {key: map_uri(one, signed) for key, one in values.items()}
         shown = _fitting(photos, uris)
-        keys = [key for key in uris if key[-1] in shown]
-        small = [max(values[key].shape) < LARGEST // 2 for key in keys]
-        places = {key: place for place, key in enumerate(keys)}
+        kept = [key for key in uris if key[-1] in shown]
         return cls(
             {image: photos[image] for image in shown},
             len(photos),
-            places,
-            [uris[key] for key in keys],
-            small,
+            {key: place for place, key in enumerate(kept)},
+            [uris[key] for key in kept],
+            [max(values[key].shape) < LONGEST_SIDE // 2 for key in kept],
             signed,
         )
 
 
+def read_map(data: bytes) -> Map:
+    """The values (h, w) of a map that a run kept.
+
+    Raises:
+        InvalidData: it cannot be read.
+    """
+    try:
+        values: Map = np.load(io.BytesIO(data), allow_pickle=False).astype(float)
+    except (ValueError, OSError, EOFError) as error:
+        raise InvalidData(f"a map among the run's pictures cannot be read: {error}; run it again") from error
+    return values
+
+
+def read_photo(data: bytes) -> Image.Image:
+    """A photo that a run kept, in RGB.
+
+    Raises:
+        InvalidData: it cannot be read.
+    """
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except OSError as error:
+        raise InvalidData(f"a photo among the run's pictures cannot be read: {error}; run it again") from error
+
+
 def map_uri(values: Map, signed: bool) -> str:
     """A map (h, w) as a PNG of its own size, or of 256 pixels if it is larger."""
-    if max(values.shape) > LARGEST:
-        height, width = (max(1, round(length * LARGEST / max(values.shape))) for length in values.shape)
-        values = np.asarray(
-            Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
-        )
-    shares = (scaled(values) + 1) / 2 if signed else scaled(values)
+    values = scaled(shrunk(values, max(values.shape) / LONGEST_SIDE))
+    shares = (values + 1) / 2 if signed else values
     picture = Image.fromarray(np.rint(shares * (LEVELS - 1)).astype(np.uint8), "P")
     picture.putpalette(_palette(signed))
-    return _uri(picture, "png", optimize=True)
+    return data_uri(encoded(picture, "png", optimize=True), "png")
 
 
 def photo_uri(data: bytes) -> str:
     """A photo as a JPEG of at most 256 pixels."""
-    try:
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-    except OSError as error:
-        raise InvalidData(
-            f"a photo among the pictures of the run cannot be read: {error}; run it again"
-        ) from error
-    picture.thumbnail((LARGEST, LARGEST))
-    return _uri(picture, "jpeg", quality=88)
+    picture = read_photo(data)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return data_uri(encoded(picture, "jpeg", quality=88), "jpeg")
 
 
-def _values(data: bytes) -> Map:
-    try:
-        values: Map = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
-    except (ValueError, OSError, EOFError) as error:
-        raise InvalidData(f"a map among the pictures of the run cannot be read: {error}; run it again") from error
-    known: Map = np.nan_to_num(values)
-    return known
+def _known(data: bytes) -> Map:
+    values: Map = np.nan_to_num(read_map(data).astype(np.float32))
+    return values
 
 
 def _fitting(photos: Mapping[str, str], maps: Mapping[tuple[str, ...], str]) -> list[str]:
@@ -112,11 +123,4 @@ def _fitting(photos: Mapping[str, str], maps: Mapping[tuple[str, ...], str]) -> 
 
 @lru_cache(maxsize=2)
 def _palette(signed: bool) -> bytes:
-    steps = np.linspace(-1 if signed else 0, 1, LEVELS)
-    return coloured(steps, signed).tobytes()
-
-
-def _uri(picture: Image.Image, kind: str, **settings: int | bool) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **settings)
-    return f"data:image/{kind};base64,{b64encode(buffer.getvalue()).decode()}"
+    return colored(np.linspace(-1 if signed else 0, 1, LEVELS), signed).tobytes()

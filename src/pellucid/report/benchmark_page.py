@@ -12,108 +12,68 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from ..errors import counted
 from ..findings.statistics import ALL_LAYERS, Statistics
-from ..findings.trust import TrustCard, trust_card
-from . import html, tables
+from ..findings.trust import floor_of, trust_card
+from . import tables
 from .album import Album
-from .curves import Line, chart, style_of
+from .charts import Line, Look, Panel, css_of, inline_chart, looks
+from .pages import render
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
 
+# What runs along a metric's curve, by its axis, or for some metrics with the unit of the curve.
 ACROSS = {
     "faithfulness": "share of pixels changed",
     "sanity": "layers randomised",
     "occlusion": "share of units blanked",
 }
-CURVES = {  # what the curves of some metrics are: across, and up where the value is of another unit
+CURVES = {
     "roar": ("share of pixels removed", "test accuracy"),
     "training_occlusion": ("share of the test images", "attribution in the patch, at most"),
     "kar": ("share of pixels kept", "test accuracy"),
     "random_removal": ("share of pixels removed", "score of the true class"),
 }
-PANEL = (3.1, 2.5)  # inches of a small chart
+
+Fragment = tuple[str, Mapping[str, int], Any]
+"""What fills one part of the page: its slot, for which model, layer, variant and photo, and the content."""
 
 
-def page(results: Results) -> str:
+def benchmark_page(results: Results) -> str:
     """Write the report of a run as one HTML page that needs nothing else.
 
     Raises:
         InvalidData: the results are empty, or hold pictures that cannot be read.
     """
-    return html.render(
-        "benchmark.html", **Page(results, Statistics.of(results), Album.of(results.pictures)).context()
-    )
-
-
-@dataclass(frozen=True)
-class Key:
-    """A line's name and look."""
-
-    name: str
-    color: str
-    line: str  # solid, dashed or dotted
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """What fills one part of the page while ``where`` (model, layer, variant, photo) is chosen."""
-
-    slot: str
-    where: Mapping[str, int]
-    content: Any
+    page = _BenchmarkPage(results, Statistics.of(results), Album.of(results.pictures))
+    return render("benchmark.html", page=page)
 
 
 @dataclass(frozen=True, eq=False)
-class Page:
+class _BenchmarkPage:
     """All parts of the page, each for every choice of model, layer and variant."""
 
     results: Results
     statistics: Statistics
     album: Album
 
-    def context(self) -> dict[str, Any]:
-        """What the template draws."""
-        facts = self.results.facts
-        return {
-            "title": facts["spec"].get("name") or "Which map can be trusted?",
-            "facts": facts,
-            "lead": self.lead(),
-            "missing": self.missing(),
-            "models": self.models,
-            "layers": {model: self.layers(model) for model in self.models},
-            "all_layers": ALL_LAYERS,
-            "variants": self.variants,
-            "photos": self.album.photos,
-            "kept": self.album.kept,
-            "signed": self.album.signed,
-            "methods": self.methods,
-            "method_keys": self.keys(self.methods),
-            "variant_keys": self.keys(self.variants),
-            "fragments": [*self.cards(), *self.scores(), *self.curves(), *self.profiles(), *self.pictures()],
-            "maps": Markup(json.dumps({"uris": self.album.maps, "small": self.album.small})),
-            "metrics": [tables.column_of(self.statistics, text) for text in self.statistics.metrics],
-            "metric_facts": list(self.statistics.metrics.values()),
-            "reference": self.statistics.reference,
-            "over": self.statistics.over,
-            "resamples": len(self.statistics.resamples.counts),
-        }
-
     # What there is.
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.results.facts
 
     @cached_property
     def models(self) -> list[str]:
-        """The models graded."""
         return self._unique("model")
 
     @cached_property
     def variants(self) -> list[str]:
-        """The variants graded."""
         return self._unique("variant")
 
     @cached_property
     def methods(self) -> list[str]:
-        """The methods graded."""
         return [method for method in self._unique("method") if method]
 
     def layers(self, model: str) -> list[str]:
@@ -121,29 +81,36 @@ class Page:
         layers = self.statistics.layers(model)
         return layers[1:] if len(layers) == 2 else layers
 
+    def _single_layers(self, model: str) -> list[str]:
+        return [layer for layer in self.layers(model) if layer != ALL_LAYERS]
+
     def _unique(self, level: str) -> list[str]:
         return list(self.statistics.values.index.get_level_values(level).unique())
 
+    @property
+    def title(self) -> str:
+        return self.facts["spec"].get("name") or "Which map can be trusted?"
+
+    @property
     def lead(self) -> str:
         """What was graded, in one sentence."""
-        counts = [
-            (len(self.methods), "method"), (len(self.variants), "variant"), (len(self.models), "network"),
-            *self._graded_on(), (len(self.statistics.metrics), "measure"),
-        ]  # fmt: skip
-        methods, variants, networks, *others = (f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in counts)
+        methods = counted(len(self.methods), "method")
+        variants, networks = counted(len(self.variants), "variant"), counted(len(self.models), "network")
+        others = [*self._graded_on(), counted(len(self.statistics.metrics), "measure")]
         return f"{methods}, {variants} of {networks}, {', '.join(others)}."
 
-    def _graded_on(self) -> list[tuple[int, str]]:
+    def _graded_on(self) -> list[str]:
         """How many images, and trainings, the means are over."""
         trained = any(facts.get("by_training") for facts in self.statistics.metrics.values())
-        images = set(self.results.facts["images"]) if trained else set(self.statistics.values.columns)
-        counted = [name in images for name in self.statistics.values.columns]
-        found = [(sum(counted), "image"), (len(counted) - sum(counted), "training")]
-        return [entry for entry in found if entry[0]]
+        images = set(self.facts["images"]) if trained else set(self.statistics.values.columns)
+        known = [name in images for name in self.statistics.values.columns]
+        counts = {"image": sum(known), "training": len(known) - sum(known)}
+        return [counted(number, noun) for noun, number in counts.items() if number]
 
+    @property
     def missing(self) -> str:
         """How much of an unfinished run is not here."""
-        missing, cells = (len(self.results.facts.get(key, ())) for key in ("missing", "cells"))
+        missing, cells = (len(self.facts.get(key, ())) for key in ("missing", "cells"))
         if not missing:
             return ""
         return (
@@ -151,117 +118,119 @@ class Page:
             "images than others. Run the same benchmark again to finish it."
         )
 
-    def keys(self, names: Sequence[str]) -> list[Key]:
-        """How lines are drawn: floors grey, dashed and dotted, the others in colours."""
-        colors = self._colors(names)
-        return [Key(name, *style_of(colors[name])) for name in names]
+    @property
+    def metrics(self) -> list[tuple[tables.ScoreColumn, Mapping[str, Any]]]:
+        """Each metric as a column's title, and what is known of it."""
+        return [
+            (tables.column_of(self.statistics, text), facts) for text, facts in self.statistics.metrics.items()
+        ]
+
+    @cached_property
+    def method_looks(self) -> dict[str, Look]:
+        return looks((method, floor_of(method)) for method in self.methods)
+
+    @cached_property
+    def variant_looks(self) -> dict[str, Look]:
+        return looks((variant, "") for variant in self.variants)
 
     @staticmethod
-    def _colors(names: Sequence[str]) -> dict[str, int]:
-        floors = [name for name in names if tables.is_floor(name)]
-        others = [name for name in names if name not in floors]
-        grey = {name: -1 - min(place, 1) for place, name in enumerate(floors)}
-        return {name: place for place, name in enumerate(others)} | grey
+    def legend(looks: Mapping[str, Look]) -> list[tuple[str, str, str]]:
+        """Names, colors and border styles of lines."""
+        return [(name, *css_of(look)) for name, look in looks.items()]
 
     # The parts.
+
+    def fragments(self) -> Iterator[Fragment]:
+        """What the page may show."""
+        for part in (self._cards, self._scores, self._curves, self._profiles, self._pictures):
+            yield from part()
+
+    @property
+    def maps(self) -> Markup:
+        """The pictures that fragments name by their place, as JSON."""
+        return Markup(json.dumps({"uris": self.album.maps, "small": self.album.small}))
 
     def _places(self) -> Iterator[tuple[int, str, int, str]]:
         for m, model in enumerate(self.models):
             for y, layer in enumerate(self.layers(model)):
                 yield m, model, y, layer
 
-    def cards(self) -> Iterator[Fragment]:
-        """The trust cards."""
+    def _cards(self) -> Iterator[Fragment]:
         for m, model, y, layer in self._places():
             card = trust_card(self.results, model, layer, self.statistics)
-            yield Fragment("trust", {"model": m, "layer": y}, {"card": card, "rows": self._rows(card)})
+            rows = [tables.contender_rows(verdict.lead) for verdict in card.verdicts]
+            yield "trust", {"model": m, "layer": y}, {"card": card, "rows": rows}
 
-    @staticmethod
-    def _rows(card: TrustCard) -> list[list[tables.Row]]:
-        return [tables.contender_rows(verdict.lead) for verdict in card.verdicts]
-
-    def scores(self) -> Iterator[Fragment]:
-        """The tables."""
+    def _scores(self) -> Iterator[Fragment]:
         for m, model in enumerate(self.models):
-            yield Fragment("variants", {"model": m}, tables.of_variants(self.statistics, model))
+            yield "variants", {"model": m}, tables.of_variants(self.statistics, model)
         for m, model, y, layer in self._places():
             for v, variant in enumerate(self.variants):
                 at = (self.statistics, model, variant, layer)
                 content = {"overview": tables.overview(*at), "details": tables.details(*at)}
-                yield Fragment("scores", {"model": m, "layer": y, "variant": v}, content)
+                yield "scores", {"model": m, "layer": y, "variant": v}, content
 
-    def curves(self) -> Iterator[Fragment]:
-        """The metrics' curves: a line for each method."""
+    def _curves(self) -> Iterator[Fragment]:
         rows = self.statistics.curves
         groups = dict(iter(rows.groupby(level=["model", "layer", "variant"], sort=False))) if len(rows) else {}
         for m, model, y, layer in self._places():
             for v, variant in enumerate(self.variants):
-                here = groups.get((model, layer, variant))
-                charts = [] if here is None else self._charts(here, f"{layer}, {variant} variant")
-                yield Fragment("curves", {"model": m, "layer": y, "variant": v}, charts)
+                here = groups.get((model, layer, variant), rows[:0]).groupby(level="metric", sort=False)
+                charts = [self._curve(metric, some, f"{layer}, {variant} variant") for metric, some in here]
+                yield "curves", {"model": m, "layer": y, "variant": v}, charts
 
-    def _charts(self, here: pd.DataFrame, where: str) -> list[Markup]:
-        found = []
-        colors = self._colors(self.methods)
-        for metric, rows in here.groupby(level="metric", sort=False):
-            facts = self.statistics.metrics[metric]
-            steps = rows.index.get_level_values("step")
-            named = bool((steps != "").any())
-            lines, ticks = [], []
-            for method, curve in rows.groupby(level="method", sort=False):
-                at = curve.index.get_level_values("at").to_numpy()
-                lines.append(_line(at, curve, colors[method]))
-                ticks = list(curve.index.get_level_values("step")) if named else []
-            label = self.statistics.label(metric)
-            words = f"{label} by method at {where}"
-            across, up = CURVES.get(facts["name"], (ACROSS.get(facts["axis"], ""), facts["unit"]))
-            found.append(Markup(chart(lines, words, label, across, up, ticks)))
-        return found
+    def _curve(self, metric: str, rows: pd.DataFrame, where: str) -> Markup:
+        """A metric's curve at one place, a line for each method."""
+        facts, label = self.statistics.metrics[metric], self.statistics.label(metric)
+        across, up = CURVES.get(facts["name"], (ACROSS.get(facts["axis"], ""), facts["unit"]))
+        steps = zip(rows.index.get_level_values("at"), rows.index.get_level_values("step"), strict=True)
+        ticks = sorted({(float(at), step) for at, step in steps if step})
+        lines = [
+            _line(method, curve.index.get_level_values("at"), curve)
+            for method, curve in rows.groupby(level="method", sort=False)
+        ]
+        panel = Panel(label, up, tuple(lines), ticks=tuple(ticks))
+        return inline_chart(panel, self.method_looks, f"{label} by method at {where}", across)
 
-    def profiles(self) -> Iterator[Fragment]:
+    def _profiles(self) -> Iterator[Fragment]:
         """Along the layers: each axis's leading metric, a small chart for each method, a line for each variant."""
+        leading: dict[str, str] = {}
+        for text, facts in self.statistics.metrics.items():
+            leading.setdefault(facts["axis"], text)
         for m, model in enumerate(self.models):
-            layers = [layer for layer in self.layers(model) if layer != ALL_LAYERS]
-            leading: dict[str, str] = {}
-            for text, facts in self.statistics.metrics.items():
-                leading.setdefault(facts["axis"], text)
+            layers = self._single_layers(model)
             found = [(text, self._panels(model, text, layers)) for text in leading.values() if len(layers) > 1]
             content = [(tables.column_of(self.statistics, text), panels) for text, panels in found if panels]
-            yield Fragment("profiles", {"model": m}, content)
+            yield "profiles", {"model": m}, content
 
     def _panels(self, model: str, metric: str, layers: Sequence[str]) -> list[Markup]:
-        index = self.statistics.summary.index
-        chosen = (index.get_level_values("model") == model) & (index.get_level_values("metric") == metric)
-        rows = self.statistics.summary[chosen].droplevel(["model", "metric"])
+        rows = tables.rows_at(self.statistics, model=model, metric=metric)
         rows = rows[rows.index.get_level_values("layer").isin(layers)]
-        if rows.empty:
-            return []
         low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
         margin = 0.04 * (high - low) or 1.0
-        colors = self._colors(self.variants)
         panels = []
         for method, group in rows.groupby(level="method", sort=False):
-            lines = []
-            for variant, along in group.groupby(level="variant", sort=False):
-                along = along.droplevel(["variant", "method"]).reindex(layers)
-                lines.append(_line(range(len(layers)), along, colors[variant]))
+            lines = [
+                _line(variant, range(len(layers)), along.droplevel(["variant", "method"]).reindex(layers))
+                for variant, along in group.groupby(level="variant", sort=False)
+            ]
+            panel = Panel(method, lines=tuple(lines), ticks=tuple(enumerate(layers)))
             words = f"{self.statistics.label(metric)} of {method} along the layers, by variant"
-            panels.append(
-                Markup(chart(lines, words, method, ticks=layers, limits=(low - margin, high + margin), size=PANEL))
-            )
+            limits = (low - margin, high + margin)
+            panels.append(inline_chart(panel, self.variant_looks, words, limits=limits, size=(3.1, 2.5)))
         return panels
 
-    def pictures(self) -> Iterator[Fragment]:
+    def _pictures(self) -> Iterator[Fragment]:
         """Maps as tables: methods x variants at a layer, methods x layers of a variant."""
         for p, photo in enumerate(self.album.photos):
             for m, model, y, layer in self._places():
                 cells = [[(model, of, method, layer, photo) for of in self.variants] for method in self.methods]
-                yield Fragment("maps", {"photo": p, "model": m, "layer": y}, self._grid(self.variants, cells))
+                yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(self.variants, cells)
             for m, model in enumerate(self.models):
-                layers = [layer for layer in self.layers(model) if layer != ALL_LAYERS]
+                layers = self._single_layers(model)
                 for v, of in enumerate(self.variants):
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
-                    yield Fragment("strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells))
+                    yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells)
 
     def _grid(self, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]) -> dict[str, Any] | None:
         places = [[self.album.places.get(key) for key in row] for row in cells]
@@ -270,6 +239,5 @@ class Page:
         return {"columns": columns, "rows": list(zip(self.methods, places, strict=True))}
 
 
-def _line(at: Sequence[float], rows: pd.DataFrame, color: int) -> Line:
-    mean, low, high = (rows[key].to_numpy() for key in ("mean", "low", "high"))
-    return Line(np.asarray(at, float), mean, low, high, color)
+def _line(name: str, at: Sequence[float], rows: pd.DataFrame) -> Line:
+    return Line(name, np.asarray(at, float), *(rows[key].to_numpy() for key in ("mean", "low", "high")))

@@ -6,11 +6,12 @@ the picture's: a checkerboard stays a checkerboard.
 
 from __future__ import annotations
 
-import os
+import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,26 +25,26 @@ from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InvalidParameter, OutputNotWritable
+from ..errors import InvalidParameter
+from ..files import replace_file
 
 Map = NDArray[Any]
-Scale = Literal["map", "figure"]
 
-DIVERGING, SEQUENTIAL = "RdBu_r", "magma"
-PERCENTILE = 99.0  # of |map|: where the colours end, so that one outlier does not turn a map pale
+INK, FAINT, FRAME = "#1b1b1f", "#6b6b76", "#c9c9d2"
+_DIVERGING, _SEQUENTIAL = "RdBu_r", "magma"
+_PERCENTILE = 99.0  # of |map|: where the colors end, so that one outlier does not turn a map pale
 
 # Lengths in inches; a cell's width in pixels sets the resolution.
-CELL, GAP, MARGIN, BAR = 1.5, 0.1, 0.16, 0.09
-LEAST_PIXELS = 220
-ROW_TITLE_WIDTH = 1.15
-TITLE, LABEL, SMALL = 10.5, 8.5, 7.0  # font sizes in points
-LEADING = 1.28
-INK, FAINT, FRAME = "#1b1b1f", "#6b6b76", "#c9c9d2"
+_CELL, _GAP, _MARGIN, _BAR = 1.5, 0.1, 0.16, 0.09
+_LEAST_PIXELS = 220
+_NAME = 1.15  # of a row
+_TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
+_LEADING = 1.28  # from line to line, in font sizes
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photo (H, W, 3) uint8 as the model saw it, what it was recognised as, and where it is from."""
+class CaptionedPhoto:
+    """A photo (H, W, 3) uint8 as the model saw it, what it was recognized as, and where it is from."""
 
     pixels: NDArray[np.uint8]
     caption: str = ""
@@ -54,13 +55,14 @@ def grid(
     cells: Sequence[Sequence[Map | None]],
     columns: Sequence[str],
     rows: Sequence[str] = (),
-    photos: Sequence[Photo] = (),
+    photos: Sequence[CaptionedPhoto] = (),
     title: str = "",
     overlay: bool = False,
-    scale: Scale = "map",
-    signed: bool | None = None,
+    scale: Literal["map", "figure"] = "map",
 ) -> Figure:
-    """Draw maps as a table of cells, photos in the first column, and say what their colours mean.
+    """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
+
+    Colors are diverging and centered on 0 if some map has negative values.
 
     Args:
         cells: for each row, one map (h, w) per column, or None for an empty cell. Maps smaller than the photo
@@ -69,60 +71,84 @@ def grid(
         rows: the rows' titles; none if empty.
         photos: one per row, or one for the whole figure; all of one size.
         title: of the figure.
-        overlay: lay the maps over the grey photo.
-        scale: whether colours end at each map's own 99th percentile of |value|, or at that of all maps.
-        signed: diverging colours centred on 0; None means that some map has negative values.
+        overlay: lay the maps over the gray photo.
+        scale: whether colors end at each map's own 99th percentile of |value|, or at that of all maps.
 
     Raises:
         InvalidParameter: ragged rows, titles or photos that do not fit the cells, no map at all.
     """
     _require_table(cells, columns, rows, photos)
     maps = [cell for row in cells for cell in row if cell is not None]
-    if signed is None:
-        signed = any(bool((values < 0).any()) for values in maps)
-    shared = _limit(np.concatenate([values.ravel() for values in maps])) if scale == "figure" else None
+    signed = has_negative(maps)
+    limit = _limit(np.concatenate([values.ravel() for values in maps])) if scale == "figure" else None
     size = photos[0].pixels.shape[:2] if photos else max((values.shape for values in maps), key=np.prod)
-    layout = Layout.of(size, columns, rows, photos, len(cells), title)
-    figure, axes = layout.canvas()
+    across = [wrapped(text, _CELL, _LABEL) for text in columns]
+    sheet = _Sheet(size, across, [wrapped(text, _NAME, _LABEL) for text in rows], photos, len(cells), title)
     for r, row in enumerate(cells):
         behind = photos[min(r, len(photos) - 1)].pixels if overlay and photos else None
         for c, values in enumerate(row):
-            _draw_cell(axes, layout, (r, c), values, behind, shared, signed)
-    _draw_photos(axes, layout, photos)
-    _draw_titles(axes, layout, columns, rows, title)
-    _draw_legend(axes, layout, signed, scale)
-    return figure
+            sheet.draw_cell(r, c, None if values is None else _drawn(scaled(values, limit), behind, signed))
+    sheet.draw_photos()
+    sheet.draw_titles()
+    sheet.draw_legend(signed, "all maps are scaled to their common" if limit else "each map is scaled to its own")
+    return sheet.figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def write_figure(figure: Figure, path: Path, most: float = math.inf) -> None:
     """Write a figure as .png or .svg, in one move; the SVG keeps text as text and pixels as pixels.
+
+    A .png of more than ``most`` bytes is written with fewer colors, down to 32.
 
     Raises:
         OutputNotWritable: the file cannot be written.
     """
-    path = Path(path)
     kind = path.suffix.removeprefix(".")
     # No date and no random ids: the same maps give the same file.
     metadata = {"Date": None} if kind == "svg" else {"Software": "pellucid"}
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "pellucid", "image.composite_image": False}
-    with rc_context(style), _replaced(path) as draft:
-        figure.savefig(draft, format=kind, dpi=figure.dpi, metadata=metadata)
+    buffer = io.BytesIO()
+    with rc_context(style):
+        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
+    content = buffer.getvalue()
+    for colors in (256, 128, 64, 32):
+        if len(content) > most:
+            content = _reduced(content, colors)
+    replace_file(path, content)
 
 
-def map_png(values: Map, path: str | Path, signed: bool | None = None) -> None:
+def write_map(values: Map, path: Path) -> None:
     """Write one map (H, W) as a .png of its own size, one pixel for each value.
 
     Raises:
         OutputNotWritable: the file cannot be written.
     """
-    if signed is None:
-        signed = bool((values < 0).any())
-    picture = Image.fromarray(coloured(scaled(values), signed))
-    with _replaced(Path(path)) as draft:
-        picture.save(draft, format="png")
+    replace_file(path, encoded(Image.fromarray(colored(scaled(values), has_negative([values]))), "png"))
 
 
-# From values to colours.
+def encoded(picture: Image.Image, kind: str, **settings: int | bool) -> bytes:
+    """The bytes of a file of a picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def _reduced(png: bytes, colors: int) -> bytes:
+    """A picture with fewer colors: rare ones stay apart (what is for and against the class), white stays white."""
+    whole = Image.open(io.BytesIO(png)).convert("RGB")
+    # Not the default, median cut, which splits colors by how many pixels have them and merges dark red and blue.
+    few = whole.quantize(colors, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = np.array(few.getpalette()).reshape(-1, 3)
+    palette[np.asarray(few)[0, 0]] = whole.getpixel((0, 0))
+    few.putpalette(palette.ravel().tolist())
+    return encoded(few, "png", optimize=True)
+
+
+# From values to colors.
+
+
+def has_negative(maps: Iterable[Map]) -> bool:
+    """Whether some value is negative, so that colors have to be diverging."""
+    return any(bool((values < 0).any()) for values in maps)
 
 
 def scaled(values: Map, limit: float | None = None) -> Map:
@@ -130,26 +156,37 @@ def scaled(values: Map, limit: float | None = None) -> Map:
     return np.clip(values / (_limit(values) if limit is None else limit), -1, 1)
 
 
-def coloured(values: Map, signed: bool) -> NDArray[np.uint8]:
-    """Colour values in [-1, 1] (signed) or [0, 1] as (..., 3) uint8."""
-    colours = colormaps[DIVERGING](values / 2 + 0.5) if signed else colormaps[SEQUENTIAL](values)
-    return _bytes(colours[..., :3] * 255)
+def colored(values: Map, signed: bool) -> NDArray[np.uint8]:
+    """Color values in [-1, 1] (signed) or [0, 1] as (..., 3) uint8."""
+    colors = colormaps[_DIVERGING](values / 2 + 0.5) if signed else colormaps[_SEQUENTIAL](values)
+    return _bytes(colors[..., :3] * 255)
 
 
 def overlaid(values: Map, photo: NDArray[np.uint8], signed: bool) -> NDArray[np.uint8]:
-    """Lay coloured values (H, W) over the grey photo (H, W, 3): the stronger the value, the less of the photo."""
-    grey = photo @ np.array([0.299, 0.587, 0.114])
-    # Lighter than it is, for the white middle of the diverging colours; darker for the black end of the others.
-    grey = 110 + 0.5 * grey if signed else 0.7 * grey
+    """Lay colored values (H, W) over the gray photo (H, W, 3): the stronger the value, the less of the photo."""
+    gray = photo @ np.array([0.299, 0.587, 0.114])
+    # Lighter than it is, for the white middle of the diverging colors; darker for the black end of the others.
+    gray = 110 + 0.5 * gray if signed else 0.7 * gray
     share = np.abs(values)[..., None] ** 0.6
-    return _bytes(share * coloured(values, signed) + (1 - share) * grey[..., None])
+    return _bytes(share * colored(values, signed) + (1 - share) * gray[..., None])
 
 
-def enlarged(values: Map, size: tuple[int, int]) -> Map:
-    """Repeat pixels to ``size`` (H, W), as nearest-neighbour up-sampling does."""
-    down, across = (np.arange(new) * old // new for new, old in zip(size, values.shape, strict=True))
-    larger: Map = values[down[:, None], across]
-    return larger
+def shrunk(pixels: NDArray[Any], times: float) -> NDArray[Any]:
+    """A map (H, W) or photo (H, W, 3) with means over squares, ``times`` pixels long, in the place of pixels."""
+    if times <= 1:
+        return pixels
+    height, width = (max(1, round(length / times)) for length in pixels.shape[:2])
+    picture = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX), pixels.dtype)
+
+
+def _drawn(shown: Map, behind: NDArray[np.uint8] | None, signed: bool) -> NDArray[np.uint8]:
+    """The colors of a scaled map, over the photo ``behind`` it if there is one."""
+    if behind is None:
+        return colored(shown, signed)
+    # As nearest-neighbor up-sampling does.
+    down, across = (np.arange(new) * old // new for new, old in zip(behind.shape[:2], shown.shape, strict=True))
+    return overlaid(shown[down[:, None], across], behind, signed)
 
 
 def _bytes(values: Map) -> NDArray[np.uint8]:
@@ -160,98 +197,13 @@ def _bytes(values: Map) -> NDArray[np.uint8]:
 def _limit(values: Map) -> float:
     magnitude = np.abs(values)
     # Sparse maps may have a percentile of 0.
-    return float(np.percentile(magnitude, PERCENTILE) or magnitude.max() or 1.0)
+    return float(np.percentile(magnitude, _PERCENTILE) or magnitude.max() or 1.0)
 
 
-# Where everything goes.
+# Text.
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Places on the canvas, in pixels from its upper left corner."""
-
-    dpi: float
-    cell: tuple[int, int]  # height, width
-    left: int  # of the first map
-    top: int  # of the first row
-    row_pitch: int
-    width: int
-    height: int
-    rows: int
-    columns: int
-    has_photos: bool
-    title_lines: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        size: tuple[int, int],
-        columns: Sequence[str],
-        rows: Sequence[str],
-        photos: Sequence[Photo],
-        count: int,
-        title: str,
-    ) -> Layout:
-        """Lay out cells of photos of ``size`` (H, W)."""
-        times = -(-LEAST_PIXELS // size[1])
-        cell = (size[0] * times, size[1] * times)
-        dpi = cell[1] / CELL
-        names = max((text_width(line, LABEL) for text in rows for line in _row_lines(text)), default=0.0)
-        left = MARGIN + (CELL + 2 * GAP if photos else 0) + (names + GAP if names else 0)
-        width = max(left + len(columns) * (CELL + GAP) - GAP + MARGIN, 2 * CELL + 2 * MARGIN)
-        title_lines = tuple(wrapped(title, width - 2 * MARGIN, TITLE, "bold")) if title else ()
-        above = max((len(_column_lines(text)) for text in columns), default=0) * _line(LABEL) + 0.05
-        top = MARGIN + len(title_lines) * _line(TITLE) + (0.08 if title else 0) + above
-        below = max((_caption_height(photo) for photo in photos), default=0.0)
-        # A single photo's caption finds its room below it, where the first column is empty.
-        pitch = cell[0] / dpi + GAP + (below if len(photos) == count or count == 1 else 0)
-        legend = 0.06 + BAR + 2 * _line(SMALL) + 0.05 + (_line(SMALL) if width < 4 else 0)
-        height = top + count * pitch + legend + MARGIN
-        return cls(
-            dpi, cell, round(left * dpi), round(top * dpi), round(pitch * dpi), round(width * dpi),
-            round(height * dpi), count, len(columns), bool(photos), title_lines,
-        )  # fmt: skip
-
-    def canvas(self) -> tuple[Figure, Axes]:
-        """Make the figure, and axes whose unit is its pixel."""
-        figure = Figure(figsize=(self.width / self.dpi, self.height / self.dpi), dpi=self.dpi, facecolor="white")
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(self.height, 0))
-        axes.set_axis_off()
-        return figure, axes
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        """Upper left corner (x, y) of a cell."""
-        return self.left + column * (self.cell[1] + self.px(GAP)), self.top + row * self.row_pitch
-
-    def px(self, inches: float) -> int:
-        """Whole pixels of a length."""
-        return round(inches * self.dpi)
-
-
-def _column_lines(text: str) -> list[str]:
-    return wrapped(text, CELL, LABEL)
-
-
-def _row_lines(text: str) -> list[str]:
-    return wrapped(text, ROW_TITLE_WIDTH, LABEL)
-
-
-def _caption_lines(photo: Photo) -> list[tuple[str, float, str]]:
-    """The lines below a photo: text, size and colour."""
-    lines = [(line, LABEL, INK) for line in (wrapped(photo.caption, CELL, LABEL) if photo.caption else [])]
-    return lines + [(line, SMALL, FAINT) for line in (wrapped(photo.name, CELL, SMALL)[:2] if photo.name else [])]
-
-
-def _caption_height(photo: Photo) -> float:
-    lines = _caption_lines(photo)
-    return sum(_line(size) for _, size, _ in lines) + (0.06 if lines else 0)
-
-
-def _line(points: float) -> float:
-    return points * LEADING / 72
-
-
-def wrapped(text: str, width: float, points: float, weight: str = "normal") -> list[str]:
+def wrapped(text: str, width: float, points: float, weight: str = "normal") -> str:
     """Break text into lines of at most ``width`` inches: at its own line breaks, then after spaces,
     underscores, dots and brackets, and only where that is not enough inside a word.
     """
@@ -272,7 +224,7 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> l
                 lines.append(line[:end])
                 line = line[end:]
         lines.append(line.rstrip())
-    return lines
+    return "\n".join(lines)
 
 
 @lru_cache(maxsize=4096)
@@ -285,104 +237,175 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
     return float(path.get_extents().width) / 72
 
 
-# What is drawn there.
+def _height(text: str, points: float) -> float:
+    """Height in inches of lines of text."""
+    return (text.count("\n") + 1) * points * _LEADING / 72 if text else 0.0
 
 
-def _draw_cell(
-    axes: Axes,
-    layout: Layout,
-    place: tuple[int, int],
-    values: Map | None,
-    behind: NDArray[np.uint8] | None,
-    limit: float | None,
-    signed: bool,
-) -> None:
-    x, y = layout.place(*place)
-    if values is None:
-        _frame(axes, layout, x, y, "#f3f3f6")
-        _write(axes, x + layout.cell[1] / 2, y + layout.cell[0] / 2, "no map", SMALL, FAINT, "center", "center")
-        return
-    shown = scaled(values, limit)
-    if behind is None:
-        picture = coloured(shown, signed)
-    else:
-        picture = overlaid(enlarged(shown, behind.shape[:2]), behind, signed)
-    _picture(axes, layout, x, y, picture)
+# Where everything goes.
 
 
-def _draw_photos(axes: Axes, layout: Layout, photos: Sequence[Photo]) -> None:
-    x = layout.px(MARGIN)
-    for r, photo in enumerate(photos):
-        y = layout.place(r, 0)[1]
-        _picture(axes, layout, x, y, photo.pixels)
-        y += layout.cell[0] + layout.px(0.05)
-        for line, size, colour in _caption_lines(photo):
-            _write(axes, x, y, line, size, colour, "left", "top")
-            y += layout.px(_line(size))
+@dataclass(frozen=True, eq=False)
+class _Sheet:
+    """The canvas of a grid, and where its parts stand: lengths in inches from the upper left corner.
+
+    ``size`` (H, W) is that of a photo in pixels, ``count`` the number of rows; titles are broken into lines, but
+    for the figure's.
+    """
+
+    size: tuple[int, ...]
+    columns: Sequence[str]
+    rows: Sequence[str]
+    photos: Sequence[CaptionedPhoto]
+    count: int
+    title: str
+
+    @cached_property
+    def cell(self) -> tuple[int, int]:
+        """Height and width of a cell, in pixels."""
+        times = -(-_LEAST_PIXELS // self.size[1])
+        return self.size[0] * times, self.size[1] * times
+
+    @cached_property
+    def dpi(self) -> float:
+        return self.cell[1] / _CELL
+
+    @cached_property
+    def left(self) -> float:
+        """Where the first map begins, right of the photos and the rows' titles."""
+        lines = [line for text in self.rows for line in text.split("\n")]
+        names = max((text_width(line, _LABEL) for line in lines), default=0.0)
+        return _MARGIN + (_CELL + 2 * _GAP if self.photos else 0) + (names + _GAP if names else 0)
+
+    @cached_property
+    def width(self) -> float:
+        return max(self.left + len(self.columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
+
+    @cached_property
+    def heading(self) -> str:
+        return wrapped(self.title, self.width - 2 * _MARGIN, _TITLE, "bold")
+
+    @cached_property
+    def top(self) -> float:
+        """Where the first row begins, below the columns' titles."""
+        heading = _height(self.heading, _TITLE) + (0.08 if self.heading else 0)
+        return _MARGIN + heading + max((_height(text, _LABEL) for text in self.columns), default=0.0) + 0.05
+
+    @cached_property
+    def pitch(self) -> float:
+        """From row to row."""
+        # A single photo's caption finds its room below it, where the first column is empty.
+        alone = len(self.photos) != self.count > 1
+        below = 0.0 if alone else max(map(_caption_height, self.photos), default=0.0)
+        return self.cell[0] / self.dpi + _GAP + below
+
+    @cached_property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height of the figure, in pixels."""
+        legend = 0.06 + _BAR + 0.05 + _height("\n\n" if self.width < 4 else "\n", _SMALL)
+        return self.px(self.width), self.px(self.top + self.count * self.pitch + legend + _MARGIN)
+
+    @cached_property
+    def figure(self) -> Figure:
+        width, height = self.canvas
+        return Figure((width / self.dpi, height / self.dpi), self.dpi, facecolor="white")
+
+    @cached_property
+    def axes(self) -> Axes:
+        """Axes over the whole figure, whose unit is its pixel."""
+        width, height = self.canvas
+        axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        axes.set_axis_off()
+        return axes
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        """Upper left corner (x, y) of a cell, in pixels."""
+        across = column * (self.cell[1] + self.px(_GAP))
+        return self.px(self.left) + across, self.px(self.top) + row * self.px(self.pitch)
+
+    def px(self, inches: float) -> int:
+        """Whole pixels of a length."""
+        return round(inches * self.dpi)
+
+    # What is drawn there.
+
+    def draw_cell(self, row: int, column: int, picture: NDArray[np.uint8] | None) -> None:
+        x, y = self.place(row, column)
+        if picture is not None:
+            self._draw_picture(x, y, picture)
+            return
+        height, width = self.cell
+        self._frame(x, y, width, height, facecolor="#f3f3f6")
+        self._write(x + width / 2, y + height / 2, "no map", _SMALL, FAINT, "center", "center")
+
+    def draw_photos(self) -> None:
+        x = self.px(_MARGIN)
+        for row, photo in enumerate(self.photos):
+            _, y = self.place(row, 0)
+            self._draw_picture(x, y, photo.pixels)
+            y += self.cell[0] + self.px(0.05)
+            caption, name = _caption(photo)
+            self._write(x, y, caption, _LABEL, INK, "left", "top")
+            self._write(x, y + self.px(_height(caption, _LABEL)), name, _SMALL, FAINT, "left", "top")
+
+    def draw_titles(self) -> None:
+        margin = self.px(_MARGIN)
+        self._write(margin, margin, self.heading, _TITLE, INK, "left", "top", weight="bold")
+        for column, text in enumerate(self.columns):
+            x, y = self.place(0, column)
+            self._write(x + self.cell[1] / 2, y - self.px(0.05), text, _LABEL, INK, "center", "bottom")
+        for row, text in enumerate(self.rows):
+            x, y = self.place(row, 0)
+            self._write(x - self.px(_GAP), y + self.cell[0] / 2, text, _LABEL, INK, "right", "center")
+
+    def draw_legend(self, signed: bool, whose: str) -> None:
+        """A color bar below the maps, what its ends mean, and how maps are scaled."""
+        left, y = self.place(self.count, 0)
+        x, y = left if self.width >= 4 else self.px(_MARGIN), y + self.px(0.06)
+        width, height = self.px(2 * _CELL), self.px(_BAR)
+        bar = colored(np.linspace(-1 if signed else 0, 1, 257), signed)[None]
+        self.axes.imshow(bar, extent=(x, x + width, y + height, y), aspect="auto", interpolation="none")
+        self._frame(x, y, width, height, fill=False)
+        ends = ("against the class", "0", "for the class") if signed else ("none", "", "strongest")
+        y += height + self.px(0.035)
+        for share, text, align in zip((0, 0.5, 1), ends, ("left", "center", "right"), strict=True):
+            self._write(x + share * width, y, text, _SMALL, INK, align, "top")
+        note = wrapped(f"{whose} 99th percentile of magnitude", 2 * _CELL, _SMALL)
+        self._write(x, y + self.px(_height("0", _SMALL)), note, _SMALL, FAINT, "left", "top")
+
+    def _draw_picture(self, x: float, y: float, pixels: NDArray[np.uint8]) -> None:
+        height, width = self.cell
+        self.axes.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="none")
+        self._frame(x, y, width, height, fill=False)
+
+    def _frame(self, x: float, y: float, width: float, height: float, **fill: Any) -> None:
+        self.axes.add_patch(Rectangle((x, y), width, height, edgecolor=FRAME, linewidth=0.5, zorder=3, **fill))
+
+    def _write(
+        self, x: float, y: float, text: str, points: float, color: str, align: str, upright: str, **font: Any
+    ) -> None:
+        font |= {"fontsize": points, "color": color, "ha": align, "va": upright}
+        if "\n" in text:  # a single line would be moved
+            font["linespacing"] = _LEADING
+        self.axes.text(x, y, text, parse_math=False, zorder=4, **font)
 
 
-def _draw_titles(axes: Axes, layout: Layout, columns: Sequence[str], rows: Sequence[str], title: str) -> None:
-    for index, line in enumerate(layout.title_lines):
-        y = layout.px(MARGIN + index * _line(TITLE))
-        _write(axes, layout.px(MARGIN), y, line, TITLE, INK, "left", "top", weight="bold")
-    for c, text in enumerate(columns):
-        lines = _column_lines(text)
-        middle = layout.place(0, c)[0] + layout.cell[1] / 2
-        for index, line in enumerate(reversed(lines)):
-            y = layout.top - layout.px(0.05 + index * _line(LABEL))
-            _write(axes, middle, y, line, LABEL, INK, "center", "bottom")
-    for r, text in enumerate(rows):
-        lines = _row_lines(text)
-        first = layout.place(r, 0)[1] + layout.cell[0] / 2 - layout.px((len(lines) - 1) / 2 * _line(LABEL))
-        for index, line in enumerate(lines):
-            at = first + layout.px(index * _line(LABEL))
-            _write(axes, layout.left - layout.px(GAP), at, line, LABEL, INK, "right", "center")
+def _caption(photo: CaptionedPhoto) -> tuple[str, str]:
+    """What a photo was recognized as, and its name, of which two lines are shown."""
+    name = wrapped(photo.name, _CELL, _SMALL)
+    return wrapped(photo.caption, _CELL, _LABEL), "\n".join(name.split("\n")[:2])
 
 
-def _draw_legend(axes: Axes, layout: Layout, signed: bool, scale: Scale) -> None:
-    """A colour bar below the maps, what its ends mean, and how maps are scaled."""
-    wide = layout.width / layout.dpi >= 4
-    x = layout.left if wide else layout.px(MARGIN)
-    y = layout.top + layout.rows * layout.row_pitch + layout.px(0.06)
-    width, height = layout.px(2 * CELL), layout.px(BAR)
-    steps = np.linspace(-1, 1, 257) if signed else np.linspace(0, 1, 257)
-    axes.imshow(
-        coloured(steps, signed)[None], extent=(x, x + width, y + height, y), aspect="auto", interpolation="none"
-    )
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=FRAME, linewidth=0.5))
-    ends = ("against the class", "0", "for the class") if signed else ("none", "", "strongest")
-    below = y + height + layout.px(0.035)
-    for share, text, align in zip((0, 0.5, 1), ends, ("left", "center", "right"), strict=True):
-        _write(axes, x + share * width, below, text, SMALL, INK, align, "top")
-    whose = "each map is scaled to its own" if scale == "map" else "all maps are scaled to their common"
-    note = wrapped(f"{whose} 99th percentile of magnitude", 2 * CELL, SMALL)
-    for index, line in enumerate(note):
-        _write(axes, x, below + layout.px((index + 1) * _line(SMALL)), line, SMALL, FAINT, "left", "top")
-
-
-def _picture(axes: Axes, layout: Layout, x: float, y: float, pixels: NDArray[np.uint8]) -> None:
-    height, width = layout.cell
-    axes.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="none")
-    _frame(axes, layout, x, y)
-
-
-def _frame(axes: Axes, layout: Layout, x: float, y: float, fill: str | None = None) -> None:
-    height, width = layout.cell
-    axes.add_patch(
-        Rectangle(
-            (x, y), width, height, fill=fill is not None, facecolor=fill, edgecolor=FRAME, linewidth=0.5, zorder=3
-        )
-    )
-
-
-def _write(
-    axes: Axes, x: float, y: float, text: str, points: float, colour: str, align: str, upright: str, **font: Any
-) -> None:
-    axes.text(x, y, text, fontsize=points, color=colour, ha=align, va=upright, parse_math=False, zorder=4, **font)
+def _caption_height(photo: CaptionedPhoto) -> float:
+    caption, name = _caption(photo)
+    return _height(caption, _LABEL) + _height(name, _SMALL) + (0.06 if caption or name else 0)
 
 
 def _require_table(
-    cells: Sequence[Sequence[Map | None]], columns: Sequence[str], rows: Sequence[str], photos: Sequence[Photo]
+    cells: Sequence[Sequence[Map | None]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    photos: Sequence[CaptionedPhoto],
 ) -> None:
     ragged = [len(row) for row in cells if len(row) != len(columns)]
     if ragged:
@@ -395,26 +418,3 @@ def _require_table(
     sizes = {photo.pixels.shape[:2] for photo in photos}
     if len(sizes) > 1:
         raise InvalidParameter(f"photos of sizes {sorted(sizes)}; a figure takes one size")
-
-
-class _replaced:  # noqa: N801 - used as a statement
-    """A draft beside ``path`` that takes its place if all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.draft = path, path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self.draft
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        try:
-            if error is None:
-                os.replace(self.draft, self.path)
-                return
-        except OSError as failed:
-            error = failed
-        self.draft.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputNotWritable(
-                f"cannot write {self.path}: {error.strerror}; choose a folder you may write to"
-            ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..findings.statistics import ALL_LAYERS, LEAST, ORIGINAL, Statistics
-from ..findings.trust import FLOORS, Contender, Ranking
+from ..findings.trust import Contender, Ranking, floor_of
 from ..findings.wording import decimals, joined, number
 
 
@@ -25,7 +25,7 @@ class Whisker:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """A cell of a sortable table: its text, a fainter note, what it is sorted by (None: last), how it looks."""
 
     text: str
@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class ScoreColumn:
     """A column's title, what it is measured in, and whether a first click sorts the highest to the top."""
 
     title: str
@@ -45,12 +45,12 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A row's title, whether it is a floor (random, edges), and its cells."""
 
     title: str
     floor: bool
-    cells: Sequence[Cell]
+    cells: Sequence[ScoreCell]
 
 
 @dataclass(frozen=True)
@@ -58,73 +58,63 @@ class Scores:
     """A sortable table, its title and the lines below it."""
 
     title: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
+    columns: Sequence[ScoreColumn]
+    rows: Sequence[ScoreRow]
     notes: Sequence[str] = ()
     metric: str = ""
 
 
 def overview(statistics: Statistics, model: str, variant: str, layer: str) -> Scores | None:
     """Methods x metrics: the mean and its rank."""
-    summary = rows_at(statistics, model, variant, layer)
+    summary = rows_at(statistics, model=model, variant=variant, layer=layer)
     if summary.empty:
         return None
-    index = summary.index
-    methods, metrics = (list(index.get_level_values(key).unique()) for key in ("method", "metric"))
+    methods, metrics = (list(summary.index.get_level_values(key).unique()) for key in ("method", "metric"))
     places = {metric: _places(summary.xs(metric, level="metric")) for metric in metrics}
-    found = dict(zip(index, summary.to_dict("records"), strict=True))
+    found = dict(zip(summary.index, summary.to_dict("records"), strict=True))
     rows = [
-        Row(method, is_floor(method), [_mean_cell(found.get((method, one)), places[one]) for one in metrics])
+        _row(method, [_mean_cell(found.get((method, metric)), places[metric]) for metric in metrics])
         for method in methods
     ]
-    columns = [Column("Method"), *(column_of(statistics, metric) for metric in metrics)]
+    columns = [ScoreColumn("Method"), *(column_of(statistics, metric) for metric in metrics)]
     return Scores(f"{variant}, {layer}", columns, rows)
 
 
 def details(statistics: Statistics, model: str, variant: str, layer: str) -> list[Scores]:
     """For each metric, a table of all its statistics by method."""
-    summary = rows_at(statistics, model, variant, layer)
-    metrics = summary.index.get_level_values("metric").unique()
-    tables = [(metric, summary.xs(metric, level="metric")) for metric in metrics]
-    left_out = {metric: statistics.left_out(model, metric) for metric in metrics if layer == ALL_LAYERS}
-    found = [_detail(statistics, metric, rows, "Method", statistics.reference) for metric, rows in tables]
-    return [replace(one, notes=[*one.notes, *_layers_note(left_out.get(one.metric, []))]) for one in found]
+    found = []
+    for metric, rows in _by_metric(rows_at(statistics, model=model, variant=variant, layer=layer)):
+        scores = _detail(statistics, metric, rows, "Method", statistics.reference)
+        left_out = statistics.left_out(model, metric) if layer == ALL_LAYERS else []
+        if left_out:
+            note = f"The mean leaves out {joined(left_out)}, where some method is undefined on most images."
+            scores = replace(scores, notes=[*scores.notes, note])
+        found.append(scores)
+    return found
 
 
 def of_variants(statistics: Statistics, model: str) -> list[Scores]:
     """The metrics that grade variants, by variant."""
-    summary = statistics.summary
-    index = summary.index
-    rows = summary[(index.get_level_values("model") == model) & (index.get_level_values("method") == "")]
-    rows = rows.droplevel(["model", "method", "layer"])
-    metrics = rows.index.get_level_values("metric").unique()
-    return [_detail(statistics, one, rows.xs(one, level="metric"), "Variant", ORIGINAL) for one in metrics]
+    rows = rows_at(statistics, model=model, method="").droplevel("layer")
+    return [_detail(statistics, metric, some, "Variant", ORIGINAL) for metric, some in _by_metric(rows)]
 
 
-def rows_at(statistics: Statistics, model: str, variant: str, layer: str) -> pd.DataFrame:
-    """The summary of all methods at one place, indexed by (method, metric)."""
-    summary = statistics.summary
-    index = summary.index
-    asked = {"model": model, "variant": variant, "layer": layer}
+def rows_at(statistics: Statistics, **asked: str) -> pd.DataFrame:
+    """The summary of what has these keys, indexed by the others."""
+    index = statistics.summary.index
     chosen = np.logical_and.reduce([index.get_level_values(key) == value for key, value in asked.items()])
-    return summary[chosen].droplevel(list(asked))
+    return statistics.summary[chosen].droplevel(list(asked))
 
 
-def is_floor(method: str) -> bool:
-    """Whether a method knows nothing of the network."""
-    return method.split("(")[0].strip() in FLOORS
-
-
-def column_of(statistics: Statistics, metric: str) -> Column:
+def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
     """A metric as a column's title."""
     facts = statistics.metrics[metric]
     higher = bool(facts["higher_is_better"])
-    return Column(
-        statistics.label(metric), f"{facts['unit']}, {'higher' if higher else 'lower'} is better", higher
-    )
+    note = f"{facts['unit']}, {'higher' if higher else 'lower'} is better"
+    return ScoreColumn(statistics.label(metric), note, higher)
 
 
-def contender_rows(ranking: Ranking) -> list[Row]:
+def contender_rows(ranking: Ranking) -> list[ScoreRow]:
     """A ranking's first methods, each under its best variant, and what knows nothing, drawn on one scale."""
     shown = ranking.contenders if ranking.of_variants else _first(ranking)
     scale = _scale([one.low for one in shown], [one.high for one in shown], [one.mean for one in shown])
@@ -133,8 +123,8 @@ def contender_rows(ranking: Ranking) -> list[Row]:
     for one in shown:
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
         whisker = _whisker(scale, one.low, one.high, one.mean)
-        text = number(one.mean, ranking.places)
-        rows.append(Row(title, bool(one.floor), [Cell(text, best=one in ranking.best, whisker=whisker)]))
+        score = ScoreCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
+        rows.append(ScoreRow(title, bool(one.floor), [score]))
     return rows
 
 
@@ -147,18 +137,33 @@ def _first(ranking: Ranking, most: int = 4) -> list[Contender]:
     return [one for one in shown if one in methods or one.floor]
 
 
+def _by_metric(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    metrics = rows.index.get_level_values("metric").unique()
+    return [(metric, rows.xs(metric, level="metric")) for metric in metrics]
+
+
+def _row(title: str, cells: Sequence[ScoreCell]) -> ScoreRow:
+    return ScoreRow(title, bool(floor_of(title)), cells)
+
+
 def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, reference: str | None) -> Scores:
     column = column_of(statistics, metric)
     known = reference in rows.index
+    difference = [ScoreColumn(f"Difference to {reference}", "paired", column.descending)] if known else []
     columns = [
-        Column(what), Column("Rank"), Column("Mean", column.note, column.descending), Column("95 % interval"),
-        Column("Std"), *([Column(f"Difference to {reference}", "paired", column.descending)] if known else []),
-        Column("Images"), Column("Undefined"),
-    ]  # fmt: skip
+        ScoreColumn(what),
+        ScoreColumn("Rank"),
+        replace(column, title="Mean"),
+        ScoreColumn("95 % interval"),
+        ScoreColumn("Std"),
+        *difference,
+        ScoreColumn("Images"),
+        ScoreColumn("Undefined"),
+    ]
     places = _places(rows)
     scale = _scale(rows["low"], rows["high"], rows["mean"])
     lines = [
-        Row(name, is_floor(name), _detail_cells(row, places, scale, name == reference, known))
+        _row(name, _detail_cells(row, places, scale, name == reference, known))
         for name, row in zip(rows.index, rows.to_dict("records"), strict=True)
     ]
     return Scores(column.title, columns, lines, _notes(statistics, metric, rows), metric)
@@ -166,21 +171,20 @@ def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, 
 
 def _detail_cells(
     row: dict[str, Any], places: int, scale: tuple[float, float], itself: bool, known: bool
-) -> list[Cell]:
+) -> list[ScoreCell]:
     low, high, mean = row["low"], row["high"], row["mean"]
     cells = [
         _rank_cell(row),
-        Cell(number(mean, places), by=_known(mean)),
-        Cell(_ends(low, high, places), by=_known(low), whisker=_whisker(scale, low, high, mean)),
-        Cell(number(row["std"], places), by=_known(row["std"])),
+        _number_cell(mean, places),
+        ScoreCell(_ends(low, high, places), by=_sortable(low), whisker=_whisker(scale, low, high, mean)),
+        _number_cell(row["std"], places),
     ]
-    if known:
-        difference = row["difference"]
-        note = "" if itself else _ends(row["difference_low"], row["difference_high"], places)
-        text = "–" if itself else number(difference, places)
-        cells.append(Cell(text, note, 0.0 if itself else _known(difference)))
-    counts = [Cell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined")]
-    return [*cells, *counts]
+    if known and itself:
+        cells.append(ScoreCell("–", by=0.0))
+    elif known:
+        ends = _ends(row["difference_low"], row["difference_high"], places)
+        cells.append(replace(_number_cell(row["difference"], places), note=ends))
+    return [*cells, *(ScoreCell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined"))]
 
 
 def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]:
@@ -195,22 +199,24 @@ def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]
     return notes
 
 
-def _layers_note(left_out: Sequence[str]) -> list[str]:
-    if not left_out:
-        return []
-    return [f"The mean leaves out {joined(left_out)}, where some method is undefined on most images."]
-
-
-def _mean_cell(row: dict[str, Any] | None, places: int) -> Cell:
+def _mean_cell(row: dict[str, Any] | None, places: int) -> ScoreCell:
     if row is None:
-        return Cell("–")
+        return ScoreCell("–")
     rank = _rank_cell(row)
-    return Cell(number(row["mean"], places), rank.text.rstrip("–"), _known(row["mean"]), rank.best)
+    return replace(_number_cell(row["mean"], places), note=rank.text.rstrip("–"), best=rank.best)
 
 
-def _rank_cell(row: dict[str, Any]) -> Cell:
+def _rank_cell(row: dict[str, Any]) -> ScoreCell:
     rank = row["rank"]
-    return Cell("–") if math.isnan(rank) else Cell(f"{rank:.0f}", by=float(rank), best=rank == 1)
+    return ScoreCell("–") if math.isnan(rank) else ScoreCell(f"{rank:.0f}", by=float(rank), best=rank == 1)
+
+
+def _number_cell(value: float, places: int) -> ScoreCell:
+    return ScoreCell(number(value, places), by=_sortable(value))
+
+
+def _sortable(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _ends(low: float, high: float, places: int) -> str:
@@ -236,7 +242,3 @@ def _whisker(scale: tuple[float, float], low: float, high: float, mean: float) -
     first, length = scale[0], scale[1] - scale[0] or 1.0
     left, right, at = (100 * (value - first) / length for value in (low, high, mean))
     return Whisker(left, right - left, at)
-
-
-def _known(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

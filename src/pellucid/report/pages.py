@@ -1,0 +1,134 @@
+"""Pages and what they are made of: as HTML that needs nothing else, and as Markdown beside its pictures."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A .png or .svg file to embed, what it shows in words, and the line below it."""
+
+    path: Path
+    description: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The file's content as a data URI."""
+        return data_uri(self.path.read_bytes(), {".png": "png", ".svg": "svg+xml"}[self.path.suffix])
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A table's number that is also drawn: ``share`` in [0, 1] is the length of its bar."""
+
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, the first of each its heading, and numbers with bars; ``prose``: the text is sentences."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Bar]]
+    caption: str = ""
+    prose: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs, tables and pictures."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title, paragraphs that lead to sections, and a line below them; all text is escaped."""
+
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+    footer: str = ""
+
+    def html(self) -> str:
+        """The page as HTML, with its pictures inside."""
+        return render("report.html", page=self)
+
+    def markdown(self, pictures: str) -> str:
+        """The page as GitHub-flavored Markdown, with the .png files of the folder ``pictures`` beside it."""
+        parts = [f"# {escape_markdown(self.title)}", *map(escape_markdown, self.lead)]
+        for section in self.sections:
+            parts += [f"## {escape_markdown(section.heading)}", *map(escape_markdown, section.paragraphs)]
+            for table in section.tables:
+                parts += [_markdown_table(table), *_markdown_caption(table.caption)]
+            for picture in section.pictures:
+                path = f"{pictures}/{picture.path.with_suffix('.png').name}"
+                parts += [
+                    f"![{escape_markdown(picture.description)}]({path})",
+                    *_markdown_caption(picture.caption),
+                ]
+        return "\n\n".join([*parts, escape_markdown(self.footer)]) + "\n"
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill one of the templates; all text is escaped."""
+    return _templates().get_template(template).render(content)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture's file as a link that holds it."""
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that means nothing to Markdown but itself."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
+    text = re.sub(r"^([-+])(?=\s)", r"\\\1", text)  # no list
+    return re.sub(r"^(\d+)([.)])(?=\s)", r"\1\\\2", text)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [list(map(escape_markdown, table.columns)), ["---"] * len(table.columns)]
+    for row in table.rows:
+        texts = [cell if isinstance(cell, str) else cell.text for cell in row]
+        lines.append([escape_markdown(text).replace("\n", "<br>") for text in texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_caption(text: str) -> list[str]:
+    return [f"*{escape_markdown(text)}*"] if text else []
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break at its joints: smoothed( | guided_ | backprop, | samples= | 5)."""
+    return Markup(re.sub(r"(?<=[_.,/=])|(?<=\w\()", "<wbr>", str(escape(name))))
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pellucid.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["bar"] = lambda value: isinstance(value, Bar)
+    environment.filters["breakable"] = _breakable
+    return environment
