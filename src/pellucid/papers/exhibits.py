@@ -18,17 +18,7 @@ from ..heatmap import clip_percentiles
 from ..report.album import read_map, read_photo
 from ..report.charts import BoxPlot, Line, Panel
 from .quantities import Found, chosen, found, found_in, per_image, rows_of
-from .recipe import (
-    BoxesExhibit,
-    CurvesExhibit,
-    Exhibit,
-    Key,
-    MapsExhibit,
-    Quantity,
-    Recipe,
-    TableExhibit,
-    matches,
-)
+from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Key, MapsExhibit, Quantity, Recipe, TableExhibit, matches
 
 WHISKER = 1.5  # times the box: where whiskers end at the latest
 

@@ -20,7 +20,7 @@ from ..report.figures import CaptionedPhoto, grid, shrunk, write_figure
 from ..report.pages import Page, Picture, Section, Table
 from .exhibits import Compared, ComparedTable, MapGrid, Shown, exhibited
 from .quantities import Found, Verdict, verdict
-from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Key, Patterns, Recipe, TableExhibit, Test, matches
+from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Patterns, Recipe, TableExhibit, Test, matches
 
 if TYPE_CHECKING:
     from .running import Run
@@ -29,13 +29,7 @@ PICTURE_FOLDER = "pictures"
 LARGEST_PNG, LARGEST_SVG = 300_000, 150_000  # bytes of a picture
 MAP_PIXELS = 450_000  # of all maps of a grid: noise that size still fits
 MOST_LABELS = 3  # names that patterns stand for; of more the patterns are shown
-HEADS: Mapping[Key, str] = {
-    "model": "Network",
-    "variant": "Variant",
-    "method": "Method",
-    "layer": "Layer",
-    "metric": "Measure",
-}
+HEADS = {"model": "Network", "metric": "Measure"}  # of columns that are not headed by their own key
 SCALES = {
     "smoke": "smoke: so small that it shows only that everything runs; its numbers mean nothing",
     "cpu": "cpu: what two processor cores compute in under two hours",
@@ -215,26 +209,24 @@ class _PaperPage:
                 yield Picture(self.written(figure, name), words)
 
     def chart(self, exhibit: Exhibit, panels: Sequence[Panel]) -> Picture:
-        """Panels as one picture: an SVG, unless it is large, beside its PNG."""
+        """Panels as one picture."""
         across = exhibit.x if isinstance(exhibit, CurvesExhibit) else ""
         alike = isinstance(exhibit, CurvesExhibit | BoxesExhibit) and exhibit.panels != "metric"
-        figure = chart_figure(panels, across, alike)
-        path = self.written(figure, exhibit.key)
-        vector = path.with_suffix(".svg")
-        write_figure(figure, vector)
-        if vector.stat().st_size <= LARGEST_SVG:
-            path = vector
-        else:
-            vector.unlink()
+        path = self.written(chart_figure(panels, across, alike), exhibit.key, LARGEST_SVG)
         bands = BANDS.format(over=self.run.statistics[exhibit.experiment].over)
         below = BOXES if isinstance(exhibit, BoxesExhibit) else bands
         return Picture(path, f"{exhibit.title}: {in_words(panels)}", below)
 
-    def written(self, figure: Figure, name: str) -> Path:
-        """Write a figure as a PNG, alone; an SVG may be left of an earlier run."""
+    def written(self, figure: Figure, name: str, largest: int = 0) -> Path:
+        """Write a figure as a PNG, and beside it as an SVG of at most ``largest`` bytes, which is preferred."""
         path = self.folder / f"{name}.png"
         write_figure(figure, path, LARGEST_PNG)
-        path.with_suffix(".svg").unlink(missing_ok=True)
+        vector = path.with_suffix(".svg")
+        if largest:
+            write_figure(figure, vector)
+            if vector.stat().st_size <= largest:
+                return vector
+        vector.unlink(missing_ok=True)  # too large, or left of an earlier run
         return path
 
 
@@ -293,7 +285,11 @@ def table_of(found: ComparedTable, exhibit: TableExhibit) -> Table:
     images = {cell.found.images for cells in found.cells for cell in cells if cell.found is not None}
     over = "" if not images else f", n = {min(images)}{f' to {max(images)}' if len(images) > 1 else ''}"
     below = "; below it the paper's" if exhibit.paper else ""
-    return Table((HEADS[exhibit.rows], *found.columns), rows, f"Ours [95 % interval]{over}{below}.")
+    return Table(
+        (HEADS.get(exhibit.rows, exhibit.rows.capitalize()), *found.columns),
+        rows,
+        f"Ours [95 % interval]{over}{below}.",
+    )
 
 
 def _both(cell: Compared, digits: int) -> str:

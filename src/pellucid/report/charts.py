@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -111,21 +112,14 @@ Look = Mapping[str, Any]  # color, linestyle and marker of a line, as matplotlib
 
 def looks(names: Iterable[tuple[str, str]], markers: Sequence[str] = ("",)) -> dict[str, Look]:
     """How lines or boxes, given as (name, floor), are drawn: floors gray, the others in colors."""
-    floors: dict[str, str] = {}
+    found: dict[str, Look] = {}
+    others = zip(cycle(product(DASHES, COLORS)), cycle(markers), strict=False)
     for name, floor in names:
-        floors.setdefault(name, floor)
-    others = [name for name, floor in floors.items() if not floor]
-    found: dict[str, Look] = {
-        name: {"color": FAINT, "linestyle": FLOOR_DASHES.get(floor), "marker": ""}
-        for name, floor in floors.items()
-    }
-    for place, name in enumerate(others):
-        turn, color = divmod(place, len(COLORS))
-        found[name] = {
-            "color": COLORS[color],
-            "linestyle": DASHES[turn % len(DASHES)],
-            "marker": markers[place % len(markers)],
-        }
+        if name not in found and floor:
+            found[name] = {"color": FAINT, "linestyle": FLOOR_DASHES[floor], "marker": ""}
+        elif name not in found:
+            (dashes, color), marker = next(others)
+            found[name] = {"color": color, "linestyle": dashes, "marker": marker}
     return found
 
 
@@ -148,13 +142,8 @@ def inline_chart(
 ) -> Markup:
     """Draw lines as an SVG element for a page that defines --ink, --faint, --line and --series-1 to 8.
 
-    Args:
-        panel: drawn in the order of its lines.
-        looks: of each line, by its name.
-        description: what the chart shows, for readers who cannot see it.
-        across: the title of the axis.
-        limits: of the axis up.
-        size: width and height in inches.
+    ``description`` says what the chart shows to readers who cannot see it, ``across`` what runs along the axis;
+    ``limits`` are those of the axis up, and ``size`` is in inches.
     """
     with rc_context(STYLE):
         figure = Figure(size)
@@ -211,7 +200,7 @@ def chart_figure(panels: Sequence[Panel], across: str = "", alike: bool = False)
     columns = min(_BESIDE, len(panels))
     rows = -(-len(panels) // columns)
     styles = looks(((part.name, part.floor) for panel in panels for part in panel.parts), MARKERS)
-    high = max((_HIGH, *(0.9 + _BOX * len(panel.boxes) for panel in panels if panel.boxes)))
+    high = max(_HIGH, *(0.9 + _BOX * len(panel.boxes) for panel in panels))
     with rc_context(STYLE):
         figure = Figure(dpi=_DPI, facecolor="white", layout="constrained")
         legend = _legend(figure, styles) if panels[0].lines else 0.0

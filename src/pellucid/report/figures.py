@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,15 +62,12 @@ def grid(
 ) -> Figure:
     """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
 
-    Colors are diverging and centered on 0 if some map has negative values.
+    Colors are diverging and centered on 0 if some map has negative values. Long titles are wrapped.
 
     Args:
-        cells: for each row, one map (h, w) per column, or None for an empty cell. Maps smaller than the photo
-            are enlarged without smoothing.
-        columns: the columns' titles; long ones are wrapped.
-        rows: the rows' titles; none if empty.
+        cells: for each row, one map (h, w) per column, enlarged to the photo's size without smoothing, or None.
+        columns, rows, title: the titles; rows may have none.
         photos: one per row, or one for the whole figure; all of one size.
-        title: of the figure.
         overlay: lay the maps over the gray photo.
         scale: whether colors end at each map's own 99th percentile of |value|, or at that of all maps.
 
@@ -245,7 +242,6 @@ def _height(text: str, points: float) -> float:
 # Where everything goes.
 
 
-@dataclass(frozen=True, eq=False)
 class _Sheet:
     """The canvas of a grid, and where its parts stand: lengths in inches from the upper left corner.
 
@@ -253,67 +249,35 @@ class _Sheet:
     for the figure's.
     """
 
-    size: tuple[int, ...]
-    columns: Sequence[str]
-    rows: Sequence[str]
-    photos: Sequence[CaptionedPhoto]
-    count: int
-    title: str
-
-    @cached_property
-    def cell(self) -> tuple[int, int]:
-        """Height and width of a cell, in pixels."""
-        times = -(-_LEAST_PIXELS // self.size[1])
-        return self.size[0] * times, self.size[1] * times
-
-    @cached_property
-    def dpi(self) -> float:
-        return self.cell[1] / _CELL
-
-    @cached_property
-    def left(self) -> float:
-        """Where the first map begins, right of the photos and the rows' titles."""
-        lines = [line for text in self.rows for line in text.split("\n")]
-        names = max((text_width(line, _LABEL) for line in lines), default=0.0)
-        return _MARGIN + (_CELL + 2 * _GAP if self.photos else 0) + (names + _GAP if names else 0)
-
-    @cached_property
-    def width(self) -> float:
-        return max(self.left + len(self.columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
-
-    @cached_property
-    def heading(self) -> str:
-        return wrapped(self.title, self.width - 2 * _MARGIN, _TITLE, "bold")
-
-    @cached_property
-    def top(self) -> float:
-        """Where the first row begins, below the columns' titles."""
-        heading = _height(self.heading, _TITLE) + (0.08 if self.heading else 0)
-        return _MARGIN + heading + max((_height(text, _LABEL) for text in self.columns), default=0.0) + 0.05
-
-    @cached_property
-    def pitch(self) -> float:
-        """From row to row."""
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        columns: Sequence[str],
+        rows: Sequence[str],
+        photos: Sequence[CaptionedPhoto],
+        count: int,
+        title: str,
+    ) -> None:
+        self.columns, self.rows, self.photos, self.count = columns, rows, photos, count
+        times = -(-_LEAST_PIXELS // size[1])
+        self.cell = (size[0] * times, size[1] * times)  # height and width, in pixels
+        self.dpi = self.cell[1] / _CELL
+        names = max((text_width(line, _LABEL) for text in rows for line in text.split("\n")), default=0.0)
+        self.left = _MARGIN + (_CELL + 2 * _GAP if photos else 0) + (names + _GAP if names else 0)
+        self.width = max(self.left + len(columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
+        self.heading = wrapped(title, self.width - 2 * _MARGIN, _TITLE, "bold")
+        above = _height(self.heading, _TITLE) + (0.08 if title else 0)
+        self.top = _MARGIN + above + max((_height(text, _LABEL) for text in columns), default=0.0) + 0.05
         # A single photo's caption finds its room below it, where the first column is empty.
-        alone = len(self.photos) != self.count > 1
-        below = 0.0 if alone else max(map(_caption_height, self.photos), default=0.0)
-        return self.cell[0] / self.dpi + _GAP + below
+        captioned = photos if len(photos) == count or count == 1 else ()
+        self.pitch = self.cell[0] / self.dpi + _GAP + max(map(_caption_height, captioned), default=0.0)
+        self.axes = self._axes()
 
-    @cached_property
-    def canvas(self) -> tuple[int, int]:
-        """Width and height of the figure, in pixels."""
+    def _axes(self) -> Axes:
+        """Axes over a whole figure, whose unit is its pixel."""
         legend = 0.06 + _BAR + 0.05 + _height("\n\n" if self.width < 4 else "\n", _SMALL)
-        return self.px(self.width), self.px(self.top + self.count * self.pitch + legend + _MARGIN)
-
-    @cached_property
-    def figure(self) -> Figure:
-        width, height = self.canvas
-        return Figure((width / self.dpi, height / self.dpi), self.dpi, facecolor="white")
-
-    @cached_property
-    def axes(self) -> Axes:
-        """Axes over the whole figure, whose unit is its pixel."""
-        width, height = self.canvas
+        width, height = self.px(self.width), self.px(self.top + self.count * self.pitch + legend + _MARGIN)
+        self.figure = Figure((width / self.dpi, height / self.dpi), self.dpi, facecolor="white")
         axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         return axes
