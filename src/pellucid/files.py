@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 from .errors import OutputNotWritable, PellucidError
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one move: whoever reads it sees the old content or the new, never a part.
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Open a draft that takes the place of ``path`` in one move if all goes well, and else is removed.
+
+    Whoever reads ``path`` sees the old content or the new, never a part.
 
     Raises:
         OutputNotWritable: the file cannot be written; the old one, if any, stands.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        draft.write_bytes(content)
+        # Mode "x" refuses a name that exists, a link included: nothing can be written through it elsewhere.
+        with draft.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine might keep the new name but not the content
         os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise OutputNotWritable(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink()
+        if isinstance(error, OSError) and not isinstance(error, PellucidError):
+            raise OutputNotWritable(
+                f"cannot write {path}: {error.strerror or error}; choose a folder you may write to"
+            ) from error
+        raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one move, as ``replaced`` does.
+
+    Raises:
+        OutputNotWritable: the file cannot be written; the old one, if any, stands.
+    """
+    with replaced(path) as file:
+        file.write(content)
+
+
+def file_name(text: str) -> str:
+    """Make a text fit for a file's name: letters, digits and ``._=-``."""
+    return re.sub(r"[^\w.=]+", "-", text).strip("-.") or "unnamed"
 
 
 def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> ModuleType:

@@ -281,20 +281,20 @@ def test_a_second_process_is_refused(tmp_path):
 def test_a_full_disk_ends_the_run_and_leaves_what_was_finished(tmp_path, computed, monkeypatch):
     whole = benchmark(spec(), tmp_path / "whole").table
     computed.clear()
-    write = Path.write_bytes
+    sync = os.fsync
 
-    def full(path, content):
-        if path.parent.name == "parts" and len(parts(tmp_path / "run")) == 2:
-            write(path, content[: len(content) // 2])
+    def full(file):
+        if len(parts(tmp_path / "run")) == 2 and list((tmp_path / "run" / "parts").glob(".*")):
+            os.ftruncate(file, os.fstat(file).st_size // 2)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, content)
+        sync(file)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputNotWritable, match=r"run: No space left on device; what was finished before is safe"):
         benchmark(spec(), tmp_path / "run")
     assert len(parts(tmp_path / "run")) == 2
     assert not list((tmp_path / "run" / "parts").glob(".*"))
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(os, "fsync", sync)
     assert len(computed) == 3
     pd.testing.assert_frame_equal(benchmark(spec(), tmp_path / "run").table, whole, check_exact=True)
     assert len(computed) == 3 + 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -80,11 +79,6 @@ def take_place(draft: Path, folder: Path, earlier: Iterable[str]) -> None:
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     for new in sorted(draft.iterdir(), key=lambda path: path.name == "run.json"):
         os.replace(new, folder / new.name)
-
-
-def file_name(text: str) -> str:
-    """Make a text fit for a file's name: letters, digits and ``._=-``."""
-    return re.sub(r"[^\w.=]+", "-", text).strip("-.") or "unnamed"
 
 
 def unused(name: str, taken: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidParameter, InvalidTarget
-from .output import file_name, unused
+from ..files import file_name
+from .output import unused
 
 if TYPE_CHECKING:
     from ..methods.base import Method

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidData, InvalidImage, InvalidLayer, LayerWarning
+from ..files import file_name
 from .facts import run_facts, write_facts
-from .output import file_name, unused, writable
+from .output import unused, writable
 from .photos import Photo, Place, file_hash, opened
 from .pictures import ROWS, Pictures
 from .terminal import progress

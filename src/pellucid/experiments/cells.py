@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .. import catalog
 from ..errors import InvalidData, InvalidLayer, LayerWarning, PellucidError
+from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Attributions
 from ..methods.checks import require_in_range
@@ -46,7 +46,7 @@ class Cell:
     def id(self) -> str:
         """A readable name that a file may have, unique by the digest at its end."""
         parts = (self.model, self.variant, self.method or "variant", f"{self.start:05d}-{self.stop - 1:05d}")
-        names = [re.sub(r"[^\w.=]+", "-", part).strip("-.")[:60] for part in parts]
+        names = [file_name(part)[:60] for part in parts]
         return f"{'_'.join(names)}_{self.key}"
 
 

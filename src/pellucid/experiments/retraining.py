@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .. import catalog
 from ..errors import InvalidData, InvalidModel, InvalidParameter, PellucidError
+from ..files import file_name
 from ..metrics.base import Case, Measured
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, outputs
@@ -60,7 +60,7 @@ class TrainingCell:
         """A readable name that a file may have, unique by the digest at its end."""
         work = (self.work,) if isinstance(self.work, str) else self.work
         parts = (*work, self.variant, self.method, "" if self.run is None else f"run-{self.run}")
-        names = [re.sub(r"[^\w.=]+", "-", part).strip("-.")[:60] for part in parts if part]
+        names = [file_name(part)[:60] for part in parts if part]
         return f"{'_'.join(names)}_{hashed([self.key, *parts])[:12]}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.sources import Source, open_images
 from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable
-from ..files import replace_file
+from ..files import file_name, replace_file
 from ..heatmap import heatmap
 from ..methods.base import Attributions
 from ..models.preprocess import Preprocess
@@ -180,7 +179,7 @@ class Trainings:
     def ranks(self, part: Part, variant: str, method: str) -> Tensor:
         """The ranks of a method's maps of all images, from their file."""
         digest = blake2b(f"{variant}/{method}".encode(), digest_size=4).hexdigest()
-        name = re.sub(r"[^\w.=]+", "-", f"{method}_{variant}").strip("-.")[:60]
+        name = file_name(f"{method}_{variant}")[:60]
         path = self.folder / "ranks" / f"{name}_{digest}" / f"{part}.npy"
         self.once(path, lambda: write_ranks(path, self._ranked(part, variant, method), len(self.images(part))))
         return open_ranks(path)

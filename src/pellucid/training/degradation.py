@@ -8,7 +8,6 @@ from a file, and images are degraded batch by batch: no copy of a data set is ma
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..data.labeled import CHUNK, AlteredImages, LabeledImages
-from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable, require_choice
+from ..errors import InvalidData, InvalidMap, InvalidParameter, require_choice
+from ..files import replaced
 from ..seeds import fold_in
 
 How = Literal["roar", "kar"]
@@ -89,17 +89,10 @@ def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
         InvalidData: the parts hold more or fewer than ``count`` images, or differ in shape.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            found = append_all(file, parts, count)
+    with replaced(path) as file:
+        found = append_all(file, parts, count)
         if found != count:
             raise InvalidData(f"{path}: ranks of {found} images came, not of {count}; rank every image once")
-        os.replace(draft, path)
-    except OSError as error:
-        raise OutputNotWritable(f"cannot write {path}: {error.strerror}; choose another folder") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def append_all(file: Any, parts: Iterable[Tensor], count: int) -> int:

@@ -1,0 +1,72 @@
+"""Files come in one move or not at all, and their names are fit for any folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pellucid import files
+from pellucid.errors import OutputNotWritable
+from pellucid.files import file_name, replace_file, replaced
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "facts.json"
+    replace_file(path, b"old")
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail(path)
+    assert path.read_bytes() == b"old"
+    with replaced(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_and_fail(path):
+    with replaced(path) as file:
+        file.write(b"ne")
+        file.flush()
+        assert path.read_bytes() == b"old"
+        raise ZeroDivisionError
+
+
+def test_a_draft_is_written_through_no_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "known")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".page.html.known").symlink_to(victim)
+    with pytest.raises(OutputNotWritable, match=r"cannot write .*page\.html"):
+        replace_file(tmp_path / "out" / "page.html", b"theirs")
+    assert victim.read_bytes() == b"mine"
+
+
+def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        whole = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, whole=whole: (done.append(name), whole(*given)))
+    replace_file(tmp_path / "file", b"content")
+    assert done == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize("place", ["missing/file", "a-file/file"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "a-file").write_bytes(b"")
+    with pytest.raises(OutputNotWritable, match=r"cannot write .*choose a folder you may write to"):
+        replace_file(tmp_path / place, b"content")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("smoothed(gradient, samples=3)", "smoothed-gradient-samples=3"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        ("a\0b\n/c", "a-b-c"),
+    ],
+)
+def test_names_of_files_stay_in_their_folder(text, name):
+    assert file_name(text) == name
+    assert Path(file_name(text)).name == name
