@@ -68,9 +68,13 @@ def test_names_that_are_called_alike_are_one_row():
 
 def test_a_table_of_steps():
     table = show(
-        like="table5", columns="metric", by=1, paper={}, labels={},
+        like="table5",
+        columns="metric",
+        by=1,
+        paper={},
+        labels={},
         where={"metric": "cascade_ssim", "layer": "input", "variant": "original", "step": "fc"},
-    )  # fmt: skip
+    )
     points = STATISTICS.points.xs("fc", level="step").droplevel("at")
     for name, (cell,) in zip(table.rows, table.cells, strict=True):
         expected = np.nanmean(points.loc["net", "original", name, "input", "cascade_ssim"])
@@ -138,10 +142,12 @@ def test_a_curve_over_several_layers_is_their_mean_and_may_be_compared():
     points = STATISTICS.points
     for place, at in enumerate(np.unique(points.xs(INSERTION, level="metric").index.get_level_values("at"))):
         differences = [
-            (points.loc["net", "original", "gradcam", layer, INSERTION, at, ""]
-             - points.loc["net", "original", "random", layer, INSERTION, at, ""]).mean()
+            (
+                points.loc["net", "original", "gradcam", layer, INSERTION, at, ""]
+                - points.loc["net", "original", "random", layer, INSERTION, at, ""]
+            ).mean()
             for layer in LAYERS
-        ]  # fmt: skip
+        ]
         assert line.mean[place] == pytest.approx(np.mean(differences), rel=1e-10)
 
 

@@ -123,17 +123,26 @@ def test_tables_have_our_numbers_over_the_papers(text):
 
 def test_every_section_is_there_in_order_on_both(text, web):
     headings = [
-        "How this was made", "The claims", "Table 5: Noise", "Figures 5–7: Insertion by layer",
-        "Figure 8: Randomization", "Insertion", "Figures 9 and 10: Mass", "Figure 1: Maps", "Table 9: Nothing",
-        "Not reproduced", "How this differs from the paper",
-    ]  # fmt: skip
+        "How this was made",
+        "The claims",
+        "Table 5: Noise",
+        "Figures 5–7: Insertion by layer",
+        "Figure 8: Randomization",
+        "Insertion",
+        "Figures 9 and 10: Mass",
+        "Figure 1: Maps",
+        "Table 9: Nothing",
+        "Not reproduced",
+        "How this differs from the paper",
+    ]
     assert re.findall("^## (.*)$", text, re.MULTILINE) == headings
     assert re.findall("<h2>(.*?)</h2>", web) == headings
     assert "This run has no results for it." in text.split("## Table 9")[1]
     assert "\nIn the appendix.\n" in text.split("## Insertion\n")[1]
     assert rows_of(text, "Not reproduced")[1:] == [
-        ["Table 1", "It lists data sets."], ["Figure 2", "It is a drawing."]
-    ]  # fmt: skip
+        ["Table 1", "It lists data sets."],
+        ["Figure 2", "It is a drawing."],
+    ]
 
 
 def test_what_is_written_means_itself(text, web):
@@ -181,8 +190,13 @@ def test_what_failed_or_was_not_run_is_said(tmp_path):
 def test_one_image_has_numbers_without_intervals(tmp_path):
     made = results({("net", variant, "gradient", "input", "total_variation"): [2.0] for variant in ("original",)})
     exhibit = {
-        "kind": "table", "key": "table1", "title": "T", "experiment": "all", "rows": "method", "columns": "metric",
-    }  # fmt: skip
+        "kind": "table",
+        "key": "table1",
+        "title": "T",
+        "experiment": "all",
+        "rows": "method",
+        "columns": "metric",
+    }
     recipe = Recipe.model_validate(RECIPE | {"exhibits": [exhibit], "claims": [], "not_reproduced": {}})
     page.write_paper_page(
         changed(recipe=recipe, results={"all": made}, statistics={"all": Statistics.of(made)}), tmp_path
@@ -241,7 +255,7 @@ def drawn_axes(figure):
     return [axes for axes in figure.axes if axes.axison]
 
 
-def test_names_keep_their_looks_and_floors_are_grey():
+def test_names_keep_their_looks_and_floors_are_gray():
     lines = (line("random", "random"), line("a"), line("b")), (line("b"), line("c"))
     figure = charts.chart_figure([Panel("one", "", lines[0]), Panel("two", "", lines[1])])
     colors = {}

@@ -162,7 +162,7 @@ def test_a_phone_scrolls_down_and_never_sideways(view, scheme):
 
 
 def brightness(color):
-    """Of an rgb(...) colour, 0 to 255."""
+    """How bright an rgb(...) color is, from 0 to 255."""
     red, green, blue = (float(one) for one in color[4:-1].split(","))
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
@@ -174,10 +174,12 @@ def test_the_dark_scheme_is_dark_and_its_text_light(view):
         shades[scheme] = [
             brightness(tab.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}"))
             for where, what in (
-                ("body", "backgroundColor"), ("body", "color"), (".cards article", "backgroundColor"),
+                ("body", "backgroundColor"),
+                ("body", "color"),
+                (".cards article", "backgroundColor"),
                 ("div[data-slot=curves] svg text", "fill"),
             )
-        ]  # fmt: skip
+        ]
     ground, ink, card, label = shades["dark"]
     assert max(ground, card) < 40
     assert min(ink, label) > 140

@@ -1,4 +1,4 @@
-"""Figures: crisp pixels, centred colours, nothing clipped, text as text."""
+"""Figures: crisp pixels, centered colors, nothing clipped, text as text."""
 
 import re
 
@@ -20,17 +20,17 @@ def drawn(tmp_path, *arguments, **settings):
     return np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(int)
 
 
-def pixels_of(picture, colour):
-    return (np.abs(picture - np.array(colour)).max(-1) <= 1).sum()
+def pixels_of(picture, color):
+    return (np.abs(picture - np.array(color)).max(-1) <= 1).sum()
 
 
 def test_a_checkerboard_stays_crisp(tmp_path):
     picture = drawn(tmp_path, [[CHECKERBOARD]], ["a"], photos=[PHOTO])
     blue, red = figures.colored(np.array([-1.0, 1.0]), signed=True)
     cell = 4 * 64
-    # Each colour covers half of the cell, but for the frame and the ends of the colour bar.
-    for colour in (blue, red):
-        assert 0.47 * cell**2 < pixels_of(picture, colour) < 0.51 * cell**2
+    # Each color covers half of the cell, but for the frame and the ends of the color bar.
+    for color in (blue, red):
+        assert 0.47 * cell**2 < pixels_of(picture, color) < 0.51 * cell**2
 
 
 def test_the_photo_is_drawn_as_it_is(tmp_path):
@@ -51,7 +51,7 @@ def test_an_overlay_shows_the_photo_where_the_map_is_zero(tmp_path):
     assert (plain != over).any()
 
 
-def test_signed_colours_are_centred_and_symmetric():
+def test_signed_colors_are_centered_and_symmetric():
     below, zero, above = figures.colored(np.array([-0.6, 0.0, 0.6]), signed=True).astype(int)
     assert zero.min() > 240
     assert below[2] > below[0]
@@ -60,7 +60,7 @@ def test_signed_colours_are_centred_and_symmetric():
     assert (figures.scaled(skewed) == 0).sum() == 2
 
 
-def test_unsigned_colours_grow_lighter():
+def test_unsigned_colors_grow_lighter():
     lightness = figures.colored(np.linspace(0, 1, 50), signed=False) @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(lightness) > 0).all()
 

@@ -132,8 +132,15 @@ def test_details_say_what_is_undefined_and_why(run):
     details = {table.metric: table for table in tables.details(Statistics.of(run), "net", "original", "input")}
     table = details["cascade_ssim"]
     assert [column.title for column in table.columns] == [
-        "Method", "Rank", "Mean", "95 % interval", "Std", "Difference to gradient", "Images", "Undefined",
-    ]  # fmt: skip
+        "Method",
+        "Rank",
+        "Mean",
+        "95 % interval",
+        "Std",
+        "Difference to gradient",
+        "Images",
+        "Undefined",
+    ]
     assert [row.cells[-1].by for row in table.rows] == [0, 1, 2, 0, 1, 2]
     assert "6 values are undefined, and in no mean: a map is constant, and its structure undefined." in table.notes
     assert details["insertion(steps='auto')"].notes == ["RISE, Sec. 4."]

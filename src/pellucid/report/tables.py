@@ -117,12 +117,11 @@ def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
 def contender_rows(ranking: Ranking) -> list[ScoreRow]:
     """A ranking's first methods, each under its best variant, and what knows nothing, drawn on one scale."""
     shown = ranking.contenders if ranking.of_variants else _first(ranking)
-    scale = _scale([one.low for one in shown], [one.high for one in shown], [one.mean for one in shown])
+    whiskers = _whiskers([one.low for one in shown], [one.high for one in shown], [one.mean for one in shown])
     several = len({one.variant for one in ranking.contenders}) > 1
     rows = []
-    for one in shown:
+    for one, whisker in zip(shown, whiskers, strict=True):
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
-        whisker = _whisker(scale, one.low, one.high, one.mean)
         score = ScoreCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
         rows.append(ScoreRow(title, bool(one.floor), [score]))
     return rows
@@ -161,22 +160,22 @@ def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, 
         ScoreColumn("Undefined"),
     ]
     places = _places(rows)
-    scale = _scale(rows["low"], rows["high"], rows["mean"])
+    whiskers = _whiskers(rows["low"], rows["high"], rows["mean"])
     lines = [
-        _row(name, _detail_cells(row, places, scale, name == reference, known))
-        for name, row in zip(rows.index, rows.to_dict("records"), strict=True)
+        _row(name, _detail_cells(row, places, whisker, name == reference, known))
+        for name, row, whisker in zip(rows.index, rows.to_dict("records"), whiskers, strict=True)
     ]
     return Scores(column.title, columns, lines, _notes(statistics, metric, rows), metric)
 
 
 def _detail_cells(
-    row: dict[str, Any], places: int, scale: tuple[float, float], itself: bool, known: bool
+    row: dict[str, Any], places: int, whisker: Whisker | None, itself: bool, known: bool
 ) -> list[ScoreCell]:
-    low, high, mean = row["low"], row["high"], row["mean"]
+    low, high = row["low"], row["high"]
     cells = [
         _rank_cell(row),
-        _number_cell(mean, places),
-        ScoreCell(_ends(low, high, places), by=_sortable(low), whisker=_whisker(scale, low, high, mean)),
+        _number_cell(row["mean"], places),
+        ScoreCell(_ends(low, high, places), by=_sortable(low), whisker=whisker),
         _number_cell(row["std"], places),
     ]
     if known and itself:
@@ -230,15 +229,13 @@ def _places(rows: pd.DataFrame) -> int:
     return decimals(float(np.median(halves)) if len(halves) else math.nan)
 
 
-def _scale(lows: Sequence[float], highs: Sequence[float], means: Sequence[float]) -> tuple[float, float]:
-    ends = np.concatenate([np.asarray(one, float) for one in (lows, highs, means)])
-    ends = ends[np.isfinite(ends)]
-    return (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-
-
-def _whisker(scale: tuple[float, float], low: float, high: float, mean: float) -> Whisker | None:
-    if not math.isfinite(low):
-        return None
-    first, length = scale[0], scale[1] - scale[0] or 1.0
-    left, right, at = (100 * (value - first) / length for value in (low, high, mean))
-    return Whisker(left, right - left, at)
+def _whiskers(lows: Sequence[float], highs: Sequence[float], means: Sequence[float]) -> list[Whisker | None]:
+    """Intervals and means drawn on one scale, which all of them span; None where there is no interval."""
+    ends = np.array([lows, highs, means], float)
+    known = ends[np.isfinite(ends)]
+    first, last = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+    shares = 100 * (ends - first) / (last - first or 1.0)
+    return [
+        Whisker(float(left), float(right - left), float(at)) if math.isfinite(left) else None
+        for left, right, at in shares.T
+    ]
