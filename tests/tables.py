@@ -6,17 +6,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pellucid.experiments.record import MetricRecord, RunRecord
 from pellucid.experiments.store import Results
 
 NAN = float("nan")
 KEYS = ["model", "variant", "method", "layer", "metric"]
 
 
-def fact(name, axis, higher, unit="score", undefined=""):
-    return {
-        "name": name, "axis": axis, "unit": unit, "higher_is_better": higher, "paper": "RISE, Sec. 4",
-        "undefined": undefined,
-    }  # fmt: skip
+def fact(name, axis, higher, unit="score", undefined="", by_training=False):
+    return MetricRecord(
+        name=name,
+        axis=axis,
+        unit=unit,
+        higher_is_better=higher,
+        paper="RISE, Sec. 4",
+        undefined=undefined,
+        by_training=by_training,
+    )
 
 
 FACTS = {
@@ -27,7 +33,7 @@ FACTS = {
 }
 
 
-def results(values, reference=None, curves=(), facts=FACTS, pictures=(), **more):
+def results(values, reference=None, curves=(), facts=FACTS, pictures=()):
     """A table of ``{(model, variant, method, layer, metric): values, one per image}``.
 
     ``curves`` are rows (key, at, step, values).
@@ -45,18 +51,19 @@ def results(values, reference=None, curves=(), facts=FACTS, pictures=(), **more)
     for key, *_ in rows:
         if key[3] and key[3] not in layers[key[0]]:
             layers[key[0]].append(key[3])
-    told = {
-        "spec": {"name": "by hand", "reference": reference},
-        "metrics": {name: entry for name, entry in facts.items() if name in used},
-        "layers": layers,
-        "images": list(dict.fromkeys(table["image"])),
-        "cells": ["a"],
-        "missing": [],
-        "versions": {"pellucid": "0"},
-        "command": "pellucid benchmark spec.toml",
-    }
+    record = RunRecord(
+        hash="0",
+        identity={},
+        spec={"name": "by hand", "reference": reference},
+        metrics={name: entry for name, entry in facts.items() if name in used},
+        layers=layers,
+        images=tuple(dict.fromkeys(table["image"])),
+        cells=["a"],
+        versions={"pellucid": "0"},
+        command="pellucid benchmark spec.toml",
+    )
     shown = pd.DataFrame(pictures, columns=["image", "kind", "model", "variant", "method", "layer", "data"])
-    return Results(table.astype(dict.fromkeys([*KEYS, "step", "image"], "category")), told | more, shown)
+    return Results(table.astype(dict.fromkeys([*KEYS, "step", "image"], "category")), record, shown)
 
 
 METHODS = ("random", "edges", "gradient", "smoothgrad", "guided_backprop", "gradcam")
@@ -95,10 +102,10 @@ def plausible(
             for m, method in enumerate(methods):
                 for depth, layer in enumerate(layers):
                     for metric, entry in facts.items():
-                        if entry["axis"] == "fidelity":
+                        if entry.axis == "fidelity":
                             continue
                         skill = 0.15 * (m + 1) + 0.05 * depth + 0.04 * (variant != "original")
-                        numbers = np.clip(skill * (1 if entry["higher_is_better"] else -1) + 0.5, 0.05, 9)
+                        numbers = np.clip(skill * (1 if entry.higher_is_better else -1) + 0.5, 0.05, 9)
                         numbers = np.abs(numbers + 0.08 * image + 0.05 * rng.normal(size=images))
                         if metric == "cascade_ssim":
                             numbers[: m % 3] = NAN

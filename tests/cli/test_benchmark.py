@@ -70,11 +70,11 @@ def test_options_alone_give_what_a_spec_gives():
 def test_options_replace_a_specs_values():
     result = run("bench.toml", "--methods", "edges", "--count", 2, "--target", 4, "--variant", "backward,original")
     assert result.exit_code == 0, result.output
-    facts = Results.read("run").facts
-    assert facts["spec"]["methods"] == ["edges"]
-    assert facts["spec"]["variants"] == ["backward", "original"]
-    assert facts["spec"]["target"] == 4
-    assert facts["images"] == ["shape-0", "shape-1"]
+    record = Results.read("run").record
+    assert record.spec["methods"] == ["edges"]
+    assert record.spec["variants"] == ["backward", "original"]
+    assert record.spec["target"] == 4
+    assert record.images == ("shape-0", "shape-1")
 
 
 def test_every_option_reaches_the_spec():

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pellucid.cli import app
-from pellucid.experiments.store import PICTURE_ROWS, ROWS, RUN, Store
+from pellucid.experiments.record import RUN
+from pellucid.experiments.store import PICTURE_ROWS, ROWS, Store
 from tests.tables import plausible
 
 SMALL = {"variants": ("original",), "layers": ("input",), "shown": 1}
@@ -22,9 +23,7 @@ def folder(tmp_path):
     """A run of two cells, the second of them missing."""
     results = plausible(**SMALL)
     store = Store(tmp_path / "run")
-    facts = results.facts | {"cells": ["first", "second"], "identity": {}, "hash": "0"}
-    facts.pop("missing")
-    with store.opened(facts):
+    with store.opened(results.record.model_copy(update={"cells": ("first", "second")})):
         rows, pictures = (
             pyarrow.Table.from_pandas(table, schema, preserve_index=False)
             for table, schema in ((results.table, ROWS), (results.pictures, PICTURE_ROWS))

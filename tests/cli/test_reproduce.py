@@ -87,8 +87,8 @@ def test_a_run_writes_the_page_and_says_which_claims_hold():
     assert "Other noise" in page
     assert "experiment noise: grading, 2 of 2" in result.stderr
     assert json.loads((folder / "reproduce.json").read_text())["scale"] == "smoke"
-    facts = Results.read(folder / "runs" / "noise").facts
-    assert facts["command"] == "pellucid reproduce sanity-checks --scale smoke"
+    record = Results.read(folder / "runs" / "noise").record
+    assert record.command == "pellucid reproduce sanity-checks --scale smoke"
     report = CliRunner().invoke(app, ["report", str(folder / "runs" / "noise")])
     assert report.exit_code == 0, report.output
 
@@ -97,9 +97,9 @@ def test_options_reach_the_run():
     result = run("sanity-checks", "--only", "table2", "--data", "shapes=shapes:3", "--device", "cpu", "-o", "here")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("here/runs").iterdir()) == ["other"]
-    facts = Results.read("here/runs/other").facts
-    assert len(facts["images"]) == 3
-    assert facts["spec"]["device"] == "cpu"
+    record = Results.read("here/runs/other").record
+    assert len(record.images) == 3
+    assert record.spec["device"] == "cpu"
     assert json.loads(Path("here/reproduce.json").read_text())["scale"] == "cpu"
     assert "claim" not in result.stdout
 

@@ -278,7 +278,7 @@ def test_a_benchmark_grades_a_surrogate_by_its_file(work):
     for metric in ("cascade_ssim", "cascade_spearman"):
         assert values(metric, "original").isfinite().all()
         assert values(metric, "s").isnan().all()
-        assert "trained for the model's own weights" in Results.read("run").facts["metrics"][metric]["undefined"]
+        assert "trained for the model's own weights" in Results.read("run").record.metrics[metric].undefined
     assert run_any("report", "run").exit_code == 0
 
 

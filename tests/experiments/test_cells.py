@@ -295,7 +295,7 @@ def test_maps_of_a_function_of_ones_own_are_graded_like_others(tmp_path):
     assert found["value"].tolist() == pytest.approx(pl.total_variation(image[None]).tolist(), rel=1e-6)
     with pytest.raises(InvalidMap, match=r"mine.py:broken gives NaN or infinite values"):
         run_cell(planned.spec, bad)
-    assert planned.facts["spec"]["methods"] == ["mine.py:images", "mine.py:broken"]
+    assert planned.record.spec["methods"] == ["mine.py:images", "mine.py:broken"]
 
 
 # What is known about an image, on the pixels the model sees.
@@ -418,13 +418,13 @@ def test_broken_images_end_the_experiment_before_it_begins_or_are_skipped(photos
     with pytest.raises(InvalidData, match=r"1 of 4 images .*1.png is empty.*skip = \['1.png'\]"):
         plan(spec(images={"source": str(photos)}))
     kept = plan(spec(images={"source": str(photos), "skip_unusable": True}))
-    assert kept.facts["images"] == ["0.png", "2.png", "3.png"]
+    assert kept.record.images == ("0.png", "2.png", "3.png")
     assert kept.spec.images.skip == ("1.png",)
     named = plan(spec(images={"source": str(photos), "skip": ["1.png"], "count": 2}))
-    assert named.facts["images"] == ["0.png", "2.png"]
+    assert named.record.images == ("0.png", "2.png")
     # Another takes the place of one that is left out, as long as there are any.
     images = {"source": str(photos), "skip_unusable": True}
-    assert plan(spec(images=images | {"count": 2})).facts["images"] == ["0.png", "2.png"]
+    assert plan(spec(images=images | {"count": 2})).record.images == ("0.png", "2.png")
     with pytest.raises(InvalidData, match=r"1 of 4 images cannot be used; the first: .*1.png is empty"):
         plan(spec(images=images | {"count": 4}))
 
@@ -464,17 +464,15 @@ def test_a_preprocess_of_ones_own_cannot_say_where_masks_go(tmp_path):
 def test_the_identity_is_that_of_contents_not_of_places(photos, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("moved") / "photos"
     source = {"source": str(photos)}
-    here = plan(spec(images=source)).facts["hash"]
+    here = plan(spec(images=source)).record.hash
     photos.rename(elsewhere)
     moved = {"source": str(elsewhere)}
     inputs.forget()
-    assert plan(spec(images=moved)).facts["hash"] == here
+    assert plan(spec(images=moved)).record.hash == here
     Image.effect_noise((64, 64), 90).convert("RGB").save(elsewhere / "0.png")
-    assert plan(spec(images=moved)).facts["hash"] != here
+    assert plan(spec(images=moved)).record.hash != here
     random = [{"name": "shapes-resnet", "weights": "random"}]
-    hashes = {
-        plan(spec(images=moved, **changed)).facts["hash"] for changed in ({}, {"models": random}, {"seed": 1})
-    }
+    hashes = {plan(spec(images=moved, **changed)).record.hash for changed in ({}, {"models": random}, {"seed": 1})}
     assert len(hashes) == 3
 
 
@@ -513,7 +511,7 @@ def test_randomized_models_are_models_of_their_own():
         assert not found.model.training
     unchanged = inputs.model_of(spec, "trained").model.state_dict()
     assert all(torch.equal(value, unchanged[name]) for name, value in trained.state_dict().items())
-    digests = plan(spec).facts["identity"]["models"]
+    digests = plan(spec).record.identity["models"]
     assert len(set(digests.values())) == 4
     one = plan(spec).cells[1]
     assert one.model == "fc"

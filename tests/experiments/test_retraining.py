@@ -326,7 +326,7 @@ def test_a_remote_run_keeps_its_files_in_the_cache(data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     wanted = spec(data, {"methods": ["random"]}, fractions=[0.5], seeds=1, epochs=1)
     there = benchmark(wanted, "memory://trainings/one")
-    key = there.facts["hash"]
+    key = there.record.hash
     assert list((tmp_path / "pellucid" / key / "ranks").rglob("*.npy"))
     here = benchmark(wanted, tmp_path / "run")
     pd.testing.assert_frame_equal(there.table, here.table, check_exact=True)
@@ -358,7 +358,7 @@ def test_a_model_without_weights_is_trained_first(tmp_path):
     })  # fmt: skip
     results = benchmark(wanted, tmp_path / "run")
     assert results.failed == {}
-    assert results.facts["cells"][0].startswith("explained_")
+    assert results.record.cells[0].startswith("explained_")
     facts = json.loads((tmp_path / "run/training/networks/explained.json").read_text())
     assert facts["accuracy"] == 1
     loaded = load_model("selu-cnn", tmp_path / "run/training/networks/explained.safetensors")
@@ -558,9 +558,9 @@ def test_cells_have_distinct_names_that_fit_a_file(data):
 
 
 def test_a_spec_without_trainings_is_identified_as_before(data):
-    facts = plan(spec(data, {"metrics": ["total_variation"], "training": None, "layers": ["input"]})).facts
-    assert "training" not in facts["spec"]
-    assert "training" not in facts["identity"]
+    record = plan(spec(data, {"metrics": ["total_variation"], "training": None, "layers": ["input"]})).record
+    assert "training" not in record.spec
+    assert "training" not in record.identity
 
 
 def test_paths_are_relative_to_the_spec(data, tmp_path):

@@ -87,8 +87,10 @@ def test_a_run_is_run_json_and_one_part_for_each_cell(tmp_path):
         "paper": TotalVariation.paper,
         "undefined": "",
         "of_model": False,
+        "by_training": False,
     }
-    assert results.facts == facts | {"missing": []}
+    assert json.loads(results.record.content()) == facts
+    assert results.missing == []
     assert len(results.table) == 4 * 2 * 2 * 2
     assert results.pictures["kind"].tolist() == ["photo"] + ["map"] * 4
     assert results.failed == results.notes == {}
@@ -162,7 +164,7 @@ def test_torn_and_foreign_parts_are_no_parts(tmp_path, computed):
     (kept.parent / "mine.parquet").write_bytes(kept.read_bytes())
     (kept.parent / f".{torn.name}.99999").write_bytes(b"draft")
     assert len(Results.read(tmp_path / "run").table) == 8
-    assert len(Results.read(tmp_path / "run").facts["missing"]) == 3
+    assert len(Results.read(tmp_path / "run").missing) == 3
     computed.clear()
     again = benchmark(spec(), tmp_path / "run")
     assert sorted(computed) == sorted(path.stem for path in (torn, empty, foreign))
@@ -183,7 +185,7 @@ def slow():
 
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(tmp_path, computed):
     undisturbed = benchmark(slow(), tmp_path / "undisturbed")
-    total = len(undisturbed.facts["cells"])
+    total = len(undisturbed.record.cells)
     computed.clear()
     run = tmp_path / "run"
     server = multiprocessing.get_context("forkserver")
@@ -209,7 +211,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(tmp_path, computed)
     assert finished.items() <= {path: path.stat().st_mtime_ns for path in parts(run)}.items()
     pd.testing.assert_frame_equal(results.table, undisturbed.table, check_exact=True)
     pd.testing.assert_frame_equal(results.pictures, undisturbed.pictures, check_exact=True)
-    assert results.facts == undisturbed.facts
+    assert (results.record, results.missing) == (undisturbed.record, [])
 
 
 def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
@@ -217,7 +219,7 @@ def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
     changed = spec(max_batch=3, device="cpu", reference="random", name="renamed")
     results = benchmark(changed, tmp_path / "run")
     assert len(computed) == 4
-    assert results.facts["spec"]["reference"] == "random"
+    assert results.record.reference == "random"
 
 
 # Refusals.
@@ -275,7 +277,7 @@ def test_a_second_process_is_refused(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     # The dead process's lock is none.
-    assert benchmark(slow(), run).facts["missing"] == []
+    assert benchmark(slow(), run).missing == []
 
 
 def test_a_full_disk_ends_the_run_and_leaves_what_was_finished(tmp_path, computed, monkeypatch):
@@ -314,7 +316,7 @@ def test_a_full_store_that_tears_what_it_writes_is_found_out(monkeypatch):
     with pytest.raises(OutputNotWritable, match="memory://full: No space left on device"):
         benchmark(spec(), "memory://full")
     assert len(fsspec.filesystem("memory").ls("/full/parts")) == 1
-    assert len(Results.read("memory://full").facts["missing"]) == 4
+    assert len(Results.read("memory://full").missing) == 4
     monkeypatch.setattr(memory, "pipe_file", write)
     assert len(benchmark(spec(), "memory://full").table) == 32
 
@@ -339,7 +341,7 @@ def test_a_cell_that_fails_is_told_and_tried_again_while_others_go_on(tmp_path, 
     wanted = spec(metrics=["total_variation", "picky"], variants=["backward", "original"])
     results = benchmark(wanted, tmp_path / "run")
     assert set(results.failed.values()) == {"no rule for it; while measuring picky"}
-    assert list(results.failed) == results.facts["missing"] == [name for name in computed if "backward" in name]
+    assert list(results.failed) == results.missing == [name for name in computed if "backward" in name]
     assert results.table["variant"].unique().tolist() == ["original"]
     computed.clear()
     monkeypatch.setattr(Picky, "failing", False)
@@ -392,3 +394,50 @@ def _parquet():
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(ROWS.empty_table(), buffer)
     return buffer.getvalue()
+
+
+# Older layouts of run.json.
+
+
+OLD = {
+    "made_by": "pellucid",
+    "hash": "835f",
+    "versions": {"python": "3.11.7", "pellucid": "0.1.0"},
+    "spec": {"name": "shapes", "images": {"skip": ["a"]}, "reference": None},
+    "metrics": {
+        "top1": {
+            "name": "top1", "axis": "fidelity", "unit": "correct", "higher_is_better": True, "paper": "Table 2",
+            "undefined": "", "of_model": True,
+        },
+        "roar": {
+            "name": "roar", "axis": "faithfulness", "unit": "share", "higher_is_better": True, "paper": "ROAR",
+            "undefined": "", "of_model": False, "by_training": True,
+        },
+    },
+    "layers": {"shapes-resnet": ["input"]},
+    "images": ["shape-0"],
+    "cells": ["shapes-resnet_original_variant_00000-00000_f5c04ead9f8d"],
+    "identity": {"seed": 0},
+    "command": "pellucid benchmark shapes.toml -o shapes",
+}  # fmt: skip
+
+
+def test_a_run_json_written_before_is_read(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(OLD))
+    results = Results.read(tmp_path)
+    assert results.missing == OLD["cells"]
+    record = results.record
+    assert (record.name, record.reference, record.skipped) == ("shapes", None, ("a",))
+    assert [metric.counted for metric in record.metrics.values()] == ["image", "training"]
+    assert record.layers == {"shapes-resnet": ("input",)}
+
+
+def test_a_run_json_of_a_layout_that_is_not_known_is_refused_with_what_differs(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({**OLD, "layers": ["input"]}))
+    with pytest.raises(
+        InvalidData, match=r"run.json is of another layout than .*: layers: input should be a valid"
+    ):
+        Results.read(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({name: of for name, of in OLD.items() if name != "metrics"}))
+    with pytest.raises(InvalidData, match=r"another layout than this version's: metrics: field required; read it"):
+        Results.read(tmp_path)

@@ -88,7 +88,7 @@ def test_an_edge_filter_is_a_floor_of_its_own():
 
 def test_trainings_are_not_called_images():
     few = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2]}
-    facts = {"insertion": fact("insertion", "faithfulness", True) | {"by_training": True}}
+    facts = {"insertion": fact("insertion", "faithfulness", True, by_training=True)}
     told = trust_card(results(few, facts=facts), "net")
     assert told.warnings[0] == "Only 2 trainings were graded: take this as a first look."
     assert told.verdicts[0].sentence.startswith("Too few trainings to say")

@@ -105,7 +105,7 @@ def test_layers_stand_in_the_models_order_and_missing_ones_are_gaps():
     values = {(*key, layer, "insertion"): [1.0, 2.0, 3.0] for layer in ("deep", "input")}
     values["net", "original", "gradcam", "deep", "insertion"] = [4.0, 5.0, 6.0]
     made = results(values)
-    made.facts["layers"]["net"] = ["input", "middle", "deep"]
+    made.record.layers["net"] = ["input", "middle", "deep"]
     [panel] = show(made, Statistics.of(made), like="figure5-7", labels={})
     assert [name for _, name in panel.ticks] == ["input", "deep"]
     np.testing.assert_array_equal(panel.lines[1].mean, [NAN, 5])

@@ -174,8 +174,8 @@ def changed(**settings):
 
 def test_what_failed_or_was_not_run_is_said(tmp_path):
     whole = example().results["all"]
-    facts = whole.facts | {"missing": ["a"], "cells": ["a", "b"]}
-    failed = dataclasses.replace(whole, facts=facts, failed={"a": "the disk is full"})
+    record = whole.record.model_copy(update={"cells": ("a", "b")})
+    failed = dataclasses.replace(whole, record=record, missing=["a"], failed={"a": "the disk is full"})
     page.write_paper_page(changed(results={"all": failed}), tmp_path / "failed")
     assert (
         "1 of 2 parts of all have no results: the disk is full." in (tmp_path / "failed" / "README.md").read_text()

@@ -158,7 +158,7 @@ def test_a_run_is_the_trainings_and_benchmarks_that_the_recipe_names(ran, digits
     pd.testing.assert_frame_equal(run.results["digits"].table, alone.table, check_exact=True)
     stored = Results.read(folder / "runs" / "digits")
     pd.testing.assert_frame_equal(stored.table, alone.table, check_exact=True)
-    assert stored.facts["command"] == "typed"
+    assert stored.record.command == "typed"
     pd.testing.assert_frame_equal(run.statistics["digits"].values, Statistics.of(alone).values, check_exact=True)
     variants = run.results["shapes"].table["variant"].unique()
     assert len(variants) == 2
@@ -199,7 +199,7 @@ def test_steps_are_told_as_they_proceed(ran):
 def test_a_scale_replaces_values(digits, tmp_path):
     run, _ = proceed(tmp_path / "run", digits, recipe().only(("table1",)), scale="cpu")
     assert run.trained["cnn"]["epochs"] == 3
-    assert len(run.results["digits"].facts["images"]) == 6
+    assert len(run.results["digits"].record.images) == 6
 
 
 def test_only_what_the_chosen_exhibits_need_is_found_trained_and_run(tmp_path):

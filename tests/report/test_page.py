@@ -76,8 +76,8 @@ def test_two_images_give_a_page_without_intervals(recwarn):
 @pytest.mark.parametrize("missing", [[], ["a", "b", "c"]])
 def test_an_unfinished_run_says_what_is_missing(missing):
     run = plausible(variants=("original",), layers=("input",))
-    facts = run.facts | {"cells": list("abcdefgh"), "missing": missing}
-    text = benchmark_page(replace(run, facts=facts))
+    record = run.record.model_copy(update={"cells": tuple("abcdefgh")})
+    text = benchmark_page(replace(run, record=record, missing=missing))
     assert ("This run is unfinished: 3 of 8 cells are missing" in text) == bool(missing)
 
 

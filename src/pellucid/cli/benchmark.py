@@ -144,13 +144,13 @@ def run(spec: Path | None, options: dict[str, Any], output: str, command: str) -
 def show(results: Results, output: str) -> None:
     """Show means, where everything is, what was amiss, and what to do next."""
     show_whole(means(results))
-    facts = results.facts
-    cells = len(facts["cells"])
+    record = results.record
+    cells = len(record.cells)
     typer.echo(
-        f"{counted(cells - len(facts['missing']), 'cell')} of {cells} finished, "
-        f"{counted(len(facts['images']), 'image')}, {counted(len(results.table), 'row')} in {output}"
+        f"{counted(cells - len(results.missing), 'cell')} of {cells} finished, "
+        f"{counted(len(record.images), 'image')}, {counted(len(results.table), 'row')} in {output}"
     )
-    if skipped := facts["spec"]["images"]["skip"]:
+    if skipped := record.skipped:
         typer.echo(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
     show_troubles(results)
     typer.echo(f"next: pellucid report {output}")
@@ -172,13 +172,12 @@ def show_troubles(results: Results, where: str = "") -> None:
 
 def means(results: Results) -> Table:
     """The mean of each metric by method and variant, over images and layers; undefined values are left out."""
-    several = len(results.facts["spec"]["models"]) > 1
+    several = len(results.record.layers) > 1
     values = results.table[results.table["at"].isna()]
     keys = ["model", "method", "variant"] if several else ["method", "variant"]
     found = values.groupby([*keys, "metric"], observed=True, sort=False)["value"].mean()
-    metrics = {text: facts["higher_is_better"] for text, facts in results.facts["metrics"].items()}
-    trained = all(facts.get("by_training") for facts in results.facts["metrics"].values())
-    over = "trainings" if trained else "images and layers"
+    metrics = {text: metric.higher_is_better for text, metric in results.record.metrics.items()}
+    over = "trainings" if results.record.of_trainings else "images and layers"
     table = Table(
         *keys,
         *(Column(f"{escape(text)} {'↑' if higher else '↓'}", justify="right") for text, higher in metrics.items()),

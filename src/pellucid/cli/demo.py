@@ -283,7 +283,7 @@ class Demonstration:
 
     def footer(self) -> str:
         """What made the page."""
-        from ..experiments.store import versions
+        from ..experiments.record import versions
 
         return (
             f"Network: {self.loaded.name}; {COUNT} procedural images that it was not trained on. "

@@ -28,7 +28,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def origin(command: str) -> dict[str, Any]:
     """Who made a folder, and with what."""
-    from ..experiments.store import versions
+    from ..experiments.record import versions
 
     return {"made_by": "pellucid", "command": command, "versions": versions()}
 

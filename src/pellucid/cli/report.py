@@ -32,7 +32,7 @@ def report(
     results = Results.read(run)
     path = output or page_of(run)
     replace_file(path, benchmark_page(results).encode())
-    missing = len(results.facts["missing"])
+    missing = len(results.missing)
     if missing:
         typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
     typer.echo(f"open {path}")

@@ -25,8 +25,9 @@ from ..metrics.base import Case, Measured, Metric
 from ..seeds import image_seed
 from . import inputs
 from .inputs import Batch
+from .record import versions
 from .spec import Spec
-from .store import PICTURE_ROWS, ROWS, versions
+from .store import PICTURE_ROWS, ROWS
 
 Note = tuple[str, str, str]  # warning, method, layer
 

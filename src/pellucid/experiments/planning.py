@@ -19,9 +19,9 @@ from ..training.retraining import Retraining
 from ..variants.base import is_bound
 from . import inputs
 from .cells import Cell
+from .record import MetricRecord, RunRecord, hashed, versions
 from .retraining import TrainingCell, require_trainable, training_cells
 from .spec import Spec, shown
-from .store import hashed, versions
 from .trainings import cache_of
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
@@ -30,17 +30,17 @@ MOST_NAMED = 12  # images in an error
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked spec, its cells in order, and the facts that run.json tells."""
+    """A checked spec, its cells in order, and what run.json will say."""
 
     spec: Spec
     cells: Sequence[Cell | TrainingCell]
-    facts: Mapping[str, Any]
+    record: RunRecord
 
 
-def plan(spec: Spec, folder: Path | None = None) -> Plan:
+def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     """Check everything that can be checked without explaining, and cut the experiment into cells.
 
-    ``folder`` is where trainings keep what they share; None is the user's cache.
+    ``folder`` is where trainings keep what they share; None is the user's cache. ``command`` is what was typed.
 
     Raises:
         PellucidError: whatever is wrong with models, methods, layers, variants, metrics or images.
@@ -57,7 +57,7 @@ def plan(spec: Spec, folder: Path | None = None) -> Plan:
     for model in spec.models:
         loaded = inputs.model_of(spec, model.key)
         require_explainable(loaded.model)
-        layers[model.key] = list(select_layers(loaded.model, spec.layers))
+        layers[model.key] = tuple(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
     spec, images = _usable(spec, metrics)
     _require_fitting(spec)
@@ -71,18 +71,18 @@ def plan(spec: Spec, folder: Path | None = None) -> Plan:
         *_cells(spec, graded, len(names), key),
         *training_cells(spec, trained, key, folder or cache_of(key)),
     ]
-    facts = {
-        "made_by": "pellucid",
-        "hash": key,
-        "versions": versions(),
-        "spec": _dumped(spec),
-        "metrics": {text: _metric_facts(metric) for text, metric in metrics.items()},
-        "layers": layers,
-        "images": names,
-        "cells": [cell.id for cell in cells],
-        "identity": identity,
-    }
-    return Plan(spec, cells, facts)
+    record = RunRecord(
+        hash=key,
+        versions=versions(),
+        spec=_dumped(spec),
+        metrics={text: _recorded(metric) for text, metric in metrics.items()},
+        layers=layers,
+        images=tuple(names),
+        cells=tuple(cell.id for cell in cells),
+        identity=identity,
+        command=command,
+    )
+    return Plan(spec, cells, record)
 
 
 def _cells(spec: Spec, metrics: Mapping[str, Criterion], images: int, key: str) -> Iterator[Cell]:
@@ -183,7 +183,5 @@ def _files(spec: Spec) -> dict[str, str]:
     return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def _metric_facts(metric: Criterion) -> dict[str, Any]:
-    names = ["name", "axis", "unit", "higher_is_better", "paper", "undefined", "of_model"]
-    names += ["by_training"] if isinstance(metric, Retraining) else []
-    return {name: getattr(metric, name) for name in names}
+def _recorded(metric: Criterion) -> MetricRecord:
+    return MetricRecord.model_validate(metric, from_attributes=True)

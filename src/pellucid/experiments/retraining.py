@@ -32,8 +32,9 @@ from ..training.retraining import (
 )
 from . import inputs
 from .cells import Finished, known_versions, table, values_of
+from .record import hashed
 from .spec import Spec
-from .store import PICTURE_ROWS, ROWS, hashed
+from .store import PICTURE_ROWS, ROWS
 from .trainings import PARTS, Part, Trainings, graded, has_weights, preprocess_of
 
 LAYER = "input"  # of the rows: maps of the pixels are what is removed

@@ -74,11 +74,11 @@ def benchmark(
     """
     store = Store(output)
     try:
-        planned = plan(spec, None if store.local is None else store.local / SHARED)
+        planned = plan(spec, None if store.local is None else store.local / SHARED, command)
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
         notes: dict[tuple[str, str], dict[str, None]] = {}
-        with store.opened({**planned.facts, "command": command}):
+        with store.opened(planned.record):
             finished = store.finished(ids)
             if not store.has_pictures(PHOTOS):
                 store.write_pictures(PHOTOS, photos(planned.spec))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
-from typing import Any
 
 import fsspec
 import pandas
@@ -22,8 +17,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import InvalidData, OutputNotWritable, first_difference
 from ..files import replace_file
+from .record import RUN, RunRecord
 
-RUN, PARTS, PICTURES, LOCK = "run.json", "parts", "pictures", ".lock"
+PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
@@ -56,8 +52,8 @@ class Results:
             ``at`` is NaN for the value itself, else the position on the metric's curve, which ``step`` may name;
             ``value`` is NaN where the metric is undefined. Rows with method ``""`` grade the variant itself.
             Texts are categories.
-        facts: what run.json says (spec, metrics, layers, images, versions, command), and ``missing``, the cells
-            that have not been computed.
+        record: what run.json says.
+        missing: the cells that have not been computed.
         pictures: image, kind ("photo", "map", or the metric that compared the map with this one), model,
             variant, method, layer, data (PNG bytes of photos; of maps .npy bytes of float16 (h, w), scaled to a
             largest magnitude of 1).
@@ -66,8 +62,9 @@ class Results:
     """
 
     table: pandas.DataFrame
-    facts: dict[str, Any]
+    record: RunRecord
     pictures: pandas.DataFrame
+    missing: Sequence[str] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
 
@@ -79,16 +76,16 @@ class Results:
             InvalidData: there is no run of ``pellucid benchmark``.
         """
         store = Store(url)
-        facts = store.facts()
-        if facts is None:
+        record = store.record()
+        if record is None:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
-        finished = store.finished(facts["cells"])
-        parts = [cell for cell in facts["cells"] if cell in finished]
-        facts["missing"] = [cell for cell in facts["cells"] if cell not in finished]
+        finished = store.finished(record.cells)
+        parts = [cell for cell in record.cells if cell in finished]
         return cls(
             store.read(PARTS, parts, ROWS),
-            facts,
+            record,
             store.read(PICTURES, [PHOTOS, *parts], PICTURE_ROWS),
+            [cell for cell in record.cells if cell not in finished],
         )
 
 
@@ -114,31 +111,31 @@ class Store:
     # Writing.
 
     @contextmanager
-    def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
-        """This process's alone while it writes the run that ``facts`` tell.
+    def opened(self, record: RunRecord) -> Iterator[None]:
+        """Hold the folder alone while this process writes the run that ``record`` tells of.
 
         Raises:
             OutputNotWritable: another spec's results or other files are there, another process writes here, or
                 the place cannot be written.
         """
-        self.require_same(facts)
+        self._require_same(record)
         with self._alone():
-            found = self.require_same(facts)
-            if found is None or found["spec"] != facts["spec"]:
-                self.write_file(RUN, json.dumps(facts, indent=1).encode() + b"\n")
+            found = self._require_same(record)
+            if found is None or found.spec != record.spec:
+                self.write_file(RUN, record.content())
             yield
 
-    def require_same(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _require_same(self, record: RunRecord) -> RunRecord | None:
         """What run.json here says, or None if nothing is here; anything but the same experiment is refused."""
-        found = self.facts()
+        found = self.record()
         if found is None:
             if others := self._others():
                 raise OutputNotWritable(
                     f"{self.url} holds {others[0]} but no run of pellucid benchmark; choose another folder"
                 )
             return None
-        if found["hash"] != facts["hash"]:
-            first = first_difference(found["identity"], facts["identity"])
+        if found.hash != record.hash:
+            first = first_difference(found.identity, record.identity)
             raise OutputNotWritable(
                 f"{self.url} holds the results of another spec: {first}; choose another folder"
             )
@@ -204,19 +201,16 @@ class Store:
 
     # Reading.
 
-    def facts(self) -> dict[str, Any] | None:
+    def record(self) -> RunRecord | None:
         """What run.json says; None if there is none.
 
         Raises:
             InvalidData: it is not one of a benchmark.
         """
         try:
-            facts = json.loads(self.fs.cat_file(f"{self.root}/{RUN}"))
-            return facts if {"identity", "hash", "cells"} <= facts.keys() else _no_benchmark(self.url)
+            return RunRecord.read(self.fs.cat_file(f"{self.root}/{RUN}"), self.url)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, AttributeError) as error:
-            raise InvalidData(f"{self.url}/{RUN} is broken ({error}); choose another folder") from error
 
     def _others(self) -> list[str]:
         """Files here, less hidden ones and empty folders."""
@@ -257,25 +251,7 @@ class Store:
         return pyarrow.concat_tables(parts).unify_dictionaries().to_pandas()
 
 
-def _no_benchmark(url: str) -> dict[str, Any]:
-    raise InvalidData(f"{url} holds a run of another command than pellucid benchmark; choose another folder")
-
-
 def _parquet(table: pyarrow.Table) -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-# What makes two runs the same.
-
-
-def hashed(value: Any) -> str:
-    """The SHA-256 of plain values."""
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """What results may depend on."""
-    packages = ("pellucid", "torch", "torchvision", "numpy")
-    return {"python": python_version()} | {package: version(package) for package in packages}

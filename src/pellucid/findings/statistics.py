@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidData, UnknownName, require_count
 
 if TYPE_CHECKING:
+    from ..experiments.record import MetricRecord
     from ..experiments.store import Results
 
 Numbers = NDArray[np.float64]
@@ -94,7 +95,7 @@ class Statistics:
     """The statistics of one results table.
 
     Attributes:
-        metrics: by text: name, axis, unit, higher_is_better, paper, undefined.
+        metrics: what each says about itself, by text.
         reference: the method that the others are compared with, if any.
         values: one row per (model, variant, method, layer, metric), one column per image; NaN where undefined
             or not measured. The layer ``"all layers"`` holds each image's mean over the shared layers.
@@ -105,7 +106,7 @@ class Statistics:
             method is defined for at least half of the images.
     """
 
-    metrics: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, MetricRecord]
     reference: str | None
     values: pd.DataFrame
     undefined: pd.Series[int]
@@ -132,8 +133,8 @@ class Statistics:
         missing = long["value"].isna().groupby([long[key] for key in GROUP], sort=False).sum()
         values = _wide(long, GROUP, images)
         return cls(
-            results.facts["metrics"],
-            results.facts["spec"].get("reference"),
+            results.record.metrics,
+            results.record.reference,
             values,
             missing.reindex(values.index),
             _wide(curves, [*GROUP, "at", "step"], images),
@@ -168,22 +169,14 @@ class Statistics:
 
     def label(self, metric: str) -> str:
         """A metric's name in words; its whole text if another has the same name."""
-        name: str = self.metrics[metric]["name"]
-        alone = [facts["name"] for facts in self.metrics.values()].count(name) == 1
+        name = self.metrics[metric].name
+        alone = [known.name for known in self.metrics.values()].count(name) == 1
         return name.replace("_", " ") if alone else metric
-
-    def counted(self, metric: str) -> str:
-        """What one value of a metric is of: an ``"image"`` or a ``"training"``."""
-        return "training" if self.metrics[metric].get("by_training") else "image"
 
     @property
     def over(self) -> str:
         """What the means are over, as in a sentence: ``"images"``, ``"trainings"``, or both."""
-        return " or ".join(sorted({f"{self.counted(metric)}s" for metric in self.metrics}))
-
-    def higher_is_better(self, metric: str) -> bool:
-        """The direction of a metric."""
-        return bool(self.metrics[metric]["higher_is_better"])
+        return " or ".join(sorted({f"{metric.counted}s" for metric in self.metrics.values()}))
 
     def contenders(self, model: str, layer: str, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The values of one metric and their summary, a row for each (variant, method); may be empty."""
@@ -234,7 +227,7 @@ class Statistics:
         ranks = np.full(len(rows), np.nan)
         values = self.values.to_numpy()
         for key, group in rows.groupby(["model", "variant", "layer", "metric"], sort=False):
-            ranks[group.index] = self.resamples.ranks(values[group.index], self.higher_is_better(key[-1]))
+            ranks[group.index] = self.resamples.ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
         return pd.Series(ranks, index=self.values.index)
 
 

@@ -154,12 +154,11 @@ def trust_card(
     if layer is not None and layer not in layers:
         raise UnknownName("layer", layer, layers)
     axes: dict[str, list[Ranking]] = {}
-    for metric, facts in statistics.metrics.items():
+    for metric, known in statistics.metrics.items():
         found = ranking(statistics, model, layer or ALL_LAYERS, metric)
         if found is not None:
-            axes.setdefault(facts["axis"], []).append(found)
-    known = list(wording.QUESTIONS)
-    order = sorted(axes, key=lambda axis: known.index(axis) if axis in known else len(known))
+            axes.setdefault(known.axis, []).append(found)
+    order = sorted(axes, key=lambda axis: [*wording.QUESTIONS, axis].index(axis))
     verdicts = tuple(_verdict(axis, axes[axis]) for axis in order)
     notes = wording.warnings(verdicts)
     return TrustCard(model, layer, verdicts, wording.overall(verdicts), tuple(notes))
@@ -172,8 +171,8 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
         values, summary = statistics.contenders(model, "", metric)
     if values.empty:
         return None
-    facts = statistics.metrics[metric]
-    higher = bool(facts["higher_is_better"])
+    known = statistics.metrics[metric]
+    higher = known.higher_is_better
     measured = summary.index.get_level_values("method").unique()
     most = int(summary["n"].max())
     summary = summary[summary["n"] >= LEAST].sort_values("mean", ascending=not higher, kind="stable")
@@ -191,9 +190,8 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
     )
     same = len(numbers) > 1 and _spread(numbers) <= rounding
     ungraded = tuple(name for name in measured if name and name not in {one.method for one in contenders})
-    counted = statistics.counted(metric)
     label = statistics.label(metric)
-    return Ranking(metric, label, facts["unit"], higher, contenders, best, same, ungraded, counted, most)
+    return Ranking(metric, label, known.unit, higher, contenders, best, same, ungraded, known.counted, most)
 
 
 def _spread(numbers: Numbers) -> float:

@@ -100,7 +100,7 @@ class _Content:
         """What the values are, if all are of one unit."""
         if where.how in ("ratio", "reduction"):
             return where.how
-        units = {str(self.statistics.metrics[metric]["unit"]) for metric in _names(chosen(rows, where), "metric")}
+        units = {self.statistics.metrics[metric].unit for metric in _names(chosen(rows, where), "metric")}
         return units.pop() if len(units) == 1 else ""
 
     # Tables.
@@ -144,9 +144,7 @@ class _Content:
     def layers(self, rows: pd.DataFrame) -> list[str]:
         """The rows' layers as the models have them, the image first."""
         names = [name for name in _names(rows, "layer") if name]
-        ordered = [
-            name for of_model in self.results.facts["layers"].values() for name in of_model if name in names
-        ]
+        ordered = [name for of_model in self.results.record.layers.values() for name in of_model if name in names]
         return list(dict.fromkeys([*ordered, *names]))
 
     def at_layers(self, order: Sequence[str], where: Quantity) -> Iterator[_Place]:

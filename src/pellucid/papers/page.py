@@ -120,21 +120,21 @@ class _PaperPage:
     def problems(self) -> Iterator[str]:
         """What went wrong."""
         for key, results in self.run.results.items():
-            if missing := results.facts["missing"]:
+            if missing := results.missing:
                 why = f": {next(iter(results.failed.values()))}" if results.failed else ""
-                yield f"{len(missing)} of {len(results.facts['cells'])} parts of {key} have no results{why}."
+                yield f"{len(missing)} of {len(results.record.cells)} parts of {key} have no results{why}."
 
     def experiment(self, key: str) -> str:
         """How much was measured on what."""
         if key not in self.run.statistics:
             return "no results"
-        facts, index = self.run.results[key].facts, self.run.statistics[key].values.index
+        record, index = self.run.results[key].record, self.run.statistics[key].values.index
         counts = {
-            "image": len(facts["images"]),
-            "network": len(facts["layers"]),
+            "image": len(record.images),
+            "network": len(record.layers),
             "variant": len(index.unique("variant")),
             "method": sum(map(bool, index.unique("method"))),
-            "measure": len(facts["metrics"]),
+            "measure": len(record.metrics),
         }
         return ", ".join(counted(number, noun) for noun, number in counts.items() if number)
 

@@ -21,6 +21,7 @@ from .charts import Line, Look, Panel, css_of, inline_chart, looks
 from .pages import render
 
 if TYPE_CHECKING:
+    from ..experiments.record import MetricRecord, RunRecord
     from ..experiments.store import Results
 
 # What runs along a metric's curve, by its axis, or for some metrics with the unit of the curve.
@@ -61,8 +62,8 @@ class _BenchmarkPage:
     # What there is.
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return self.results.facts
+    def record(self) -> RunRecord:
+        return self.results.record
 
     @cached_property
     def models(self) -> list[str]:
@@ -89,7 +90,7 @@ class _BenchmarkPage:
 
     @property
     def title(self) -> str:
-        return self.facts["spec"].get("name") or "Which map can be trusted?"
+        return self.record.name or "Which map can be trusted?"
 
     @property
     def lead(self) -> str:
@@ -101,8 +102,8 @@ class _BenchmarkPage:
 
     def _graded_on(self) -> list[str]:
         """How many images, and trainings, the means are over."""
-        trained = any(facts.get("by_training") for facts in self.statistics.metrics.values())
-        images = set(self.facts["images"]) if trained else set(self.statistics.values.columns)
+        trained = any(metric.by_training for metric in self.statistics.metrics.values())
+        images = set(self.record.images) if trained else set(self.statistics.values.columns)
         known = [name in images for name in self.statistics.values.columns]
         counts = {"image": sum(known), "training": len(known) - sum(known)}
         return [counted(number, noun) for noun, number in counts.items() if number]
@@ -110,7 +111,7 @@ class _BenchmarkPage:
     @property
     def missing(self) -> str:
         """How much of an unfinished run is not here."""
-        missing, cells = (len(self.facts.get(key, ())) for key in ("missing", "cells"))
+        missing, cells = len(self.results.missing), len(self.record.cells)
         if not missing:
             return ""
         return (
@@ -119,10 +120,10 @@ class _BenchmarkPage:
         )
 
     @property
-    def metrics(self) -> list[tuple[tables.ScoreColumn, Mapping[str, Any]]]:
+    def metrics(self) -> list[tuple[tables.ScoreColumn, MetricRecord]]:
         """Each metric as a column's title, and what is known of it."""
         return [
-            (tables.column_of(self.statistics, text), facts) for text, facts in self.statistics.metrics.items()
+            (tables.column_of(self.statistics, text), metric) for text, metric in self.statistics.metrics.items()
         ]
 
     @cached_property
@@ -181,8 +182,8 @@ class _BenchmarkPage:
 
     def _curve(self, metric: str, rows: pd.DataFrame, where: str) -> Markup:
         """A metric's curve at one place, a line for each method."""
-        facts, label = self.statistics.metrics[metric], self.statistics.label(metric)
-        across, up = CURVES.get(facts["name"], (ACROSS.get(facts["axis"], ""), facts["unit"]))
+        known, label = self.statistics.metrics[metric], self.statistics.label(metric)
+        across, up = CURVES.get(known.name, (ACROSS.get(known.axis, ""), known.unit))
         steps = zip(rows.index.get_level_values("at"), rows.index.get_level_values("step"), strict=True)
         ticks = sorted({(float(at), step) for at, step in steps if step})
         lines = [
@@ -195,8 +196,8 @@ class _BenchmarkPage:
     def _profiles(self) -> Iterator[Fragment]:
         """Along the layers: each axis's leading metric, a small chart for each method, a line for each variant."""
         leading: dict[str, str] = {}
-        for text, facts in self.statistics.metrics.items():
-            leading.setdefault(facts["axis"], text)
+        for text, metric in self.statistics.metrics.items():
+            leading.setdefault(metric.axis, text)
         for m, model in enumerate(self.models):
             layers = self._single_layers(model)
             found = [(text, self._panels(model, text, layers)) for text in leading.values() if len(layers) > 1]

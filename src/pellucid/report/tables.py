@@ -108,10 +108,8 @@ def rows_at(statistics: Statistics, **asked: str) -> pd.DataFrame:
 
 def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
     """A metric as a column's title."""
-    facts = statistics.metrics[metric]
-    higher = bool(facts["higher_is_better"])
-    note = f"{facts['unit']}, {'higher' if higher else 'lower'} is better"
-    return ScoreColumn(statistics.label(metric), note, higher)
+    known = statistics.metrics[metric]
+    return ScoreColumn(statistics.label(metric), known.direction, known.higher_is_better)
 
 
 def contender_rows(ranking: Ranking) -> list[ScoreRow]:
@@ -187,11 +185,11 @@ def _detail_cells(
 
 
 def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]:
-    facts = statistics.metrics[metric]
-    notes = [f"{facts['paper']}."] if facts.get("paper") else []
+    known = statistics.metrics[metric]
+    notes = [f"{known.paper}."] if known.paper else []
     undefined = int(rows["undefined"].sum())
     if undefined:
-        why = facts.get("undefined") or "the map is not one that it can grade"
+        why = known.undefined or "the map is not one that it can grade"
         notes.append(f"{undefined} value{'s are' if undefined > 1 else ' is'} undefined, and in no mean: {why}.")
     if (rows["n"] < LEAST).any():
         notes.append(f"Fewer than {LEAST} values give neither an interval nor a rank.")

@@ -1,0 +1,132 @@
+"""``run.json``: what a run tells about itself, checked where it is read; needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import version
+from platform import python_version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import InvalidData
+
+RUN = "run.json"
+
+
+class MetricRecord(BaseModel):
+    """What a ``Metric`` says about itself; ``by_training`` if its values are of trainings, not of images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    axis: str
+    unit: str
+    higher_is_better: bool
+    paper: str
+    undefined: str = ""
+    of_model: bool = False
+    by_training: bool = False
+
+    @property
+    def direction(self) -> str:
+        """The unit and which end of it is good, in words."""
+        return f"{self.unit}, {'higher' if self.higher_is_better else 'lower'} is better"
+
+    @property
+    def counted(self) -> str:
+        """What one value is of: an ``"image"`` or a ``"training"``."""
+        return "training" if self.by_training else "image"
+
+
+class RunRecord(BaseModel):
+    """What run.json says.
+
+    Attributes:
+        hash: the digest of ``identity``: all that decides the results, files by their content.
+        versions: of the libraries that the run was begun with.
+        spec: the spec as plain values, methods and variants by the names that the table has.
+        metrics: by their texts.
+        layers: of each model, in the order in which it has them.
+        images: the names of the images, in order.
+        cells: the names of the parts, in the order of the plan.
+        command: what was typed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    made_by: str = "pellucid"
+    hash: str
+    versions: Mapping[str, str]
+    spec: Mapping[str, Any]
+    metrics: Mapping[str, MetricRecord]
+    layers: Mapping[str, tuple[str, ...]]
+    images: tuple[str, ...]
+    cells: tuple[str, ...]
+    identity: Mapping[str, Any]
+    command: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the spec calls the experiment."""
+        return str(self.spec.get("name", ""))
+
+    @property
+    def reference(self) -> str | None:
+        """The method that the others are compared with, if any."""
+        return self.spec.get("reference")
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The images that were left out."""
+        return tuple(self.spec["images"]["skip"])
+
+    @property
+    def of_trainings(self) -> bool:
+        """Whether all metrics are measured by training."""
+        return all(metric.by_training for metric in self.metrics.values())
+
+    @classmethod
+    def read(cls, content: bytes, url: str) -> RunRecord:
+        """Check the content of the run.json in the folder ``url``.
+
+        Raises:
+            InvalidData: it is broken, another command's, or of a layout that is no longer known.
+        """
+        try:
+            told = json.loads(content)
+        except ValueError as error:
+            raise InvalidData(f"{url}/{RUN} is broken ({error}); choose another folder") from error
+        if not isinstance(told, dict) or not {"identity", "hash", "cells"} <= told.keys():
+            raise InvalidData(
+                f"{url} holds a run of another command than pellucid benchmark; choose another folder"
+            )
+        try:
+            return cls.model_validate(told)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            raise InvalidData(
+                f"{url}/{RUN} is of another layout than this version's: {place}: {problem['msg'].lower()}; "
+                "read it with the version that it names, or run the benchmark again in a new folder"
+            ) from error
+
+    def content(self) -> bytes:
+        """The content of the run.json that says this."""
+        return json.dumps(self.model_dump(mode="json"), indent=1).encode() + b"\n"
+
+
+# What makes two runs the same.
+
+
+def hashed(value: Any) -> str:
+    """The SHA-256 of plain values."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What results may depend on."""
+    packages = ("pellucid", "torch", "torchvision", "numpy")
+    return {"python": python_version()} | {package: version(package) for package in packages}
