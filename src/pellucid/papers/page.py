@@ -184,19 +184,16 @@ class _PaperPage:
         """A table or figure, and the note below it."""
         heading, where = headed(exhibit)
         after = [exhibit.note] if exhibit.note else []
-        found = self.shown(exhibit)
+        key = exhibit.experiment
+        found: Shown = ()
+        if key in self.run.statistics:
+            found = exhibited(exhibit, self.recipe, self.run.results[key], self.run.statistics[key])
         if not found or (isinstance(found, ComparedTable) and not found.rows):
             return Section(heading, [*where, "This run has no results for it.", *after])
         if isinstance(found, ComparedTable):
             assert isinstance(exhibit, TableExhibit)
             return Section(heading, [*where, *after], [table_of(found, exhibit)])
         return Section(heading, [*where, *after], pictures=list(self.pictures(exhibit, found)))
-
-    def shown(self, exhibit: Exhibit) -> Shown:
-        key = exhibit.experiment
-        if key not in self.run.results or key not in self.run.statistics:
-            return ()
-        return exhibited(exhibit, self.recipe, self.run.results[key], self.run.statistics[key])
 
     def pictures(self, exhibit: Exhibit, parts: tuple[Panel, ...] | tuple[MapGrid, ...]) -> Iterator[Picture]:
         if panels := [part for part in parts if isinstance(part, Panel)]:

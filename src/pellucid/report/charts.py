@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from ..findings.statistics import Numbers
 from .figures import FAINT, FRAME, INK, text_width, wrapped
 
-# In print lines are told apart by marker too, for want of colors.
+# In print, which may lack colors, lines are told apart by markers too.
 COLORS = ("#0067b0", "#c8500a", "#00805c", "#8b3fa0", "#a87400", "#1597b8", "#b8357a", "#6c5033")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # of the second and third eight lines
