@@ -89,10 +89,6 @@ class _BenchmarkPage:
         return list(self.statistics.values.index.get_level_values(level).unique())
 
     @property
-    def title(self) -> str:
-        return self.record.name or "Which map can be trusted?"
-
-    @property
     def lead(self) -> str:
         """What was graded, in one sentence."""
         methods = counted(len(self.methods), "method")
