@@ -1,7 +1,6 @@
 """Names, selects, captures and replaces a model's activations.
 
-The only file besides rules/base.py that touches a module: a forward hook for the time of one call, deaf to
-every other thread.
+The only file that touches a module: by forward hooks for the time of one call, deaf to every other thread.
 """
 
 from __future__ import annotations
@@ -80,12 +79,13 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
 
 def _matching(names: list[str], pattern: str) -> list[str]:
     """Names that fit a glob; ``*`` stays within one level of the module tree, as in a path."""
-    parts = pattern.split(".")
-    return [
-        name
-        for name in names
-        if len(split := name.split(".")) == len(parts) and all(map(fnmatchcase, split, parts))
-    ]
+    return [name for name in names if name.count(".") == pattern.count(".") and lies_in(name, pattern)]
+
+
+def lies_in(name: str, pattern: str) -> bool:
+    """Whether a glob fits the name of a module, or of one of the modules that hold it."""
+    levels, globs = name.split("."), pattern.split(".")
+    return len(levels) >= len(globs) and all(map(fnmatchcase, levels, globs))
 
 
 def require_explainable(model: nn.Module) -> None:
@@ -140,6 +140,36 @@ def captured(
                 handle = model.get_submodule(name).register_forward_hook(hook_for(name))
                 hooks.callback(handle.remove)
         yield activations
+
+
+@contextmanager
+def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
+    """The modules that this thread's forward pass is in at the moment, outermost first, each by its names.
+
+    A module registered in several places has several names; those count that lie where it is called.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    inside: list[tuple[str, ...]] = []
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() == thread:
+            around = tuple(f"{name}." for name in inside[-1]) if inside else ("",)
+            here = tuple(name for name in names[module] if name.startswith(around))
+            inside.append(here or tuple(names[module]))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if threading.get_ident() == thread:
+            inside.pop()
+
+    with ExitStack() as hooks:
+        for module in [module for module in names if module is not model]:
+            hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            # Also after an exception, which the model may catch.
+            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield inside
 
 
 def _require_single_tensor(name: str, module: nn.Module, output: Any, activations: Activations) -> None:

@@ -10,8 +10,8 @@ import pellucid as pl
 PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0,
-    "seeds": 1, "files": 1,
-    "heatmap": 2, "sampling": 2, "layers": 2, "rules": 2,
+    "seeds": 1, "files": 1, "layers": 1,
+    "heatmap": 2, "sampling": 2, "rules": 2,
     "variants": 3,
     "methods": 4, "models": 4, "data": 4,
     "metrics": 5,

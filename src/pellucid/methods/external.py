@@ -56,7 +56,7 @@ class External(Method):
     def _maps(self, network: Network, points: Points) -> Any:
         # Only what the variant asks for: other libraries know batch norms as they are.
         rules = [rule for rule in network.rules if not isinstance(rule, FrozenBatchNorm)]
-        running = Rules(rules)
+        running = Rules(rules, model=network.model)
         try:
             with torch.enable_grad(), running if rules else nullcontext():
                 # Requiring gradients, since the model's frozen parameters do not and libraries rely on either.

@@ -198,7 +198,7 @@ class Network:
     def _pass(
         self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
     ) -> tuple[Activations, Tensor]:
-        rules = Rules(with_draws(self.rules), self._copies)
+        rules = Rules(with_draws(self.rules), self._copies, self.model)
         with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()

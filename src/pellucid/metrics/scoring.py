@@ -102,7 +102,7 @@ class Scorer:
         Batch norms run as they are: without gradients that is the fastest.
         """
         half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with half, Rules(variant_rules(self.variant)) as running:
+        with half, Rules(variant_rules(self.variant), model=self.model) as running:
             logits = require_logits(self.model(rows)).to(rows.dtype)
         running.require_all_applied()
         return logits

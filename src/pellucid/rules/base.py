@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InvalidParameter, RuleNotApplied
+from ..errors import InvalidParameter, RuleNotApplied, UnknownName, shortened
+from ..layers import lies_in, running_modules
 from .operations import Operation, recognise
 
 Run = Callable[[Tensor], Tensor]
@@ -51,12 +54,24 @@ class Rule(ABC):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the operation on ``x`` so that it propagates back as the rule says."""
 
+    def at(self, *patterns: str) -> Rule:
+        """The rule for operations that run inside certain modules alone, such as ``at("layer[34].*", "stem")``.
+
+        The patterns are module names or globs, as for ``layers``: ``*`` stays within one level. A module counts
+        with everything inside it. A pattern that fits no module is an error.
+        """
+        return ConfinedRule(self, patterns)
+
 
 class BackwardRule(Rule):
-    """A rule that runs the operation unchanged and replaces its backward pass by a formula."""
+    """A rule that runs the operation unchanged and replaces its backward pass by a formula.
+
+    A formula without ``x`` may say so by ``reads_input = False``: it then gets None for ``x``, and the memory of
+    one activation is saved, or the copy of an input that the operation overwrites.
+    """
 
     replaces_backward: ClassVar[bool] = True
-    needs_input: ClassVar[bool] = False
+    reads_input: ClassVar[bool] = True
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the operation; its backward pass is ``propagate``."""
@@ -65,17 +80,14 @@ class BackwardRule(Rule):
 
     @abstractmethod
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
-        """The formula: the gradient at the input, from input ``x``, output ``y`` and the output's gradient.
-
-        ``x`` is empty unless ``needs_input`` is set.
-        """
+        """The formula: the gradient at the input, from input ``x``, output ``y`` and the output's gradient."""
 
 
 class _Replaced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: BackwardRule, operation: Operation) -> Tensor:
-        kept = x if rule.needs_input else x.new_empty(0)
-        if operation.inplace or operation.copies:
+        kept = x if rule.reads_input else None
+        if kept is not None and (operation.inplace or operation.copies):
             kept = kept.clone()
         if operation.inplace:
             y = operation.original(x)
@@ -90,6 +102,37 @@ class _Replaced(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         return ctx.propagate(x, y, gradient), None, None
+
+
+@dataclass(frozen=True, repr=False)
+class ConfinedRule(Rule):
+    """A rule for operations inside certain modules alone (``Rule.at``); in all else it is the rule."""
+
+    rule: Rule
+    patterns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.patterns:
+            raise InvalidParameter(f"{self.rule}.at(): name at least one module, such as 'layer[34].*'")
+        for name in ("operations", "replaces_backward", "needs_reference", "linear", "required"):
+            object.__setattr__(self, name, getattr(self.rule, name))
+
+    def __repr__(self) -> str:
+        return f"{self.rule}.at({', '.join(map(repr, self.patterns))})"
+
+    @property
+    def alters_gradient(self) -> bool:
+        """Whether the rule's own is no longer the gradient."""
+        return self.rule.alters_gradient
+
+    def concerns(self, operation: Operation) -> bool:
+        """Operations of the rule inside the modules."""
+        inside = any(lies_in(name, pattern) for name in operation.modules for pattern in self.patterns)
+        return inside and self.rule.concerns(operation)
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run the operation under the rule."""
+        return self.rule.apply(operation, x, run)
 
 
 class _Identity(torch.autograd.Function):
@@ -113,12 +156,14 @@ class Rules(TorchFunctionMode):
     """Applies rules to every matching operation while active.
 
     Several rules may concern one operation: the first is outermost. Only one of them may replace its
-    backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``).
+    backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
+    confined to modules need the ``model`` that runs.
     """
 
-    def __init__(self, rules: Sequence[Rule], copies: bool = False) -> None:
+    def __init__(self, rules: Sequence[Rule], copies: bool = False, model: nn.Module | None = None) -> None:
         super().__init__()
         self.copies = copies
+        self.model = model
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.trace: list[str] = []
@@ -126,6 +171,33 @@ class Rules(TorchFunctionMode):
         for rule in self.rules:
             for name in rule.operations:
                 self._by_name.setdefault(name, []).append(rule)
+        self._hooks = ExitStack()
+        self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
+        self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
+
+    def __enter__(self) -> Rules:
+        """Intercept operations, and follow which modules run if some rule asks."""
+        if any(isinstance(rule, ConfinedRule) for rule in self.rules):
+            self._inside = self._hooks.enter_context(running_modules(self._model_of_confined_rules()))
+        mode: Any = super()
+        mode.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Leave operations and modules alone."""
+        self._hooks.close()
+        mode: Any = super()
+        mode.__exit__(*raised)
+
+    def _model_of_confined_rules(self) -> nn.Module:
+        if self.model is None:
+            raise InvalidParameter(f"of {self.rules} some are confined to modules; give Rules their model")
+        names = [name for name, _ in self.model.named_modules(remove_duplicate=False) if name]
+        for rule in _confined(self.rules):
+            for pattern in rule.patterns:
+                if not any(lies_in(name, pattern) for name in names):
+                    raise RuleNotApplied(f"{rule} would meet nothing: {UnknownName('module', pattern, names)}")
+        return self.model
 
     def __torch_function__(
         self,
@@ -140,7 +212,9 @@ class Rules(TorchFunctionMode):
         if operation is None:
             return func(*args, **kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
+        operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
+        self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
         rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
         if not rules:
             return func(*args, **kwargs)
@@ -169,8 +243,21 @@ class Rules(TorchFunctionMode):
                 raise RuleNotApplied(
                     f"{rule} met no operation of its kind ({', '.join(sorted(rule.operations))}), so it would "
                     f"silently change nothing; of the operations that rules know, the model runs: "
-                    f"{ran or 'none'}. Leave this rule out, or choose a method without it"
+                    f"{ran or 'none'}{self._elsewhere(rule)}. Leave this rule out, or choose a method without it"
                 )
+
+    def _elsewhere(self, rule: Rule) -> str:
+        """Where operations of a confined rule's kind ran instead, for its error message."""
+        homes = [home for home, name in zip(self._homes, self.trace, strict=True) if name in rule.operations]
+        return f"; those of its kind in {shortened(dict.fromkeys(homes))}" if any(_confined([rule])) else ""
+
+
+def _confined(rules: Sequence[Rule]) -> Iterator[ConfinedRule]:
+    """The confined rules, and those that they confine further."""
+    for rule in rules:
+        while isinstance(rule, ConfinedRule):
+            yield rule
+            rule = rule.rule
 
 
 def _applied(rule: Rule, operation: Operation, run: Run, x: Tensor) -> Tensor:

@@ -34,7 +34,6 @@ def _images_only(multiplied: Tensor) -> Tensor:
 class RescaleElementwise(BackwardRule):
     """DeepLIFT's rescale rule: m_in = m (f(x) - f(x')) / (x - x') at every elementwise non-linearity."""
 
-    needs_input: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     required: ClassVar[bool] = False  # without a non-linearity the multipliers are the gradient
     operations: ClassVar[frozenset[str]] = ELEMENTWISE
@@ -68,7 +67,6 @@ class RescaleMaxPool(BackwardRule):
     reference's; each input's share is divided by its own difference. Overlapping windows add.
     """
 
-    needs_input: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     required: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = MAX_POOLS

@@ -22,7 +22,6 @@ class EpsilonLRP(BackwardRule):
     """
 
     epsilon: float = 1e-4
-    needs_input: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = ACTIVATIONS
 
     def __post_init__(self) -> None:

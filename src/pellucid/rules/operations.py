@@ -24,20 +24,24 @@ class Operation:
     """One intercepted call with all arguments but its input bound.
 
     ``run(x)`` is the functional form; ``original(x)`` the call as the model wrote it, so with ``inplace``
-    it overwrites ``x``. ``settings`` holds the bound arguments by name (stride, padding, other, ...).
+    it overwrites ``x``. ``settings`` holds the bound arguments by name (stride, padding, other, ...); an affine
+    operation runs with others as ``run(x, weight=...)``.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
+    ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
+    some rule is confined to modules.
     """
 
     name: str
     input: Tensor
-    run: Callable[[Tensor], Tensor]
+    run: Callable[..., Tensor]
     original: Callable[[Tensor], Tensor]
     inplace: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
+    modules: tuple[str, ...] = ()
 
     def is_first_of(self, names: Container[str]) -> bool:
         """Whether no operation of these names ran before this one."""

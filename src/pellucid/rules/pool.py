@@ -27,7 +27,6 @@ class ProportionalPooling(BackwardRule):
     """
 
     average: bool = False
-    needs_input: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = MAX_POOLS | AVERAGE_POOLS
 
     def concerns(self, operation: Operation) -> bool:

@@ -26,9 +26,10 @@ Interpolation = Literal["nearest", "linear"]
 class GuidedReLU(BackwardRule):
     """Guided backpropagation: R_in = 1[a > 0] 1[R > 0] R (Nielsen et al., Eq. 4; RectGrad, Claim 2)."""
 
+    reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
-    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    def propagate(self, operation: Operation, x: Tensor | None, y: Tensor, gradient: Tensor) -> Tensor:
         """Pass positive gradients of active units."""
         # threshold_backward(R, a, 0) is 1[a > 0] R in one pass.
         passed: Tensor = torch.ops.aten.threshold_backward(gradient, y, 0)
@@ -39,9 +40,10 @@ class GuidedReLU(BackwardRule):
 class DeconvReLU(BackwardRule):
     """Deconvolution: R_in = 1[R > 0] R, whatever the unit's activation (RectGrad, Claim 1)."""
 
+    reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
-    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    def propagate(self, operation: Operation, x: Tensor | None, y: Tensor, gradient: Tensor) -> Tensor:
         """Pass positive gradients."""
         return gradient.clamp_min(0)
 
@@ -62,6 +64,7 @@ class RectifiedReLU(BackwardRule):
     interpolation: Interpolation = "nearest"
     tau: float | None = None
     gate: Gate = "PR1"
+    reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class RectifiedReLU(BackwardRule):
         require_choice("interpolation", self.interpolation, Interpolation)
         require_choice("gate", self.gate, Gate)
 
-    def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    def propagate(self, operation: Operation, x: Tensor | None, y: Tensor, gradient: Tensor) -> Tensor:
         """Pass the gradient of units whose score exceeds the threshold."""
         gate = self.gate
         if gate == "mod":
