@@ -70,8 +70,7 @@ class Ranking:
     @property
     def places(self) -> int:
         """The decimals of its numbers: those of a typical interval."""
-        halves = [(one.high - one.low) / 2 for one in self.contenders if one.high > one.low]
-        return wording.decimals(float(np.median(halves)) if halves else 0.0)
+        return wording.shared_decimals([one.low for one in self.contenders], [one.high for one in self.contenders])
 
     @property
     def floors(self) -> tuple[str, ...]:

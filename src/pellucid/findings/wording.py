@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .statistics import LEAST, ORIGINAL
 
@@ -198,6 +200,12 @@ def decimals(spread: float) -> int:
     if not math.isfinite(spread) or spread <= 0:
         return 3
     return min(max(1 - math.floor(math.log10(spread)), 0), 6)
+
+
+def shared_decimals(lows: Iterable[float], highs: Iterable[float]) -> int:
+    """The decimals of numbers that stand together: those of their typical interval."""
+    halves = [(high - low) / 2 for low, high in zip(lows, highs, strict=True) if high > low]
+    return decimals(float(np.median(halves)) if halves else 0.0)
 
 
 def number(value: float, places: int) -> str:

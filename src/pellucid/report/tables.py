@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..findings.statistics import ALL_LAYERS, LEAST, ORIGINAL, Statistics
 from ..findings.trust import Contender, Ranking, floor_of
-from ..findings.wording import decimals, joined, number
+from ..findings.wording import joined, number, shared_decimals
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def overview(statistics: Statistics, model: str, variant: str, layer: str) -> Sc
     if summary.empty:
         return None
     methods, metrics = (list(summary.index.get_level_values(key).unique()) for key in ("method", "metric"))
-    places = {metric: _places(summary.xs(metric, level="metric")) for metric in metrics}
+    places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in _by_metric(summary)}
     found = dict(zip(summary.index, summary.to_dict("records"), strict=True))
     rows = [
         _row(method, [_mean_cell(found.get((method, metric)), places[metric]) for metric in metrics])
@@ -157,7 +157,7 @@ def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, 
         ScoreColumn("Images"),
         ScoreColumn("Undefined"),
     ]
-    places = _places(rows)
+    places = shared_decimals(rows["low"], rows["high"])
     whiskers = _whiskers(rows["low"], rows["high"], rows["mean"])
     lines = [
         _row(name, _detail_cells(row, places, whisker, name == reference, known))
@@ -218,13 +218,6 @@ def _sortable(value: float) -> float | None:
 
 def _ends(low: float, high: float, places: int) -> str:
     return f"{number(low, places)} to {number(high, places)}" if math.isfinite(low) else "–"
-
-
-def _places(rows: pd.DataFrame) -> int:
-    """The decimals of a column: those of its typical interval."""
-    halves = ((rows["high"] - rows["low"]) / 2).to_numpy()
-    halves = halves[np.isfinite(halves) & (halves > 0)]
-    return decimals(float(np.median(halves)) if len(halves) else math.nan)
 
 
 def _whiskers(lows: Sequence[float], highs: Sequence[float], means: Sequence[float]) -> list[Whisker | None]:
