@@ -348,10 +348,13 @@ class _Sheet:
     def _write(
         self, x: float, y: float, text: str, points: float, color: str, align: str, upright: str, **font: Any
     ) -> None:
-        font |= {"fontsize": points, "color": color, "ha": align, "va": upright}
-        if "\n" in text:  # a single line would be moved
-            font["linespacing"] = _LEADING
-        self.axes.text(x, y, text, parse_math=False, zorder=4, **font)
+        """Write lines of text one by one, since matplotlib would move the first of several."""
+        lines = text.split("\n")
+        above = {"top": 0.0, "center": 0.5, "bottom": 1.0}[upright] * (len(lines) - 1)  # lines above y
+        for place, line in enumerate(lines):
+            down = self.px((place - above) * points * _LEADING / 72)
+            font |= {"fontsize": points, "color": color, "ha": align, "va": upright, "zorder": 4}
+            self.axes.text(x, y + down, line, parse_math=False, **font)
 
 
 def _caption(photo: CaptionedPhoto) -> tuple[str, str]:
