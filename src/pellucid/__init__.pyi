@@ -24,7 +24,7 @@ from .models.zoo import LoadedModel, load_model
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
-from .rules.lrp import EpsilonLRP
+from .rules.lrp import AlphaBetaLRP, EpsilonLRP, GammaLRP, ZBoxLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
 from .sampling import Noise, Path, Sampling
@@ -35,6 +35,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "VARIANTS",
+    "AlphaBetaLRP",
     "Attributions",
     "BackwardRule",
     "Case",
@@ -46,6 +47,7 @@ __all__ = [
     "EmptyMapWarning",
     "EpsilonLRP",
     "External",
+    "GammaLRP",
     "GradCAM",
     "Gradient",
     "GuidedReLU",
@@ -73,6 +75,7 @@ __all__ = [
     "Spec",
     "Surrogate",
     "TrustCard",
+    "ZBoxLRP",
     "benchmark",
     "cascade",
     "clip_percentiles",

@@ -52,6 +52,8 @@ class Operation:
         return not any(name in names for name in self.trace[self.place + 1 :])
 
 
+# Operations with a weight and a bias: the layers of LRP's propagation rules.
+AFFINE = frozenset({"conv2d", "linear"})
 # Non-linear activations of a hidden layer: where guided, deconvolution and rectified rules apply.
 RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
@@ -210,7 +212,8 @@ def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: s
         bound.apply_defaults()
         settings = dict(bound.arguments)
         x = settings.pop("input")
-        return Operation(name, x, run := lambda t: functional(t, **settings), run, settings=settings)
+        run = lambda t, **changed: functional(t, **settings | changed)  # noqa: E731
+        return Operation(name, x, run, run, settings=settings)
 
     return read
 
@@ -243,6 +246,29 @@ def _product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     )
 
 
+def _matrix_product(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor | None = None
+) -> Operation | None:
+    """``x @ w`` is a linear layer if ``w`` is a constant or a parameter, perhaps transposed."""
+    x, rest, options, _ = _split(args, kwargs)
+    weight = rest[0] if rest else options.get("other", options.get("mat2"))
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2 or not _is_leaf(weight):
+        return None
+    return _LINEAR(function, (x, weight.mT, bias), {})
+
+
+def _is_leaf(weight: Tensor) -> bool:
+    node = weight.grad_fn
+    return node is None or all("AccumulateGrad" in str(before) for before, _ in node.next_functions)
+
+
+def _addmm(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """``addmm(b, x, w)``, neither scaled nor in place, is a linear layer with a bias."""
+    if kwargs or len(args) != 3 or args[0].dim() != 1 or _is_inplace(function):
+        return None
+    return _matrix_product(function, args[1:], {}, args[0])
+
+
 def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     """A number over a tensor."""
     x, (number,) = args[0], args[1:]
@@ -255,6 +281,7 @@ Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Operati
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _NORM = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+_LINEAR: Reader = _with_signature("linear", F.linear, "weight", "bias", bias=None)
 _MAX_POOL = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
 _AVG_POOL = {
     "stride": None,
@@ -281,6 +308,11 @@ _SPECIAL: dict[str, Reader] = {
     "__mul__": _product,
     "__rmul__": _product,
     "__imul__": _product,
+    "linear": _LINEAR,
+    "addmm": _addmm,
+    "mm": _matrix_product,
+    "matmul": _matrix_product,
+    "__matmul__": _matrix_product,
     "conv2d": _with_signature("conv2d", F.conv2d, "weight", *_CONV, **_CONV),
     "max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
     "_max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),

@@ -1,0 +1,325 @@
+"""LRP's propagation rules: relevance by matrices and loops, zennit's, and what they conserve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pellucid as pl
+from tests.networks import images, plain, relative_error, seeded
+from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward, naive_layers
+
+EPSILON = 1e-6
+BOX = ((-3.0, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
+
+
+def sign(z: float) -> float:
+    return 1.0 if z >= 0 else -1.0
+
+
+def divided(share: float, z: float) -> float:
+    return share / (z + EPSILON * sign(z))
+
+
+def gamma(matrix: np.ndarray, constant: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """c + gamma c^s over z + gamma z^s, with s the sign of z; gamma = 0.25."""
+    result = np.zeros(len(x))
+    for j, r in enumerate(relevance):
+        c = [*(matrix[j] * x), constant[j]]
+        s = sign(sum(c))
+        favored = [value + 0.25 * (value if value * s > 0 else 0.0) for value in c]
+        for i in range(len(x)):
+            result[i] += divided(favored[i], sum(favored)) * r
+    return result
+
+
+def alpha_beta(matrix: np.ndarray, constant: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """alpha c^+ / z^+ - beta c^- / z^-, alpha = 2, beta = 1."""
+    result = np.zeros(len(x))
+    for j, r in enumerate(relevance):
+        c = [*(matrix[j] * x), constant[j]]
+        positive, negative = sum(max(value, 0.0) for value in c), sum(min(value, 0.0) for value in c)
+        for i in range(len(x)):
+            result[i] += 2 * divided(max(c[i], 0.0), positive) * r - divided(min(c[i], 0.0), negative) * r
+    return result
+
+
+def z_box(matrix: np.ndarray, constant: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """x w - low w^+ - high w^- over its sum."""
+    result = np.zeros(len(x))
+    per_channel = len(x) // 3
+    low, high = (np.repeat(bound, per_channel) for bound in BOX)
+    for j, r in enumerate(relevance):
+        b = [
+            xi * w - lo * max(w, 0.0) - hi * min(w, 0.0)
+            for xi, w, lo, hi in zip(x, matrix[j], low, high, strict=True)
+        ]
+        for i in range(len(x)):
+            result[i] += divided(b[i], sum(b)) * r
+    return result
+
+
+def plain_epsilon(matrix: np.ndarray, constant: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """The epsilon rule with epsilon = 0: what passes where no rule acts."""
+    z = matrix @ x + constant
+    return x * (matrix.T @ (relevance / z))
+
+
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def relevances(model: nn.Sequential, x: Tensor, target: int, rules: list[Rule]) -> list[np.ndarray]:
+    """R at the input of every layer of a ReLU network, from R = logit at the top; a rule for each affine layer."""
+    layers = naive_layers(model, tuple(x.shape))
+    values = forward(layers, x.flatten().numpy())
+    relevance = np.zeros(len(values[-1]))
+    relevance[target] = values[-1][target]
+    found, remaining = [], list(rules)
+    for layer, here in zip(reversed(layers), reversed(values[:-1]), strict=True):
+        match layer:
+            case Affine() if isinstance(layer.module, nn.Flatten):
+                pass
+            case Affine():
+                relevance = remaining.pop()(layer.matrix, layer.constant, here, relevance)
+            case Pointwise():
+                pass
+            case MaxPool():
+                above, relevance = relevance, np.zeros(len(here))
+                for window, r in zip(layer.windows, above, strict=True):
+                    relevance[argmax(here, window)] += r
+        found.append(relevance)
+    return found[::-1]
+
+
+def network(seed: int, inplace: bool = False, bias: bool = True) -> nn.Sequential:
+    return plain(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(inplace),
+        nn.Conv2d(4, 4, 3, padding="same", groups=2, dilation=1),
+        nn.ReLU(inplace),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 8),
+        nn.ReLU(inplace),
+        nn.Linear(8, 4),
+        seed=seed,
+        bias=bias,
+    )
+
+
+COMPOSITES: dict[str, tuple[tuple[pl.Rule, ...], list[Rule]]] = {
+    "gamma": ((pl.GammaLRP(0.25),), [gamma] * 4),
+    "alpha-beta": ((pl.AlphaBetaLRP(2, 1),), [alpha_beta] * 4),
+    "z-box below": ((pl.ZBoxLRP(*BOX),), [z_box, plain_epsilon, plain_epsilon, plain_epsilon]),
+    "z-box, alpha-beta, gamma, then the epsilon rule": (
+        (pl.ZBoxLRP(*BOX), pl.AlphaBetaLRP().at("2"), pl.GammaLRP().at("6")),
+        [z_box, alpha_beta, gamma, plain_epsilon],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_propagation_rules_are_their_formulas_at_every_layer(name: str, seed: int, inplace: bool) -> None:
+    rules, naive = COMPOSITES[name]
+    model, x = network(seed, inplace), images(2, 6, seed)
+    names = ["input", *(str(i) for i in range(8))]
+    found = pl.Gradient(rules=rules, multiply=True)(model, x, [0, 1], layers=names)
+    for row in range(2):
+        expected = relevances(network(seed), x[row], row, naive)
+        for layer, wanted in zip(names, expected, strict=True):
+            if inplace and layer in ("0", "2", "6"):
+                continue  # relevance of what the ReLU overwrote: the same, see the layer after it
+            difference = np.abs(found[layer][row].flatten().numpy() - wanted).max()
+            assert difference <= 1e-11 * np.abs(wanted).max(), (row, layer)
+
+
+def zennit_relevance(
+    model: nn.Module, x: Tensor, hooks: list[tuple[type[nn.Module], object]], first: object
+) -> Tensor:
+    composites = pytest.importorskip("zennit.composites")
+    attribution = pytest.importorskip("zennit.attribution")
+    kinds = (
+        composites.SpecialFirstLayerMapComposite(hooks, [(nn.Conv2d, first)])
+        if first
+        else composites.LayerMapComposite(hooks)
+    )
+    with attribution.Gradient(model=model, composite=kinds) as attributor:
+        return attributor(x.clone().requires_grad_(), lambda out: out * F.one_hot(torch.tensor([0, 1]), 4))[1]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore")
+def test_composites_equal_zennit(seed: int) -> None:
+    """On networks without normalisation, of one module per operation, zennit is right."""
+    rules = pytest.importorskip("zennit.rules")
+    model, x = network(seed), images(2, 6, seed)
+    low, high = (torch.tensor(bound, dtype=x.dtype).view(1, 3, 1, 1) for bound in BOX)
+    cases: list[tuple[tuple[pl.Rule, ...], object, object, object]] = [
+        ((pl.GammaLRP(0.25),), rules.Gamma(0.25), rules.Gamma(0.25), None),
+        ((pl.AlphaBetaLRP(2, 1),), rules.AlphaBeta(2, 1), rules.AlphaBeta(2, 1), None),
+        ((pl.AlphaBetaLRP(1, 0),), rules.ZPlus(), rules.ZPlus(), None),
+        (
+            (pl.ZBoxLRP(*BOX), pl.GammaLRP().at("2"), pl.AlphaBetaLRP().at("[68]")),
+            rules.Gamma(0.25),
+            rules.AlphaBeta(2, 1),
+            rules.ZBox(low, high),
+        ),
+    ]
+    for ours, convolution, linear, first in cases:
+        hooks = [(nn.ReLU, rules.Pass()), (nn.Conv2d, convolution), (nn.Linear, linear)]
+        expected = zennit_relevance(model, x, hooks, first).detach()
+        found = pl.Gradient(rules=ours, multiply=True)(model, x, [0, 1])["input"]
+        assert relative_error(found, expected) < 1e-11, ours
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (pl.GammaLRP(0.5, epsilon=1e-12),),
+        (pl.AlphaBetaLRP(1, 0, epsilon=1e-12),),
+        (pl.ZBoxLRP(-6, 6, epsilon=1e-12), pl.GammaLRP(epsilon=1e-12).at("[2-8]")),
+    ],
+    ids=str,
+)
+def test_relevance_is_conserved_at_every_layer_of_a_network_without_biases(rules: tuple[pl.Rule, ...]) -> None:
+    model, x = network(0, bias=False), images(2, 6)
+    logits, targets = model(x).max(1)  # positive, so that contributions of both signs stand at every unit
+    found = pl.Gradient(rules=rules, multiply=True)(model, x, targets, layers=["input", "1", "3", "4", "7"])
+    for relevance in found.values():
+        assert relative_error(relevance.flatten(1).sum(1), logits) < 1e-8
+
+
+def test_gamma_zero_is_the_epsilon_rule() -> None:
+    model, x = network(0), images(2, 6)
+    found = pl.Gradient(rules=(pl.GammaLRP(0.0, epsilon=1e-13),))(model, x, 1, layers=["input", "1", "4"])
+    expected = pl.Gradient()(model, x, 1, layers=["input", "1", "4"])
+    for layer, gradient in expected.items():
+        assert relative_error(found[layer], gradient) < 1e-8
+
+
+def test_an_activation_that_is_no_relu_passes_relevance_by_epsilon_lrp() -> None:
+    model = plain(nn.Conv2d(3, 4, 3, bias=False), nn.SiLU(), nn.Flatten(), nn.Linear(64, 4, bias=False))
+    x = images(2, 6)
+    rules = (pl.GammaLRP(epsilon=1e-12), pl.EpsilonLRP(1e-12))
+    found = pl.Gradient(rules=rules, multiply=True)(model, x, [0, 1], layers=["input", "0", "1"])
+    for relevance in found.values():
+        assert relative_error(relevance.flatten(1).sum(1), model(x)[[0, 1], [0, 1]]) < 1e-8
+
+
+def test_a_composite_is_one_line() -> None:
+    """README's example: z-box for the pixels, gamma below, epsilon above, in a network with batch norms."""
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18(weights=None).double().eval().requires_grad_(False)
+    composite = pl.Gradient(
+        rules=(pl.ZBoxLRP(-2.2, 2.7), pl.GammaLRP().at("layer[12].*"), pl.EpsilonLRP().at("layer[34].*")),
+        multiply=True,
+    )
+    assert "GammaLRP(gamma=0.25, epsilon=1e-06).at('layer[12].*')" in repr(composite)
+    x = images(1, 64).clamp(-2, 2)
+    found = composite(model, x, 1, layers=["input", "layer1.0", "layer3.0"])
+    uniform = pl.Gradient(rules=(pl.EpsilonLRP().at("layer[34].*"),), multiply=True)
+    other = uniform(model, x, 1, layers=["input", "layer3.0"])
+    assert torch.equal(found["layer3.0"], other["layer3.0"])
+    assert relative_error(found["input"], other["input"]) > 0.1
+
+
+LINEAR: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "F.linear": F.linear,
+    "F.linear keyword": lambda x, w, b: F.linear(input=x, weight=w, bias=b),
+    "torch._C._nn.linear": lambda x, w, b: torch._C._nn.linear(x, w, b),
+    "aten.linear": lambda x, w, b: torch.ops.aten.linear(x, w, b),
+    "addmm": lambda x, w, b: torch.addmm(b, x, w.t()),
+    "Tensor.addmm": lambda x, w, b: b.addmm(x, w.t()),
+    "aten.addmm.default": lambda x, w, b: torch.ops.aten.addmm.default(b, x, w.t()),
+}
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": lambda x, w: torch.matmul(x, w.t()),
+    "matmul keyword": lambda x, w: torch.matmul(input=x, other=w.t()),
+    "@": lambda x, w: x @ w.T,
+    "mm": lambda x, w: torch.mm(x, w.mT),
+    "Tensor.mm": lambda x, w: x.mm(w.t()),
+    "Tensor.matmul": lambda x, w: x.matmul(w.t()),
+}
+
+
+class Written(nn.Module):
+    """A convolution and two linear layers in a spelling of one's own."""
+
+    def __init__(self, linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), linear
+        self.one, self.two = nn.Linear(64, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x)).flatten(1)
+        x = F.relu(self.linear(x, self.one.weight, self.one.bias))
+        return self.linear(x, self.two.weight, self.two.bias)
+
+
+@pytest.mark.parametrize("rule", [pl.GammaLRP(), pl.AlphaBetaLRP()], ids=str)
+@pytest.mark.parametrize("name", [*LINEAR, *PRODUCTS])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_every_spelling_of_a_linear_layer_gives_the_same_map(name: str, rule: pl.Rule, frozen: bool) -> None:
+    class Reference(Written):
+        def forward(self, x: Tensor) -> Tensor:
+            if name in LINEAR:
+                return self.two(F.relu(self.one(F.relu(self.conv(x)).flatten(1))))
+            x = F.relu(F.linear(F.relu(self.conv(x)).flatten(1), self.one.weight))
+            return F.linear(x, self.two.weight)
+
+    written = LINEAR.get(name) or (lambda x, w, b: PRODUCTS[name](x, w))
+    x, method = images(2, 6), pl.Gradient(rules=(rule,), multiply=True)
+    expected = method(seeded(lambda: Reference(written)), x, [0, 1], layers=["input", "conv"])
+    found = method(
+        seeded(lambda: Written(written)).requires_grad_(not frozen), x, [0, 1], layers=["input", "conv"]
+    )
+    for layer in expected:
+        assert relative_error(found[layer], expected[layer]) < 1e-13
+
+
+def test_a_product_of_two_activations_is_no_linear_layer() -> None:
+    """Attention: the gradient reaches both factors, as without the rule."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = x[0, 0] * 2, x[0, 1] * 3
+            return self.fc((one @ other).mean(0, keepdim=True))
+
+    model = seeded(Attention)
+    found = pl.Gradient(rules=(pl.GammaLRP(0.0, 1e-13),))(model, images(1, 6), 0)["input"]
+    assert relative_error(found, pl.Gradient()(model, images(1, 6), 0)["input"]) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pl.GammaLRP(-0.1),
+        lambda: pl.GammaLRP(epsilon=0),
+        lambda: pl.AlphaBetaLRP(2, 2),
+        lambda: pl.AlphaBetaLRP(0, -1),
+        lambda: pl.ZBoxLRP(0.1, 1),
+        lambda: pl.ZBoxLRP(-1, (1, -1)),
+        lambda: pl.Gradient(rules=(pl.ZBoxLRP((-6, -6), 6),))(network(0), images(2, 6), 0),
+    ],
+)
+def test_bad_parameters_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(pl.PellucidError):
+        make()
+
+
+def test_z_box_refuses_pixels_that_cannot_hold_their_relevance() -> None:
+    x = images(2, 6)
+    x[0, 0, 2, 2] = 0.0
+    with pytest.raises(pl.PellucidError, match="1 pixels are exactly 0"):
+        pl.Gradient(rules=(pl.ZBoxLRP(-6, 6),))(network(0), x, 0)
