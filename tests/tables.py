@@ -21,6 +21,7 @@ def fact(name, axis, higher, unit="score", undefined="", by_training=False):
         higher_is_better=higher,
         paper="RISE, Sec. 4",
         undefined=undefined,
+        of_model=axis == "fidelity",
         by_training=by_training,
     )
 

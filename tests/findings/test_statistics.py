@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from pellucid.errors import InvalidData, InvalidParameter, UnknownName
-from pellucid.findings.statistics import ALL_LAYERS, Resamples, Statistics
+from pellucid.findings.intervals import Resamples
+from pellucid.findings.statistics import ALL_LAYERS, Statistics
 from tests.tables import FACTS, NAN, fact, plausible, results
 
 KEY = ("net", "original", "gradient", "input", "insertion")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pellucid.errors import UnknownName
-from pellucid.findings.trust import Contender, Ranking, trust_card
-from pellucid.findings.wording import decimals, number
+from pellucid.findings.digits import decimals, number
+from pellucid.findings.ranking import Contender, Ranking
+from pellucid.findings.trust import trust_card
 from tests.tables import fact, results
 
 NOISE = np.array([0.02, -0.02, 0.03, -0.03, 0.01, -0.01, 0.04, -0.04, 0.02, -0.02, 0.01, -0.01])
@@ -22,7 +23,7 @@ def card(means, metric="insertion", variants=("original",), layer="input", facts
 
 
 def verdict(*arguments, **settings):
-    (found,) = card(*arguments, **settings).verdicts
+    (found,) = card(*arguments, **settings).findings
     return found
 
 
@@ -62,7 +63,7 @@ def test_a_tie_is_with_the_best_and_not_with_its_neighbor():
     wide = np.tile([0.1, -0.1], 6)
     values = {"a": base + 1, "b": base + 0.96 + wide, "c": base + 0.92 + wide * 0.2}
     table = {("net", "original", name, "input", "insertion"): numbers for name, numbers in values.items()}
-    (found,) = trust_card(results(table), "net").verdicts
+    (found,) = trust_card(results(table), "net").findings
     assert methods(found.lead.best) == ["a", "b"]
 
 
@@ -91,7 +92,7 @@ def test_trainings_are_not_called_images():
     facts = {"insertion": fact("insertion", "faithfulness", True, by_training=True)}
     told = trust_card(results(few, facts=facts), "net")
     assert told.warnings[0] == "Only 2 trainings were graded: take this as a first look."
-    assert told.verdicts[0].sentence.startswith("Too few trainings to say")
+    assert told.findings[0].sentence.startswith("Too few trainings to say")
 
 
 def test_floors_alone_are_no_methods():
@@ -107,7 +108,7 @@ def test_few_images_are_a_first_look_and_two_are_too_few():
     few = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2, 0.3]}
     assert trust_card(results(few), "net").warnings[0].startswith("Only 3 images were graded")
     two = {("net", "original", "gradient", "input", "insertion"): [0.1, 0.2]}
-    (found,) = trust_card(results(two), "net").verdicts
+    (found,) = trust_card(results(two), "net").findings
     assert found.sentence == "Too few images to say: insertion needs at least 3 on which it is defined."
     assert found.lead.best == ()
 
@@ -122,7 +123,7 @@ def test_what_does_not_depend_on_the_map_beats_nobody():
         ("net", "original", name, "input", "insertion"): [0.1, 0.2, np.nan, 0.4] for name in ("random", "gradcam")
     }
     found = trust_card(results(same), "net")
-    assert found.verdicts[0].sentence.startswith("Every method has the same insertion: 0.2")
+    assert found.findings[0].sentence.startswith("Every method has the same insertion: 0.2")
     assert found.sentence == "Nothing that was graded tells the maps apart."
 
 
@@ -130,7 +131,7 @@ def test_methods_that_cannot_be_graded_are_named():
     values = {("net", "original", "gradcam", "input", "insertion"): 0.8 + NOISE}
     values["net", "original", "gradient", "input", "insertion"] = np.full(12, np.nan)
     values["net", "original", "random", "input", "insertion"] = 0.3 + NOISE[::-1]
-    (found,) = trust_card(results(values), "net", "input").verdicts
+    (found,) = trust_card(results(values), "net", "input").findings
     assert methods(found.lead.contenders) == ["gradcam", "random"]
     assert found.agreement == "Not graded, since insertion is undefined there: gradient."
 
@@ -155,7 +156,7 @@ def test_variants_themselves_are_compared_with_the_original():
         ("net", "original", "", "", metric): np.zeros(12), ("net", "backward", "", "", metric): np.zeros(12),
         ("net", "forward", "", "", metric): 12 + 100 * NOISE,
     }  # fmt: skip
-    (found,) = trust_card(results(values), "net", "all layers").verdicts
+    (found,) = trust_card(results(values), "net", "all layers").findings
     assert [one.variant for one in found.lead.best] == ["original", "backward"]
     assert found.sentence == (
         "By prediction difference, backward does and forward does not: 0 (original), 0 (backward) and "
@@ -173,7 +174,7 @@ def two_metrics(deletion):
         ("net", "original", name, "input", "deletion"): mean + np.roll(NOISE, index)
         for index, (name, mean) in enumerate(deletion.items())
     }
-    (found,) = trust_card(results(values), "net").verdicts
+    (found,) = trust_card(results(values), "net").findings
     return found
 
 
@@ -200,13 +201,13 @@ def test_the_whole_card_counts_questions():
         "pointing_game": fact("pointing_game", "localization", True),
     }
     found = trust_card(results(values, facts=facts), "net")
-    assert [one.axis for one in found.verdicts] == ["faithfulness", "localization", "noise"]
+    assert [one.axis for one in found.findings] == ["faithfulness", "localization", "noise"]
     assert found.sentence == (
         "gradcam is among the best on 2 of 3 questions (faithfulness and noise). "
         "No method beats a map that knows nothing of the network on localization."
     )
     assert found.sentence in str(found)
-    assert found.verdicts[0].sentence in str(found)
+    assert found.findings[0].sentence in str(found)
 
 
 def test_layers_have_cards_of_their_own():
@@ -216,7 +217,7 @@ def test_layers_have_cards_of_their_own():
             values["net", "original", name, layer, "insertion"] = mean + np.roll(NOISE, index)
     table = results(values)
     best = {
-        layer: methods(trust_card(table, "net", layer).verdicts[0].lead.best) for layer in (None, "input", "deep")
+        layer: methods(trust_card(table, "net", layer).findings[0].lead.best) for layer in (None, "input", "deep")
     }
     assert best == {None: ["a"], "input": ["a"], "deep": ["b"]}
     with pytest.raises(UnknownName, match="did you mean deep"):

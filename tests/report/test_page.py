@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import InvalidData
+from pellucid.findings.ranking import ranking
 from pellucid.findings.statistics import Statistics
-from pellucid.findings.trust import ranking
 from pellucid.report import album, figures, tables
 from pellucid.report.benchmark_page import benchmark_page
 from pellucid.report.charts import Line, Panel, inline_chart, looks

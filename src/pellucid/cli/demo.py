@@ -295,7 +295,7 @@ def trust(card: TrustCard) -> Section:
     """The trust card, question by question."""
     from ..report.pages import Section, Table
 
-    answers = [[one.question, " ".join(filter(None, (one.sentence, one.agreement)))] for one in card.verdicts]
+    answers = [[one.question, " ".join(filter(None, (one.sentence, one.agreement)))] for one in card.findings]
     text = f"{GRADES}/report.html, beside this page, has every number, each with its interval, and the curves."
     return Section(
         "Which maps can be trusted",

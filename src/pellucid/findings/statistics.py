@@ -9,85 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from ..errors import InvalidData, UnknownName, require_count
+from ..errors import InvalidData, UnknownName
+from ..experiments.store import is_of_variant
+from .intervals import RESAMPLES, Numbers, Resamples
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
     from ..experiments.store import Results
 
-Numbers = NDArray[np.float64]
-
 GROUP = ["model", "variant", "method", "layer", "metric"]
 ALL_LAYERS = "all layers"  # the layer of an image's mean over its layers
 ORIGINAL = "original"  # the variant that the others are compared with, where no method is graded
-RESAMPLES = 2000
-LEAST = 3  # images for an interval: from one or two, resampling says nothing
-COVERAGE = 0.95
-ROUNDING = 1e-6  # of the largest value: a difference below it is float32 rounding, not a finding
 POINTS = 57  # of a curve that are kept at most
-CHUNK = 1024  # rows resampled at once
-
-
-@dataclass(frozen=True, eq=False)
-class Resamples:
-    """How often each of N images is in each of R resamples: ``counts`` (R, N), rows that sum to N."""
-
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, images: int, number: int = RESAMPLES, seed: int = 0) -> Resamples:
-        """Draw N of N images with replacement, ``number`` times."""
-        require_count("resamples", number)
-        shares = np.full(images, 1 / images) if images else np.empty(0)
-        return cls(np.random.default_rng(seed).multinomial(images, shares, size=number))
-
-    def interval(self, values: Numbers) -> tuple[Numbers, Numbers]:
-        """The 95 % percentile-bootstrap interval of each row's mean, values (K, N) -> low (K,), high (K,).
-
-        A resample's mean leaves out NaN, as the mean does. Rows of fewer than 3 known values have none: NaN.
-        """
-        ends = [self._quantiles(values[start : start + CHUNK]) for start in range(0, len(values), CHUNK)]
-        low, high = np.concatenate(ends).T if ends else np.empty((2, 0))
-        return low, high
-
-    def _quantiles(self, values: Numbers) -> Numbers:
-        known = ~np.isnan(values)
-        counts = self.counts.T.astype(float)
-        with np.errstate(invalid="ignore"):  # a resample that drew no known value: 0 / 0
-            means = (np.where(known, values, 0) @ counts) / (known @ counts)
-        means.sort(axis=1)  # NaN last
-        last = np.maximum((~np.isnan(means)).sum(1, keepdims=True) - 1, 0)
-        place = np.array([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) * last
-        below = np.floor(place).astype(int)
-        lower, upper = (np.take_along_axis(means, at, 1) for at in (below, np.minimum(below + 1, last)))
-        ends: Numbers = lower + (place - below) * (upper - lower)
-        ends[known.sum(1) < LEAST] = np.nan
-        return ends
-
-    def better(self, values: Numbers, higher: bool) -> NDArray[np.bool_]:
-        """Which row of values (M, N) is better than which: (M, M), True where row i is better than row j.
-
-        That is where the interval of their paired difference, over the images that both have, leaves out 0.
-        """
-        first, second = np.triu_indices(len(values), 1)
-        low, high = self.interval(values[first] - values[second])
-        least = ROUNDING * np.nan_to_num(np.abs(values)).max(initial=0)
-        wins, losses = (low > least, high < -least) if higher else (high < -least, low > least)
-        found = np.zeros((len(values), len(values)), bool)
-        found[first, second], found[second, first] = wins, losses
-        return found
-
-    def ranks(self, values: Numbers, higher: bool) -> Numbers:
-        """1 + how many rows are better, for each row of values (M, N); NaN for rows without an interval."""
-        ranks: Numbers = 1.0 + self.better(values, higher).sum(0)
-        ranks[(~np.isnan(values)).sum(1) < LEAST] = np.nan
-        return ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,19 +91,21 @@ class Statistics:
         Raises:
             UnknownName: the results have no such model.
         """
-        index = self.values.index
-        models = index.get_level_values("model")
+        models = self.values.index.get_level_values("model")
         if model not in models:
             raise UnknownName("model", model, models)
-        names = index[models == model].get_level_values("layer").unique()
-        return [ALL_LAYERS, *(name for name in names if name not in ("", ALL_LAYERS))]
+        return [ALL_LAYERS, *self._layers(model=model)]
 
     def left_out(self, model: str, metric: str) -> list[str]:
         """The layers that are no part of a metric's mean over all layers."""
-        index = self.values.index.to_frame(index=False)
-        index = index[(index["model"] == model) & (index["metric"] == metric)]
         shared = self.shared[(self.shared["model"] == model) & (self.shared["metric"] == metric)]["layer"]
-        return [layer for layer in index["layer"].unique() if layer not in {"", ALL_LAYERS, *shared}]
+        return [layer for layer in self._layers(model=model, metric=metric) if layer not in set(shared)]
+
+    def _layers(self, **asked: str) -> list[str]:
+        """The layers at which such rows grade maps."""
+        index = rows_at(self.values, **asked).index
+        names = index[~is_of_variant(index.get_level_values("method"))].get_level_values("layer").unique()
+        return [name for name in names if name != ALL_LAYERS]
 
     def label(self, metric: str) -> str:
         """A metric's name in words; its whole text if another has the same name."""
@@ -179,12 +119,21 @@ class Statistics:
         return " or ".join(sorted({f"{metric.counted}s" for metric in self.metrics.values()}))
 
     def contenders(self, model: str, layer: str, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The values of one metric and their summary, a row for each (variant, method); may be empty."""
-        index = self.values.index
-        asked = {"model": model, "layer": layer, "metric": metric}
-        rows = np.logical_and.reduce([index.get_level_values(key) == value for key, value in asked.items()])
-        keys = list(asked)
-        return self.values[rows].droplevel(keys), self.summary[rows].droplevel(keys)
+        """The values of one metric and their summary, a row for each (variant, method); may be empty.
+
+        What grades variants as a whole stands at no layer, and is the same at all.
+        """
+        asked = {"model": model, "metric": metric}
+        if not self.metrics[metric].of_model:
+            asked["layer"] = layer
+        found = rows_at(self.values, **asked), rows_at(self.summary, **asked)
+        return found if "layer" in asked else tuple(rows.droplevel("layer") for rows in found)
+
+    def of_variants(self, model: str) -> pd.DataFrame:
+        """The summary of what grades a model's variants as a whole, a row for each (variant, metric)."""
+        rows = rows_at(self.summary, model=model)
+        of_variant = is_of_variant(rows.index.get_level_values("method"))
+        return rows[of_variant].droplevel(["method", "layer"])
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -196,39 +145,52 @@ class Statistics:
         ``rank`` among the methods of the same variant: 1 + how many are better, that is, whose paired
         difference has an interval without 0. Rows that grade a variant are compared with the original.
         """
-        values = self.values.to_numpy()
-        differences = values - self.values.reindex(self._references()).to_numpy()
-        columns = {"n": (~np.isnan(values)).sum(1), "undefined": self.undefined.to_numpy()}
-        columns |= _moments(values, self.resamples, ("mean", "low", "high"))
-        columns["std"] = _deviation(values)
-        columns |= _moments(differences, self.resamples, ("difference", "difference_low", "difference_high"))
-        columns["paired"] = (~np.isnan(differences)).sum(1)
-        return pd.DataFrame(columns, index=self.values.index).assign(rank=self._ranks())
+        differences = self.values - self.values.reindex(self._references()).to_numpy()
+        return pd.DataFrame(
+            {
+                "n": self.values.count(axis=1),
+                "undefined": self.undefined,
+                **self._means(self.values, "mean", "low", "high"),
+                "std": _deviation(self.values.to_numpy()),
+                **self._means(differences, "difference", "difference_low", "difference_high"),
+                "paired": differences.count(axis=1),
+                "rank": self._ranks(),
+            }
+        )
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The mean and its interval at each point of each curve, indexed as ``points``."""
-        values = self.points.to_numpy()
-        columns = _moments(values, self.resamples, ("mean", "low", "high"))
-        return pd.DataFrame(columns, index=self.points.index)
+        return pd.DataFrame(self._means(self.points, "mean", "low", "high"), index=self.points.index)
+
+    def _means(self, values: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Any]:
+        """The mean and its interval of each row, by these names."""
+        ends = self.resamples.interval(values.to_numpy())
+        return {mean: values.mean(axis=1), low: ends[0], high: ends[1]}
 
     def _references(self) -> pd.MultiIndex:
         """The row that each row is compared with."""
         rows = self.values.index.to_frame(index=False)
-        of_model = rows["method"] == ""
-        rows["variant"] = rows["variant"].where(~of_model, ORIGINAL)
-        rows["method"] = rows["method"].where(of_model, self.reference or "no reference")
+        of_variant = is_of_variant(rows["method"])
+        rows["variant"] = rows["variant"].where(~of_variant, ORIGINAL)
+        rows["method"] = rows["method"].where(of_variant, self.reference or "no reference")
         return pd.MultiIndex.from_frame(rows)
 
     def _ranks(self) -> pd.Series[float]:
         # Variants compete where they are graded themselves, methods within their variant.
         rows = self.values.index.to_frame(index=False)
-        rows["variant"] = rows["variant"].where(rows["method"] != "", "")
+        rows["variant"] = rows["variant"].mask(is_of_variant(rows["method"]), "")
         ranks = np.full(len(rows), np.nan)
         values = self.values.to_numpy()
         for key, group in rows.groupby(["model", "variant", "layer", "metric"], sort=False):
             ranks[group.index] = self.resamples.ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
         return pd.Series(ranks, index=self.values.index)
+
+
+def rows_at(rows: pd.DataFrame, **asked: str) -> pd.DataFrame:
+    """The rows that have these names in their index, without the levels of the names."""
+    found = [rows.index.get_level_values(level) == name for level, name in asked.items()]
+    return rows[np.logical_and.reduce(found)].droplevel(list(asked))
 
 
 def _plain(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -254,7 +216,7 @@ def _shared_layers(values: pd.DataFrame) -> pd.DataFrame:
     A gradient below global pooling, for one, is constant, and most metrics of it undefined: means over
     different layers would not be comparable. Methods without maps at some layer have no part in this.
     """
-    at_layers = values[values["layer"] != ""]
+    at_layers = values[~is_of_variant(values["method"])]
     known = at_layers["value"].notna().groupby([at_layers[key] for key in GROUP], sort=False).mean()
     shares = known.unstack("layer")
     found = []
@@ -299,22 +261,12 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
-def _moments(values: Numbers, resamples: Resamples, names: Sequence[str]) -> dict[str, Numbers]:
-    """Mean, low and high of each row."""
-    low, high = resamples.interval(values)
-    return dict(zip(names, (_mean(values), low, high), strict=True))
-
-
-def _mean(values: Numbers) -> Numbers:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):  # no known value: 0 / 0
-        mean: Numbers = np.where(known, values, 0).sum(1) / known.sum(1)
-    return mean
-
-
 def _deviation(values: Numbers) -> Numbers:
+    """The standard deviation of each row as a sample, NaN for a single value."""
     known = ~np.isnan(values)
-    squares = np.where(known, values - _mean(values)[:, None], 0) ** 2
-    with np.errstate(invalid="ignore"):  # one known value: 0 / 0
-        deviation: Numbers = np.sqrt(squares.sum(1) / np.maximum(known.sum(1) - 1, 0))
+    counts = known.sum(1)
+    with np.errstate(invalid="ignore"):  # no known value, or one: 0 / 0
+        means = np.where(known, values, 0).sum(1) / counts
+        squares = np.where(known, values - means[:, None], 0) ** 2
+        deviation: Numbers = np.sqrt(squares.sum(1) / np.maximum(counts - 1, 0))
     return deviation

@@ -1,18 +1,14 @@
-"""Findings in plain sentences, and numbers with as many digits as they are sure of."""
+"""Rankings in plain sentences."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from .statistics import LEAST, ORIGINAL
-
-if TYPE_CHECKING:
-    from .trust import Contender, Ranking, Verdict
+from .digits import number
+from .intervals import LEAST
+from .ranking import FLOORS, Contender, Ranking
+from .statistics import ORIGINAL
 
 # In the order of the card; other axes follow.
 QUESTIONS = {
@@ -25,10 +21,8 @@ QUESTIONS = {
     "edges": "Does the map show clear shapes?",
     "fidelity": "Does the changed network still answer as the original does?",
 }
-FLOORS = {"random": "a random map", "edges": "a plain edge filter"}
-NAMED = 4  # names in a sentence; the others are counted
-FEW = {"image": 10, "training": 3}  # values below which readers are warned
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NAMED = 4  # names in a sentence; the others are counted
+_FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
 
 def finding(lead: Ranking) -> str:
@@ -49,7 +43,7 @@ def _ahead(lead: Ranking) -> str:
     told = f"{lead.name} {_told(lead, first)}"
     if not behind:
         return f"No method stands out among {len(lead.contenders)}; the first, {_name(lead, first)}, has {told}."
-    names = named(lead.best, lead.contenders)
+    names = _contenders(lead.best, lead.contenders)
     if len(lead.best) == 1:
         text = f"{names} is best: {told}; next is {_name(lead, behind[0])} with {_number(lead, behind[0])}"
     else:
@@ -89,65 +83,59 @@ def _of_variants(lead: Ranking) -> str:
     return f"By {lead.name}, {joined(answers)}: {values}; {_scale(lead)}."
 
 
-def agreement(verdict: Verdict) -> str:
-    """Whether the axis's other metrics agree with the leading one, and whom it could not grade."""
-    if verdict.lead.of_variants:
-        return " ".join(finding(other) for other in verdict.others)
-    others = [other for other in verdict.others if other.decided and verdict.lead.decided]
-    same = [other.name for other in others if other.agrees(verdict.lead)]
+def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
+    """Whether an axis's other metrics agree with the leading one, and which methods that could not grade."""
+    if lead.of_variants:
+        return " ".join(finding(other) for other in others)
+    decided = [other for other in others if other.decided and lead.decided]
+    same = [other.name for other in decided if other.agrees(lead)]
     unlike = [
-        f"by {other.name}, {named(other.best, other.contenders)} {_are(other.best)} best"
-        for other in others
-        if not other.agrees(verdict.lead)
+        f"by {other.name}, {_contenders(other.best, other.contenders)} {_are(other.best)} best"
+        for other in decided
+        if not other.agrees(lead)
     ]
     agreed = [f"{joined(same)} agree{'s' if len(same) == 1 else ''}"] if same else []
     text = "; ".join([*agreed, *unlike])
     parts = [f"{_begun(text)}."] if text else []
-    missing = verdict.lead.ungraded if verdict.lead.contenders else ()
-    if missing:
-        shown = joined(missing if len(missing) <= NAMED else [*missing[:NAMED], f"{len(missing) - NAMED} more"])
-        parts.append(f"Not graded, since {verdict.lead.name} is undefined there: {shown}.")
+    if lead.ungraded and lead.contenders:
+        parts.append(f"Not graded, since {lead.name} is undefined there: {_few(lead.ungraded, _NAMED)}.")
     return " ".join(parts)
 
 
-def overall(verdicts: Sequence[Verdict]) -> str:
-    """The card in one sentence or two: who is best most often, and where nobody beats chance."""
-    decided = [verdict for verdict in verdicts if verdict.lead.decided]
+def overall(leads: Mapping[str, Ranking]) -> str:
+    """The whole card in a sentence or two, by what leads each axis: who is best most often, where chance wins."""
+    decided = {axis: lead for axis, lead in leads.items() if lead.decided}
     if not decided:
         return "Nothing that was graded tells the maps apart."
-    open_ = [verdict for verdict in decided if not verdict.lead.floors]
-    chance = [verdict.axis for verdict in decided if verdict.lead.floors]
+    open_ = {axis: lead for axis, lead in decided.items() if not lead.floors}
+    chance = [axis for axis in decided if axis not in open_]
     lost = f"No method beats a map that knows nothing of the network on {joined(chance)}." if chance else ""
-    wins = Counter(one for verdict in open_ for one in _keys(verdict))
+    wins = Counter((one.method, one.variant) for lead in open_.values() for one in lead.best)
     if not wins:
         return lost
     most = max(wins.values())
     first = [key for key, count in wins.items() if count == most]
-    names = _named(first, [one for verdict in open_ for one in verdict.lead.contenders])
+    names = _named(first, [one for lead in open_.values() for one in lead.contenders])
     are = "is" if len({method for method, _ in first}) == 1 else "are"
     if len(decided) == 1:
-        return f"{names} {are} best for {decided[0].axis}, the only question asked."
-    axes = [verdict.axis for verdict in open_ if first[0] in _keys(verdict)]
+        return f"{names} {are} best for {next(iter(decided))}, the only question asked."
+    axes = [axis for axis, lead in open_.items() if first[0] in [(one.method, one.variant) for one in lead.best]]
     where = f" ({joined(axes)})" if len(first) == 1 else ""
     return f"{names} {are} among the best on {most} of {len(decided)} questions{where}. {lost}".strip()
 
 
-def warnings(verdicts: Sequence[Verdict]) -> list[str]:
+def warnings(leads: Sequence[Ranking]) -> list[str]:
     """What makes the findings less sure than they look."""
     found = []
-    for unit, few in FEW.items():
-        most = max((verdict.lead.most for verdict in verdicts if verdict.lead.counted == unit), default=few)
+    for unit, few in _FEW.items():
+        most = max((lead.most for lead in leads if lead.counted == unit), default=few)
         if most < few:
             were = f"{unit} was" if most == 1 else f"{unit}s were"
             found.append(f"Only {most} {were} graded: take this as a first look.")
-    maps = [one for verdict in verdicts for one in verdict.lead.contenders if one.method]
+    maps = [one for lead in leads for one in lead.contenders if not one.of_variant]
     if maps and not any(one.floor for one in maps):
         found.append("Neither random maps nor edges were graded, so nothing here is compared with chance.")
     return found
-
-
-def _keys(verdict: Verdict) -> list[tuple[str, str]]:
-    return [(one.method, one.variant) for one in verdict.lead.best]
 
 
 # Names.
@@ -162,7 +150,7 @@ def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def named(some: Sequence[Contender], among: Sequence[Contender]) -> str:
+def _contenders(some: Sequence[Contender], among: Sequence[Contender]) -> str:
     """Contenders in words: variants are named where only some of a method's are meant."""
     return _named([(one.method, one.variant) for one in some], among)
 
@@ -180,11 +168,16 @@ def _named(some: Sequence[tuple[str, str]], among: Sequence[Contender]) -> str:
         all_of_them = set(variants) == every[method]
         note = "any variant" if all_of_them else joined(variants)
         names.append(f"{method} ({note})" if several else method)
-    return joined(names if len(names) <= NAMED + 1 else [*names[:NAMED], f"{len(names) - NAMED} more"])
+    return _few(names, _NAMED + 1)
+
+
+def _few(names: Sequence[str], most: int) -> str:
+    """Names, or where there are more than ``most`` the first four and how many others there are."""
+    return joined(names if len(names) <= most else [*names[:_NAMED], f"{len(names) - _NAMED} more"])
 
 
 def _name(lead: Ranking, one: Contender) -> str:
-    return named([one], lead.contenders)
+    return _contenders([one], lead.contenders)
 
 
 def joined(names: Sequence[str]) -> str:
@@ -193,32 +186,6 @@ def joined(names: Sequence[str]) -> str:
 
 
 # Numbers.
-
-
-def decimals(spread: float) -> int:
-    """The decimals that show two digits of how unsure a number is, half of its interval: 0 to 6."""
-    if not math.isfinite(spread) or spread <= 0:
-        return 3
-    return min(max(1 - math.floor(math.log10(spread)), 0), 6)
-
-
-def shared_decimals(lows: Iterable[float], highs: Iterable[float]) -> int:
-    """The decimals of numbers that stand together: those of their typical interval."""
-    halves = [(high - low) / 2 for low, high in zip(lows, highs, strict=True) if high > low]
-    return decimals(float(np.median(halves)) if halves else 0.0)
-
-
-def number(value: float, places: int) -> str:
-    """A number with so many decimals; tiny ones as a power of ten, none as a dash."""
-    if not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    if 0 < abs(value) < 1e-4:
-        digits, power = f"{value:.1e}".split("e")
-        return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", "−")
-    text = f"{value:,.{places}f}"
-    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
 def _number(lead: Ranking, one: Contender) -> str:

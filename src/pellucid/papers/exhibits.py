@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..experiments.store import Results
-from ..findings.statistics import GROUP, Numbers, Statistics
-from ..findings.trust import floor_of
+from ..findings.intervals import Numbers
+from ..findings.ranking import floor_of
+from ..findings.statistics import GROUP, Statistics
 from ..heatmap import clip_percentiles
 from ..report.album import read_map, read_photo
 from ..report.charts import BoxPlot, Line, Panel

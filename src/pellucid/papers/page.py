@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from ..errors import OutputNotWritable, counted
+from ..experiments.store import is_of_variant
 from ..files import replace_file
+from ..findings.digits import decimals, number
 from ..findings.statistics import GROUP
-from ..findings.wording import decimals, joined, number
+from ..findings.wording import joined
 from ..report.charts import Panel, chart_figure
 from ..report.figures import CaptionedPhoto, grid, shrunk, write_figure
 from ..report.pages import Page, Picture, Section, Table
@@ -133,7 +135,7 @@ class _PaperPage:
             "image": len(record.images),
             "network": len(record.layers),
             "variant": len(index.unique("variant")),
-            "method": sum(map(bool, index.unique("method"))),
+            "method": sum(not is_of_variant(method) for method in index.unique("method")),
             "measure": len(record.metrics),
         }
         return ", ".join(counted(number, noun) for noun, number in counts.items() if number)

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from ..findings.statistics import ALL_LAYERS, COVERAGE, GROUP, LEAST, Resamples, Statistics
+from ..findings.intervals import LEAST, ROUNDING, Numbers, Resamples, moments, percentiles
+from ..findings.statistics import ALL_LAYERS, GROUP, Statistics
 from .recipe import Claim, How, Quantity, Test, Where, matches
-
-Numbers = NDArray[np.float64]
-ROUNDING = 1e-6  # an interval that ends so near a bound, relative to its size, leaves it open
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,14 @@ def found_in(rows: pd.DataFrame, resamples: Resamples, quantity: Quantity) -> Fo
         return None
     ours, theirs = ours[defined], None if theirs is None else theirs[defined]
     weights = np.vstack([np.ones(ours.shape[1]), resamples.counts]).T
-    drawn = _moment(ours, weights, quantity.how == "std")
+    drawn = moments(ours, weights, quantity.how == "std")
     if theirs is not None:
-        drawn = _compared(drawn, _moment(theirs, weights, False), quantity.how)
+        drawn = _compared(drawn, moments(theirs, weights), quantity.how)
     means = drawn.mean(0)
     images = int((~np.isnan(ours)).sum(1).min())
-    ends = (math.nan, math.nan)
-    if images >= LEAST and math.isfinite(means[0]):
-        ends = _ends(means[1:])
-    return Found(float(means[0]), *ends, images, len(ours))
+    sure = images >= LEAST and math.isfinite(means[0])
+    low, high = map(float, percentiles(means[None, 1:])[0]) if sure else (math.nan, math.nan)
+    return Found(float(means[0]), low, high, images, len(ours))
 
 
 def per_image(statistics: Statistics, quantity: Quantity) -> Numbers | None:
@@ -146,31 +142,6 @@ def _compared(ours: Numbers, theirs: Numbers, how: How) -> Numbers:
     return 1 - ratio if how == "reduction" else ratio
 
 
-def _moment(values: Numbers, weights: Numbers, deviation: bool) -> Numbers:
-    """The mean, or the sample's standard deviation, of each row (K, N) under each weighting (N, R): (K, R)."""
-    known = ~np.isnan(values)
-    total = known @ weights
-    plain = np.where(known, values, 0)
-    # A resample that drew no known value, or for a deviation a single one, has none: 0 / 0.
-    with np.errstate(invalid="ignore"):
-        if not deviation:
-            means: Numbers = (plain @ weights) / total
-            return means
-        # About the plain mean, so that squares of large values do not cancel.
-        plain = np.where(known, values - (plain.sum(1) / known.sum(1))[:, None], 0)
-        squares = plain**2 @ weights - (plain @ weights) ** 2 / total
-        spread: Numbers = np.sqrt(np.maximum(squares, 0) / (total - 1))
-    return spread
-
-
-def _ends(means: Numbers) -> tuple[float, float]:
-    means = means[np.isfinite(means)]
-    if not len(means):
-        return math.nan, math.nan
-    low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(low), float(high)
-
-
 # Claims.
 
 
@@ -213,6 +184,7 @@ def _side(test: Test, number: Found | None) -> int:
         return 0
     bound, sign = (test.above, 1) if test.above is not None else (test.below, -1)
     assert bound is not None
+    # An interval that ends so near the bound leaves it open.
     room = ROUNDING * max(abs(number.value), abs(bound))
     if sign * (number.low if sign > 0 else number.high) > sign * bound + room:
         return 1

@@ -13,8 +13,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..errors import counted
-from ..findings.statistics import ALL_LAYERS, Statistics
-from ..findings.trust import floor_of, trust_card
+from ..experiments.store import is_of_variant
+from ..findings.ranking import floor_of
+from ..findings.statistics import ALL_LAYERS, Statistics, rows_at
+from ..findings.trust import trust_card
 from . import tables
 from .album import Album
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -75,7 +77,7 @@ class _BenchmarkPage:
 
     @cached_property
     def methods(self) -> list[str]:
-        return [method for method in self._unique("method") if method]
+        return [method for method in self._unique("method") if not is_of_variant(method)]
 
     def layers(self, model: str) -> list[str]:
         """The choices of a layer: all, and each; only itself if there is one."""
@@ -155,7 +157,7 @@ class _BenchmarkPage:
     def _cards(self) -> Iterator[Fragment]:
         for m, model, y, layer in self._places():
             card = trust_card(self.results, model, layer, self.statistics)
-            rows = [tables.contender_rows(verdict.lead) for verdict in card.verdicts]
+            rows = [tables.contender_rows(finding.lead) for finding in card.findings]
             yield "trust", {"model": m, "layer": y}, {"card": card, "rows": rows}
 
     def _scores(self) -> Iterator[Fragment]:
@@ -201,7 +203,7 @@ class _BenchmarkPage:
             yield "profiles", {"model": m}, content
 
     def _panels(self, model: str, metric: str, layers: Sequence[str]) -> list[Markup]:
-        rows = tables.rows_at(self.statistics, model=model, metric=metric)
+        rows = rows_at(self.statistics.summary, model=model, metric=metric)
         rows = rows[rows.index.get_level_values("layer").isin(layers)]
         low, high = rows[["low", "mean"]].min(axis=None), rows[["high", "mean"]].max(axis=None)
         margin = 0.04 * (high - low) or 1.0

@@ -18,7 +18,7 @@ from matplotlib.cbook import contiguous_regions
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..findings.statistics import Numbers
+from ..findings.intervals import Numbers
 from .figures import FAINT, FRAME, INK, text_width, wrapped
 
 # In print, which may lack colors, lines are told apart by markers too.

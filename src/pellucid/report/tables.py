@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..findings.statistics import ALL_LAYERS, LEAST, ORIGINAL, Statistics
-from ..findings.trust import Contender, Ranking, floor_of
-from ..findings.wording import joined, number, shared_decimals
+from ..findings.digits import number, shared_decimals
+from ..findings.intervals import LEAST
+from ..findings.ranking import Contender, Ranking, floor_of
+from ..findings.statistics import ALL_LAYERS, ORIGINAL, Statistics, rows_at
+from ..findings.wording import joined
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Scores:
 
 def overview(statistics: Statistics, model: str, variant: str, layer: str) -> Scores | None:
     """Methods x metrics: the mean and its rank."""
-    summary = rows_at(statistics, model=model, variant=variant, layer=layer)
+    summary = rows_at(statistics.summary, model=model, variant=variant, layer=layer)
     if summary.empty:
         return None
     methods, metrics = (list(summary.index.get_level_values(key).unique()) for key in ("method", "metric"))
@@ -83,7 +85,7 @@ def overview(statistics: Statistics, model: str, variant: str, layer: str) -> Sc
 def details(statistics: Statistics, model: str, variant: str, layer: str) -> list[Scores]:
     """For each metric, a table of all its statistics by method."""
     found = []
-    for metric, rows in _by_metric(rows_at(statistics, model=model, variant=variant, layer=layer)):
+    for metric, rows in _by_metric(rows_at(statistics.summary, model=model, variant=variant, layer=layer)):
         scores = _detail(statistics, metric, rows, "Method", statistics.reference)
         left_out = statistics.left_out(model, metric) if layer == ALL_LAYERS else []
         if left_out:
@@ -95,15 +97,8 @@ def details(statistics: Statistics, model: str, variant: str, layer: str) -> lis
 
 def of_variants(statistics: Statistics, model: str) -> list[Scores]:
     """The metrics that grade variants, by variant."""
-    rows = rows_at(statistics, model=model, method="").droplevel("layer")
+    rows = statistics.of_variants(model)
     return [_detail(statistics, metric, some, "Variant", ORIGINAL) for metric, some in _by_metric(rows)]
-
-
-def rows_at(statistics: Statistics, **asked: str) -> pd.DataFrame:
-    """The summary of what has these keys, indexed by the others."""
-    index = statistics.summary.index
-    chosen = np.logical_and.reduce([index.get_level_values(key) == value for key, value in asked.items()])
-    return statistics.summary[chosen].droplevel(list(asked))
 
 
 def column_of(statistics: Statistics, metric: str) -> ScoreColumn:

@@ -1,0 +1,133 @@
+"""Who is best by one metric: all methods under all variants, and which of them cannot be told from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..experiments.store import is_of_variant
+from .digits import shared_decimals
+from .intervals import LEAST, Numbers, rounding_of
+from .statistics import ORIGINAL, Statistics
+
+# The methods that know nothing of the network, in words.
+FLOORS: Mapping[str, str] = {"random": "a random map", "edges": "a plain edge filter"}
+
+
+def floor_of(method: str) -> str:
+    """``"random"`` or ``"edges"`` for the methods that know nothing of the network, else empty."""
+    name = method.split("(")[0].strip()
+    return name if name in FLOORS else ""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method under a variant, and what its maps score: the mean of ``n`` values and its 95 % interval."""
+
+    method: str
+    variant: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def floor(self) -> str:
+        """As ``floor_of`` its method."""
+        return floor_of(self.method)
+
+    @property
+    def of_variant(self) -> bool:
+        """Whether a variant is graded as a whole, and no method's maps."""
+        return bool(is_of_variant(self.method))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All contenders by one metric, the best mean first.
+
+    Attributes:
+        metric, name: its text and its short name.
+        unit, higher_is_better: what the means are.
+        contenders: method x variant with at least 3 defined values.
+        best: those whose paired difference to the first has an interval that includes 0. Where variants are
+            graded themselves (contenders without a method), those so near to the original.
+        same: every contender has the same values, so that the metric does not tell maps apart.
+        ungraded: methods with fewer defined values under every variant.
+        counted, most: what a value is of, an image or a training; how many the best known contender has.
+    """
+
+    metric: str
+    name: str
+    unit: str
+    higher_is_better: bool
+    contenders: tuple[Contender, ...]
+    best: tuple[Contender, ...]
+    same: bool
+    ungraded: tuple[str, ...] = ()
+    counted: str = "image"
+    most: int = 0
+
+    @property
+    def places(self) -> int:
+        """The decimals of its numbers: those of a typical interval."""
+        return shared_decimals([one.low for one in self.contenders], [one.high for one in self.contenders])
+
+    @property
+    def floors(self) -> tuple[str, ...]:
+        """The floors among the best: no method is told from these."""
+        found = {contender.floor for contender in self.best}
+        return tuple(floor for floor in FLOORS if floor in found)
+
+    @property
+    def of_variants(self) -> bool:
+        """Whether variants were graded rather than maps."""
+        return any(contender.of_variant for contender in self.contenders)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the metric tells maps apart at all."""
+        return bool(self.contenders) and not self.same and not self.of_variants
+
+    def agrees(self, other: Ranking) -> bool:
+        """Whether the best of both have a contender in common, and both or neither beat the floors."""
+        mine, theirs = ({(one.method, one.variant) for one in ranking.best} for ranking in (self, other))
+        return bool(mine & theirs) and bool(self.floors) == bool(other.floors)
+
+
+def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Ranking | None:
+    """Rank all methods under all variants by one metric; None if nothing was measured there."""
+    values, summary = statistics.contenders(model, layer, metric)
+    if values.empty:
+        return None
+    known = statistics.metrics[metric]
+    higher = known.higher_is_better
+    measured = summary.index.get_level_values("method").unique()
+    most = int(summary["n"].max())
+    summary = summary[summary["n"] >= LEAST].sort_values("mean", ascending=not higher, kind="stable")
+    numbers = values.loc[summary.index].to_numpy()
+    contenders = tuple(
+        Contender(method, variant, float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
+        for (variant, method), row in summary.iterrows()
+    )
+    originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == ORIGINAL]
+    against = originals[0] if originals else 0
+    rounding = rounding_of(numbers)
+    low, high = statistics.resamples.interval(numbers - numbers[against : against + 1])
+    best = tuple(
+        one for one, tied in zip(contenders, (low <= rounding) & (high >= -rounding), strict=True) if tied
+    )
+    same = len(numbers) > 1 and _spread(numbers) <= rounding
+    ungraded = tuple(
+        name for name in measured if not is_of_variant(name) and name not in {one.method for one in contenders}
+    )
+    label = statistics.label(metric)
+    return Ranking(metric, label, known.unit, higher, contenders, best, same, ungraded, known.counted, most)
+
+
+def _spread(numbers: Numbers) -> float:
+    """How far contenders differ on any image."""
+    differences = np.abs(numbers[:, None] - numbers[None])
+    return float(np.nan_to_num(differences).max(initial=0))
