@@ -29,6 +29,7 @@ from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
 from .sampling import Noise, Path, Sampling
 from .training.surrogates import train_surrogate
+from .variants.base import Variant
 from .variants.surrogate import Surrogate, load_surrogate
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Spec",
     "Surrogate",
     "TrustCard",
+    "Variant",
     "ZBoxLRP",
     "benchmark",
     "cascade",

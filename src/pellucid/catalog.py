@@ -34,7 +34,8 @@ from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, Casca
 from .metrics.sensitivity import AdversarialChange, ClassChange
 from .sampling import Noise, Path
 from .training.retraining import Kar, RandomRemoval, Roar, TrainingOcclusion
-from .variants.base import DOWNSAMPLING, Variant
+from .variants.base import VARIANTS as VARIANTS
+from .variants.base import Variant
 from .variants.surrogate import load_surrogate
 
 
@@ -114,7 +115,6 @@ METRICS: Mapping[str, type[Criterion]] = {
     )
 }
 
-VARIANTS = DOWNSAMPLING
 SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 
 
@@ -165,7 +165,7 @@ def variant(text: str) -> Variant:
     if name == text:
         if text not in VARIANTS:
             raise UnknownName("variant", text, [*VARIANTS, f"path/to/surrogate{SURROGATE}"])
-        return text
+        return VARIANTS[text]
     if name in VARIANTS:
         raise InvalidParameter(f"{text} would be called {name!r}, as a variant of every model is; rename the file")
     return load_surrogate(text)

@@ -213,7 +213,7 @@ def shapes(count):
 
 
 def test_a_variant_is_named_by_its_name_or_by_its_file(trained, tmp_path):
-    assert [catalog.variant(name) for name in catalog.VARIANTS] == list(catalog.VARIANTS)
+    assert [catalog.variant(name) for name in catalog.VARIANTS] == list(catalog.VARIANTS.values())
     found, expected = catalog.variant(str(trained[0])), load_surrogate(trained[0])
     assert found.convolutions == expected.convolutions
     assert torch.equal(found.paths[1].weight1, expected.paths[1].weight1)

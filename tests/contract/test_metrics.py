@@ -13,6 +13,7 @@ import pellucid as pl
 from pellucid.data.sources import open_images
 from pellucid.metrics.base import Axis
 from pellucid.training.retraining import Retraining
+from pellucid.variants.base import FORWARD
 
 IMAGES = 3
 LAYERS = ("input", "layer2.0")
@@ -52,10 +53,10 @@ def case(network: nn.Module, rows: slice, max_batch: int = 64) -> pl.Case:
         method=method,
         explained=network,
         images=images,
-        attributions=method(network, images, scored, LAYERS, variant="forward", max_batch=max_batch),
+        attributions=method(network, images, scored, LAYERS, variant=FORWARD, max_batch=max_batch),
         scorer=scorer,
         scored=scored,
-        variant="forward",
+        variant=FORWARD,
         max_batch=max_batch,
         labels=torch.tensor([sample.label for sample in samples]),
         masks=torch.cat([pil_to_tensor(sample.mask) for sample in samples]) > 0,

@@ -26,6 +26,7 @@ from pellucid.metrics.scoring import Scorer
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.zoo import LoadedModel, load_model
 from pellucid.seeds import image_seed
+from pellucid.variants.base import ORIGINAL
 
 LAYERS = ["input", "layer2.0"]
 
@@ -211,7 +212,7 @@ def test_clean_images_are_scored_once_for_all_cells_of_the_same_images():
     for cell in first:
         run_cell(planned.spec, cell)
     [batch] = inputs.batches(planned.spec, "shapes-resnet", 0, 3)
-    assert batch.scorer("original").rows == 3
+    assert batch.scorer(ORIGINAL).rows == 3
 
 
 def test_a_cell_can_be_sent_elsewhere_and_gives_the_same():

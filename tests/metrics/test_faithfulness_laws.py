@@ -17,7 +17,7 @@ from pellucid.metrics.faithfulness import Curve, curves, deletion, insertion
 from pellucid.metrics.perturbation import blur_kernel
 from pellucid.metrics.scoring import Scorer
 from pellucid.rules.base import Rules
-from pellucid.variants.base import variant_rules
+from pellucid.variants.base import FORWARD
 
 from ..networks import Chain, randomise
 
@@ -159,7 +159,7 @@ def test_the_area_of_means_is_the_mean_of_areas(net: nn.Module) -> None:
 def test_a_variant_is_scored_as_it_runs() -> None:
     model, images, targets = _shapes(2)
     heatmaps = images.sum(1)
-    with Rules(variant_rules("forward")), torch.no_grad():
+    with Rules(FORWARD.rules), torch.no_grad():
         changed = model(images).softmax(1)[torch.arange(2), targets]
     found = deletion(model, images, targets, heatmaps, 2, variant="forward")
     torch.testing.assert_close(found.scores[:, 0], changed, rtol=0, atol=1e-6)

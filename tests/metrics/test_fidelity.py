@@ -105,7 +105,7 @@ def case(variant="forward", labels=None, targets=(0, 1, 2), scorer=None, **setti
     explained = settings.pop("explained", model)
     return Case(
         pl.Gradient(), explained, images(), attributions, scorer, scorer.model(images()).argmax(1),
-        variant=variant, labels=labels, **settings,
+        variant=pl.VARIANTS[variant], labels=labels, **settings,
     )  # fmt: skip
 
 

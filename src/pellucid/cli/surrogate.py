@@ -234,12 +234,13 @@ class Comparison:
         """The same images explained with the original and with the surrogate; one class for both."""
         from ..metrics.base import Case
         from ..metrics.scoring import Scorer
+        from ..variants.base import ORIGINAL, Variant
 
         model = self.loaded.model
-        plain = Scorer(model, "original", "softmax", self.max_batch)
+        plain = Scorer(model, output="softmax", max_batch=self.max_batch)
         targets = plain.of(images).argmax(1) if labels is None else labels
 
-        def case(variant: Any, scorer: Scorer) -> Case:
+        def case(variant: Variant, scorer: Scorer) -> Case:
             found = self.method(
                 model, images, targets, self.layers, variant=variant, seed=self.seed, max_batch=self.max_batch
             )
@@ -249,7 +250,7 @@ class Comparison:
             )  # fmt: skip
 
         # The second is scored by the original, too: what it knows of the images is asked for again.
-        return case("original", plain), case(self.surrogate, plain)
+        return case(ORIGINAL, plain), case(self.surrogate, plain)
 
     def results(self) -> dict[str, Any]:
         """Means over images, and standard deviations (over the images themselves, without correction)."""

@@ -23,6 +23,7 @@ from ..methods.checks import require_in_range
 from ..methods.gradient import Gradient
 from ..metrics.base import Case, Measured, Metric
 from ..seeds import image_seed
+from ..variants.base import ORIGINAL, Variant
 from . import inputs
 from .inputs import Batch
 from .record import versions
@@ -89,7 +90,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
 
 def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple[Metric, ...]) -> Case:
     """The cell's method on a batch, for metrics to grade."""
-    variant = spec.variant_texts[cell.variant]
+    variant = inputs.variant_of(spec.variant_texts[cell.variant])
     explained, scored = _targets(spec, variant, batch)
     seeds = tuple(image_seed(spec.seed, name) for name in batch.names)
     method = inputs.method_of(spec.method_texts[cell.method]) if cell.method else Gradient()  # never called
@@ -98,7 +99,7 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
         with noted(cell.method, notes):
             attributions = method(
                 batch.loaded.model, batch.images, explained, spec.layers,
-                variant=inputs.variant_of(variant), seed=seeds, max_batch=spec.max_batch,
+                variant=variant, seed=seeds, max_batch=spec.max_batch,
             )  # fmt: skip
     for layer, attribution in attributions.items():
         if attribution.dim() != 4:
@@ -111,9 +112,9 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
         explained=batch.loaded.model,
         images=batch.images,
         attributions=attributions,
-        scorer=batch.scorer("original" if spec.scored == "original" else variant),
+        scorer=batch.scorer(ORIGINAL if spec.scored == "original" else variant),
         scored=scored,
-        variant=inputs.variant_of(variant),
+        variant=variant,
         seed=spec.seed,
         seeds=seeds,
         max_batch=spec.max_batch,
@@ -127,9 +128,9 @@ def _case(spec: Spec, cell: Cell, batch: Batch, notes: set[Note], metrics: tuple
     )
 
 
-def _targets(spec: Spec, variant: str, batch: Batch) -> tuple[Tensor, Tensor]:
+def _targets(spec: Spec, variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
     """The classes (B,) to explain, and those whose scores are followed."""
-    scores = batch.scorer("original" if spec.scored == "original" else variant).of(batch.images)
+    scores = batch.scorer(ORIGINAL if spec.scored == "original" else variant).of(batch.images)
     highest = scores.argmax(1)
     if spec.target == "scored":
         return highest, highest

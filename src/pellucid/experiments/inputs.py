@@ -48,14 +48,13 @@ class Batch:
     labels: Tensor | None
     masks: Tensor | None
     boxes: tuple[tuple[Box, ...], ...] | None
-    scorers: dict[str, Scorer] = field(default_factory=dict)
+    scorers: dict[Variant, Scorer] = field(default_factory=dict)
 
-    def scorer(self, variant: str) -> Scorer:
-        """The model under the variant that a text means, as it is scored."""
+    def scorer(self, variant: Variant) -> Scorer:
+        """The model under a variant, as it is scored."""
         if variant not in self.scorers:
-            made = variant_of(variant)
             self.scorers[variant] = Scorer(
-                self.loaded.model, made, self.spec.score, self.spec.max_batch, self.spec.precision
+                self.loaded.model, variant, self.spec.score, self.spec.max_batch, self.spec.precision
             )
         return self.scorers[variant]
 

@@ -16,7 +16,6 @@ from ..metrics.base import Criterion
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..training.retraining import Retraining
-from ..variants.base import is_bound
 from . import inputs
 from .cells import Cell
 from .record import MetricRecord, RunRecord, hashed, versions
@@ -121,14 +120,13 @@ def _usable(spec: Spec, metrics: Mapping[str, Criterion]) -> tuple[Spec, str]:
 
 def _require_fitting(spec: Spec) -> None:
     """Run one image under each surrogate: it fits the network and weights that it was trained for, no others."""
-    bound = {name: text for name, text in spec.variant_texts.items() if is_bound(inputs.variant_of(text))}
-    for name, text in bound.items():
+    for variant in [made for made in map(inputs.variant_of, spec.variants) if made.bound]:
         for model in spec.models:
             [batch] = inputs.batches(spec, model.key, 0, 1)
             try:
-                batch.scorer(text).of(batch.images)
+                batch.scorer(variant).of(batch.images)
             except InvalidModel as error:
-                raise InvalidModel(f"{model.key} under the variant {name}: {error}") from error
+                raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
 
 
 def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ..experiments.store import is_of_variant
 from .digits import shared_decimals
 from .intervals import LEAST, Numbers, rounding_of
-from .statistics import ORIGINAL, Statistics
+from .statistics import UNCHANGED, Statistics
 
 # The methods that know nothing of the network, in words.
 FLOORS: Mapping[str, str] = {"random": "a random map", "edges": "a plain edge filter"}
@@ -112,7 +112,7 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
         Contender(method, variant, float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
         for (variant, method), row in summary.iterrows()
     )
-    originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == ORIGINAL]
+    originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == UNCHANGED]
     against = originals[0] if originals else 0
     rounding = rounding_of(numbers)
     low, high = statistics.resamples.interval(numbers - numbers[against : against + 1])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GROUP = ["model", "variant", "method", "layer", "metric"]
 ALL_LAYERS = "all layers"  # the layer of an image's mean over its layers
-ORIGINAL = "original"  # the variant that the others are compared with, where no method is graded
+UNCHANGED = "original"  # the variant that the others are compared with, where no method is graded
 POINTS = 57  # of a curve that are kept at most
 
 
@@ -172,7 +172,7 @@ class Statistics:
         """The row that each row is compared with."""
         rows = self.values.index.to_frame(index=False)
         of_variant = is_of_variant(rows["method"])
-        rows["variant"] = rows["variant"].where(~of_variant, ORIGINAL)
+        rows["variant"] = rows["variant"].where(~of_variant, UNCHANGED)
         rows["method"] = rows["method"].where(of_variant, self.reference or "no reference")
         return pd.MultiIndex.from_frame(rows)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from .digits import number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
-from .statistics import ORIGINAL
+from .statistics import UNCHANGED
 
 # In the order of the card; other axes follow.
 QUESTIONS = {
@@ -70,7 +70,7 @@ def _beaten(lead: Ranking) -> str:
 
 def _of_variants(lead: Ranking) -> str:
     """How far each variant's answers are from the original's."""
-    original = next((one for one in lead.contenders if one.variant == ORIGINAL), None)
+    original = next((one for one in lead.contenders if one.variant == UNCHANGED), None)
     changed = [one for one in lead.contenders if one is not original]
     if original is None or not changed:
         values = joined([f"{one.variant} {_told(lead, one)}" for one in lead.contenders])

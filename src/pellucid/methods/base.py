@@ -19,7 +19,7 @@ from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import Noise, Path, Sampling
 from ..seeds import fold_in
-from ..variants.base import Variant, variant_rules
+from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import predicted, require_images, require_targets
 from .network import Network, Points
 
@@ -106,7 +106,7 @@ class Method(ABC):
         targets: Any = "auto",
         layers: str | Sequence[str] | None = None,
         *,
-        variant: Variant = "original",
+        variant: AnyVariant = ORIGINAL,
         seed: int | Sequence[int] = 0,
         max_batch: int = 64,
     ) -> Attributions:
@@ -118,7 +118,8 @@ class Method(ABC):
             targets: class numbers (B,) or one for all; ``"auto"`` is the highest logit.
             layers: ``"all"``, names, or globs of modules; None is the method's own choice (the input, for
                 Grad-CAM the last block).
-            variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``.
+            variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``,
+                a ``Surrogate``, any ``Variant``, or a single rule.
             seed: of all noise; one for all images, so each sees the same noise, or one per image.
             max_batch: no forward pass sees more rows than this.
 
@@ -132,7 +133,7 @@ class Method(ABC):
         if max_batch < self.rows_per_point:
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
         chosen = select_layers(model, self.default_layers(model) if layers is None else layers)
-        rules = (*self.backward_rules, *variant_rules(variant), FrozenBatchNorm())
+        rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
         parameter = next(model.parameters(), images)
         with torch.inference_mode(False):
             images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())

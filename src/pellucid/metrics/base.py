@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..heatmap import Channels, Upsampling, heatmap
 from ..methods.base import Attributions, Method
-from ..variants.base import Variant
+from ..variants.base import ORIGINAL, Variant
 from .scoring import Scorer
 
 Axis = Literal["noise", "faithfulness", "sanity", "localization", "occlusion", "sensitivity", "fidelity", "edges"]
@@ -61,7 +61,7 @@ class Case:
     attributions: Attributions
     scorer: Scorer
     scored: Tensor
-    variant: Variant = "original"
+    variant: Variant = ORIGINAL
     seed: int = 0
     seeds: tuple[int, ...] = ()
     max_batch: int = 64

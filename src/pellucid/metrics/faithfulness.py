@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, require_count
 from ..methods.checks import require_images, require_targets
-from ..variants.base import Variant
+from ..variants.base import AnyVariant
 from .adaptive import FINEST, TOLERANCE, everywhere, where_it_bends
 from .base import Axis, Case, Measured, Metric
 from .perturbation import RISE, Kind, Perturbation, Queue, Reference
@@ -36,7 +36,7 @@ class Scoring(TypedDict, total=False):
     """How a model is scored: arguments of ``Scorer``."""
 
     output: Output
-    variant: Variant
+    variant: AnyVariant
     max_batch: int
     precision: Precision
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidData, require_choice
 from ..methods.checks import require_in_range, require_targets
-from ..variants.base import Variant
+from ..variants.base import ORIGINAL, Variant
 from .base import Axis, Case, Measured, Metric, Need
 from .scoring import Output, Scorer
 
@@ -21,12 +21,12 @@ SMOOTH = "Smooth Deep Saliency"
 
 def original_probabilities(case: Case) -> Tensor:
     """Probabilities (B, classes) of the explained model as it is."""
-    return case.once("original probabilities", lambda: _probabilities(case, "original"))
+    return case.once("original probabilities", lambda: _probabilities(case, ORIGINAL))
 
 
 def variant_probabilities(case: Case) -> Tensor:
     """Probabilities (B, classes) of the explained model under the case's variant."""
-    if isinstance(case.variant, str) and case.variant == "original":
+    if case.variant == ORIGINAL:
         return original_probabilities(case)
     return case.once("variant probabilities", lambda: _probabilities(case, case.variant))
 
@@ -37,16 +37,11 @@ def _probabilities(case: Case, variant: Variant) -> Tensor:
     In full precision: the rounding of a faster one would pass for a difference.
     """
     scorer = case.scorer
-    same = scorer.model is case.explained and _same(scorer.variant, variant)
+    same = scorer.model is case.explained and scorer.variant == variant
     if not same or scorer.output == "logits" or scorer.precision != "full":
         output: Output = "sigmoid" if scorer.output == "sigmoid" else "softmax"
         scorer = Scorer(case.explained, variant, output, case.max_batch)
     return scorer.of(case.images)
-
-
-def _same(a: Variant, b: Variant) -> bool:
-    # Variants of one's own may hold tensors, which cannot be compared.
-    return a == b if isinstance(a, str) and isinstance(b, str) else a is b
 
 
 def labels(case: Case) -> Tensor:

@@ -17,7 +17,6 @@ from ..methods.network import Network, Points
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
 from ..seeds import fold_in
-from ..variants.base import variant_rules
 from .base import Axis, Case, Measured, Metric, Need
 from .localization import object_masks
 from .scoring import Scorer
@@ -61,7 +60,7 @@ class _FeatureOcclusion(Metric):
         """
         network = Network(
             nn.Sequential(case.scorer.model),
-            (*variant_rules(case.scorer.variant), FrozenBatchNorm()),
+            (*case.scorer.rules, FrozenBatchNorm()),
             case.images,
             case.scored,
             case.scorer.max_batch,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
-from ..variants.base import is_bound
 from .base import Axis, Case, Measured, Metric
 from .faithfulness import Deletion, Faithfulness, Insertion, Steps
 from .randomization import Order, Way, cascade, require_way
@@ -80,7 +79,7 @@ class Cascade(Metric):
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
-        if is_bound(case.variant):
+        if case.variant.bound:
             # Also at the first steps, which randomise only what lies above the paths: a mean over these alone
             # would not compare with the other variants'.
             nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))

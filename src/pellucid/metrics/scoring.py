@@ -13,8 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import require_choice, require_count
 from ..layers import require_explainable
 from ..methods.checks import not_finite, require_logits
-from ..rules.base import Rules
-from ..variants.base import Variant, variant_rules
+from ..rules.base import Rule, Rules
+from ..variants.base import ORIGINAL, AnyVariant, as_variant
 
 Output = Literal["softmax", "sigmoid", "logits"]
 Precision = Literal["full", "bfloat16"]
@@ -35,16 +35,19 @@ class Scorer:
     """
 
     model: nn.Module
-    variant: Variant = "original"
+    variant: AnyVariant = ORIGINAL
     output: Output = "softmax"
     max_batch: int = 64
     precision: Precision = "full"
+    rules: tuple[Rule, ...] = field(init=False, repr=False)  # of the variant
     rows: int = 0
     passes: int = 0
     _channels_last: bool = field(default=True, repr=False)
     _known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
 
     def __post_init__(self) -> None:
+        self.variant = as_variant(self.variant)
+        self.rules = self.variant.rules
         require_explainable(self.model)
         require_choice("output", self.output, Output)
         require_choice("precision", self.precision, Precision)
@@ -102,7 +105,7 @@ class Scorer:
         Batch norms run as they are: without gradients that is the fastest.
         """
         half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with half, Rules(variant_rules(self.variant), model=self.model) as running:
+        with half, Rules(self.rules, model=self.model) as running:
             logits = require_logits(self.model(rows)).to(rows.dtype)
         running.require_all_applied()
         return logits

@@ -13,7 +13,7 @@ import pandas as pd
 from ..findings.digits import number, shared_decimals
 from ..findings.intervals import LEAST
 from ..findings.ranking import Contender, Ranking, floor_of
-from ..findings.statistics import ALL_LAYERS, ORIGINAL, Statistics, rows_at
+from ..findings.statistics import ALL_LAYERS, UNCHANGED, Statistics, rows_at
 from ..findings.wording import joined
 
 
@@ -98,7 +98,7 @@ def details(statistics: Statistics, model: str, variant: str, layer: str) -> lis
 def of_variants(statistics: Statistics, model: str) -> list[Scores]:
     """The metrics that grade variants, by variant."""
     rows = statistics.of_variants(model)
-    return [_detail(statistics, metric, some, "Variant", ORIGINAL) for metric, some in _by_metric(rows)]
+    return [_detail(statistics, metric, some, "Variant", UNCHANGED) for metric, some in _by_metric(rows)]
 
 
 def column_of(statistics: Statistics, metric: str) -> ScoreColumn:

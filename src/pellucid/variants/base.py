@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ..errors import UnknownName
 from ..rules.base import Rule
 from ..rules.conv import SmoothedDownsampling
 
-DOWNSAMPLING: dict[str, tuple[Rule, ...]] = {
-    "original": (),
-    "backward": (SmoothedDownsampling("backward"),),
-    "forward": (SmoothedDownsampling("forward"),),
-}
+
+@dataclass(frozen=True)
+class Variant:
+    """A model under ``rules``, whether it is explained or scored.
+
+    ``name`` is what tables call it. A ``bound`` variant fits one model's own weights, and no copy of the model
+    with other weights.
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    bound: bool = False
 
 
-@runtime_checkable
-class HasRules(Protocol):
-    """A variant of one's own: anything with the rules it puts on the model's operations."""
+AnyVariant = str | Rule | Variant  # what callers may give
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The rules."""
-
-
-Variant = str | Rule | HasRules
+ORIGINAL = Variant("original")
+BACKWARD = Variant("backward", (SmoothedDownsampling("backward"),))
+FORWARD = Variant("forward", (SmoothedDownsampling("forward"),))
+VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in (ORIGINAL, BACKWARD, FORWARD)}
 
 
-def is_bound(variant: Variant) -> bool:
-    """Whether a variant says (``bound``) that it fits one model's own weights, and no copy with others."""
-    return bool(getattr(variant, "bound", False))
-
-
-def variant_rules(variant: Variant) -> tuple[Rule, ...]:
-    """The rules of a variant: a name, a single rule, or an object with ``rules``.
+def as_variant(given: AnyVariant) -> Variant:
+    """A variant by its name, or of a single rule; a variant as it is.
 
     Raises:
         UnknownName: no such variant.
     """
-    if isinstance(variant, Rule):
-        return (variant,)
-    if isinstance(variant, str):
-        if variant not in DOWNSAMPLING:
-            raise UnknownName("variant", variant, DOWNSAMPLING)
-        return DOWNSAMPLING[variant]
-    return variant.rules
+    if isinstance(given, Variant):
+        return given
+    if isinstance(given, Rule):
+        return Variant(str(given), (given,))
+    if given not in VARIANTS:
+        raise UnknownName("variant", given, VARIANTS)
+    return VARIANTS[given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,55 +18,45 @@ from ..errors import InvalidModel, InvalidParameter, InvalidWeights
 from ..files import replace_file
 from ..rules.base import Rule, Run
 from ..rules.operations import Operation
+from .base import Variant
 from .paths import CONVOLUTION, BilinearPath, Convolution, is_strided, strided_convolutions
 
 FORMAT = "pellucid surrogate 1"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Surrogate:
-    """Bilinear paths trained in place of a model's strided convolutions; a variant of that model.
+class BilinearDownsampling(Rule):
+    """Run bilinear paths in place of the strided convolutions, which do not run at all.
 
-    ``method(model, images, variant=surrogate)`` explains, and ``Scorer(model, surrogate)`` scores, the model
-    with each strided convolution replaced by its path (Smooth Deep Saliency, Sec. 3.1). Convolutions are
-    known by their weights, so copies of the model on any device will do; a model with a strided convolution
-    that is not known raises ``InvalidModel`` when it runs.
-
-    Attributes:
-        convolutions: the strided convolutions, in execution order.
-        paths: what stands in for each; None where none was trained.
-        facts: what the paths were trained for: data, epochs, losses, seed, versions.
-        include_first: whether the network's first convolution is replaced too, if it is strided.
-        bound: that it fits the weights it was trained for alone (``is_bound``).
-
-    Raises:
-        InvalidParameter: ``include_first`` without a path for it.
+    To other rules a path is the one convolution it replaces: the padding trick masks its output's gradient.
+    ``called`` is what messages call the surrogate that the paths belong to.
     """
 
+    called: str
     convolutions: tuple[Convolution, ...]
     paths: tuple[BilinearPath | None, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    include_first: bool = False
-    bound: ClassVar[bool] = True
+    include_first: bool
     _placed: dict[Any, tuple[BilinearPath | None, ...]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        first = self.convolutions[0].place == 0 and self.paths[0] is None
-        if self.include_first and first:
-            raise InvalidParameter(
-                "include_first=True, but no path was trained for the first convolution; "
-                "train with include_first=True"
-            )
+    linear: ClassVar[bool] = True  # a path is two convolutions and a resizing
+    operations: ClassVar[frozenset[str]] = CONVOLUTION
 
     def __repr__(self) -> str:
-        trained = [path for path in self.paths if path is not None]
-        size = sum(path.size for path in trained)
-        return f"Surrogate({self.facts.get('model', 'a model')}: {len(trained)} paths of {size:,} parameters)"
+        return f"BilinearDownsampling({self.called})"
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The rule that puts the paths in place."""
-        return (BilinearDownsampling(self),)
+    def alters_gradient(self) -> bool:
+        """A surrogate is another function, with its own gradient."""
+        return False
+
+    def concerns(self, operation: Operation) -> bool:
+        """Strided convolutions that have a path."""
+        return is_strided(operation) and self.path_of(operation) is not None
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run the path."""
+        path = self.path_of(operation)
+        assert path is not None
+        return path(x, Convolution.of(operation).output_size(x))
 
     def path_of(self, operation: Operation) -> BilinearPath | None:
         """What stands in for a strided convolution, on its input's device; None where it runs as it is.
@@ -89,13 +79,60 @@ class Surrogate:
         known = next((other for other in self.convolutions if other.place == met.place), None)
         here, way = f"convolution {met.place} of the model is {met.form}", "train a surrogate for this model"
         if known is None:
-            return InvalidModel(f"{self} does not fit: {here}, where its network has none with a stride; {way}")
+            return InvalidModel(
+                f"{self.called} does not fit: {here}, where its network has none with a stride; {way}"
+            )
         if known.form != met.form:
-            return InvalidModel(f"{self} does not fit: {here}, in its network {known.form}; {way}")
+            return InvalidModel(f"{self.called} does not fit: {here}, in its network {known.form}; {way}")
         return InvalidModel(
-            f"{self} was trained for other weights: {here}, as in its network, but with another weight. Load "
-            f"the weights that it was trained for, or {way}; surrogate.moved_to(model, images) takes it as it is"
+            f"{self.called} was trained for other weights: {here}, as in its network, but with another weight. "
+            f"Load the weights that it was trained for, or {way}; surrogate.moved_to(model, images) takes it "
+            "as it is"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Surrogate(Variant):
+    """Bilinear paths trained in place of a model's strided convolutions; a variant of that model.
+
+    ``method(model, images, variant=surrogate)`` explains, and ``Scorer(model, surrogate)`` scores, the model
+    with each strided convolution replaced by its path (Smooth Deep Saliency, Sec. 3.1). Convolutions are
+    known by their weights, so copies of the model on any device will do; a model with a strided convolution
+    that is not known raises ``InvalidModel`` when it runs.
+
+    Attributes:
+        convolutions: the strided convolutions, in execution order.
+        paths: what stands in for each; None where none was trained.
+        facts: what the paths were trained for: data, epochs, losses, seed, versions.
+        include_first: whether the network's first convolution is replaced too, if it is strided.
+
+    Raises:
+        InvalidParameter: ``include_first`` without a path for it.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    paths: tuple[BilinearPath | None, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    include_first: bool = False
+    _: KW_ONLY
+    name: str = "surrogate"
+    rules: tuple[Rule, ...] = field(init=False)
+    bound: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        first = self.convolutions[0].place == 0 and self.paths[0] is None
+        if self.include_first and first:
+            raise InvalidParameter(
+                "include_first=True, but no path was trained for the first convolution; "
+                "train with include_first=True"
+            )
+        rule = BilinearDownsampling(repr(self), self.convolutions, self.paths, self.include_first)
+        object.__setattr__(self, "rules", (rule,))  # once: the rule keeps the paths on each device
+
+    def __repr__(self) -> str:
+        trained = [path for path in self.paths if path is not None]
+        size = sum(path.size for path in trained)
+        return f"Surrogate({self.facts.get('model', 'a model')}: {len(trained)} paths of {size:,} parameters)"
 
     def moved_to(self, model: nn.Module, images: Tensor) -> Surrogate:
         """The same paths for a model of the same architecture with other weights; one image shows its order.
@@ -127,33 +164,6 @@ def _described(convolution: Convolution | None) -> str:
     return "missing" if convolution is None else f"{convolution.form}, convolution {convolution.place} to run"
 
 
-@dataclass(frozen=True)
-class BilinearDownsampling(Rule):
-    """Run a surrogate's paths in place of the strided convolutions, which do not run at all.
-
-    To other rules a path is the one convolution it replaces: the padding trick masks its output's gradient.
-    """
-
-    surrogate: Surrogate
-    linear: ClassVar[bool] = True  # a path is two convolutions and a resizing
-    operations: ClassVar[frozenset[str]] = CONVOLUTION
-
-    @property
-    def alters_gradient(self) -> bool:
-        """It does not: the surrogate is another function, with its own gradient."""
-        return False
-
-    def concerns(self, operation: Operation) -> bool:
-        """Strided convolutions that have a path."""
-        return is_strided(operation) and self.surrogate.path_of(operation) is not None
-
-    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
-        """Run the path."""
-        path = self.surrogate.path_of(operation)
-        assert path is not None
-        return path(x, Convolution.of(operation).output_size(x))
-
-
 def load_surrogate(path: str | Path) -> Surrogate:
     """Read a surrogate that ``Surrogate.save`` wrote; on the CPU.
 
@@ -165,7 +175,7 @@ def load_surrogate(path: str | Path) -> Surrogate:
     try:
         convolutions = [Convolution.from_dict(values) for values in header["convolutions"]]
         paths = tuple(_path(convolution, index, tensors) for index, convolution in enumerate(convolutions))
-        surrogate = Surrogate(tuple(convolutions), paths, header["facts"], header["include_first"])
+        surrogate = Surrogate(tuple(convolutions), paths, header["facts"], header["include_first"], name=path.stem)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise InvalidWeights(f"{path} is a damaged surrogate ({error}); train or fetch it again") from error
     for name, tensor in tensors.items():
