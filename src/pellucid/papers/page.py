@@ -160,7 +160,7 @@ class _PaperPage:
         return f"{what}{': ' if what else ''}{told(one, places)}; claimed {side}"
 
     def quantity(self, test: Test) -> str:
-        """What a test is about: the rows that it chooses, and what they are compared with."""
+        """The rows that a test chooses, and what they are compared with, in words."""
         parts = [self.called(test, key, getattr(test, key)) for key in GROUP if getattr(test, key) != ("*",)]
         parts += [test.step] if test.step is not None else []
         parts += [f"at {test.at:g}"] if test.at is not None else []
@@ -320,7 +320,7 @@ def place_of(key: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in the unit that suits them: s, min, or h and min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

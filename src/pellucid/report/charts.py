@@ -262,7 +262,7 @@ def _draw_lines(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
 
 
 def _draw_boxes(axes: Axes, boxes: Sequence[BoxPlot], looks: Mapping[str, Look]) -> None:
-    """Boxes that lie, so that their names can be read, the first one on top."""
+    """Lay boxes down, so that their names can be read, the first one on top."""
     for y, box in enumerate(boxes):
         color = looks[box.name]["color"]
         axes.hlines(y, box.low, box.high, color=color, linewidth=1, zorder=0.9)

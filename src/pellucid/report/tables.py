@@ -108,7 +108,7 @@ def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
 
 
 def contender_rows(ranking: Ranking) -> list[ScoreRow]:
-    """A ranking's first methods, each under its best variant, and what knows nothing, drawn on one scale."""
+    """A ranking's first methods, each under its best variant, and its floors, drawn on one scale."""
     shown = ranking.contenders if ranking.of_variants else _first(ranking)
     whiskers = _whiskers([one.low for one in shown], [one.high for one in shown], [one.mean for one in shown])
     several = len({one.variant for one in ranking.contenders}) > 1
