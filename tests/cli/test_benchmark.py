@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import pellucid as pl
 from pellucid import catalog
 from pellucid.cli import app
-from pellucid.cli.benchmark import content
+from pellucid.cli.benchmark import spec_content
 from pellucid.errors import RuleNotApplied
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
@@ -86,7 +86,7 @@ def test_every_option_reaches_the_spec():
         "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
         "images_per_cell": 2, "max_batch": 3, "device": "cpu",
     }  # fmt: skip
-    spec = read_spec(None, content(options))
+    spec = read_spec(None, spec_content(options))
     assert [model.weights for model in spec.models] == [str(Path("a.pth").resolve()), "random"]
     assert spec.methods == ("x", "y(z, w=1)", "v")
     assert spec.images.model_dump(exclude={"skip", "split", "root"}) == {
@@ -122,7 +122,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message):
 
 def test_failed_cells_and_notes_are_told_at_the_end(monkeypatch):
     def measure(self, case):
-        if "layer2.0" in case.layers and case.variant == "backward":
+        if "layer2.0" in case.layers and case.variant.name == "backward":
             raise RuleNotApplied("nothing of its kind")
         return TotalVariation().measure(case)
 

@@ -78,9 +78,9 @@ def test_training_refuses_an_output_it_cannot_write_before_it_starts(tmp_path, m
 
 
 def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("pellucid.cli.demo.METHODS", ("gradient", "rectgrad(q=90)"))
-    monkeypatch.setattr("pellucid.cli.demo.COUNT", 4)
-    monkeypatch.setattr("pellucid.cli.demo.SHOWN", 1)
+    monkeypatch.setattr("pellucid.cli.demo._METHODS", ("gradient", "rectgrad(q=90)"))
+    monkeypatch.setattr("pellucid.cli.demo._COUNT", 4)
+    monkeypatch.setattr("pellucid.cli.demo._SHOWN", 1)
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert "report.html" in result.stdout

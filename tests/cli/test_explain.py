@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pellucid.cli import app
+from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
-from pellucid.cli.request import named, parted
+from pellucid.cli.request import method_names
 from pellucid.data.shapes import ShapesDataset
 
 TINY = """
@@ -300,7 +301,7 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(work, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pellucid.cli.run.opened", fail)
+    monkeypatch.setattr("pellucid.cli.run.find_photos", fail)
     result = explain("photo0.png")
     assert isinstance(result.exception, ZeroDivisionError)
     assert not Path("out").exists()
@@ -317,5 +318,5 @@ def test_pages_are_even():
 
 
 def test_every_method_has_files_of_its_own(work):
-    names = named(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
+    names = method_names(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
     assert list(names) == ["smoothed-gradient", "smoothed-gradient-2", "gradient"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +9,15 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InvalidParameter, counted, shortened
-from .facts import COMMAND
-from .request import parted
-from .terminal import progress, show_whole
+from ..errors import InvalidParameter, counted
+from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, parted
+from .terminal import progress, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
 
-FAILURES = 20  # shown on the terminal
 
-
-def benchmark(
+def benchmark_command(
     ctx: typer.Context,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="RUN", help="The folder or fsspec URL of the results.")
@@ -59,15 +55,15 @@ def benchmark(
         str | None, typer.Option(help="Of the scored model: `full`, or `bfloat16`, faster and less exact.")
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The method to compare others with.")] = None,
-    channels: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
-    upsampling: Annotated[str | None, typer.Option(help="As for `explain`.")] = None,
+    channels: Annotated[str | None, AS_FOR_EXPLAIN] = None,
+    upsampling: Annotated[str | None, AS_FOR_EXPLAIN] = None,
     pictures: Annotated[int | None, typer.Option(min=0, help="Of how many images to keep the maps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all noise.")] = None,
     images_per_cell: Annotated[
         int | None, typer.Option(min=1, help="How many images are computed, and stored, together.")
     ] = None,
     max_batch: Annotated[int | None, typer.Option(min=1, help="No forward pass sees more images.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Grade the maps of methods x variants x layers by metrics, image by image.
 
@@ -80,25 +76,24 @@ def benchmark(
     `pellucid benchmark --model resnet18 --weights resnet18.safetensors --images photos/
     --methods "gradient,smoothgrad" --metrics total_variation -o run`
     """
-    chosen = {
-        "model": model, "weights": weights, "images": images, "count": count, "every": every,
-        "label_column": label_column, "skip_unusable": skip_unusable, "methods": methods, "variants": variant,
-        "layers": layers, "metrics": metrics, "target": target, "scored": scored, "score": score,
-        "precision": precision, "reference": reference, "channels": channels, "upsampling": upsampling,
-        "pictures": pictures, "seed": seed, "images_per_cell": images_per_cell, "max_batch": max_batch,
-        "device": device,
-    }  # fmt: skip
-    results, computed = run(spec, content(chosen), output, ctx.meta[COMMAND])
+    # Lists come from the command line as tuples, an empty one where an option was not given.
+    options = {
+        name: list(value) or None if isinstance(value, tuple) else value for name, value in ctx.params.items()
+    }
+    options = {name: value for name, value in options.items() if name not in ("output", "spec")}
+    results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND])
     if not computed:
         typer.echo(f"{output} was finished already; nothing was computed")
-    show(results, output)
+    _show(results, output)
     if results.failed:
         raise typer.Exit(1)
 
 
-def content(options: dict[str, Any]) -> dict[str, Any]:
+def spec_content(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, in the form that a spec has."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "variant" in given:
+        given["variants"] = given.pop("variant")
     lists = ("methods", "variants", "layers", "metrics")
     given |= {name: parted(given[name]) for name in lists if name in given}
     names = ("count", "every", "label_column", "skip_unusable")
@@ -120,30 +115,25 @@ def content(options: dict[str, Any]) -> dict[str, Any]:
     return given | {"models": [{"name": name, "weights": file} for name, file in pairs]}
 
 
-def run(spec: Path | None, options: dict[str, Any], output: str, command: str) -> tuple[Results, int]:
+def _run(spec: Path | None, options: dict[str, Any], output: str, command: str) -> tuple[Results, int]:
     """Read the spec and run it, showing how far it is; the results, and how many cells were computed for them."""
-    from ..experiments import runners
+    from ..experiments.runners import benchmark
     from ..experiments.spec import read_spec
 
-    with progress() as bar:
-        task = bar.add_task("checking", total=None)
-
-        states: list[int] = []
+    states: list[int] = []
+    with progress() as show:
 
         def advance(done: int, total: int) -> None:
-            if not states:
-                # The time left is told by the cells of this call, not by those of an earlier one.
-                bar.reset(task, total=total, completed=done, description="grading")
-            bar.update(task, completed=done)
+            show("grading", done, total)
             states.append(done)
 
-        results = runners.benchmark(read_spec(spec, options), output, advance=advance, command=command)
-        return results, states[-1] - states[0]
+        results = benchmark(read_spec(spec, options), output, advance=advance, command=command)
+    return results, states[-1] - states[0]
 
 
-def show(results: Results, output: str) -> None:
+def _show(results: Results, output: str) -> None:
     """Show means, where everything is, what was amiss, and what to do next."""
-    show_whole(means(results))
+    show_whole(_means(results))
     record = results.record
     cells = len(record.cells)
     typer.echo(
@@ -156,21 +146,16 @@ def show(results: Results, output: str) -> None:
     typer.echo(f"next: pellucid report {output}")
 
 
-def show_troubles(results: Results, where: str = "") -> None:
-    """Say what is to be known about methods, and which cells failed; ``where`` begins each of these lines."""
-    for (warning, method), layers in results.notes.items():
-        typer.echo(f"note: {where}{note(warning, method, layers)}", err=True)
-    if not results.failed:
-        return
-    failed = counted(len(results.failed), "cell")
-    typer.echo(f"{where}{failed} failed; the same command tries them again:", err=True)
-    for cell, message in list(results.failed.items())[:FAILURES]:
-        typer.echo(f"  {cell}: {message}", err=True)
-    if len(results.failed) > FAILURES:
-        typer.echo(f"  and {len(results.failed) - FAILURES} more", err=True)
+def show_troubles(results: Results, place: str = "") -> None:
+    """Say what is to be known about methods, and which cells failed; ``place`` begins each of these lines."""
+    show_notes(results.notes, "image", place)
+    if results.failed:
+        failed = counted(len(results.failed), "cell")
+        typer.echo(f"{place}{failed} failed; the same command tries them again:", err=True)
+        show_reasons([f"{cell}: {message}" for cell, message in results.failed.items()])
 
 
-def means(results: Results) -> Table:
+def _means(results: Results) -> Table:
     """The mean of each metric by method and variant, over images and layers; undefined values are left out."""
     several = len(results.record.layers) > 1
     values = results.table[results.table["at"].isna()]
@@ -181,18 +166,11 @@ def means(results: Results) -> Table:
     table = Table(
         *keys,
         *(Column(f"{escape(text)} {'↑' if higher else '↓'}", justify="right") for text, higher in metrics.items()),
-        title=f"Means over {over}; ↑ higher is better, ↓ lower is better", title_justify="left",
-    )  # fmt: skip
+        title=f"Means over {over}; ↑ higher is better, ↓ lower is better",
+        title_justify="left",
+    )
     for key in dict.fromkeys(entry[:-1] for entry in found.index):
         numbers = [found.get((*key, text)) for text in metrics]
         cells = ["" if number is None or number != number else f"{number:.4g}" for number in numbers]
         table.add_row(*(escape(str(part)) or "(the variant)" for part in key), *cells)
     return table
-
-
-def note(warning: str, method: str, layers: Sequence[str]) -> str:
-    """What is to be known about a method, once and short."""
-    where = f"at {shortened(layers, 3)}"
-    if warning == "EmptyMapWarning":
-        return f"{method} is zero everywhere {where} for some images; lower its threshold or leave out the layer"
-    return f"{method} misses the sum it should have by more than 5 % {where} for some images; take more steps"

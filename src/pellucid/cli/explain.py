@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
-from ..errors import require_count
-from .facts import COMMAND
-from .output import staged
-from .request import Request, checked_heatmap, checked_target, chosen_device, named, named_variants, parted
-from .run import Run
-from .terminal import show_run
+from ..errors import counted, require_count
+from .options import COMMAND, DEVICE, FOLDER, MAX_BATCH, chosen_device, parted
+from .output import staged, write_facts
+from .terminal import percent, show_left_out, show_notes
+
+if TYPE_CHECKING:
+    from .run import ExplainRun
+
+_MOST_ROWS = 20  # of the table of photos
 
 
 def explain(
@@ -21,7 +27,7 @@ def explain(
         list[str],
         typer.Argument(metavar="PHOTO...", help="Image files, folders, .parquet tables, or `shapes:COUNT`."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
+    output: Annotated[Path, FOLDER],
     model: Annotated[
         str, typer.Option(help="A name of `pellucid list models`, `timm:NAME` or `path/to/file.py:factory`.")
     ] = "resnet50",
@@ -61,8 +67,8 @@ def explain(
         str | None, typer.Option(help="A table's column of labels, for `--target label`.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
-    max_batch: Annotated[int, typer.Option(help="No forward pass sees more images.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_batch: Annotated[int, MAX_BATCH] = 64,
+    device: Annotated[str, DEVICE] = "auto",
     attributions: Annotated[
         bool, typer.Option(help="Whether to write the raw attributions: large, and in memory until the end.")
     ] = True,
@@ -79,10 +85,13 @@ def explain(
     """
     from ..catalog import method
     from ..catalog import variant as variant_of
+    from .facts import run_facts
+    from .request import Request, checked_heatmap, checked_target, method_names, variant_names
+    from .run import ExplainRun
 
     require_count("max_batch", max_batch)
-    texts = named(parted(methods or ["gradient"]))
-    variants = named_variants(variant or ["original"])
+    texts = method_names(parted(methods or ["gradient"]))
+    variants = variant_names(variant or ["original"])
     request = Request(
         photos=photos,
         model=model,
@@ -104,9 +113,25 @@ def explain(
         command=ctx.meta[COMMAND],
     )
     with staged(output) as folder:
-        run = Run.of(request, folder)
+        run = ExplainRun.of(request, folder)
         run.explain_all()
-        run.write()
-    show_run(run, output)
+        write_facts(folder, run_facts(run))
+    _show(run, output)
     if run.left_out:
         raise typer.Exit(1)
+
+
+def _show(run: ExplainRun, output: Path) -> None:
+    """Show the photos' classes, where everything is, and what was amiss."""
+    table = Table("photo", "explained class", Column("probability", justify="right"), box=None, pad_edge=False)
+    for facts in run.photos[:_MOST_ROWS]:
+        target = facts["target"]
+        table.add_row(escape(facts["name"]), escape(target["name"]), percent(target["probability"]))
+    Console().print(table)
+    figures = list(output.glob("figure-*.png"))
+    typer.echo(f"{counted(len(run.photos), 'photo')} explained; {counted(len(figures), 'figure')} in {output}")
+    # A network from a file comes with the weights that its factory gave it.
+    if run.loaded.weights == "random" and ".py:" not in run.loaded.name:
+        typer.echo(f"note: {run.loaded.name} has random weights; give --weights FILE or DEFAULT", err=True)
+    show_notes(run.notes, "photo", see=", see residuals in run.json")
+    show_left_out("photo", run.left_out)

@@ -1,54 +1,35 @@
-"""The facts in run.json: everything that is needed to make a folder again."""
+"""The facts in run.json: everything that is needed to make a call of ``explain`` again."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .output import writable
-
-if TYPE_CHECKING:
-    from ..models.zoo import LoadedModel
-    from .request import Request
-    from .run import Run
-
-COMMAND = "pellucid.command"  # where a command's context keeps what was typed
+from ..models.zoo import BUNDLED, LoadedModel
+from .output import origin
+from .request import Request
+from .run import ExplainRun
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write run.json, with the names of all that stands beside it."""
-    with writable(folder):
-        files = sorted(path.name for path in folder.iterdir())
-        (folder / "run.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
-
-
-def origin(command: str) -> dict[str, Any]:
-    """Who made a folder, and with what."""
-    from ..experiments.record import versions
-
-    return {"made_by": "pellucid", "command": command, "versions": versions()}
-
-
-def run_facts(run: Run) -> dict[str, Any]:
+def run_facts(run: ExplainRun) -> dict[str, Any]:
     """Everything about one call of ``explain``."""
     request, loaded = run.request, run.loaded
     return origin(request.command) | {
-        "python": python_program(request, run.photos),
+        "python": _python_program(request, run.photos),
         "device": request.device,
         "seed": request.seed,
         "max_batch": request.max_batch,
         "model": {"name": loaded.name} | weights_facts(loaded) | {"preprocess": loaded.preprocess.as_dict()},
         "methods": {
-            name: {"text": request.texts[name], "parameters": described(method)}
+            name: {"text": request.texts[name], "parameters": _described(method)}
             for name, method in request.methods.items()
         },
         "layers": run.layers,
         "variants": list(request.variants),
-        "surrogates": {name: file_facts(text) for name, text in surrogate_files(request).items()},
+        "surrogates": {name: _file_facts(Path(text), "file") for name, text in _surrogate_files(request).items()},
         "heatmap": request.heatmap,
         "photos": run.photos,
         "left_out": run.left_out,
@@ -57,47 +38,42 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 def weights_facts(loaded: LoadedModel) -> dict[str, Any]:
     """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
-    from ..models.zoo import BUNDLED
-
-    path = BUNDLED[loaded.name] if loaded.weights == "bundled" else Path(loaded.weights)
-    if not path.is_file():
-        return {"weights": loaded.weights}
-    return {"weights": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
+    bundled = loaded.weights == "bundled"
+    facts = _file_facts(BUNDLED[loaded.name] if bundled else Path(loaded.weights), "weights")
+    return facts if "sha256" in facts else {"weights": loaded.weights}
 
 
-def surrogate_files(request: Request) -> dict[str, str]:
+def _file_facts(path: Path, what: str) -> dict[str, Any]:
+    """A file's name, and its SHA-256 if it is still there."""
+    found = {"sha256": sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return {what: path.name} | found
+
+
+def _surrogate_files(request: Request) -> dict[str, str]:
     """The files of the variants that are surrogates."""
     return {name: text for name, text in request.variant_texts.items() if text != name}
 
 
-def file_facts(text: str) -> dict[str, Any]:
-    """A file's name, and its SHA-256 if it is still there."""
-    path = Path(text)
-    if not path.is_file():
-        return {"file": path.name}
-    return {"file": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
-
-
-def described(part: Any) -> Any:
+def _described(part: Any) -> Any:
     """A method, rule or sampling as plain values: its class and all parameters."""
     if part is None or isinstance(part, bool | int | float | str):
         return part
     if isinstance(part, tuple | list):
-        return [described(value) for value in part]
+        return [_described(value) for value in part]
     if is_dataclass(part):
         values = {entry.name: getattr(part, entry.name) for entry in fields(part) if entry.init}
     else:
         values = {name.lstrip("_"): value for name, value in vars(part).items()}
         if not values:
             return type(part).__name__
-    return {"class": type(part).__name__} | {name: described(value) for name, value in values.items()}
+    return {"class": type(part).__name__} | {name: _described(value) for name, value in values.items()}
 
 
-def python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str:
+def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str:
     """The same run from Python."""
     places = [(facts["source"], facts["index"]) for facts in photos]
     targets = [facts["target"]["class"] for facts in photos]
-    surrogates = surrogate_files(request)
+    surrogates = _surrogate_files(request)
     variants = [
         f"{name!r}: pl.load_surrogate({surrogates[name]!r})" if name in surrogates else f"{name!r}: {name!r}"
         for name in request.variants

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .options import ModelOption, WeightsOption
 from .terminal import show_whole
 
 listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, metrics, layers, models or variants.")
@@ -20,7 +19,7 @@ def list_methods() -> None:
 
     table = Table("name", "what it is", "source", title="Methods", title_justify="left")
     for name, entry in METHODS.items():
-        table.add_row(name, escape(entry.formula or first_sentence(entry.made_of)), escape(entry.source))
+        table.add_row(name, escape(entry.formula or _first_sentence(entry.made_of)), escape(entry.source))
     show_whole(table)
     typer.echo(
         f"Wrap any of them: {' and '.join(f'{name}(...)' for name in COMBINATORS)}, "
@@ -37,15 +36,15 @@ def list_metrics() -> None:
     for name, metric in METRICS.items():
         better = "higher" if metric.higher_is_better else "lower"
         needs = f" Needs {', '.join(sorted(metric.needs))}." if metric.needs else ""
-        table.add_row(name, metric.axis, better, escape(first_sentence(metric) + needs), escape(metric.paper))
+        table.add_row(name, metric.axis, better, escape(_first_sentence(metric) + needs), escape(metric.paper))
     show_whole(table)
     typer.echo("Settings go in brackets, as in 'insertion(steps=56)'.")
 
 
 @listing.command("layers")
 def list_layers(
-    model: Annotated[str, typer.Option(help="As for `explain`.")] = "resnet50",
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")] = None,
+    model: ModelOption = "resnet50",
+    weights: WeightsOption = None,
 ) -> None:
     """Show what `--layers all` means for a model."""
     from ..layers import INPUT, layer_names
@@ -90,7 +89,7 @@ def list_variants() -> None:
     typer.echo("Also a .safetensors file of `pellucid surrogate train`: bilinear paths run in their place.")
 
 
-def first_sentence(described: object) -> str:
+def _first_sentence(described: object) -> str:
     """What a docstring says first."""
     paragraph = (described.__doc__ or "").split("\n\n")[0]
     return " ".join(paragraph.split()).split(". ")[0].rstrip(".").replace("``", "") + "."

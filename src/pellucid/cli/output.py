@@ -1,15 +1,19 @@
-"""The folder that a command writes: drafted beside its place, moved there when it is complete."""
+"""What a command writes: a folder drafted beside its place, with a run.json that names all in it."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..errors import OutputNotWritable
+from ..errors import InvalidParameter, OutputNotWritable
+
+_RUN = "run.json"
 
 
 @contextmanager
@@ -21,18 +25,18 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         OutputNotWritable: it is a file, holds no earlier run but other files, or cannot be written.
     """
-    earlier = files_of_earlier_run(folder)
+    earlier = _earlier_run(folder)
     # Beside a new folder, but inside one that exists: it may be a mount point, which cannot be moved.
     beside = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not beside.is_dir():
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
-    draft = beside / f".pellucid-{os.getpid()}"
+    draft = beside / f".pellucid-{secrets.token_hex(8)}"
     with writable(folder):
         draft.mkdir()
     try:
         yield draft
         with writable(folder):
-            take_place(draft, folder, earlier)
+            _take_place(draft, folder, earlier)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -48,36 +52,49 @@ def writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def files_of_earlier_run(folder: Path) -> list[str]:
-    """The names that an earlier run left in ``folder``, by its run.json; a folder of anything else is refused."""
+def _earlier_run(folder: Path) -> list[Path]:
+    """What an earlier run left in ``folder``, by its run.json; a folder of anything else is refused."""
     if not folder.is_dir():
         if folder.exists():
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
         return []
     with writable(folder):
-        anything = any(folder.iterdir())
-    if not anything:
-        return []
+        if not any(folder.iterdir()):
+            return []
     try:
-        facts = json.loads((folder / "run.json").read_text())
-        return [Path(name).name for name in facts["files"] if facts["made_by"] == "pellucid"]
+        told = json.loads((folder / _RUN).read_text())
+        if told["made_by"] != "pellucid":
+            raise ValueError("another program made it")
+        # run.json goes first and comes last: a folder that has it is complete.
+        return [_own(folder, name) for name in (_RUN, *told["files"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "no run.json" if isinstance(error, OSError) else f"run.json: {error}"
         raise OutputNotWritable(
-            f"{folder} holds files but no run of pellucid (no run.json); choose another folder or empty it"
+            f"{folder} holds files but no run of pellucid ({why}); choose another folder or empty it"
         ) from error
 
 
-def take_place(draft: Path, folder: Path, earlier: Iterable[str]) -> None:
+def _own(folder: Path, name: str) -> Path:
+    """A run's file by its name: a run.json that names any other place, or a link, is not to be trusted.
+
+    Whoever wrote it could otherwise have files anywhere removed, such as the folder that ``..`` means.
+    """
+    path = folder / name
+    if not name or "\0" in name or name == ".." or Path(name).name != name or path.is_symlink():
+        raise ValueError(f"it names {name!r}, which no run writes")
+    return path
+
+
+def _take_place(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
     """Move a finished draft to where it belongs."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft, folder)
         return
-    # run.json goes first and comes last: a folder that has it is complete.
-    for name in ["run.json", *earlier]:
-        old = folder / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    for new in sorted(draft.iterdir(), key=lambda path: path.name == "run.json"):
+    for old in earlier:
+        # The name may have become a link since it was read: then only the link is removed.
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+    for new in sorted(draft.iterdir(), key=lambda path: path.name == _RUN):
         os.replace(new, folder / new.name)
 
 
@@ -89,3 +106,25 @@ def unused(name: str, taken: Iterable[str]) -> str:
         number += 1
         free = f"{name}-{number}"
     return free
+
+
+def require_place(output: Path, suffix: str) -> None:
+    """Refuse a file that could not be written, before the work begins."""
+    if output.suffix != suffix:
+        raise InvalidParameter(f"--output {output} does not end in {suffix}, the format that is written")
+    if not output.absolute().parent.is_dir() or not os.access(output.absolute().parent, os.W_OK):
+        raise OutputNotWritable(f"cannot write {output}; choose a folder that exists and that you may write to")
+
+
+def origin(command: str) -> dict[str, Any]:
+    """Who made a folder, and with what."""
+    from ..experiments.record import versions
+
+    return {"made_by": "pellucid", "command": command, "versions": versions()}
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write run.json, with the names of all that stands beside it."""
+    with writable(folder):
+        files = sorted(path.name for path in folder.iterdir())
+        (folder / _RUN).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import PellucidError
+import numpy as np
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..data.sources import Sample, Source
-    from ..report.figures import Map
-    from .request import Request
+from ..data.sources import Sample, Source, open_images
+from ..errors import InvalidData, InvalidImage, PellucidError
+from ..files import file_name
+from ..models.zoo import LoadedModel
+from ..report.figures import CaptionedPhoto, Map
+from .output import unused
+from .request import Request
+from .terminal import percent
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,17 @@ class Photo:
     facts: dict[str, Any]
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
 
+    def captioned(self) -> CaptionedPhoto:
+        """The photo with the explained class and its probability, and the predicted class if it is another."""
+        target, predicted = self.facts["target"], self.facts["predicted"]
+        text = f"{target['name']} {percent(target['probability'])}"
+        if predicted["class"] != target["class"]:
+            text += f"\n(predicted: {predicted['name']} {percent(predicted['probability'])})"
+        return CaptionedPhoto(self.picture, text, self.sample.name)
 
-def opened(request: Request) -> tuple[list[Place], list[str]]:
+
+def find_photos(request: Request) -> tuple[list[Place], list[str]]:
     """Every photo's place, and what was wrong with the sources that cannot be opened."""
-    from ..data.sources import open_images
-
     places: list[Place] = []
     wrong = []
     for spec in dict.fromkeys(request.photos):
@@ -54,7 +64,26 @@ def opened(request: Request) -> tuple[list[Place], list[str]]:
     return places, wrong
 
 
-def file_hash(spec: str, name: str) -> dict[str, str]:
+def prepared_photo(place: Place, loaded: LoadedModel, target: str | int, taken: Sequence[str]) -> Photo:
+    """A photo as the model sees it, with a key that is not ``taken``.
+
+    Raises:
+        InvalidImage: it cannot be read, or the preprocess gives no finite pixels.
+        InvalidData: it is to be explained for its label, and has none.
+    """
+    sample, preprocess = place.source[place.index], loaded.preprocess
+    pixels = preprocess(sample.image)
+    if not bool(pixels.isfinite().all()):
+        raise InvalidImage(f"{sample.name}: the model's preprocess gave NaN or infinite values")
+    if target == "label" and sample.label is None:
+        raise InvalidData(f"{sample.name} has no label to explain; name its column with --label-column")
+    key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
+    picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
+    facts = {"key": key, "source": place.spec, "index": place.index, "name": sample.name}
+    return Photo(key, sample, pixels, picture, facts | _file_hash(place.spec, sample.name))
+
+
+def _file_hash(spec: str, name: str) -> dict[str, str]:
     """The SHA-256 of a photo's file, or nothing for a row of a table or a drawn image."""
     path = Path(spec, name) if Path(spec).is_dir() else Path(spec)
     if not path.is_file() or path.suffix == ".parquet":

@@ -10,15 +10,15 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import PellucidError
-from .benchmark import benchmark
+from .benchmark import benchmark_command
 from .demo import demo
 from .explain import explain
-from .facts import COMMAND
 from .lists import listing
+from .options import COMMAND
 from .report import report
-from .reproduce import reproduce
+from .reproduce import reproduce_command
 from .surrogate import surrogate
-from .train import train
+from .train import train_command
 
 
 class Commands(TyperGroup):
@@ -46,11 +46,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(explain)
-app.command()(benchmark)
+app.command("benchmark")(benchmark_command)
 app.command()(report)
 app.command()(demo)
-app.command()(train)
-app.command()(reproduce)
+app.command("train")(train_command)
+app.command("reproduce")(reproduce_command)
 app.add_typer(surrogate, name="surrogate")
 app.add_typer(listing, name="list")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -12,19 +12,16 @@ from rich.table import Table
 
 from ..errors import require_choice
 from .benchmark import show_troubles
-from .facts import COMMAND
-from .request import chosen_device, parted
+from .options import COMMAND, DEVICE, chosen_device, parted
 from .terminal import progress, show_whole
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ..papers.quantities import Verdict
     from ..papers.recipe import Recipe, Scale
     from ..papers.running import Run
 
 
-def reproduce(
+def reproduce_command(
     ctx: typer.Context,
     paper: Annotated[
         str | None, typer.Argument(metavar="[PAPER]", help="One of the papers; left out, they are listed.")
@@ -47,7 +44,7 @@ def reproduce(
     photos: Annotated[
         bool, typer.Option(help="Show photos beside their maps; not where they may not be published.")
     ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="The folder to write.", show_default="PAPER-SCALE"),
@@ -61,76 +58,64 @@ def reproduce(
     Example: `pellucid reproduce sanity-checks --scale smoke --data data -o sanity`
     """
     from ..papers import recipe as recipes
+    from ..papers.page import write_paper_page
+    from ..papers.running import reproduce
 
     require_choice("scale", scale, recipes.Scale)
     if paper is None:
-        show_papers()
+        _show_papers()
         return
     recipe = recipes.read_recipe(paper).only(tuple(parted(only or [])))
     if listed:
-        show_exhibits(recipe)
+        _show_exhibits(recipe)
         return
     folder = output or Path(f"{paper}-{scale}")
-    found = run(recipe, cast("Scale", scale), folder, data or [], weights or [], device, photos, ctx.meta[COMMAND])
-    show(found, folder)
+    with progress() as show:
+        steps = _Steps(show)
+        found = reproduce(
+            recipe,
+            cast("Scale", scale),
+            folder,
+            data or [],
+            weights or [],
+            chosen_device(device),
+            steps.advance,
+            ctx.meta[COMMAND],
+        )
+        steps.advance("page", "drawing", 0, len(recipe.exhibits))
+        write_paper_page(found, folder, photos)
+    _show(found, folder)
     if any(results.failed for results in found.results.values()):
         raise typer.Exit(1)
 
 
-def run(
-    recipe: Recipe,
-    scale: Scale,
-    folder: Path,
-    data: Sequence[str],
-    weights: Sequence[str],
-    device: str,
-    photos: bool,
-    command: str,
-) -> Run:
-    """Run the recipe and write its page, showing how far it is."""
-    from ..papers import running
-    from ..papers.page import write_paper_page
+class _Steps:
+    """Shows how far the step is that is being done, and says on standard error what each step came to."""
 
-    with progress() as bar:
-        steps = Steps(bar)
-        found = running.reproduce(
-            recipe, scale, folder, data, weights, chosen_device(device), steps.advance, command
-        )
-        steps.advance("page", "drawing", 0, len(recipe.exhibits))
-        write_paper_page(found, folder, photos)
-    return found
-
-
-class Steps:
-    """What is being done, as a bar on a terminal; of each step that has ended, a line on standard error."""
-
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-        self.task = bar.add_task("checking", total=None)
+    def __init__(self, show: Callable[[str, int, int], None]) -> None:
+        self.show = show
         self.current = self.last = ""
 
     def advance(self, step: str, what: str, done: int, total: int) -> None:
-        """Show how far a step is; the first of another ends it."""
-        if step != self.current:
-            if self.last:
-                self.bar.console.print(self.last, markup=False, highlight=False)
-            self.bar.reset(self.task, total=total, completed=done)
+        """Show how far a step is; the first call of another one ends it."""
+        if self.last and step != self.current:
+            typer.echo(self.last, err=True)
         self.current, self.last = step, f"{step}: {what}, {done} of {total}"
-        self.bar.update(self.task, description=f"{step}: {what}", completed=done, total=total)
+        self.show(f"{step}: {what}", done, total)
 
 
-def show(run: Run, folder: Path) -> None:
+def _show(run: Run, folder: Path) -> None:
     """Show which claims hold, what was amiss, and where the page is."""
     from ..papers.page import judged
 
     if verdicts := judged(run):
-        show_whole(claims(verdicts))
+        show_whole(_claims(verdicts))
     for key, results in run.results.items():
         show_troubles(results, f"{key}: ")
     typer.echo(f"open {folder / 'index.html'}, or read {folder / 'README.md'}")
 
 
-def claims(verdicts: Sequence[Verdict]) -> Table:
+def _claims(verdicts: Sequence[Verdict]) -> Table:
     """A row for each claim."""
     table = Table("", "claim", "place", title="What the paper says", title_justify="left")
     for verdict in verdicts:
@@ -138,7 +123,7 @@ def claims(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def show_papers() -> None:
+def _show_papers() -> None:
     """List the papers."""
     from ..papers import recipe as recipes
 
@@ -150,7 +135,7 @@ def show_papers() -> None:
     typer.echo("`pellucid reproduce NAME --list` shows a paper's tables and figures.")
 
 
-def show_exhibits(recipe: Recipe) -> None:
+def _show_exhibits(recipe: Recipe) -> None:
     """List a paper's tables and figures, and what the person has to bring."""
     table = Table("name", "what it is", "experiment", title=escape(recipe.title), title_justify="left")
     for exhibit in recipe.exhibits:

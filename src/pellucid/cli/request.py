@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from ..catalog import variant_name
 from ..errors import InvalidParameter, InvalidTarget
 from ..files import file_name
+from ..heatmap import heatmap
+from ..methods.base import Method
+from ..variants.base import Variant
+from .options import parted
 from .output import unused
-
-if TYPE_CHECKING:
-    from ..methods.base import Method
-    from ..variants.base import Variant
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,7 @@ class Request:
         return [(method, variant) for variant in self.variants for method in self.methods]
 
 
-def parted(given: Iterable[str]) -> list[str]:
-    """Split texts at the commas that stand in no bracket: ``a,b(c, d)`` is ``a`` and ``b(c, d)``."""
-    parts = []
-    for text in given:
-        start = depth = 0
-        for end, letter in enumerate(text):
-            depth += (letter == "(") - (letter == ")")
-            if letter == "," and depth == 0:
-                parts.append(text[start:end])
-                start = end + 1
-        parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
-
-
-def named(texts: Iterable[str]) -> dict[str, str]:
+def method_names(texts: Iterable[str]) -> dict[str, str]:
     """The texts of methods, each once, by a name that a file may have."""
     names: dict[str, str] = {}
     for text in dict.fromkeys(texts):
@@ -72,10 +61,8 @@ def named(texts: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def named_variants(given: Iterable[str]) -> dict[str, str]:
+def variant_names(given: Iterable[str]) -> dict[str, str]:
     """The texts of variants, each once, by what figures and files call them."""
-    from ..catalog import variant_name
-
     names: dict[str, str] = {}
     for text in dict.fromkeys(parted(given)):
         other = names.setdefault(variant_name(text), text)
@@ -95,29 +82,15 @@ def checked_target(text: str) -> str | int:
 
 def checked_heatmap(channels: str, upsampling: str, clip: str | None) -> dict[str, Any]:
     """Settings that ``heatmap`` takes, tried on one pixel."""
-    import torch
-
-    from ..heatmap import heatmap
-
-    bounds = None if clip is None else percentiles(clip)
+    bounds = None if clip is None else _percentiles(clip)
     settings: dict[str, Any] = {"channels": channels, "upsampling": upsampling, "clip": bounds}
     heatmap(torch.zeros(1, 1, 1, 1), **settings)
     return settings
 
 
-def percentiles(text: str) -> tuple[float, float]:
-    """Two numbers with a comma between."""
+def _percentiles(text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError as error:
         raise InvalidParameter(f"--clip {text}: give two percentiles, such as 0.5,99.5") from error
     return low, high
-
-
-def chosen_device(name: str) -> str:
-    """Take the GPU for ``auto`` if there is one."""
-    from ..models.zoo import place
-
-    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
-    return place(name)

@@ -1,33 +1,39 @@
-"""What a command shows on the terminal: progress, tables, and what was done."""
+"""What commands show on the terminal: progress, tables, and what was amiss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
-from ..errors import EmptyMapWarning, counted, shortened
-from .pictures import percent
+from ..errors import counted, shortened
 
-if TYPE_CHECKING:
-    from .run import Run
-
-ROWS = 20  # of the table of photos
+_MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
 
 
-def progress() -> Progress:
-    """A progress bar on a terminal's standard error, which leaves nothing behind."""
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows what is being done and how far it is, on a terminal's standard error.
+
+    The time left is told by what is done after the first call, not by what an earlier run had done.
+    """
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, shown = bar.add_task("checking", total=None), (0, -1)
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal shown
+            if total != shown[1] or done < shown[0]:
+                bar.reset(task, total=total, completed=done)
+            shown = (done, total)
+            bar.update(task, description=what, completed=done)
+
+        yield show
 
 
 def show_whole(table: Table) -> None:
@@ -38,32 +44,34 @@ def show_whole(table: Table) -> None:
     console.print(table)
 
 
-def show_run(run: Run, output: Path) -> None:
-    """Show the photos' classes, where everything is, and what was amiss."""
-    table = Table("photo", "explained class", Column("probability", justify="right"), box=None, pad_edge=False)
-    for facts in run.photos[:ROWS]:
-        target = facts["target"]
-        table.add_row(escape(facts["name"]), escape(target["name"]), percent(target["probability"]))
-    Console().print(table)
-    figures = list(output.glob("figure-*.png"))
-    typer.echo(f"{counted(len(run.photos), 'photo')} explained; {counted(len(figures), 'figure')} in {output}")
-    # A network from a file comes with the weights that its factory gave it.
-    if run.loaded.weights == "random" and ".py:" not in run.loaded.name:
-        typer.echo(f"note: {run.loaded.name} has random weights; give --weights FILE or DEFAULT", err=True)
-    for (category, text), layers in run.warned.items():
-        typer.echo(f"note: {note(category, text, layers)}", err=True)
-    if run.left_out:
-        typer.echo(f"left out {counted(len(run.left_out), 'photo')}:", err=True)
-        for message in run.left_out:
-            typer.echo(f"  {message}", err=True)
+def show_left_out(noun: str, reasons: Sequence[str]) -> None:
+    """Say how many could not be used, and why."""
+    if reasons:
+        typer.echo(f"left out {counted(len(reasons), noun)}:", err=True)
+        show_reasons(reasons)
 
 
-def note(category: type[Warning], text: str, layers: Sequence[str]) -> str:
-    """A warning that many calls gave, once and short."""
-    where = f"at {shortened(layers, 3)}"
-    if issubclass(category, EmptyMapWarning):
-        return f"{text} is zero everywhere {where} for some photos; lower its threshold or choose another layer"
-    return (
-        f"{text} misses the sum it should have by more than 5 % {where} for some photos; "
-        "take more steps, see residuals in run.json"
-    )
+def show_reasons(reasons: Sequence[str]) -> None:
+    """Show what was wrong, as far as it fits a screen."""
+    for reason in reasons[:_MOST_TOLD]:
+        typer.echo(f"  {reason}", err=True)
+    if len(reasons) > _MOST_TOLD:
+        typer.echo(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
+
+
+def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "", see: str = "") -> None:
+    """Say once and short what is to be known about methods: by a warning's name and a method, the layers.
+
+    ``place`` begins each line, and ``see`` says where sums that were missed are told.
+    """
+    for (warning, method), layers in notes.items():
+        empty = warning == "EmptyMapWarning"
+        what = "is zero everywhere" if empty else "misses the sum it should have by more than 5 %"
+        way_out = "lower its threshold or choose another layer" if empty else f"take more steps{see}"
+        where = f"at {shortened(layers, 3)} for some {noun}s"
+        typer.echo(f"note: {place}{method} {what} {where}; {way_out}", err=True)
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as text, never rounded to a certainty."""
+    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import InvalidParameter, OutputNotWritable, counted, require_choice, shortened
-from .request import chosen_device
-from .terminal import progress
+from ..errors import InvalidParameter, require_choice, shortened
+from .options import DEVICE, WEIGHTS_FILE, chosen_device
+from .output import require_place
+from .terminal import progress, show_left_out
 
 if TYPE_CHECKING:
     from ..experiments.pretraining import Trained
     from ..training.hyperparameters import TrainingPrecision
 
-MOST_NAMED = 20  # images left out whose reasons are shown; all are in the facts beside the weights
 
-
-def train(
+def train_command(
     name: Annotated[
         str,
         typer.Argument(metavar="NAME", help="A network (`pellucid list models`), or shapes for shapes-resnet."),
@@ -33,9 +31,7 @@ def train(
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The table's column of labels; `label` if left out.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
-    ] = None,
+    output: Annotated[Path | None, WEIGHTS_FILE] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; else the network's.")] = None,
     count: Annotated[int | None, typer.Option(min=16, help="Images taken at random; else all.")] = None,
     shuffle: Annotated[
@@ -45,7 +41,7 @@ def train(
         str | None, typer.Option(help="`full`, or `bfloat16`, faster where the processor has units for it.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order, dropout and augmentation.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Train a network from scratch with its paper's settings; a run that was stopped goes on where it was.
 
@@ -53,7 +49,7 @@ def train(
     """
     name = "shapes-resnet" if name == "shapes" else name
     output = output or Path(f"{name.replace(':', '-')}.safetensors")
-    require_place(output)
+    require_place(output, ".safetensors")
     from ..experiments.pretraining import SHAPES, NetworkSettings, train_classifier
     from ..training import hyperparameters
 
@@ -62,35 +58,26 @@ def train(
     if not data and name != SHAPES:
         raise InvalidParameter(f"{name} needs images: give --data with a folder, a table or torchvision:NAME")
     settings = NetworkSettings(
-        name=name, source=data, test=test, label_column=label_column, count=count, epochs=epochs, shuffle=shuffle,
-        precision=cast("TrainingPrecision | None", precision), seed=seed,
-    )  # fmt: skip
-    with progress() as bar:
-        task = bar.add_task("checking", total=None)
+        name=name,
+        source=data,
+        test=test,
+        label_column=label_column,
+        count=count,
+        epochs=epochs,
+        shuffle=shuffle,
+        precision=cast("TrainingPrecision | None", precision),
+        seed=seed,
+    )
+    with progress() as show:
+        trained = train_classifier(settings, output, chosen_device(device), show)
+    _show(output, trained)
 
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
 
-        trained = train_classifier(settings, output, chosen_device(device), advance)
-    show(output, trained)
-
-
-def show(output: Path, trained: Trained) -> None:
+def _show(output: Path, trained: Trained) -> None:
     """Say how well the network does, and what was amiss in the data."""
     report, train_set = trained.report, trained.train_set
     typer.echo(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
     if report.empty:
         names = [str(train_set.classes[label]) if train_set.classes else str(label) for label in report.empty]
         typer.echo(f"note: no training image is of {shortened(names)}", err=True)
-    if train_set.skipped:
-        typer.echo(f"left out {counted(len(train_set.skipped), 'image')}:", err=True)
-        for message in train_set.skipped[:MOST_NAMED]:
-            typer.echo(f"  {message}", err=True)
-
-
-def require_place(output: Path) -> None:
-    """Refuse a file that could not be written, before the work begins."""
-    if output.suffix != ".safetensors":
-        raise InvalidParameter(f"--output {output} does not end in .safetensors; weights are saved in that format")
-    if not output.absolute().parent.is_dir() or not os.access(output.absolute().parent, os.W_OK):
-        raise OutputNotWritable(f"cannot write {output}; choose a folder that exists and that you may write to")
+    show_left_out("image", train_set.skipped)

@@ -1,0 +1,43 @@
+"""Options that several commands have, and how their texts become values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidParameter
+
+COMMAND = "pellucid.command"  # where a command's context keeps what was typed
+
+AS_FOR_EXPLAIN = typer.Option(help="As for `explain`.")
+DEVICE = typer.Option(help="auto, cpu or cuda.")
+FOLDER = typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+MAX_BATCH = typer.Option(help="No forward pass sees more images.")
+WEIGHTS_FILE = typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
+ModelOption = Annotated[str, AS_FOR_EXPLAIN]
+WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
+
+
+def parted(given: Iterable[str]) -> list[str]:
+    """Split texts at the commas that stand in no bracket: ``a,b(c, d)`` is ``a`` and ``b(c, d)``."""
+    parts = []
+    for text in given:
+        start = depth = 0
+        for end, letter in enumerate(text):
+            depth += (letter == "(") - (letter == ")")
+            if letter == "," and depth == 0:
+                parts.append(text[start:end])
+                start = end + 1
+        parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def chosen_device(name: str) -> str:
+    """Take the GPU for ``auto`` if there is one."""
+    from ..models.zoo import place
+
+    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
+    return place(name)
