@@ -69,6 +69,10 @@ class LayerWarning(UserWarning):
         self.layer = layer
 
 
+class SkippedLayerWarning(LayerWarning):
+    """A layer that a pattern chose has no map: where its dimensions look cannot be told."""
+
+
 class CompletenessWarning(LayerWarning):
     """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
 

@@ -18,39 +18,62 @@ from .errors import InvalidLayer, InvalidModel, UnknownName
 
 INPUT = "input"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+Kinds = tuple[type[nn.Module], ...]
+_CONVOLUTIONS: Kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 def layer_names(model: nn.Module) -> list[str]:
     """What ``layers="all"`` means for a model: ``"input"``, then every block, in registration order.
 
-    A block is an outermost module with a convolution inside that is more than a plain container
-    (``nn.Sequential``, ``nn.ModuleList``): a residual or inception block, a dense block, a Conv-Norm-ReLU.
-    A block that holds more than half of the convolutions is taken for the model's body, and its own blocks
-    count. A model without blocks (VGG, LeNet) offers its convolutions instead. Attributions are of the named
-    module's output. Any other module may be named too (``dict(model.named_modules())``).
+    A block is an outermost module with a convolution inside (or a linear layer, where a network has more of these)
+    that is more than a plain container (``nn.Sequential``, ``nn.ModuleList``): a residual or inception block, a
+    dense block, a Conv-Norm-ReLU, a transformer's block. One that holds more than half of these layers is taken for
+    the model's body, and one that is hardly more than a chain of modules of one class for a stage: their own blocks
+    count. The block of the last such layer, the classifier, is left out. A model without blocks (VGG, LeNet) offers
+    its convolutions instead. Attributions are of the named module's output. Any other module may be named too
+    (``dict(model.named_modules())``).
     """
-    blocks = list(_blocks(model, "", _convolutions(model) / 2))
+    kinds = _CONVOLUTIONS
+    if _count(model, (nn.Linear,)) > _count(model, kinds):
+        kinds = (*kinds, nn.Linear)
+    blocks = list(_blocks(model, "", kinds, _count(model, kinds) / 2))
+    *_, last = [name for name, module in model.named_modules() if isinstance(module, (*kinds, nn.Linear))] or [""]
+    if len(blocks) > 1 and blocks[-1] == last.split(".")[0]:
+        del blocks[-1]
     if not blocks:
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]
 
 
-def _blocks(module: nn.Module, prefix: str, most: float) -> Iterator[str]:
-    """The blocks below a module, none of which holds more than ``most`` convolutions in blocks of its own."""
+def _blocks(module: nn.Module, prefix: str, kinds: Kinds, most: float, in_stage: bool = False) -> Iterator[str]:
+    """The blocks below a module; none holds more than ``most`` layers of the kinds in blocks of its own."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, _CONVOLUTIONS) or not (count := _convolutions(child)):
+        if isinstance(child, kinds) or not (count := _count(child, kinds)):
             continue
-        is_body = type(child) in _CONTAINERS or count > most
-        inside = list(_blocks(child, f"{path}.", most)) if is_body else []
+        is_stage = not in_stage and _is_stage(child, kinds)
+        inside: list[str] = []
+        if type(child) in _CONTAINERS or count > most or is_stage:
+            inside = list(_blocks(child, f"{path}.", kinds, most, in_stage or is_stage))
         if type(child) not in _CONTAINERS and not inside:
             inside = [path]
         yield from inside
 
 
-def _convolutions(module: nn.Module) -> int:
-    return sum(isinstance(part, _CONVOLUTIONS) for part in module.modules())
+def _is_stage(module: nn.Module, kinds: Kinds) -> bool:
+    """Whether nearly all of a module is a chain of blocks of one class, each of several layers."""
+    if type(module) in _CONTAINERS:
+        return False
+    for chain in module.children():
+        parts = list(chain) if isinstance(chain, nn.Sequential | nn.ModuleList) else []
+        alike = len({type(part) for part in parts}) == 1 and type(parts[0]) not in _CONTAINERS
+        if alike and min(_count(part, kinds) for part in parts) > 1:
+            return _count(chain, kinds) > 0.75 * _count(module, kinds)
+    return False
+
+
+def _count(module: nn.Module, kinds: Kinds) -> int:
+    return sum(isinstance(part, kinds) for part in module.modules())
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bool]:
@@ -67,7 +90,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
         if pattern in modules:
             selected[pattern] = True
             continue
-        chosen = layer_names(model) if pattern == "all" else _matching(modules, pattern)
+        chosen = layer_names(model) if pattern == "all" else [name for name in modules if matches(name, pattern)]
         if not chosen:
             raise UnknownName("layer", pattern, [*modules, "all"])
         for name in chosen:
@@ -77,9 +100,9 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
     return selected
 
 
-def _matching(names: list[str], pattern: str) -> list[str]:
-    """Names that fit a glob; ``*`` stays within one level of the module tree, as in a path."""
-    return [name for name in names if name.count(".") == pattern.count(".") and lies_in(name, pattern)]
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob fits a module's name; ``*`` stays within one level of the module tree, as in a path."""
+    return name.count(".") == pattern.count(".") and lies_in(name, pattern)
 
 
 def lies_in(name: str, pattern: str) -> bool:

@@ -12,8 +12,16 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompletenessWarning, EmptyMapWarning, InvalidParameter, require_count
+from ..errors import (
+    CompletenessWarning,
+    EmptyMapWarning,
+    InvalidLayer,
+    InvalidParameter,
+    SkippedLayerWarning,
+    require_count,
+)
 from ..layers import INPUT, require_explainable, select_layers
+from ..layouts import Layout, layout, layouts_of
 from ..rules.base import Rule
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
@@ -37,15 +45,17 @@ class Estimate:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Attributions(Mapping[str, Tensor]):
-    """Attributions by layer, each (B, C, h, w) like the layer's output.
+    """Attributions by layer, each (B, C, h, w), whatever the layer's own layout; (B, C) of a layer without places.
 
     ``targets`` (B,) are the explained classes. ``residuals`` holds, for the layers of a method that promises
-    completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits.
+    completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix tokens are in the sum.
+    ``prefixes`` holds the attributions (B, C, prefix) of tokens that stand for no place, such as a class token.
     """
 
     by_layer: dict[str, Tensor]
     targets: Tensor
     residuals: dict[str, Tensor] = field(default_factory=dict)
+    prefixes: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
@@ -71,6 +81,7 @@ class Method(ABC):
 
     samplings: tuple[Sampling, ...] = ()
     rows_per_point: ClassVar[int] = 1
+    gives_maps: ClassVar[bool] = False  # whether the leaf's attributions are maps, whatever the layer's layout
 
     @abstractmethod
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
@@ -109,6 +120,7 @@ class Method(ABC):
         variant: AnyVariant = ORIGINAL,
         seed: int | Sequence[int] = 0,
         max_batch: int = 64,
+        layouts: Mapping[str, str | Layout] | None = None,
     ) -> Attributions:
         """Explain each image's target class at the named layers.
 
@@ -122,6 +134,8 @@ class Method(ABC):
                 a ``Surrogate``, any ``Variant``, or a single rule.
             seed: of all noise; one for all images, so each sees the same noise, or one per image.
             max_batch: no forward pass sees more rows than this.
+            layouts: of layers by name or glob, where they cannot be told: ``{"blocks.*": "tokens(prefix=1)"}``,
+                ``"channels_last"``, or letters such as ``"bwhc"``.
 
         Raises:
             InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
@@ -139,6 +153,8 @@ class Method(ABC):
             images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
+            found = {} if self.gives_maps else _layouts(model, chosen, images, layouts or {}, max_batch)
+            shown = tuple(name for name in chosen if found.get(name, name) is not None)
             network = Network(
                 model,
                 rules,
@@ -146,8 +162,9 @@ class Method(ABC):
                 require_targets(targets, images),
                 max_batch // self.rows_per_point,
                 frozenset(name for name, outright in chosen.items() if outright),
+                {name: one for name, one in found.items() if one is not None},
             )
-            return self._explain(network, tuple(chosen), _keys(seed, images))
+            return self._explain(network, shown, _keys(seed, images))
 
     def _explain(self, network: Network, layers: Sequence[str], keys: tuple[int, ...]) -> Attributions:
         parts = []
@@ -155,19 +172,22 @@ class Method(ABC):
             rows = origin.tolist()
             points = Points(network.images[origin], origin, tuple(keys[row] for row in rows))
             parts.append(self._evaluate(network, self.samplings, points, layers))
-        attributions, residuals = {}, {}
+        attributions, residuals, prefixes = {}, {}, {}
         for layer in [layer for layer in layers if layer in parts[0]]:
             attribution = _joined([part[layer].attribution for part in parts])
             size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
             network.require_finite(size, layer)
-            attributions[layer] = attribution.to(network.images.dtype)
+            maps, prefix = network.split(layer, attribution.to(network.images.dtype))
+            attributions[layer] = maps
+            if prefix.numel():
+                prefixes[layer] = prefix
             expected = [part[layer].expected for part in parts]
             if all(value is not None for value in expected):
                 wanted = _joined([value for value in expected if value is not None])
                 residuals[layer] = attribution.flatten(1).sum(1) - wanted
                 _warn_if_incomplete(layer, size, residuals[layer], wanted)
             _warn_if_empty(layer, size)
-        return Attributions(attributions, network.targets, residuals)
+        return Attributions(attributions, network.targets, residuals, prefixes)
 
     def _evaluate(
         self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
@@ -283,6 +303,30 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
         return drawn
     weights, path = values.new_tensor(sampling.weights)[draw], None if references is None else move
     return replace(drawn, draws=Draws(chosen.values, of, weights, references, path))
+
+
+def _layouts(
+    model: nn.Module,
+    chosen: Mapping[str, bool],
+    images: Tensor,
+    declared: Mapping[str, str | Layout],
+    max_batch: int,
+) -> dict[str, Layout | None]:
+    """The layouts of the chosen layers.
+
+    One that cannot be told is None and warned of, or refused if the layer was named outright.
+    """
+    given = {name: layout(one) if isinstance(one, str) else one for name, one in declared.items()}
+    found = layouts_of(model, tuple(chosen), images, given, max_batch)
+    for name in [name for name, one in found.items() if one is None]:
+        message = (
+            f"where the dimensions of layer {name!r} look cannot be told, so it has no map; declare its layout, "
+            f"such as layouts={{{name!r}: 'tokens(prefix=1)'}} or 'channels_last', or name another layer"
+        )
+        if chosen[name]:
+            raise InvalidLayer(message)
+        warnings.warn(SkippedLayerWarning(message, name), stacklevel=4)
+    return found
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:

@@ -36,13 +36,16 @@ class Edges(Method):
         edges = sobel(network.images[points.origin])
         total = edges.mean(1, keepdim=True)
         return {
-            layer: Estimate(
-                edges
-                if like.shape == edges.shape
-                else F.adaptive_avg_pool2d(total, (like.shape[-2], like.shape[-1])).expand_as(like).clone()
-            )
+            layer: Estimate(edges if layer == INPUT else _pooled(network, layer, total, like))
             for layer, like in _like(network, points, layers).items()
         }
+
+
+def _pooled(network: Network, layer: str, edges: Tensor, like: Tensor) -> Tensor:
+    """Edges (n, 1, H, W) averaged down to a layer's places, the same in all channels; none on prefix tokens."""
+    maps, prefix = network.split(layer, like)
+    pooled = F.adaptive_avg_pool2d(edges, (maps.shape[-2], maps.shape[-1])).expand_as(maps)
+    return network.join(layer, pooled, torch.zeros_like(prefix)).clone()
 
 
 def _like(network: Network, points: Points, layers: Sequence[str]) -> dict[str, Tensor]:

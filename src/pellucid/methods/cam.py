@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..layers import layer_names
 from .base import Estimate, Method
@@ -17,7 +18,8 @@ class GradCAM(Method):
     """Grad-CAM: channel c's share is a_c mean_{h,w}(gradient_c); the sum over channels is the map.
 
     Not clamped (Smooth Deep Saliency shows the signed map); clamp the heatmap of ``channels="sum"`` for
-    Selvaraju et al.'s ReLU. Explains the last block unless layers are named.
+    Selvaraju et al.'s ReLU. Explains the last block unless layers are named. Prefix tokens, which have no place,
+    neither weigh nor get a share.
     """
 
     def default_layers(self, model: nn.Module) -> tuple[str, ...]:
@@ -28,6 +30,15 @@ class GradCAM(Method):
         """One pass for all layers."""
         passed = network.gradients(points, layers)
         return {
-            layer: Estimate(passed.activations[layer].detach() * gradient.mean((-2, -1), keepdim=True))
+            layer: Estimate(_weighted(network, layer, passed.activations[layer].detach(), gradient))
             for layer, gradient in passed.gradients.items()
         }
+
+
+def _weighted(network: Network, layer: str, activation: Tensor, gradient: Tensor) -> Tensor:
+    maps, prefix = network.split(layer, activation)
+    weights, _ = network.split(layer, gradient)
+    places = tuple(range(2, weights.dim()))
+    if places:
+        weights = weights.mean(places, keepdim=True)
+    return network.join(layer, maps * weights, torch.zeros_like(prefix))

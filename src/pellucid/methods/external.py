@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class External(Method):
     function: Callable[[nn.Module, Tensor, Tensor], Any]
     name: str = ""
     layer: str = INPUT
+    gives_maps: ClassVar[bool] = True
 
     def default_layers(self, model: nn.Module) -> tuple[str, ...]:
         """The layer that the maps are of."""

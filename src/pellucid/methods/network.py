@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
+from ..layouts import Layout
 from ..rules.base import Rule, Rules
 from ..rules.draws import Draws, with_draws
 from ..sampling import Baseline, reference_images
@@ -58,6 +59,7 @@ class Network:
     targets: Tensor
     max_batch: int
     required: frozenset[str] = frozenset()  # layers named outright, which must run
+    layouts: dict[str, Layout] = field(default_factory=dict)  # of layers that are not (B, C, h, w) for certain
     _in_range: bool = False
     _finite: Tensor | bool = True
     _copies: bool = False  # whether rules must keep copies
@@ -156,6 +158,15 @@ class Network:
         if key not in self._baselines:
             self._baselines[key] = reference_images(baseline, self.images)
         return self._baselines[key]
+
+    def split(self, layer: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's value as the map of its places (B, C, h, w) and its prefix tokens (B, C, prefix)."""
+        image = self.images.shape
+        return self.layouts.get(layer, Layout()).split(value, (image[-2], image[-1]))
+
+    def join(self, layer: str, maps: Tensor, prefix: Tensor) -> Tensor:
+        """The layer's value of which these are the map and the prefix tokens."""
+        return self.layouts.get(layer, Layout()).join(maps, prefix)
 
     def require_finite(self, attribution: Tensor, layer: str) -> None:
         """Raise ``InvalidModel`` if a logit met so far, or an attribution, is not finite."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidLayer, InvalidModel, InvalidParameter, require_count
 from ..layers import INPUT
+from ..layouts import Layout, layouts_of
 from ..methods.network import Network, Points
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
@@ -142,9 +143,15 @@ def _activations(case: Case, network: Network) -> dict[str, Tensor]:
     for origin in torch.arange(len(case.images), device=case.images.device).split(network.max_batch):
         parts.append(network.forward(Points(case.images[origin], origin, ()), layers).activations)
         case.scorer.passes, case.scorer.rows = case.scorer.passes + 1, case.scorer.rows + len(origin)
+    layouts = layouts_of(case.scorer.model, case.layers, case.images, {}, network.max_batch)
     for layer, name in zip(case.layers, layers, strict=True):
         if name not in parts[0]:
             raise InvalidLayer(f"layer {layer!r} did not run in the scored model; leave it out")
+        if layouts[layer] not in (Layout(), Layout("bc")):
+            raise InvalidLayer(
+                f"layer {layer!r} is {layouts[layer] or 'of unknown order'}; units are occluded at layers "
+                "(batch, channels, h, w) alone; leave it out"
+            )
     return {
         layer: torch.cat([part[name] for part in parts]) for layer, name in zip(case.layers, layers, strict=True)
     }

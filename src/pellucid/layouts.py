@@ -1,0 +1,323 @@
+"""Layouts: which dimension of a layer's output is the batch, the channels, height and width, or tokens.
+
+A convolution gives (B, C, h, w), Swin's blocks (B, h, w, C), a vision transformer's (B, N, C), N = prefix + h w
+tokens that run row by row. A layout turns each of them into (B, C, h, w), in which attributions are handed out. It
+is declared, known (from convolutions, or from what the model says of itself), or measured; else the layer is
+refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidParameter
+from .layers import INPUT, captured, matches
+
+# Names of common layouts, as they may be declared; all others are written as letters, such as "bwhc".
+NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "vector": "bc"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The dimensions of a layer's output, one letter each: b batch, c channels, h height, w width, n tokens.
+
+    ``prefix`` tokens, such as a class token, come before the h w tokens of places, which run row by row. ``grid``
+    is (h, w); None is the factors of their number whose ratio is nearest to the image's.
+    """
+
+    dims: str = "bchw"
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if "".join(sorted(self.dims)) not in ("bchw", "bcn", "bc"):
+            raise InvalidParameter(
+                f"layout {self.dims!r}; write each dimension's letter once: b, c and h, w (such as 'bhwc'), "
+                "or b, c and n for tokens (such as 'bnc')"
+            )
+        if self.dims[0] != "b":
+            raise InvalidParameter(f"layout {self.dims!r}: a layer's first dimension must be the batch's")
+        if self.prefix and "n" not in self.dims:
+            raise InvalidParameter(f"layout {self.dims!r} has no tokens, so none can be a prefix")
+
+    def __str__(self) -> str:
+        name = next((name for name, dims in NAMED.items() if dims == self.dims), self.dims)
+        settings = [f"prefix={self.prefix}"] if self.prefix else []
+        settings += [f"grid={self.grid}"] if self.grid else []
+        return f"{name}({', '.join(settings)})" if settings else name
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the output has places at all."""
+        return len(self.dims) > 2
+
+    def split(self, output: Tensor, image: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """An output as the map of its places (B, C, h, w) and the prefix tokens (B, C, prefix).
+
+        ``image`` is the image's size, whose ratio the grid has if none is given. A vector stays as it is.
+
+        Raises:
+            InvalidParameter: the output has other dimensions, or another number of tokens than the grid.
+        """
+        if output.dim() != len(self.dims):
+            raise InvalidParameter(f"layout {self} does not fit an output of shape {tuple(output.shape)}")
+        ordered = output.permute(*(self.dims.index(letter) for letter in sorted(self.dims)))  # b, c, then places
+        if "n" not in self.dims:
+            return ordered, output.new_zeros(*ordered.shape[:2], 0)
+        places = ordered.shape[2] - self.prefix
+        height, width = self.grid or nearest_grid(places, image)
+        if places != height * width:
+            raise InvalidParameter(
+                f"layout {self} does not fit {ordered.shape[2]} tokens: not {self.prefix} + {height} x {width}"
+            )
+        return ordered[..., self.prefix :].unflatten(2, (height, width)), ordered[..., : self.prefix]
+
+    def join(self, maps: Tensor, prefix: Tensor) -> Tensor:
+        """The output whose ``split`` gives these maps and prefix tokens."""
+        ordered = torch.cat([prefix, maps.flatten(2)], 2) if "n" in self.dims else maps
+        return ordered.permute(*(sorted(self.dims).index(letter) for letter in self.dims))
+
+
+def layout(text: str) -> Layout:
+    """A layout from text: ``channels_last``, ``tokens(prefix=1)``, ``tokens(prefix=5, grid=(14, 14))``, ``bwhc``.
+
+    Raises:
+        InvalidParameter: text that is none of these.
+    """
+    name, _, rest = text.strip().partition("(")
+    try:
+        call = ast.parse(f"f({rest.removesuffix(')')})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        if call.args or settings.keys() - {"prefix", "grid"}:
+            raise ValueError(rest)
+        return Layout(NAMED.get(name, name), **settings)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise InvalidParameter(
+            f"{text!r} is no layout; write {', '.join(NAMED)}, letters such as 'bhwc', or tokens(prefix=1)"
+        ) from error
+
+
+def nearest_grid(places: int, image: tuple[int, int]) -> tuple[int, int]:
+    """The factors (h, w) of a number of places whose ratio is nearest to that of an image (H, W)."""
+    ratio = math.log(image[0] / image[1])
+    pairs = [(height, places // height) for height in range(1, places + 1) if places % height == 0]
+    return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1]) - ratio))
+
+
+# Known from how the output was computed.
+
+# Autograd's nodes that keep (B, C, h, w) in its order; what else stands between a convolution and a layer's output
+# (a permutation, a reshaping) may not.
+_KEEPING = re.compile(
+    "Abs|Add|Cat|Celu|Clamp|Clone|Div|Elu|Exp|Gelu|Hardsigmoid|Hardswish|Hardtanh|LeakyRelu|Log|Maximum|Minimum|Mish|"
+    "Mul|Neg|Pow|Prelu|Relu|Rrelu|Rsqrt|Selu|Sigmoid|Silu|Softplus|Sqrt|Sub|Tanh|Threshold|Where|NativeBatchNorm|"
+    "CudnnBatchNorm|MiopenBatchNorm|NativeGroupNorm|AvgPool2D|MaxPool2D|MkldnnMaxPool2D|AdaptiveAvgPool2D|"
+    "AdaptiveMaxPool2D|UpsampleNearest2D|UpsampleBilinear2D|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|"
+    "AccumulateGrad"
+)
+
+
+def of_convolutions(output: Tensor) -> bool:
+    """Whether an output (B, C, h, w) was computed from convolutions' by nothing that moves dimensions."""
+    if output.dim() != 4 or output.grad_fn is None:
+        return False
+    pending, known, reached = [output.grad_fn], set(), False
+    while pending:
+        node = pending.pop()
+        if node in known:
+            continue
+        known.add(node)
+        name = node.name()
+        if name.startswith(("Convolution", "MkldnnConvolution", "CudnnConvolution")):
+            reached = True
+        elif _KEEPING.match(name):
+            pending += [before for before, _ in node.next_functions if before is not None]
+        else:
+            return False
+    return reached
+
+
+# Measured.
+
+TOKENS = 24  # looked at to find a grid
+DRAWS = 4  # of random numbers, over which the centers of halves are averaged
+PREFIX = 8  # most tokens that stand before those of places
+MOVED = 4.0  # how many times further than along channels the center must move along height and width
+CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """An output (R, ...) and the R equal images (R, C, H, W) that it was computed from, with the graph between."""
+
+    output: Tensor
+    images: Tensor
+
+    def looks(self, chosen: Tensor) -> Tensor:
+        """Where each of r selections (r, ...) of the output looks: |d sum / d x|^2, over channels of x, (r, H, W).
+
+        The sum takes each value times a random number of its own, lest channels cancel.
+        """
+        generator = torch.Generator().manual_seed(0)
+        seen = []
+        for part in chosen.split(len(self.images)):
+            weights = torch.zeros_like(self.output)
+            weights[: len(part)] = part * torch.randn(part.shape, generator=generator).to(part)
+            (gradient,) = torch.autograd.grad(self.output, self.images, weights, retain_graph=True)
+            seen.append(gradient[: len(part)].double().square().sum(1))
+        looked = torch.cat(seen)
+        return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def measured(probe: Probe) -> Layout | None:
+    """The layout of an output (R, d1, d2[, d3]) by where the indices of each dimension look; None if unclear.
+
+    A step along height moves the center of the gradient at the image down, along width to the right, along
+    channels nowhere; tokens step along width first.
+    """
+    if len(probe.output) != len(probe.images):  # windows, or tokens before the batch
+        return None
+    match probe.output.dim():
+        case 2:
+            return Layout("bc")
+        case 3:
+            return _of_tokens(probe)
+        case 4:
+            return _of_places(probe)
+        case _:
+            return None
+
+
+def _of_places(probe: Probe) -> Layout | None:
+    shape = list(probe.output.shape[1:])
+    if shape.count(1) >= 2:  # a single place
+        return _lettered(shape.index(max(shape)), *(dim for dim in range(3) if dim != shape.index(max(shape))))
+    halves = torch.stack([half for dim in range(3) for half in _halves(shape, dim)]).to(probe.output)
+    found = _centers(probe.looks(halves.repeat(DRAWS, 1, 1, 1))).unflatten(0, (DRAWS, 3, 2)).mean(0)
+    moves = (found[:, 1] - found[:, 0]).abs()  # (dimension of the output, axis of the image)
+    height, width = (int(axis.argmax()) for axis in moves.T)
+    if height == width:
+        return None
+    channels = 3 - height - width
+    clear = min(moves[height, 0], moves[width, 1]) > MOVED * moves[channels].max()
+    return _lettered(channels, height, width) if clear else None
+
+
+def _lettered(channels: int, height: int, width: int) -> Layout:
+    letters = {channels: "c", height: "h", width: "w"}
+    return Layout("b" + "".join(letters[dim] for dim in range(3)))
+
+
+def _halves(shape: Sequence[int], dim: int) -> tuple[Tensor, Tensor]:
+    """The first and the second half of a dimension's indices, as selections of 0 and 1."""
+    first, second, half = torch.zeros(*shape), torch.zeros(*shape), -(-shape[dim] // 2)
+    first.narrow(dim, 0, half).fill_(1)
+    second.narrow(dim, shape[dim] - half, half).fill_(1)
+    return first, second
+
+
+def _centers(seen: Tensor) -> Tensor:
+    """The centers of mass (r, 2), as shares of height and width, of what selections look at (r, H, W)."""
+    rows, columns = ((torch.arange(size, device=seen.device) + 0.5) / size for size in seen.shape[1:])
+    total = seen.sum((1, 2)).clamp_min(torch.finfo(seen.dtype).tiny)
+    return torch.stack([seen.sum(2) @ rows.to(seen), seen.sum(1) @ columns.to(seen)], 1) / total[:, None]
+
+
+def _of_tokens(probe: Probe) -> Layout | None:
+    fits = [(*_grid(probe, dim), dims) for dim, dims in ((0, "bnc"), (1, "bcn"))]
+    fit, prefix, grid, dims = max(fits, key=lambda found: found[0])
+    return Layout(dims, prefix, grid) if fit > CORRELATED else None
+
+
+def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
+    """How well a dimension's indices are the tokens of a grid (a correlation), and of which prefix and grid."""
+    count = probe.output.shape[dim + 1]
+    tokens = torch.linspace(0, count - 1, min(TOKENS, count)).long()
+    chosen = torch.zeros(len(tokens), *probe.output.shape[1:])
+    for row, token in enumerate(tokens.tolist()):
+        chosen[row].select(dim, token).fill_(1)
+    seen = probe.looks(chosen.to(probe.output))
+    # What all tokens look at, through attention, says nothing of where each of them is.
+    found = _centers((seen - seen.mean(0)).clamp_min(0)).cpu()
+    image = (probe.images.shape[-2], probe.images.shape[-1])
+    best = (0.0, 0, (0, 0))
+    for prefix in range(min(PREFIX + 1, count - 1)):
+        height, width = nearest_grid(count - prefix, image)
+        place = tokens[tokens >= prefix] - prefix
+        expected = torch.stack([(place // width + 0.5) / height, (place % width + 0.5) / width], 1).to(found)
+        pairs = torch.stack([expected.T.flatten(), found[tokens >= prefix].T.flatten()])
+        fit = float(torch.corrcoef(pairs)[0, 1])
+        best = max(best, (fit, prefix, (height, width)), key=lambda one: one[0])
+    return best
+
+
+# Of a model's layers.
+
+# What was found of models: layouts, or None where they cannot be told, by the layer's name and the image's shape.
+_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.Size], Layout | None]] = WeakKeyDictionary()
+
+
+def layouts_of(
+    model: nn.Module, layers: Sequence[str], images: Tensor, declared: Mapping[str, Layout], max_batch: int
+) -> dict[str, Layout | None]:
+    """The layouts of a model's layers for images (B, C, H, W); None where a layout cannot be told.
+
+    ``declared`` gives those of layers by name or glob. What is not declared is told by a pass over one random
+    image, or measured by a pass over at most ``max_batch`` of it, once per model and size of image. Layers that do
+    not run are left out.
+    """
+    given: dict[str, Layout | None] = {INPUT: Layout()}
+    given |= {name: one for name in layers for pattern, one in declared.items() if matches(name, pattern)}
+    found = _FOUND.setdefault(model, {})
+    size = images.shape[1:]
+    unknown = [name for name in layers if name not in given and (name, size) not in found]
+    outputs = _probed(model, unknown, images, 1)
+    found |= {(name, size): _told(model, name, probe.output) for name, probe in outputs.items()}
+    unclear = [name for name in outputs if found[name, size] is None]
+    probes = _probed(model, unclear, images, min(TOKENS, max_batch))
+    found |= {(name, size): measured(probe) for name, probe in probes.items()}
+    everything = {name: one for (name, shape), one in found.items() if shape == size} | given
+    return {name: everything[name] for name in layers if name in everything}
+
+
+def _probed(model: nn.Module, layers: Sequence[str], images: Tensor, copies: int) -> dict[str, Probe]:
+    """The layers' outputs for copies of one random image of the images' size, with a graph."""
+    if not layers:
+        return {}
+    image = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1)).to(images)
+    with torch.inference_mode(False), torch.enable_grad(), captured(model, layers) as outputs:
+        leaf = image.expand(copies, -1, -1, -1).clone().requires_grad_()
+        model(leaf.clone())
+    return {name: Probe(output, leaf) for name, output in outputs.items()}
+
+
+def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
+    """A layer's layout where convolutions made its output for one image, or where the model itself tells it.
+
+    The modules that hold the layer are asked, the innermost first, as timm's networks answer: ``output_fmt``,
+    ``num_prefix_tokens`` and ``patch_embed.grid_size``.
+    """
+    if of_convolutions(output):
+        return Layout()
+    parts = name.split(".")
+    for depth in reversed(range(len(parts))):
+        holder = model.get_submodule(".".join(parts[:depth]))
+        form = str(getattr(holder, "output_fmt", "")).rpartition(".")[2]
+        if output.dim() == 4 and form in ("NHWC", "NCHW"):
+            return Layout("bhwc" if form == "NHWC" else "bchw")
+        grid = getattr(getattr(holder, "patch_embed", None), "grid_size", None)
+        prefix = getattr(holder, "num_prefix_tokens", None)
+        if output.dim() == 3 and grid and isinstance(prefix, int):
+            places = int(grid[0]) * int(grid[1])
+            if output.shape[1] == prefix + places:
+                return Layout("bnc", prefix, (int(grid[0]), int(grid[1])))
+    return None

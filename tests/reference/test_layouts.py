@@ -1,0 +1,333 @@
+"""Layouts measured are those declared: on networks of many families, and with their dimensions shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pellucid as pl
+from pellucid.errors import InvalidLayer, InvalidParameter, SkippedLayerWarning
+from pellucid.layouts import Layout, Probe, layout, layouts_of, measured, nearest_grid
+
+timm = pytest.importorskip("timm")
+
+SWIN = {"img_size": 64, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+BEIT = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 4}
+PLACES = "tokens(grid=(4, 4))"
+WITH_CLASS = "tokens(prefix=1, grid=(4, 4))"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network of timm, what makes it small, its images' size, and the layouts of some layers."""
+
+    name: str
+    size: int
+    layers: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "vit": Family(
+        "vit_tiny_patch16_224",
+        64,
+        {"patch_embed": PLACES, "blocks.0": WITH_CLASS, "blocks.2": WITH_CLASS},
+        {"img_size": 64, "depth": 3},
+    ),
+    "deit": Family(
+        "deit_tiny_distilled_patch16_224",
+        64,
+        {"blocks.1": "tokens(prefix=2, grid=(4, 4))"},
+        {"img_size": 64, "depth": 2},
+    ),
+    "dinov2": Family(
+        "vit_small_patch14_reg4_dinov2",
+        70,
+        {"blocks.1": "tokens(prefix=5, grid=(5, 5))"},
+        {"img_size": 70, "depth": 2},
+    ),
+    "eva": Family(
+        "eva02_tiny_patch14_224",
+        70,
+        {"blocks.1": "tokens(prefix=1, grid=(5, 5))"},
+        {"img_size": 70, "depth": 2},
+    ),
+    "beit": Family("beit_base_patch16_224", 64, {"blocks.1": WITH_CLASS}, BEIT),
+    "swin": Family(
+        "swin_tiny_patch4_window7_224", 64, {"layers.0": "channels_last", "layers.1": "channels_last"}, SWIN
+    ),
+    "swinv2": Family("swinv2_tiny_window8_256", 64, {"layers.1": "channels_last"}, SWIN),
+    "mambaout": Family("mambaout_femto", 64, {"stages.0": "channels_last", "stages.2": "channels_last"}),
+    "convnext": Family("convnext_atto", 64, {"stages.0": "channels_first", "stages.3": "channels_first"}),
+    "mixer": Family("mixer_s32_224", 160, {"blocks.1": "tokens(grid=(5, 5))"}, {"img_size": 160}),
+    "xcit": Family("xcit_nano_12_p16_224", 96, {"blocks.1": "tokens(grid=(6, 6))"}, {"img_size": 96, "depth": 2}),
+    "efficientnet": Family("efficientnet_b0", 64, {"blocks.2.0": "channels_first"}),
+}
+
+
+def made(family: str) -> tuple[nn.Module, Tensor, dict[str, Layout]]:
+    chosen = FAMILIES[family]
+    torch.manual_seed(0)
+    model = timm.create_model(chosen.name, **chosen.settings).eval().requires_grad_(False)
+    layers = {layer: layout(text) for layer, text in chosen.layers.items()}
+    return model, torch.randn(1, 3, chosen.size, chosen.size), layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layouts_found_are_the_networks_own(family: str) -> None:
+    model, images, expected = made(family)
+    assert layouts_of(model, list(expected), images, {}, 64) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layouts_measured_are_the_networks_own(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known, neither from convolutions nor from the model."""
+    monkeypatch.setattr("pellucid.layouts._told", lambda *_: None)
+    model, images, expected = made(family)
+    assert layouts_of(model, list(expected), images, {}, 64) == expected
+
+
+class Turned(nn.Module):
+    """Two convolutions, whose output is handed on with its dimensions in another order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 1, 1))
+        self.order, self.layer = order, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.layer(self.convolutions(x).permute(0, *(dim + 1 for dim in self.order)))
+        return turned.flatten(1)[:, :5]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("size", [(16, 16), (24, 12)])
+def test_shuffled_dimensions_are_found(order: tuple[int, ...], size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    letters = "".join("chw"[dim] for dim in order)
+    images = torch.randn(2, 3, *size)
+    found = layouts_of(Turned(order).eval(), ["layer"], images, {}, 64)
+    assert found == {"layer": Layout("b" + letters)}
+
+
+@pytest.mark.parametrize("dims", ["bchw", "bhwc", "bwhc", "bcwh", "bnc", "bcn", "bc"])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_join_is_the_inverse_of_split(dims: str, prefix: int) -> None:
+    prefix = prefix if "n" in dims else 0
+    sizes = {"b": 2, "c": 7, "h": 3, "w": 4, "n": prefix + 12}
+    output = torch.randn([sizes[letter] for letter in dims])
+    told = Layout(dims, prefix)
+    maps, before = told.split(output, (30, 40))
+    assert maps.shape == ((2, 7, 3, 4) if dims != "bc" else (2, 7))
+    assert before.shape == (2, 7, prefix)
+    assert torch.equal(told.join(maps, before), output)
+
+
+def test_tokens_run_row_by_row_after_their_prefix() -> None:
+    tokens = torch.arange(7.0).view(1, 7, 1)
+    maps, prefix = Layout("bnc", 1).split(tokens, (20, 30))
+    assert maps.tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
+    assert prefix.tolist() == [[[0]]]
+
+
+def test_a_layer_whose_places_are_mixed_cannot_be_told() -> None:
+    """Tokens in no order: no grid, so no guess."""
+    assert layouts_of(unclear(), ["layer"], torch.randn(1, 3, 16, 16), {}, 64)["layer"] is None
+
+
+def test_rows_that_are_no_images_cannot_be_told() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.layer(
+                x.unflatten(2, (2, 8)).unflatten(4, (2, 8)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+            )
+            return windows.unflatten(0, (-1, 4)).mean((1, 3, 4))
+
+    assert layouts_of(Windows().eval(), ["layer"], torch.randn(1, 3, 16, 16), {}, 64)["layer"] is None
+
+
+def test_what_is_declared_is_believed() -> None:
+    model, images, _ = made("swin")
+    declared = {"layers.*": Layout("bwhc")}
+    assert layouts_of(model, ["layers.0"], images, declared, 64)["layers.0"] == Layout("bwhc")
+
+
+@pytest.mark.parametrize(
+    "text", ["channels_first", "channels_last", "tokens(prefix=1)", "bwhc", "bcn(prefix=5, grid=(3, 4))"]
+)
+def test_a_layout_goes_to_text_and_back(text: str) -> None:
+    assert layout(str(layout(text))) == layout(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "nchw", "bchw(prefix=1)", "tokens(1)", "tokens(size=3)", "hbcw", "tokens(prefix=__import__('os'))"],
+)
+def test_what_is_no_layout_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="layout"):
+        layout(text)
+
+
+@pytest.mark.parametrize(
+    ("places", "image", "grid"), [(196, (224, 224), (14, 14)), (12, (30, 40), (3, 4)), (7, (8, 8), (1, 7))]
+)
+def test_the_grid_has_the_images_ratio(places: int, image: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert nearest_grid(places, image) in (grid, grid[::-1])
+
+
+def test_probes_of_a_nonlinear_network_do_not_depend_on_their_number() -> None:
+    model: Callable[[Tensor], Tensor] = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3)
+    ).eval()
+    for copies in (1, 2, 24):
+        images = torch.randn(1, 3, 16, 16).expand(copies, -1, -1, -1).clone().requires_grad_()
+        assert measured(Probe(model(images), images)) == Layout()
+
+
+# What methods make of them.
+
+
+def hooked(model: nn.Module, layer: str, images: Tensor, targets: list[int]) -> tuple[Tensor, Tensor]:
+    """The layer's output and the gradient of the targets' logits there, by a hook by hand."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()
+
+    handle = model.get_submodule(layer).register_forward_hook(keep)
+    logits = model(images)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[range(len(targets)), targets].sum(), kept[0])
+    return kept[0].detach(), gradient
+
+
+def double(family: str) -> tuple[nn.Module, Tensor]:
+    model, images, _ = made(family)
+    return model.double(), torch.cat([images, images.flip(-1)]).double()
+
+
+def test_the_gradient_at_tokens_is_that_of_a_hook_with_its_class_token_split_off() -> None:
+    model, images = double("vit")
+    found = pl.method("gradient")(model, images, [3, 5], "blocks.*")
+    assert list(found) == ["blocks.0", "blocks.1", "blocks.2"]
+    for layer, value in found.items():
+        _, gradient = hooked(model, layer, images, [3, 5])
+        expected = gradient[:, 1:].mT.reshape(2, -1, 4, 4)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found.prefixes[layer], gradient[:, :1].mT, rtol=1e-12, atol=1e-15)
+
+
+def test_the_gradient_channels_last_is_that_of_a_hook_turned() -> None:
+    model, images = double("swin")
+    found = pl.method("gradient")(model, images, [3, 5], ["layers.0"])["layers.0"]
+    _, gradient = hooked(model, "layers.0", images, [3, 5])
+    torch.testing.assert_close(found, gradient.permute(0, 3, 1, 2), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("family", "layer"), [("vit", "blocks.1"), ("swin", "layers.0")])
+def test_grad_cam_weighs_channels_by_their_mean_over_places(family: str, layer: str) -> None:
+    model, images = double(family)
+    activation, gradient = hooked(model, layer, images, [3, 5])
+    if family == "vit":
+        activation, gradient = (value[:, 1:].mT.reshape(2, -1, 4, 4) for value in (activation, gradient))
+    else:
+        activation, gradient = (value.permute(0, 3, 1, 2) for value in (activation, gradient))
+    found = pl.method("gradcam")(model, images, [3, 5], [layer])[layer]
+    expected = activation * gradient.mean((-2, -1), keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_grad_cam_of_a_vector_does_not_mix_the_images() -> None:
+    model, images = double("convnext")
+    together = pl.method("gradcam")(model, images, [3, 5], ["head.norm"])["head.norm"]
+    alone = pl.method("gradcam")(model, images[:1], [3], ["head.norm"])["head.norm"]
+    torch.testing.assert_close(together[:1], alone, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize(("family", "layer"), [("vit", "blocks.0"), ("swin", "layers.0"), ("eva", "blocks.1")])
+def test_a_path_is_complete_at_tokens_whose_prefix_is_counted(family: str, layer: str) -> None:
+    model, images = double(family)
+    method = pl.Gradient().integrated(64)
+    found = method(model, images, [3, 5], [layer])
+    with torch.no_grad():
+        difference = (model(images) - model(torch.zeros_like(images)))[range(2), [3, 5]]
+    total = found[layer].flatten(1).sum(1)
+    if layer in found.prefixes:
+        total = total + found.prefixes[layer].flatten(1).sum(1)
+    torch.testing.assert_close(total, difference, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.residuals[layer], total - difference, rtol=0, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.parametrize("name", ["random", "edges", "smoothgrad", "input_x_gradient", "gradcam"])
+@pytest.mark.parametrize(("family", "layer", "size"), [("vit", "blocks.1", 4), ("swin", "layers.0", 16)])
+def test_every_readout_gives_maps_of_the_grid(name: str, family: str, layer: str, size: int) -> None:
+    model, images, _ = made(family)
+    attribution = pl.method(name)(model, images, [3], [layer])[layer]
+    assert attribution.shape[-2:] == (size, size)
+    assert pl.heatmap(attribution, (64, 64)).shape == (1, 64, 64)
+
+
+def test_edges_on_tokens_are_those_of_the_places_channels_first() -> None:
+    model, images, _ = made("vit")
+    found = pl.method("edges")(model, images, [3], ["input", "blocks.1"])
+    expected = nn.functional.adaptive_avg_pool2d(found["input"].mean(1, keepdim=True), 4)
+    torch.testing.assert_close(found["blocks.1"][:, :1], expected)
+    assert not found.prefixes["blocks.1"].any()
+
+
+def unclear() -> nn.Module:
+    """The layer's tokens are in no order."""
+
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.layer = nn.Conv2d(3, 12, 4, 4), nn.Identity()
+            self.order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.patch(x).flatten(2)[..., self.order].mT).mean(1)
+
+    return Shuffled().eval()
+
+
+def test_a_layer_that_cannot_be_told_is_refused_with_the_way_to_declare_it() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(InvalidLayer, match=r"layouts=\{'layer': 'tokens\(prefix=1\)'\}"):
+        pl.method("gradient")(unclear(), images, 0, ["layer"])
+    found = pl.method("gradient")(unclear(), images, 0, ["layer"], layouts={"lay*": "tokens"})
+    assert found["layer"].shape == (2, 12, 4, 4)
+
+
+def test_a_layer_that_cannot_be_told_is_skipped_with_a_warning_where_a_pattern_chose_it() -> None:
+    with pytest.warns(SkippedLayerWarning, match="'layer'"):
+        found = pl.method("gradient")(unclear(), torch.randn(2, 3, 16, 16), 0, "*")
+    assert "layer" not in found
+    assert "patch" in found
+
+
+def test_a_declaration_that_does_not_fit_says_so() -> None:
+    with pytest.raises(InvalidParameter, match="does not fit 16 tokens"):
+        pl.method("gradient")(
+            unclear(), torch.randn(2, 3, 16, 16), 0, ["layer"], layouts={"layer": "tokens(grid=(3, 4))"}
+        )
+
+
+def test_layouts_are_found_once_per_model() -> None:
+    model, images, _ = made("vit")
+    pl.method("gradient")(model, images, [3], ["blocks.1"])
+    passes = []
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    pl.method("gradient")(model, images, [3], ["blocks.1"])
+    assert passes == [1]
