@@ -515,7 +515,7 @@ def test_rectified_relu_with_a_number_for_tau(seed: int, gate: str, tau: float) 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 @pytest.mark.parametrize("q", [0.0, 37.0, 98.0, 99.9, 100.0])
 def test_percentile_of_a_long_layer_is_the_one_of_its_sorted_scores(interpolation: str, q: float) -> None:
-    """From 65 536 units on, a CPU selects the percentile through a sample: also if one value fills most of it."""
+    """From 16 384 units on, a CPU selects the percentile through a sample: also if one value fills most of it."""
     relu = pl.RectifiedReLU(q, interpolation)  # type: ignore[arg-type]
     x = images(1, 160).repeat(2, 1, 1, 1)  # 76 800 units
     x[1].clamp_(min=1.0)  # 84 % ties

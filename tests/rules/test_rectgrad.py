@@ -79,6 +79,18 @@ def test_fast_selection_is_the_exact_order_statistic(q: float) -> None:
     assert torch.equal(percentile(rows, q)[:, 0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [16_383, 16_384, 20_001])
+def test_selection_is_exact_in_every_precision_and_where_a_sample_misleads(dtype: torch.dtype, n: int) -> None:
+    """Values that stand where the sample does not look: none, or all, of the largest are in it."""
+    step = n // 2048
+    alternating = torch.where(torch.arange(n) % step == 0, -1.0, 1.0) * torch.rand(n)
+    rows = torch.stack([alternating, -alternating, torch.randn(n), (torch.rand(n) < 0.01).float()]).to(dtype)
+    for q in (0.0, 1.0, 50.0, 98.0, 99.9, 100.0):
+        index = round((n - 1) * (100 - q) / 100)
+        assert torch.equal(percentile(rows, q)[:, 0], rows.sort(1, descending=True).values[:, index])
+
+
 @pytest.mark.parametrize(("units", "kept"), [(32768, 655), (16384, 328), (256, 5), (25, 0), (10, 0)])
 def test_units_kept_at_q98(units: int, kept: int) -> None:
     a = torch.rand(1, units, 1, 1, dtype=torch.float64) + 0.1

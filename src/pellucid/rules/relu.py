@@ -7,16 +7,18 @@ non-linear activation of a hidden layer, not for the ReLU alone (Nielsen et al.,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InvalidParameter, require_choice
 from .base import BackwardRule
 from .operations import RECTIFIERS, Operation
 
-SAMPLE = 8192  # elements of a row from which a percentile is first guessed
+SAMPLE = 2048  # elements of a row from which a percentile is first guessed
 
 Gate = Literal["PR1", "PR2", "PR3", "PR4", "mod"]
 Interpolation = Literal["nearest", "linear"]
@@ -114,18 +116,26 @@ def percentile(values: Tensor, q: float, interpolation: Interpolation = "nearest
 
 def _descending(rows: Tensor, index: int) -> Tensor:
     """The element at ``index`` of each row's descending order."""
-    if rows.is_cuda or rows.shape[1] < 8 * SAMPLE:
-        return rows.kthvalue(rows.shape[1] - index, dim=1).values
+    size = rows.shape[1]
+    if rows.device.type != "cpu" or size < 8 * SAMPLE or rows.dtype is torch.bfloat16:  # NumPy has no bfloat16
+        return rows.kthvalue(size - index, dim=1).values
     # On a CPU selecting from the whole row is the costliest step of Rectified Gradient. A sample tells a pivot
-    # a little below the wanted element; what lies above it is short, and holds the element.
-    step = rows.shape[1] // SAMPLE
-    sample = rows[:, ::step].sort(dim=1, descending=True).values
-    expected = index / step
-    pivots = sample[:, min(int(expected + 4 * expected**0.5) + 2, sample.shape[1] - 1)]
-    return torch.stack([_select(row, pivot, index) for row, pivot in zip(rows, pivots, strict=True)])
+    # a little below the wanted element; what lies above it is short, and holds the element. NumPy picks it out of
+    # the row several times as fast as torch.
+    step = size // SAMPLE
+    sample, expected = rows[:, ::step], index / step
+    place = min(int(expected + 4 * expected**0.5) + 2, sample.shape[1] - 1)
+    pivots = sample.kthvalue(sample.shape[1] - place, dim=1).values.tolist()
+    found = [_select(row, pivot, index) for row, pivot in zip(rows.detach().numpy(), pivots, strict=True)]
+    return rows.new_tensor(found)
 
 
-def _select(row: Tensor, pivot: Tensor, index: int) -> Tensor:
-    top = row[row >= pivot]
-    among = top if len(top) > index else row
-    return among.kthvalue(len(among) - index).values
+def _select(row: NDArray[Any], pivot: float, index: int) -> float:
+    """The element at ``index`` of the descending order, which the pivot should be a little below."""
+    top = row[row > pivot]
+    if len(top) <= index:
+        if np.count_nonzero(row >= pivot) > index:
+            return pivot  # many elements share its value
+        top = row  # the sample misled
+    place = len(top) - 1 - index
+    return float(np.partition(top, place)[place])
