@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import require_choice
 from ..rules.base import Rule
 from ..rules.conv import PaddingTrick
-from ..rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
+from ..rules.deeplift import ImagesBackward, RescaleElementwise, RescaleMaxPool, RescaleProduct
 from ..rules.lrp import EpsilonLRP
 from ..rules.pool import ProportionalPooling
 from ..rules.relu import DeconvReLU, Gate, GuidedReLU, Interpolation, RectifiedReLU
@@ -78,7 +78,7 @@ class DeepLift(Method):
     def backward_rules(self) -> tuple[Rule, ...]:
         """Rescale at non-linearities and gates, and at max-pools if asked for."""
         pools = (RescaleMaxPool(),) if self.max_pool == "rescale" else ()
-        return (RescaleElementwise(), RescaleProduct(), *pools)
+        return (ImagesBackward(), RescaleElementwise(), RescaleProduct(), *pools)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One pass over images and references, for all layers."""

@@ -21,7 +21,10 @@ from .pool import MAX_POOLS
 NEAR = 1e-5
 
 
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+Halves = tuple[Tensor, Tensor]
+
+
+def _halves(x: Tensor) -> Halves:
     images, references = x.chunk(2)
     return images, references
 
@@ -40,23 +43,64 @@ class RescaleElementwise(BackwardRule):
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Multiply by the slope of the chord between image and reference."""
-        (image, reference), (value, reference_value) = _halves(x), _halves(y)
-        difference = image - reference
-        near = difference.abs() < NEAR
-        slope = (value - reference_value).div_(difference)
-        if near.any():
-            slope[near] = _derivative(operation, (image + reference).div_(2), near)
-        return _images_only(slope.mul_(gradient.chunk(2)[0]))
+        multiplied = torch.zeros_like(x)
+        slope, multiplier = _halves(multiplied)[0], _halves(gradient)[0]
+        _write_chords(slope, operation, _halves(x), _halves(y))
+        slope.mul_(multiplier)
+        return multiplied
 
 
-def _derivative(operation: Operation, x: Tensor, where: Tensor) -> Tensor:
-    """The elementwise derivative at the chosen places of ``x``."""
+def _write_chords(slope: Tensor, operation: Operation, x: Halves, y: Halves) -> None:
+    """Write (f(x) - f(x')) / (x - x') into ``slope``; where x and x' nearly agree, the derivative between them.
+
+    A large layer's time is that of its passes over memory, so every step works in place.
+    """
+    (image, reference), (value, reference_value) = x, y
+    difference = image - reference
+    torch.sub(value, reference_value, out=slope).div_(difference)
+    near = difference.abs_() < NEAR
+    if near.any():
+        slope[near] = _derivative(operation, image, reference, near)
+
+
+def _derivative(operation: Operation, image: Tensor, reference: Tensor, where: Tensor) -> Tensor:
+    """The elementwise derivative halfway between image and reference, at the chosen places."""
+    if operation.name == "prelu":  # its slope depends on the channel
+        return _slope(operation, (image + reference) / 2)[where]
+    return _slope(operation, (image[where] + reference[where]) / 2)
+
+
+def _slope(operation: Operation, x: Tensor) -> Tensor:
     with torch.enable_grad():
-        if operation.name == "prelu":  # its slope depends on the channel
-            leaf = x.requires_grad_()
-            return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0][where]
-        leaf = x[where].requires_grad_()
+        leaf = x.requires_grad_()
         return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0]
+
+
+@dataclass(frozen=True)
+class ImagesBackward(Rule):
+    """Run a convolution of images and references so that only the images' half is propagated back.
+
+    The references' half of the gradient is zero: the same multipliers, for half of the backward pass.
+    """
+
+    required: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    @property
+    def alters_gradient(self) -> bool:
+        """The gradient is the same."""
+        return False
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run the halves one by one, the references without a graph."""
+        if not x.requires_grad or not len(x):
+            return run(x)
+        images, references = _halves(x)
+        with torch.no_grad():
+            there = run(references)
+        return torch.cat([run(images), there])
 
 
 @dataclass(frozen=True)
