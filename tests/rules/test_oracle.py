@@ -6,10 +6,13 @@ over plain numbers. No autograd graph, no hook and no line of pellucid takes par
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -728,3 +731,47 @@ def test_rules_on_different_operations_combine(seed: int) -> None:
         seed,
         multiplied_by=lambda value, _: value,
     )
+
+
+# What holds each rule to a second implementation. A rule without an entry fails the test below.
+ORACLES: dict[str, object] = {
+    "GuidedReLU": Guided,
+    "DeconvReLU": Deconv,
+    "RectifiedReLU": Rectified,
+    "EpsilonLRP": Epsilon,
+    "ProportionalPooling": Proportional,
+    "PaddingTrick": Padded,
+    "SmoothedDownsampling": SmoothedBackward,
+    "RescaleElementwise": Rescale,
+    "RescaleMaxPool": Rescale,
+    "RescaleProduct": "tests/laws/test_spellings.py: test_deeplift_is_complete_and_the_same_for_every_spelling",
+    "ImagesBackward": Rescale,
+    "GammaLRP": "tests/rules/test_lrp.py: def gamma",
+    "AlphaBetaLRP": "tests/rules/test_lrp.py: def alpha_beta",
+    "ZBoxLRP": "tests/rules/test_lrp.py: def z_box",
+    "ConfinedRule": "tests/rules/test_base.py: class Twice",
+    "FrozenBatchNorm": "tests/rules/test_norm.py: def test_",
+    "AffineOnce": "tests/rules/test_draws.py: def test_",
+    "BilinearDownsampling": "tests/variants/test_surrogate.py: def test_",
+    "_Listing": "tests/variants/test_surrogate.py: def test_",
+}
+
+
+def _rules_of(kind: type) -> set[type]:
+    return {kind}.union(*map(_rules_of, kind.__subclasses__()))
+
+
+def test_every_rule_has_an_oracle() -> None:
+    package = Path(pl.__file__).parent
+    for path in [*(package / "rules").glob("*.py"), *(package / "variants").glob("*.py")]:
+        importlib.import_module(f"pellucid.{path.parent.name}.{path.stem}")
+    rules = {
+        rule.__name__
+        for rule in _rules_of(pl.Rule)
+        if rule.__module__.startswith("pellucid.") and not inspect.isabstract(rule)
+    }
+    assert rules <= ORACLES.keys(), f"no oracle for {rules - ORACLES.keys()}: write its formula a second time"
+    for oracle in ORACLES.values():
+        if isinstance(oracle, str):
+            file, _, text = oracle.partition(": ")
+            assert text in (Path(__file__).parents[2] / file).read_text()
