@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from pellucid.errors import UnknownName
-from pellucid.papers.recipe import Recipe, matches, merged, read_recipe, references
+from pellucid.papers.naming import expanded, merged
+from pellucid.papers.recipe import Recipe, matches, read_recipe, references
 from tests.papers.example import RECIPE
 
 
@@ -86,3 +87,43 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_an_unknown_paper_is_told_the_nearest():
     with pytest.raises(UnknownName, match="did you mean sanity-checks"):
         read_recipe("sanity-check")
+
+
+NAMES = {
+    "two": ["b", "c"],
+    "part": {"kind": "maps", "where": {"layer": "{layer}"}},
+    "noise": ["s({n})", "t({n}, {m})"],
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("$two", ["b", "c"]),
+        (["a", "$two", "d"], ["a", "b", "c", "d"]),
+        ({"like": "$noise", "fill": {"n": 5, "m": 0.1}}, ["s(5)", "t(5, 0.1)"]),
+        (
+            {"like": "$part", "where": {"metric": "tv"}, "fill": {"layer": "input"}},
+            {"kind": "maps", "where": {"layer": "input", "metric": "tv"}},
+        ),
+        ({"like": [{"a": 1, "b": 1}, {"b": 2}], "c": 3}, {"a": 1, "b": 2, "c": 3}),
+        ([{"at": "{x}", "fill": {"x": [0.1, 0.5]}}], [{"at": 0.1}, {"at": 0.5}]),
+        ([{"k": "{x}{y}", "fill": {"x": "$two", "y": [1, 2]}}], [{"k": f"{x}{y}"} for x in "bc" for y in (1, 2)]),
+        ([{"k": "{x}", "fill": [{"x": "a"}, {"x": "b"}]}], [{"k": "a"}, {"k": "b"}]),
+    ],
+)
+def test_names_stand_for_what_the_table_of_names_says(written, meant):
+    assert expanded({"names": NAMES, "it": written}) == {"it": meant}
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "message"),
+    [
+        ("$tow", UnknownName, "name of the recipe 'tow'; did you mean two"),
+        ("$noise", ValueError, "nothing fills the blank in"),
+        ({"k": "{x}", "fill": {"x": [1, 2]}}, ValueError, "2 values where one has to stand"),
+    ],
+)
+def test_names_that_say_nothing_or_too_much_are_refused(written, error, message):
+    with pytest.raises(error, match=message):
+        expanded({"names": NAMES, "it": written})

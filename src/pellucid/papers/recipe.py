@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import UnknownName
+from .naming import expanded, merged
 
 Scale = Literal["smoke", "cpu", "paper"]
 Key = Literal["model", "variant", "method", "layer", "metric"]
@@ -303,15 +304,6 @@ def matches(name: str, patterns: Patterns) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with some replaced; tables are merged key by key."""
-    found = dict(values)
-    for key, value in others.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = merged(found[key], value) if both else value
-    return found
-
-
 def references(value: Any) -> Iterator[str]:
     """All ``@key`` inside plain values, without the @."""
     if isinstance(value, str):
@@ -334,4 +326,4 @@ def read_recipe(paper: str) -> Recipe:
     if paper not in PAPERS:
         raise UnknownName("paper", paper, PAPERS)
     text = files(__package__).joinpath(f"{paper}.toml").read_text(encoding="utf-8")
-    return Recipe.model_validate(tomllib.loads(text))
+    return Recipe.model_validate(expanded(tomllib.loads(text)))
