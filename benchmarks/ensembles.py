@@ -24,7 +24,7 @@ from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import processors, train_ensemble
-from pellucid.training.hyperparameters import RECIPES
+from pellucid.training.hyperparameters import HYPERPARAMETERS
 
 NAME = "cifar-cnn"
 
@@ -48,7 +48,7 @@ def seconds(way: str, options: argparse.Namespace, images: LabeledImages) -> flo
     fractions = [(network % 9 + 1) / 10 for network in range(count)]
     sets = [DegradedImages(images, ranks, Degradation(p), images.mean) for p in fractions]
     held_out = [images.subset(torch.arange(100))] * count
-    recipe = replace(RECIPES[NAME], epochs=options.epochs)
+    recipe = replace(HYPERPARAMETERS[NAME], epochs=options.epochs)
     start = time.perf_counter()
     reports = train_ensemble(
         models,

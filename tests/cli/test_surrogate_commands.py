@@ -22,7 +22,7 @@ from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
 from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED
-from pellucid.training.surrogates import _Training, train_surrogate
+from pellucid.training.surrogates import SurrogateLearner, train_surrogate
 from pellucid.variants.surrogate import load_surrogate
 
 app = typer.Typer(cls=Commands)
@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 def test_a_training_that_was_stopped_goes_on_from_beside_the_output(tmp_path, monkeypatch):
     arguments = ("train", *NETWORK, "--images", "shapes:8", "--epochs", 2, "--batch-size", 4)
     output, steps = tmp_path / "s.safetensors", []
-    whole_training = _Training._step
+    whole_training = SurrogateLearner.step
 
     def stopped(training, batch):
         if len(steps) == 3:
@@ -59,11 +59,11 @@ def test_a_training_that_was_stopped_goes_on_from_beside_the_output(tmp_path, mo
         return whole_training(training, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Training, "_step", stopped)
+        patched.setattr(SurrogateLearner, "step", stopped)
         assert run(*arguments, "-o", output).exit_code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["s.checkpoint"]
     monkeypatch.setattr(
-        _Training, "_step", lambda training, batch: steps.append(0) or whole_training(training, batch)
+        SurrogateLearner, "step", lambda training, batch: steps.append(0) or whole_training(training, batch)
     )
     steps.clear()
     result = run(*arguments, "-o", output)

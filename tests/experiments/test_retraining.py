@@ -28,8 +28,8 @@ from pellucid.metrics.base import Criterion, Metric
 from pellucid.models.zoo import load_model
 from pellucid.report.benchmark_page import benchmark_page
 from pellucid.seeds import fold_in
+from pellucid.training.classifiers import ClassifierLearner, train
 from pellucid.training.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
-from pellucid.training.loop import Training, train
 from pellucid.training.retraining import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
 
 SIDE, BLOCK = 8, slice(2, 4)  # 4 of 64 pixels tell the class
@@ -258,8 +258,10 @@ def finished(run):
 
 
 def trained_epochs(monkeypatch):
-    learn, epochs = Training.learn, []
-    monkeypatch.setattr(Training, "learn", lambda self, epoch: (epochs.append(epoch), learn(self, epoch))[1])
+    learn, epochs = ClassifierLearner.learn, []
+    monkeypatch.setattr(
+        ClassifierLearner, "learn", lambda self, epoch: (epochs.append(epoch), learn(self, epoch))[1]
+    )
     return epochs
 
 
@@ -300,15 +302,15 @@ def test_finished_trainings_of_an_unfinished_curve_are_not_repeated(data, tmp_pa
     monkeypatch.setattr("pellucid.training.ensemble.processors", lambda: 1)
     wanted = spec(data, {"metrics": ["roar"], "methods": ["random"]}, seeds=1, epochs=4)
     whole = benchmark(wanted, tmp_path / "whole")
-    learn, epochs = Training.learn, []
+    learn, epochs = ClassifierLearner.learn, []
 
     def counted(self, epoch):
         epochs.append(epoch)
         if len(epochs) == 4 + 2 * 4 + 1:  # the clean training, two of the curve, and into the third
             raise KeyboardInterrupt
-        learn(self, epoch)
+        return learn(self, epoch)
 
-    monkeypatch.setattr(Training, "learn", counted)
+    monkeypatch.setattr(ClassifierLearner, "learn", counted)
     with pytest.raises(KeyboardInterrupt):
         benchmark(wanted, tmp_path / "run")
     again = benchmark(wanted, tmp_path / "run")

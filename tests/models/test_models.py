@@ -20,7 +20,7 @@ from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model, model_names
-from pellucid.training.loop import accuracy
+from pellucid.training.classifiers import accuracy
 
 SMALL = "squeezenet1_1"  # torchvision's smallest classifier
 

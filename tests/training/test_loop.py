@@ -18,8 +18,15 @@ from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.training.batches import in_memory
-from pellucid.training.hyperparameters import AUGMENTATIONS, LARGE, RECIPES, Recipe, random_symmetry, recipe_of
-from pellucid.training.loop import accuracy, save_weights, train, train_network
+from pellucid.training.classifiers import accuracy, save_weights, train, train_network
+from pellucid.training.hyperparameters import (
+    AUGMENTATIONS,
+    HYPERPARAMETERS,
+    LARGE,
+    Hyperparameters,
+    hyperparameters_of,
+    random_symmetry,
+)
 
 
 def bright_or_dark(count):
@@ -37,7 +44,7 @@ def small_net(seed=0):
 
 def test_a_net_learns_and_comes_back_frozen():
     model = small_net()
-    recipe = Recipe(epochs=3, batch_size=16, learning_rate=1e-2)
+    recipe = Hyperparameters(epochs=3, batch_size=16, learning_rate=1e-2)
     report = train(model, bright_or_dark(64), bright_or_dark(40), recipe)
     assert report.accuracy == report.accuracies[-1] == accuracy(model, bright_or_dark(40)) == 1.0
     assert len(report.accuracies) == report.recipe.epochs == 3
@@ -52,7 +59,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state():
         torch.rand(3)  # what happened before must not matter
         model = small_net()
         state = torch.get_rng_state()
-        recipe = Recipe(epochs=1, batch_size=16, augmentation="symmetry")
+        recipe = Hyperparameters(epochs=1, batch_size=16, augmentation="symmetry")
         train(model, bright_or_dark(33), bright_or_dark(4), recipe, seed)
         assert torch.equal(torch.get_rng_state(), state)
         weights.append(model[4].weight)
@@ -77,7 +84,7 @@ def test_accuracy_is_the_share_of_right_answers():
 
 def test_progress_counts_every_step():
     seen = []
-    recipe = Recipe(epochs=2, batch_size=16)
+    recipe = Hyperparameters(epochs=2, batch_size=16)
     train(
         small_net(),
         bright_or_dark(32),
@@ -102,7 +109,7 @@ def test_images_are_normalised_on_the_way():
     model = Recorder()
     images = TensorDataset(torch.full((4, 3, 2, 2), 0.75), torch.zeros(4, dtype=torch.long))
     preprocess = Preprocess(None, None, (0.5, 0.25, 0.75), (0.25, 0.5, 1.0))
-    train(model, images, images, Recipe(epochs=1, batch_size=4), preprocess=preprocess)
+    train(model, images, images, Hyperparameters(epochs=1, batch_size=4), preprocess=preprocess)
     assert len(model.seen) == 3
     for batch in model.seen:  # the look at the outputs, the training step and the validation
         assert torch.equal(batch[0, :, 0, 0], torch.tensor([1.0, 1.0, 0.0]))
@@ -132,13 +139,13 @@ def test_a_symmetry_moves_pixels_and_changes_none():
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(InvalidParameter, match=next(iter(settings))):
-        Recipe(**settings)
+        Hyperparameters(**settings)
 
 
 def test_a_diverging_loss_is_an_error_not_a_result():
     images = TensorDataset(torch.full((4, 3, 8, 8), float("nan")), torch.zeros(4, dtype=torch.long))
     with pytest.raises(InvalidParameter, match="loss is nan at step 1 of 1"):
-        train(small_net(), images, images, Recipe(epochs=1, batch_size=4))
+        train(small_net(), images, images, Hyperparameters(epochs=1, batch_size=4))
 
 
 def test_in_memory_holds_what_the_set_draws():
@@ -153,7 +160,7 @@ def test_in_memory_holds_what_the_set_draws():
 def test_trained_shapes_can_be_loaded_with_their_facts(tmp_path):
     path = tmp_path / "net.safetensors"
     sets = ShapesDataset(16, size=16, seed=1), ShapesDataset(8, size=16, seed=2)
-    report = train_network("shapes-resnet", sets[0], path, sets[1], recipe=Recipe(epochs=1))
+    report = train_network("shapes-resnet", sets[0], path, sets[1], recipe=Hyperparameters(epochs=1))
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["classes"] == list(SHAPE_NAMES)
     assert facts["accuracy"] == report.accuracy
@@ -186,13 +193,13 @@ def test_weights_that_cannot_be_written_say_where(tmp_path):
 
 
 def test_every_paper_s_network_has_a_recipe_that_names_its_source():
-    assert RECIPES.keys() == PAPER_MODELS.keys()
-    assert all(recipe.source for recipe in (*RECIPES.values(), LARGE))
-    assert recipe_of("resnet34") is recipe_of("resnet50") is LARGE
+    assert HYPERPARAMETERS.keys() == PAPER_MODELS.keys()
+    assert all(recipe.source for recipe in (*HYPERPARAMETERS.values(), LARGE))
+    assert hyperparameters_of("resnet34") is hyperparameters_of("resnet50") is LARGE
 
 
 def test_the_papers_settings():
-    sanity, cifar = RECIPES["sanity-cnn"], RECIPES["cifar-cnn"]
+    sanity, cifar = HYPERPARAMETERS["sanity-cnn"], HYPERPARAMETERS["cifar-cnn"]
     assert (sanity.optimizer, sanity.learning_rate, sanity.batch_size, sanity.epochs) == ("adam", 1e-4, 50, 50)
     assert (round(60_000 * sanity.validation), sanity.keep, sanity.weight_decay) == (5000, "best", 0)
     assert (cifar.optimizer, cifar.learning_rate, cifar.batch_size, cifar.epochs) == ("adam", 1e-3, 100, 20)
@@ -252,13 +259,15 @@ def labeled(labels, classes=(), size=8):
 )
 def test_labels_that_do_not_fit_the_network(train_labels, classes, message):
     with pytest.raises(InvalidData, match=message):
-        train(small_net(), labeled(train_labels, classes), labeled([0, 1]), Recipe(epochs=1, batch_size=4))
+        train(
+            small_net(), labeled(train_labels, classes), labeled([0, 1]), Hyperparameters(epochs=1, batch_size=4)
+        )
 
 
 def test_labels_of_any_data_set_are_checked_as_they_come():
     images = TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 5, 1]))
     with pytest.raises(InvalidData, match="label 5 is out of range"):
-        train(small_net(), images, bright_or_dark(4), Recipe(epochs=1, batch_size=4))
+        train(small_net(), images, bright_or_dark(4), Hyperparameters(epochs=1, batch_size=4))
 
 
 def test_validation_labels_are_checked_before_the_first_step():
@@ -268,19 +277,19 @@ def test_validation_labels_are_checked_before_the_first_step():
             small_net(),
             labeled([0, 1]),
             labeled([0, 3]),
-            Recipe(epochs=1),
+            Hyperparameters(epochs=1),
             progress=lambda *step: seen.append(step),
         )
     assert seen == []
 
 
 def test_an_empty_class_is_said():
-    report = train(small_net(), labeled([1, 1, 1, 1]), labeled([0, 1]), Recipe(epochs=1, batch_size=4))
+    report = train(small_net(), labeled([1, 1, 1, 1]), labeled([0, 1]), Hyperparameters(epochs=1, batch_size=4))
     assert report.empty == (0,)
 
 
 def test_sorted_images_are_refused_where_they_are_not_shuffled():
-    recipe = Recipe(epochs=1, batch_size=2, shuffle=False)
+    recipe = Hyperparameters(epochs=1, batch_size=2, shuffle=False)
     with pytest.raises(InvalidData, match="sorted by class"):
         train(small_net(), labeled([0, 0, 1, 1]), labeled([0, 1]), recipe)
     train(small_net(), labeled([0, 1, 0, 1]), labeled([0, 0, 1, 1]), recipe)
@@ -288,12 +297,12 @@ def test_sorted_images_are_refused_where_they_are_not_shuffled():
 
 def test_images_that_the_network_cannot_take():
     with pytest.raises(InvalidData, match=r"cannot take images \(3, 9, 9\)"):
-        train(small_net(), labeled([0, 1], size=9), labeled([0, 1], size=9), Recipe(epochs=1))
+        train(small_net(), labeled([0, 1], size=9), labeled([0, 1], size=9), Hyperparameters(epochs=1))
 
 
 def test_the_best_weights_need_every_epoch_scored():
     with pytest.raises(InvalidParameter, match="score_each_epoch"):
-        train(small_net(), labeled([0, 1]), labeled([0, 1]), Recipe(keep="best"), score_each_epoch=False)
+        train(small_net(), labeled([0, 1]), labeled([0, 1]), Hyperparameters(keep="best"), score_each_epoch=False)
 
 
 # Decoding once.

@@ -25,13 +25,13 @@ from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.seeds import fold_in
+from pellucid.training.classifiers import accuracy, train, train_network
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import Stacked, fastest, train_ensemble
-from pellucid.training.hyperparameters import RECIPES, Recipe, one_cycle
-from pellucid.training.loop import accuracy, train, train_network
+from pellucid.training.hyperparameters import HYPERPARAMETERS, Hyperparameters, one_cycle
 
 HALF = Preprocess(None, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-QUICK = Recipe(epochs=3, batch_size=4, learning_rate=1e-2)
+QUICK = Hyperparameters(epochs=3, batch_size=4, learning_rate=1e-2)
 
 
 def images_of(count=22, seed=0):
@@ -106,7 +106,7 @@ def test_the_weights_are_those_of_a_loop_written_by_hand(recipe, make):
 
 
 def test_bfloat16_is_autocast_and_the_weights_stay_in_full_precision():
-    recipe = Recipe(epochs=2, batch_size=11, schedule="constant", weight_decay=0.0, shuffle=False)
+    recipe = Hyperparameters(epochs=2, batch_size=11, schedule="constant", weight_decay=0.0, shuffle=False)
     images, by_hand = images_of(), net().float().train()
     found = {}
     for precision in ("full", "auto", "bfloat16"):
@@ -126,7 +126,7 @@ def test_bfloat16_is_autocast_and_the_weights_stay_in_full_precision():
     assert all(value.dtype == torch.float32 for value in found["bfloat16"].parameters())
     assert not torch.equal(found["bfloat16"][0].weight, found["full"][0].weight)
     with pytest.raises(InvalidParameter, match="precision='half'"):
-        Recipe(precision="half")
+        Hyperparameters(precision="half")
 
 
 def test_weight_decay_is_half_lambda_of_the_squares_of_the_named_weights():
@@ -417,7 +417,7 @@ def test_the_cifar_cnn_stacks():
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=draw)
     images = LabeledImages.of(pixels, torch.arange(20) % 10)
-    recipe = replace(RECIPES["cifar-cnn"], epochs=1, batch_size=10)
+    recipe = replace(HYPERPARAMETERS["cifar-cnn"], epochs=1, batch_size=10)
     preprocess = PAPER_MODELS["cifar-cnn"].preprocess
     alone, together = ([load_model("cifar-cnn", seed=s).model.double() for s in (0, 1)] for _ in range(2))
     for model in alone:

@@ -24,7 +24,7 @@ from ..seeds import fold_in
 from .sources import Source
 
 MEMORY = 2 << 30  # bytes of pixels kept in memory; more go into a file that the system pages in
-CHUNK = 1024  # images worked on at a time where all are gone through
+IMAGES_AT_ONCE = 1024  # images worked on at a time where all are gone through
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def mean(self) -> Tensor:
         """The mean (C,) of each channel over all pixels of the set, float64 in [0, 1]."""
         total = torch.zeros(self.pixels.shape[1], dtype=torch.float64, device=self.pixels.device)
-        for part in torch.arange(len(self)).split(CHUNK):
+        for part in torch.arange(len(self)).split(IMAGES_AT_ONCE):
             total += self.batch(part)[0].double().sum((0, 2, 3))
         return total / (255 * len(self) * self.pixels.shape[-2:].numel())
 
@@ -93,7 +93,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def fingerprint(self) -> str:
         """A digest of every pixel and label, which tells sets of other content apart."""
         digest = blake2b(str((len(self), *self.pixels.shape[1:])).encode(), digest_size=16)
-        for part in torch.arange(len(self)).split(CHUNK):
+        for part in torch.arange(len(self)).split(IMAGES_AT_ONCE):
             for tensor in self.batch(part):
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -15,8 +15,8 @@ from ..data.sources import open_images
 from ..errors import InvalidData
 from ..models.zoo import load_model
 from ..training.checkpoints import Checkpoints
-from ..training.hyperparameters import TrainingPrecision, recipe_of
-from ..training.loop import TrainingReport, train_network
+from ..training.classifiers import TrainingReport, train_network
+from ..training.hyperparameters import TrainingPrecision, hyperparameters_of
 from ..training.surrogates import train_surrogate
 from ..variants.surrogate import Surrogate
 from .spec import Count, Number, Part
@@ -92,7 +92,7 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     Raises:
         PellucidError: whatever is wrong with the network, the images or the file.
     """
-    recipe = recipe_of(settings.name)
+    recipe = hyperparameters_of(settings.name)
     changed: dict[str, Any] = {key: getattr(settings, key) for key in ("epochs", "shuffle", "precision")}
     recipe = replace(recipe, **{key: value for key, value in changed.items() if value is not None})
     train_set, test_set = _train_and_test(settings, output.absolute().parent, advance)

@@ -143,7 +143,10 @@ def _fitting(spec: Spec) -> dict[str, Any]:
     _require_alike(spec, network, count)
     if not has_weights(spec):
         check_set(train, count, trainings.recipe(explained))
-    recipes = [repr(trainings.recipe(name)) for name in (network, explained)]
+    # Runs are identified by this text: those of earlier versions, where the class was called Recipe, go on.
+    recipes = [
+        f"Recipe{str(trainings.recipe(name)).removeprefix('Hyperparameters')}" for name in (network, explained)
+    ]
     return {"train": train.fingerprint, "recipes": recipes}
 
 

@@ -25,11 +25,11 @@ from ..methods.base import Attributions
 from ..models.preprocess import Preprocess
 from ..models.zoo import BUNDLED, LoadedModel, find_architecture, load_model
 from ..seeds import fold_in
-from ..training.batches import fetch, prepared, size
+from ..training.batches import fetch, image_count, prepared
 from ..training.checkpoints import Checkpoints
+from ..training.classifiers import class_count, save_weights, train
 from ..training.degradation import open_ranks, random_ranks, salience_ranks, write_ranks
-from ..training.hyperparameters import Recipe, recipe_of
-from ..training.loop import class_count, save_weights, train
+from ..training.hyperparameters import Hyperparameters, hyperparameters_of
 from . import inputs
 from .cells import Note, noted
 from .spec import Spec, Training
@@ -67,7 +67,7 @@ class Trainings:
         """What the networks' images go through."""
         return preprocess_of(self.settings.network)
 
-    def recipe(self, network: str) -> Recipe:
+    def recipe(self, network: str) -> Hyperparameters:
         """A network's own settings, as the spec changes them; test images choose no weights."""
         changed: dict[str, Any] = {
             "epochs": self.settings.epochs,
@@ -75,7 +75,9 @@ class Trainings:
             "precision": self.settings.precision,
             "keep": "last",
         }
-        return replace(recipe_of(network), **{key: value for key, value in changed.items() if value is not None})
+        return replace(
+            hyperparameters_of(network), **{key: value for key, value in changed.items() if value is not None}
+        )
 
     def seed(self, run: int) -> int:
         """The seed of a training: its weights, order and dropout; the same for all that is compared."""
@@ -164,7 +166,7 @@ class Trainings:
         explain = inputs.method_of(spec.method_texts[method])
         made = inputs.variant_of(spec.variant_texts[variant])
         key = fold_in(spec.seed, PARTS.index(part))
-        for rows in torch.arange(size(images)).split(spec.max_batch):
+        for rows in torch.arange(image_count(images)).split(spec.max_batch):
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
             targets: Any = labels if spec.target == "label" else spec.target
@@ -235,13 +237,13 @@ def preprocess_of(network: str | LoadedModel) -> Preprocess:
 def graded(model: nn.Module, images: Dataset[Any], preprocess: Preprocess) -> tuple[float, float]:
     """Top-1 accuracy, and the mean softmax score of the true class; both in [0, 1]."""
     like, right, score = next(model.parameters()), 0.0, 0.0
-    for rows in torch.arange(size(images)).split(BATCH):
+    for rows in torch.arange(image_count(images)).split(BATCH):
         pixels, labels = fetch(images, rows)
         shares = model(prepared(pixels, preprocess, like)).softmax(1).double()
         labels = labels.to(shares.device)
         right += float((shares.argmax(1) == labels).sum())
         score += float(shares.gather(1, labels[:, None]).sum())
-    return right / size(images), score / size(images)
+    return right / image_count(images), score / image_count(images)
 
 
 # Images.

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ..errors import InvalidData, shortened
 from ..models.preprocess import Preprocess
-from .hyperparameters import Recipe
+from .hyperparameters import Hyperparameters
 
 
 def fetch(images: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def fetch(images: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
 
 
-def size(images: Dataset[Any]) -> int:
+def image_count(images: Dataset[Any]) -> int:
     """How many images a set has."""
     return len(images)  # type: ignore[arg-type]
 
@@ -54,7 +54,7 @@ def prepared(images: Tensor, preprocess: Preprocess | None, like: Tensor) -> Ten
 
 def in_memory(images: Dataset[Any]) -> TensorDataset:
     """Load every image and label once, for data sets that are slow to draw or decode anew in each epoch."""
-    return TensorDataset(*fetch(images, torch.arange(size(images))))
+    return TensorDataset(*fetch(images, torch.arange(image_count(images))))
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:
@@ -71,7 +71,7 @@ def check_labels(labels: Tensor, outputs: int) -> None:
         )
 
 
-def check_set(images: Dataset[Any], outputs: int, recipe: Recipe) -> tuple[int, ...]:
+def check_set(images: Dataset[Any], outputs: int, recipe: Hyperparameters) -> tuple[int, ...]:
     """Refuse a labelled set that the network cannot learn, and return the labels that no image has.
 
     Raises:

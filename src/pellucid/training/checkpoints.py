@@ -27,6 +27,21 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> Checkpoint:
+        """Plain values, and parts of tensors by name, such as the network's and the optimizer's."""
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return cls(tensors, facts)
+
+    def part(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The tensors of one part by name, on a device."""
+        start = f"{part}/"
+        return {
+            name.removeprefix(start): value.to(device)
+            for name, value in self.tensors.items()
+            if name.startswith(start)
+        }
+
 
 @dataclass(frozen=True)
 class Checkpoints:

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.labeled import CHUNK, AlteredImages, LabeledImages
+from ..data.labeled import IMAGES_AT_ONCE, AlteredImages, LabeledImages
 from ..errors import InvalidData, InvalidMap, InvalidParameter, require_choice
 from ..files import replaced
 from ..seeds import fold_in
 
-How = Literal["roar", "kar"]
+RemovalKind = Literal["roar", "kar"]
 Counting = Literal["percentile", "floor"]
 Replacement = Literal["dataset_mean", "image_mean", "random"]
 Ties = Literal["random", "first"]
@@ -128,7 +128,7 @@ def open_ranks(path: str | Path) -> Tensor:
     return torch.from_numpy(ranks.view("<i2") if ranks.dtype.str == "<u2" else ranks)
 
 
-def widened(ranks: Tensor) -> Tensor:
+def _unsigned(ranks: Tensor) -> Tensor:
     """Ranks as numbers of at least 0: 16-bit ones were written without a sign."""
     return ranks.int() & 0xFFFF if ranks.dtype == torch.int16 else ranks
 
@@ -155,7 +155,7 @@ class Degradation:
     """
 
     fraction: float
-    how: How = "roar"
+    how: RemovalKind = "roar"
     replacement: Replacement = "dataset_mean"
     counting: Counting = "percentile"
     seed: int = 0
@@ -163,7 +163,7 @@ class Degradation:
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise InvalidParameter(f"fraction={self.fraction}: give a share in [0, 1]")
-        require_choice("how", self.how, How)
+        require_choice("how", self.how, RemovalKind)
         require_choice("replacement", self.replacement, Replacement)
         require_choice("counting", self.counting, Counting)
 
@@ -249,7 +249,7 @@ class DegradedImages(AlteredImages):
         """Degraded images (B, C, H, W) float32 in [0, 1] and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
         rows = self.images.rows[indices]
-        ranks = widened(self.ranks[rows.to(self.ranks.device)])
+        ranks = _unsigned(self.ranks[rows.to(self.ranks.device)])
         return self.degradation(pixels, ranks, rows.tolist(), self.mean), labels
 
     @cached_property
@@ -257,7 +257,7 @@ class DegradedImages(AlteredImages):
         """A digest of images, ranks and settings, which tells sets of other content apart."""
         settings = f"{self.images.fingerprint} {self.degradation} {self.mean}"
         digest = blake2b(settings.encode(), digest_size=16)
-        for rows in self.images.rows.split(CHUNK):
+        for rows in self.images.rows.split(IMAGES_AT_ONCE):
             digest.update(self.ranks[rows.to(self.ranks.device)].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -274,7 +274,7 @@ def removal_auc(
     accuracies: Sequence[float],
     clean: float | None = None,
     chance: float | None = None,
-    how: How = "roar",
+    how: RemovalKind = "roar",
 ) -> float:
     """The area under accuracy over p by the trapezoid rule, in [0, 1]; lower is better for ROAR.
 
@@ -290,7 +290,7 @@ def removal_auc(
         InvalidParameter: fractions that do not rise, too few, of another number than the accuracies, or only
             one of ``clean`` and ``chance``.
     """
-    require_choice("how", how, How)
+    require_choice("how", how, RemovalKind)
     x, y = list(fractions), list(accuracies)
     if (clean is None) != (chance is None):
         raise InvalidParameter("removal_auc: give both clean and chance, or neither")
@@ -311,7 +311,7 @@ def removal_aoc(
     accuracies: Sequence[float],
     clean: float | None = None,
     chance: float | None = None,
-    how: How = "kar",
+    how: RemovalKind = "kar",
 ) -> float:
     """The area over the curve, 1 - :func:`removal_auc`, in [0, 1]; lower is better for KAR."""
     return 1 - removal_auc(fractions, accuracies, clean, chance, how)

@@ -16,11 +16,12 @@ from torch.utils.data import Dataset
 
 from ..errors import InvalidData, InvalidParameter
 from ..models.preprocess import Preprocess
-from .hyperparameters import Recipe
-from .loop import Progress, TrainingReport, check_network, train_networks
+from .classifiers import TrainingReport, check_network, train_networks
+from .hyperparameters import Hyperparameters
+from .loop import Progress
 from .networks import Networks, One
 
-Way = Literal["stacked", "threads", "one_by_one"]
+Arrangement = Literal["stacked", "threads", "one_by_one"]
 
 
 class Stacked(Networks):
@@ -76,13 +77,13 @@ def train_ensemble(
     models: Sequence[nn.Module],
     train_sets: Sequence[Dataset[Any]],
     validation_sets: Sequence[Dataset[Any]],
-    recipe: Recipe,
+    recipe: Hyperparameters,
     seeds: Sequence[int],
     preprocess: Preprocess | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     score_each_epoch: bool = True,
-    way: Way | None = None,
+    way: Arrangement | None = None,
 ) -> list[TrainingReport]:
     """Train networks of one architecture, each with its own data and seed, as :func:`train` would one by one.
 
@@ -91,7 +92,7 @@ def train_ensemble(
         train_sets, validation_sets: one of each for every network; all of one size.
         recipe: the settings of all.
         seeds: one for each network.
-        preprocess, progress, score_each_epoch: as :func:`pellucid.training.loop.train`.
+        preprocess, progress, score_each_epoch: as :func:`pellucid.training.classifiers.train`.
         checkpoint: a folder of its own for all of them; the call takes it up with the same networks alone.
         way: ``"stacked"``: one network of grouped convolutions; ``"threads"``: as many networks at a time as
             there are processors, each on one thread; ``"one_by_one"``; None is what :func:`fastest` says.
@@ -110,8 +111,8 @@ def train_ensemble(
         )
     _, random = check_network(models[0], train_sets[0], preprocess)
     way = fastest(models[0], random) if way is None else way
-    if way not in get_args(Way):
-        raise InvalidParameter(f"way={way!r}: give one of {', '.join(get_args(Way))}")
+    if way not in get_args(Arrangement):
+        raise InvalidParameter(f"way={way!r}: give one of {', '.join(get_args(Arrangement))}")
     if way == "threads" and random:
         raise InvalidParameter(
             "way='threads': these networks draw random numbers, which threads share; leave way out"
@@ -141,7 +142,7 @@ def train_ensemble(
     return side_by_side(one, len(models), processors() if way == "threads" else 1)
 
 
-def fastest(model: nn.Module, random: bool) -> Way:
+def fastest(model: nn.Module, random: bool) -> Arrangement:
     """The fastest way on the model's device, by benchmarks/ensembles.py.
 
     A GPU is idle in a small network's passes and gains from stacking. Processors lose by it (grouped

@@ -21,7 +21,7 @@ TrainingPrecision = Literal["auto", "full", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """The settings of one training; plain values, so that they can stand beside the weights.
 
     Attributes:
@@ -183,43 +183,43 @@ _RESNET = (
     "after He et al., Deep Residual Learning, Sec. 4.2; its user, Nielsen et al., gives none; ours: one cycle"
 )
 
-RECIPES: Mapping[str, Recipe] = {
-    "sanity-cnn": Recipe(
+HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
+    "sanity-cnn": Hyperparameters(
         epochs=50, batch_size=50, optimizer="adam", learning_rate=1e-4, schedule="constant", weight_decay=0.0,
         validation=1 / 12, keep="best",
         source="Wienecke and Hinrichs, Sanity Checks for Saliency Maps, section 2.1: Adam 1e-4, 5 000 of 60 000 "
         "images held out, the best weights kept",
     ),
-    "selu-cnn": Recipe(
+    "selu-cnn": Hyperparameters(
         epochs=10, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
         source="ours: Nielsen et al. give no settings",
     ),
-    "cifar-cnn": Recipe(
+    "cifar-cnn": Hyperparameters(
         epochs=20, batch_size=100, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
         shuffle=False,
         source="Kim et al., Why are Saliency Maps Noisy?, released code: Adam 1e-3, batches of 100 in the order "
         "of the data, no augmentation",
     ),
-    "cifar-resnet18": Recipe(
+    "cifar-resnet18": Hyperparameters(
         epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
         source=_RESNET,
     ),
-    "tiny-resnet18": Recipe(
+    "tiny-resnet18": Hyperparameters(
         epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
         source=_RESNET,
     ),
-    "shapes-resnet": Recipe(epochs=12, augmentation="symmetry"),
+    "shapes-resnet": Hyperparameters(epochs=12, augmentation="symmetry"),
 }  # fmt: skip
 """The papers' settings by network. Adebayo et al.'s regularised sanity-check CNN is
-``replace(RECIPES["sanity-cnn"], weight_decay=1e-3, decayed=("conv?.weight", "linear1.weight"))``."""
+``replace(HYPERPARAMETERS["sanity-cnn"], weight_decay=1e-3, decayed=("conv?.weight", "linear1.weight"))``."""
 
-LARGE = Recipe(
+LARGE = Hyperparameters(
     epochs=30, batch_size=64, optimizer="sgd", learning_rate=0.025, weight_decay=1e-4, augmentation="flip",
     source="ours, after torchvision's reference training of ResNets: 0.1 at 256 images; one cycle",
 )  # fmt: skip
 """For every other network, such as torchvision's ResNet-34 and ResNet-50."""
 
 
-def recipe_of(name: str) -> Recipe:
+def hyperparameters_of(name: str) -> Hyperparameters:
     """The settings that a network is trained with by default."""
-    return RECIPES.get(name, LARGE)
+    return HYPERPARAMETERS.get(name, LARGE)

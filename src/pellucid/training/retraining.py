@@ -22,7 +22,7 @@ from ..errors import InvalidData, InvalidParameter, require_count
 from ..heatmap import Channels
 from ..metrics.base import Axis, Criterion, Need
 from ..metrics.localization import RECTGRAD, Mass, PatchMass
-from .degradation import How, Replacement, removal_aoc, removal_auc
+from .degradation import RemovalKind, Replacement, removal_aoc, removal_auc
 
 TENTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TWENTIETHS = tuple(part / 20 for part in range(1, 20))  # the shares of images whose quantiles are kept
@@ -50,7 +50,7 @@ class Removal(Retraining):
     """
 
     axis: ClassVar[Axis] = "faithfulness"
-    how: ClassVar[How]
+    how: ClassVar[RemovalKind]
     replacement: ClassVar[Replacement]
     fractions: ClassVar[tuple[float, ...]] = TENTHS
 

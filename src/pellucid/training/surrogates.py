@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from ..variants.surrogate import Surrogate, named_tensors
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from .hyperparameters import TrainingPrecision, in_bfloat16
 from .images import AnyPreprocess, TrainingImages, training_images
-from .loop import Progress, seeded
+from .loop import Learner, Progress, fit, seeded
 
 
 def train_surrogate(
@@ -92,16 +91,16 @@ def train_surrogate(
         half = in_bfloat16(precision, _parameter(model))
         facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
         facts["precision"] = "bfloat16" if half else "full"
-        training = _Training.begun(model, source, include_first, facts)
-        if checkpoint is None:
-            training.run(epochs, None, progress)
-        else:
-            training.run(epochs, Checkpoints(Path(checkpoint), training.identity(preprocess)), progress)
-        return training.surrogate()
+        learner = SurrogateLearner.begun(model, source, include_first, facts)
+        checkpoints = None
+        if checkpoint is not None:
+            checkpoints = Checkpoints(Path(checkpoint), learner.identity(preprocess))
+        fit(learner, epochs, checkpoints, progress)
+        return learner.surrogate()
 
 
 @dataclass(eq=False)
-class _Training:
+class SurrogateLearner(Learner):
     """A training under way: paths (their tensors are the parameters), optimizer, and what is known so far."""
 
     model: nn.Module
@@ -111,12 +110,17 @@ class _Training:
     facts: dict[str, Any]
     optimizer: torch.optim.Optimizer
     losses: list[list[float]] = field(default_factory=list)  # of each epoch and path
+    mean_losses: list[float] = field(default_factory=list)  # of each path in the epoch under way
     seconds: float = 0.0
+    draws: bool = field(default=True, init=False)  # a loader may, and a model
+
+    def __post_init__(self) -> None:
+        self.steps, self.device = self.images.steps(), _parameter(self.model).device
 
     @classmethod
     def begun(
         cls, model: nn.Module, images: TrainingImages, include_first: bool, facts: dict[str, Any]
-    ) -> _Training:
+    ) -> SurrogateLearner:
         """A training before its first step."""
         like, key = _parameter(model), fold_in(facts["seed"], 0)
         with seeded(key, like.device):
@@ -144,16 +148,47 @@ class _Training:
             **{name: self.facts[name] for name in ("images", "batch_size", "lr", "seed", "precision")},
         }
 
-    def run(self, epochs: int, checkpoints: Checkpoints | None, progress: Progress | None) -> None:
-        """Go on from the newest checkpoint, if there is one, and train to the last epoch."""
-        if checkpoints is not None:
-            self._resume(checkpoints, epochs)
-        for epoch in range(len(self.losses), epochs):
-            start = time.perf_counter()
-            self.losses.append(self._epoch(epoch, epochs, progress))
-            self.seconds += time.perf_counter() - start
-            if checkpoints is not None:
-                self._save(checkpoints)
+    def key(self, epoch: int) -> int:
+        """The epoch's order of images comes from it, too; the paths were drawn before, by the 0th."""
+        return fold_in(self.facts["seed"], epoch + 1)
+
+    def learn(self, epoch: int) -> Iterator[Tensor]:
+        """One pass over the images; the losses of each path."""
+        like, total, count = _parameter(self.model), torch.zeros((), dtype=torch.float64), 0
+        for batch in self.images.batches(self.key(epoch), self.device):
+            losses = self.step(batch.to(like.dtype)).cpu()
+            total, count = total + losses.double(), count + 1
+            yield losses
+        self.mean_losses = (total / max(count, 1)).tolist()
+
+    def close(self, epoch: int, seconds: float) -> None:
+        """Keep each path's mean loss over the epoch's steps."""
+        self.losses.append(self.mean_losses)
+        self.seconds += seconds
+
+    def state(self) -> Checkpoint:
+        """Paths, optimizer, losses and seconds."""
+        return Checkpoint.of(
+            {"losses": self.losses, "seconds": self.seconds},
+            paths=named_tensors(self.paths),
+            optimizer=optimizer_tensors(self.optimizer),
+        )
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Give them back."""
+        self.losses, self.seconds = checkpoint.facts["losses"], checkpoint.facts["seconds"]
+        kept = checkpoint.part("paths")
+        with torch.no_grad():
+            for name, tensor in named_tensors(self.paths).items():
+                tensor.copy_(kept[name])
+        load_optimizer(self.optimizer, checkpoint.part("optimizer"))
+
+    def divergence(self, loss: float, epoch: int, step: int) -> str:
+        """Name the step of the epoch, and the learning rate."""
+        return (
+            f"the loss is not finite at step {step} of epoch {epoch + 1}; lower lr={self.facts['lr']} "
+            "or look for NaN in the images"
+        )
 
     def surrogate(self) -> Surrogate:
         """The paths as they are now."""
@@ -162,48 +197,7 @@ class _Training:
         done = {"epochs": len(self.losses), "losses": [*self.losses], "seconds": round(self.seconds, 1)}
         return Surrogate(self.convolutions, frozen, self.facts | done)
 
-    def _save(self, checkpoints: Checkpoints) -> None:
-        parts = {"paths": named_tensors(self.paths), "optimizer": optimizer_tensors(self.optimizer)}
-        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        checkpoints.write(len(self.losses), Checkpoint(tensors, {"losses": self.losses, "seconds": self.seconds}))
-
-    def _resume(self, checkpoints: Checkpoints, epochs: int) -> None:
-        found = checkpoints.newest()
-        if found is None:
-            # Now rather than after an epoch: whether it can be written at all.
-            self._save(checkpoints)
-            return
-        if found.facts["epoch"] > epochs:
-            raise InvalidParameter(
-                f"checkpoint {checkpoints.folder} has {found.facts['epoch']} epochs behind it, not {epochs}; "
-                "ask for as many or more, or name another checkpoint"
-            )
-        self.losses, self.seconds = found.facts["losses"], found.facts["seconds"]
-        with torch.no_grad():
-            for name, tensor in named_tensors(self.paths).items():
-                tensor.copy_(found.tensors[f"paths/{name}"])
-        moments = {name: value for name, value in found.tensors.items() if name.startswith("optimizer/")}
-        load_optimizer(self.optimizer, {name.partition("/")[2]: value for name, value in moments.items()})
-
-    def _epoch(self, epoch: int, epochs: int, progress: Progress | None) -> list[float]:
-        """The mean loss of each path over the epoch's steps."""
-        like, steps = _parameter(self.model), self.images.steps()
-        key = fold_in(self.facts["seed"], epoch + 1)
-        sums, done = [0.0] * len(_present(self.paths)), 0
-        with seeded(key, like.device):
-            for batch in self.images.batches(key, like.device):
-                losses = self._step(batch.to(like.dtype))
-                sums, done = [total + loss for total, loss in zip(sums, losses, strict=True)], done + 1
-                if not all(map(math.isfinite, losses)):
-                    raise InvalidParameter(
-                        f"the loss is not finite at step {done} of epoch {epoch + 1}; lower lr="
-                        f"{self.facts['lr']} or look for NaN in the images"
-                    )
-                if progress is not None:
-                    progress(epoch * steps + done, epochs * steps, sum(losses))
-        return [total / max(done, 1) for total in sums]
-
-    def _step(self, batch: Tensor) -> list[float]:
+    def step(self, batch: Tensor) -> Tensor:
         """One pass of the model, one step of every path; each path's loss."""
         learners = dict(zip(self.convolutions, self.paths, strict=True))
         teaching = _Teaching({c: path for c, path in learners.items() if path is not None})
@@ -213,7 +207,7 @@ class _Training:
         with torch.no_grad(), mixed, Rules((teaching,)):
             self.model(batch.clone())  # a clone: its first operation may be in place
         self.optimizer.step()
-        return torch.stack([teaching.losses[c] for c in teaching.learners]).tolist()
+        return torch.stack([teaching.losses[c] for c in teaching.learners])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,469 @@
+"""Train classifiers of any kind by cross-entropy, and write weights with the facts about them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ..errors import InvalidData, InvalidParameter
+from ..files import replace_file
+from ..models.preprocess import Preprocess
+from ..models.small import PAPER_MODELS
+from ..models.zoo import load_model, outputs
+from ..seeds import fold_in
+from .batches import check_labels, check_set, fetch, image_count, prepared, slices
+from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
+from .hyperparameters import AUGMENTATIONS, Hyperparameters, hyperparameters_of, in_bfloat16
+from .loop import Learner, Progress, fit, seeded
+from .networks import Networks, One
+
+SCORED = 256  # images in one forward pass of the validation
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training did.
+
+    Attributes:
+        accuracies: top-1 validation accuracy in [0, 1] after each epoch that was scored; the last one is.
+        kept: the position among them of the weights kept.
+        seconds: wall-clock time of this run, without the epochs a run before it had done.
+        recipe: the settings.
+        seed: of order, augmentation and dropout.
+        images: how many the network was trained with.
+        empty: labels within the network's outputs that no training image has.
+    """
+
+    accuracies: tuple[float, ...]
+    kept: int
+    seconds: float
+    recipe: Hyperparameters
+    seed: int
+    images: int
+    empty: tuple[int, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """The validation accuracy of the weights kept."""
+        return self.accuracies[self.kept]
+
+
+# What is looked at before anything is trained.
+
+
+def draws(model: nn.Module, images: Tensor) -> bool:
+    """Whether a pass in training mode draws random numbers, as dropout does; tried on a copy."""
+    device = images.device
+    with torch.no_grad(), seeded(0, device):
+        before = state_of(device)
+        copy.deepcopy(model).train()(images)
+        return not torch.equal(before, state_of(device))
+
+
+def state_of(device: torch.device) -> Tensor:
+    """The random state of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def check_network(model: nn.Module, images: Dataset[Any], preprocess: Preprocess | None) -> tuple[int, bool]:
+    """Count a network's outputs by running two images, and tell whether its training draws random numbers.
+
+    Raises:
+        InvalidData: no images, or images that the network cannot take.
+    """
+    if image_count(images) < 2:
+        raise InvalidData(f"train: a training set of {image_count(images)} images; give 2 or more")
+    pixels, _ = fetch(images, torch.arange(2))
+    pixels = prepared(pixels, preprocess, next(model.parameters()))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(pixels)
+            return logits.shape[1], draws(model, pixels)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidData(f"train: the network cannot take images {tuple(pixels.shape[1:])}: {error}") from error
+    finally:
+        model.train(was_training)
+
+
+# The loop.
+
+
+@torch.no_grad()
+def accuracies(
+    networks: Networks, sets: Sequence[Dataset[Any]], preprocess: Preprocess | None, batch_size: int = SCORED
+) -> list[float]:
+    """The share in [0, 1] of right answers of each network on its own set, in the mode it is in."""
+    like = next(iter(networks.parameters().values()))
+    right, total = torch.zeros(networks.count, device=like.device), image_count(sets[0])
+    for indices in torch.arange(total).split(batch_size):
+        pairs = [fetch(images, indices) for images in sets]
+        pixels = torch.stack([prepared(pixels, preprocess, like) for pixels, _ in pairs])
+        labels = torch.stack([labels for _, labels in pairs]).to(like.device)
+        right += (networks.logits(pixels).argmax(2) == labels).sum(1)
+    return [int(count) / total for count in right]
+
+
+def accuracy(
+    model: nn.Module, images: Dataset[Any], preprocess: Preprocess | None = None, batch_size: int = SCORED
+) -> float:
+    """Return the share in [0, 1] of images whose largest logit is their label's; set eval mode before.
+
+    Args:
+        model: (B, C, H, W) -> (B, classes) logits.
+        images: a torch data set of ``(image, label, ...)``; bytes or floats in [0, 1].
+        preprocess: normalises the images; None where they are normalised already.
+        batch_size: images in one forward pass.
+    """
+    with torch.inference_mode():
+        [share] = accuracies(One(model), [images], preprocess, batch_size)
+    return share
+
+
+@dataclass
+class ClassifierLearner(Learner):
+    """A training under way: ``networks.count`` networks, each with its own sets and its own seed."""
+
+    networks: Networks
+    train_sets: Sequence[Dataset[Any]]
+    validation_sets: Sequence[Dataset[Any]]
+    recipe: Hyperparameters
+    seeds: Sequence[int]
+    preprocess: Preprocess | None
+    score_each_epoch: bool
+    outputs: int
+    draws: bool
+    history: list[list[float]] = field(default_factory=list)  # accuracies: epochs x networks
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.recipe.build(self.networks.parameters())
+        self.batches = slices(image_count(self.train_sets[0]), self.recipe.batch_size)
+        self.steps = len(self.batches)
+        self.like = next(iter(self.networks.parameters().values()))
+        self.device = self.like.device
+
+    def key(self, epoch: int) -> int:
+        """The first network's; its order and augmentation come from it, too."""
+        return fold_in(self.seeds[0], epoch)
+
+    def learn(self, epoch: int) -> Iterator[Tensor]:
+        """One epoch; its order and augmentation follow from each network's seed and the epoch alone."""
+        self.networks.base.train()
+        generators = [Generator().manual_seed(fold_in(seed, epoch)) for seed in self.seeds]
+        orders = [self._order(images, draw) for images, draw in zip(self.train_sets, generators, strict=True)]
+        for number, part in enumerate(self.batches):
+            parts = zip(self.train_sets, orders, generators, strict=True)
+            pairs = [self._batch(images, order[part], draw) for images, order, draw in parts]
+            self.recipe.set_rate(self.optimizer, epoch * self.steps + number, self.recipe.epochs * self.steps)
+            pixels, labels = zip(*pairs, strict=True)
+            yield self._step(torch.stack(pixels), torch.stack(labels))
+
+    def close(self, epoch: int, seconds: float) -> None:
+        """Score the networks, and remember each that was never better where the recipe keeps the best."""
+        if not self.score_each_epoch and epoch < self.recipe.epochs - 1:
+            return
+        self.networks.base.eval()
+        found = accuracies(self.networks, self.validation_sets, self.preprocess)
+        if self.recipe.keep == "best":
+            self._keep(found)
+        self.history.append(found)
+
+    def state(self) -> Checkpoint:
+        """Networks, optimizer, the best weights so far and the accuracies."""
+        return Checkpoint.of(
+            {"history": self.history},
+            network=self.networks.state(),
+            optimizer=optimizer_tensors(self.optimizer),
+            best=self.best,
+        )
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Give them back."""
+        self.networks.load(checkpoint.part("network", self.device))
+        load_optimizer(self.optimizer, checkpoint.part("optimizer"))
+        self.best = checkpoint.part("best", self.device)
+        self.history = [list(epoch) for epoch in checkpoint.facts["history"]]
+
+    def divergence(self, loss: float, epoch: int, step: int) -> str:
+        """Name the step among all, and the learning rate."""
+        return (
+            f"train: the loss is {loss} at step {epoch * self.steps + step} of {self.recipe.epochs * self.steps}; "
+            f"lower learning_rate={self.recipe.learning_rate} or look for NaN in the images"
+        )
+
+    def finish(self) -> None:
+        """Leave every network frozen, with the weights that are kept."""
+        if self.best:
+            self.networks.load(self.best)
+        self.networks.finish()
+
+    def _order(self, images: Dataset[Any], draw: Generator) -> Tensor:
+        count = image_count(images)
+        return torch.randperm(count, generator=draw) if self.recipe.shuffle else torch.arange(count)
+
+    def _batch(self, images: Dataset[Any], indices: Tensor, draw: Generator) -> tuple[Tensor, Tensor]:
+        """Images as the network wants them, augmented before they are normalised, and their labels."""
+        pixels, labels = fetch(images, indices)
+        if getattr(images, "labels", None) is None:
+            check_labels(labels, self.outputs)
+        pixels = AUGMENTATIONS[self.recipe.augmentation](prepared(pixels, None, self.like), draw)
+        return prepared(pixels, self.preprocess, self.like), labels.to(self.device)
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step of every network, each by its own mean cross-entropy; return their mean before it."""
+        half = in_bfloat16(self.recipe.precision, self.like)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            logits = self.networks.logits(images)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        self.optimizer.zero_grad()
+        losses.mean(1).sum().backward()  # summed, so that no network's gradient depends on the others' number
+        self.optimizer.step()
+        return losses.detach().mean()
+
+    def _keep(self, found: Sequence[float]) -> None:
+        """Copy the weights of each network whose accuracy is above that of every epoch before."""
+        state = self.networks.state()
+        if not self.history:
+            self.best = {name: value.detach().clone() for name, value in state.items()}
+        for network, value in enumerate(found):
+            if all(value > epoch[network] for epoch in self.history):
+                for name, kept in self.best.items():
+                    kept[network] = state[name].detach()[network]
+
+
+def train(
+    model: nn.Module,
+    train_set: Dataset[Any],
+    validation_set: Dataset[Any],
+    recipe: Hyperparameters = Hyperparameters(),  # noqa: B008 - frozen
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+    score_each_epoch: bool = True,
+) -> TrainingReport:
+    """Train any classifier in place by cross-entropy.
+
+    The model stays on its device and comes back in eval mode with frozen parameters. On one machine and
+    number of threads the same seed gives the same weights, also when the training was ended and taken up
+    again; the global random state is left as it was. On a GPU the passes run in bfloat16 and channels-last, unless
+    the recipe says otherwise.
+
+    Args:
+        model: (B, C, H, W) -> (B, classes) logits.
+        train_set: a torch data set of ``(image, label, ...)``, bytes or floats in [0, 1]; further parts of an
+            item are ignored. Fastest is ``pellucid.data.labeled.LabeledImages``.
+        validation_set: likewise; it chooses the weights only where the recipe says ``keep="best"``.
+        recipe: the settings; ``pellucid.training.hyperparameters`` has the papers'.
+        seed: decides order, dropout and augmentation, not the initial weights.
+        preprocess: normalises each batch on the device; None where images are normalised already.
+        checkpoint: a folder of its own; the state after each epoch is kept there, and taken up if it is there.
+        progress: called after every step (on a GPU after some) with the steps done, the steps in all and the
+            loss.
+        score_each_epoch: False scores the last epoch alone.
+
+    Raises:
+        InvalidData: no images, images the model cannot take, or labels it has no output for.
+        InvalidParameter: a loss that is no longer finite, or settings that exclude each other.
+        InvalidWeights: a checkpoint of another training.
+        OutputNotWritable: the checkpoint cannot be written.
+    """
+    [report] = train_networks(
+        One(model.requires_grad_(True)),
+        [train_set],
+        [validation_set],
+        recipe,
+        [seed],
+        preprocess,
+        checkpoint,
+        progress,
+        score_each_epoch,
+    )
+    return report
+
+
+def train_networks(
+    networks: Networks,
+    train_sets: Sequence[Dataset[Any]],
+    validation_sets: Sequence[Dataset[Any]],
+    recipe: Hyperparameters,
+    seeds: Sequence[int],
+    preprocess: Preprocess | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+    score_each_epoch: bool = True,
+) -> list[TrainingReport]:
+    """Check and train networks of one architecture together, as :func:`train`; one report for each.
+
+    Raises:
+        InvalidData: as :func:`train`; or sets of differing sizes.
+    """
+    if recipe.keep == "best" and not score_each_epoch:
+        raise InvalidParameter("train: keep='best' needs every epoch scored; leave score_each_epoch on")
+    sizes = {
+        (image_count(one), image_count(other)) for one, other in zip(train_sets, validation_sets, strict=True)
+    }
+    if len(sizes) > 1:
+        raise InvalidData(
+            f"train: sets of differing sizes {sorted(sizes)}; networks trained together need one size"
+        )
+    if not image_count(validation_sets[0]):
+        raise InvalidData("train: the validation set has no images")
+    start = time.perf_counter()
+    count, random = check_network(networks.base, train_sets[0], preprocess)
+    empty = [check_set(images, count, recipe) for images in train_sets]
+    for images in validation_sets:
+        check_set(images, count, replace(recipe, shuffle=True))  # the order of a validation does not matter
+    checkpoints = None
+    if checkpoint is not None:
+        who = identity(networks, train_sets, validation_sets, recipe, seeds, preprocess)
+        checkpoints = Checkpoints(Path(checkpoint), who)
+    learner = ClassifierLearner(
+        networks, train_sets, validation_sets, recipe, seeds, preprocess, score_each_epoch, count, random
+    )
+    fit(learner, recipe.epochs, checkpoints, progress)
+    learner.finish()
+    seconds = time.perf_counter() - start
+    return [
+        TrainingReport(found, kept(found, recipe), seconds, recipe, seed, image_count(images), none)
+        for found, seed, images, none in zip(
+            zip(*learner.history, strict=True), seeds, train_sets, empty, strict=True
+        )
+    ]
+
+
+def kept(found: Sequence[float], recipe: Hyperparameters) -> int:
+    """The position of the epoch whose weights are kept: the first of the best, or the last."""
+    return found.index(max(found)) if recipe.keep == "best" else len(found) - 1
+
+
+def identity(
+    networks: Networks,
+    train_sets: Sequence[Dataset[Any]],
+    validation_sets: Sequence[Dataset[Any]],
+    recipe: Hyperparameters,
+    seeds: Sequence[int],
+    preprocess: Preprocess | None,
+) -> dict[str, Any]:
+    """What decides the weights, but the first ones: who takes up another training's checkpoint is told so."""
+    return {
+        "network": {name: list(value.shape) for name, value in networks.state().items()},
+        "recipe": asdict(recipe),
+        "seeds": list(seeds),
+        "preprocess": None if preprocess is None else preprocess.as_dict(),
+        "images": [
+            getattr(images, "fingerprint", image_count(images)) for images in (*train_sets, *validation_sets)
+        ],
+    }
+
+
+# From a name to a file.
+
+
+def train_network(
+    name: str,
+    train_set: Dataset[Any],
+    output: str | Path,
+    validation_set: Dataset[Any],
+    test_set: Dataset[Any] | None = None,
+    recipe: Hyperparameters | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train a network from scratch and write its weights, with the facts beside them as JSON.
+
+    Checkpoints stand in ``OUTPUT.checkpoint`` until the weights are written; the same call takes them up.
+
+    Args:
+        name: as :func:`load_model` takes it; it gets one output for each class of the training set.
+        train_set: as :func:`train`; ``classes`` are its class names, where it has them.
+        output: the .safetensors file to write.
+        validation_set: scored after each epoch.
+        test_set: scored once, in the end.
+        recipe: None is the network's own.
+        seed: decides the initial weights, the order, dropout and the augmentation.
+        device: where it is trained.
+        progress: as :func:`train`.
+
+    Raises:
+        InvalidParameter, InvalidData, InvalidWeights, OutputNotWritable: as :func:`train`.
+    """
+    output = Path(output)
+    require_safetensors(output)
+    recipe = hyperparameters_of(name) if recipe is None else recipe
+    classes = tuple(getattr(train_set, "classes", ()))
+    loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
+    if not isinstance(loaded.preprocess, Preprocess):
+        raise InvalidParameter(f"{name} has a preprocess of its own kind; give its file a pellucid Preprocess")
+    if test_set is not None:
+        check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
+    folder = output.with_suffix(".checkpoint")
+    report = train(
+        loaded.model, train_set, validation_set, recipe, seed, loaded.preprocess, folder, progress
+    )  # fmt: skip
+    facts = {
+        "model": name,
+        "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",
+        "classes": list(classes),
+        "preprocess": loaded.preprocess.as_dict(),
+        "train_set": repr(train_set),
+        "validation_set": repr(validation_set),
+        "accuracy": report.accuracy,
+        "training": asdict(report),
+        "left_out": list(getattr(train_set, "skipped", ())),
+    }
+    if test_set is not None:
+        facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, loaded.preprocess)}
+    save_weights(loaded.model, output, facts)
+    Checkpoints(folder, {}).remove()
+    return report
+
+
+def class_count(images: Dataset[Any]) -> int | None:
+    """How many classes a set without class names has, by its largest label; None where it cannot be known."""
+    labels = getattr(images, "labels", None)
+    return None if labels is None else max(int(labels.max()) + 1, 2)
+
+
+def require_safetensors(path: Path) -> None:
+    """Refuse a file of another ending."""
+    if path.suffix != ".safetensors":
+        raise InvalidParameter(f"{path} does not end in .safetensors; weights are saved in that format")
+
+
+def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write a model's weights as safetensors, and beside them the facts as JSON of the same name.
+
+    Each file is written under another name and then moved into its place, so a broken run leaves no half
+    file. ``load_model`` reads "classes" and "preprocess" back; the versions of the libraries are added.
+
+    Args:
+        model: any module.
+        path: the file to write, ending in .safetensors.
+        facts: what JSON can hold.
+
+    Raises:
+        InvalidParameter: a path of another ending.
+        OutputNotWritable: the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    require_safetensors(path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    versions = {package: version(package) for package in ("pellucid", "torch", "torchvision", "numpy")}
+    text = json.dumps({**facts, "versions": versions}, indent=2) + "\n"
+    replace_file(path, safetensors.torch.save(tensors))
+    replace_file(path.with_suffix(".json"), text.encode())
