@@ -33,7 +33,7 @@ from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
 from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
 from .metrics.sensitivity import AdversarialChange, ClassChange
 from .sampling import Noise, Path
-from .training.retraining import Kar, RandomRemoval, Roar, TrainingOcclusion
+from .training.criteria import Kar, RandomRemoval, Roar, TrainingOcclusion
 from .variants.base import VARIANTS as VARIANTS
 from .variants.base import Variant
 from .variants.surrogate import load_surrogate

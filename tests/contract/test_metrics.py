@@ -12,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import pellucid as pl
 from pellucid.data.sources import open_images
 from pellucid.metrics.base import Axis
-from pellucid.training.retraining import Retraining
+from pellucid.training.criteria import Retraining
 from pellucid.variants.base import FORWARD
 
 IMAGES = 3
@@ -26,7 +26,7 @@ QUICK = {
     "background_occlusion": {"levels": 3, "orders": 2},
     "object_occlusion": {"levels": 3, "orders": 2},
 }
-# Those measured by training have no value of a case: tests/experiments/test_retraining.py.
+# Those measured by training have no value of a case: tests/experiments/test_training_cells.py.
 METRICS = [
     pl.metric(name, **QUICK.get(name, {})) for name, kind in pl.METRICS.items() if not issubclass(kind, Retraining)
 ]

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from pellucid import catalog
 from pellucid.cli import app
-from pellucid.experiments.pretraining import NetworkSettings, SurrogateSettings
 from pellucid.experiments.spec import read_spec
 from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
@@ -19,7 +18,8 @@ from pellucid.papers.page import place_of
 from pellucid.papers.recipe import PAPERS, MapsExhibit, Network, Scale, TableExhibit, matches, read_recipe
 from pellucid.papers.sources import filled, needed, trainings_of
 from pellucid.report.pages import escape_markdown
-from pellucid.training.retraining import Removal, Retraining
+from pellucid.training.criteria import Removal, Retraining
+from pellucid.training.from_source import NetworkSettings, SurrogateSettings
 
 SCALES = get_args(Scale)
 CASES = [(paper, scale) for paper in PAPERS for scale in SCALES]

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
-from pellucid.experiments import pretraining, runners
+from pellucid.experiments import runners
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
 from pellucid.findings.statistics import Statistics
@@ -20,6 +20,7 @@ from pellucid.models.zoo import load_model
 from pellucid.papers.recipe import Recipe
 from pellucid.papers.running import reproduce
 from pellucid.papers.sources import content, filled, located, needed
+from pellucid.training import from_source
 from pellucid.variants.surrogate import load_surrogate
 
 TABLE = {"kind": "table", "title": "a table", "rows": "method", "columns": "variant"}
@@ -458,7 +459,7 @@ def test_errors_name_the_part_of_the_recipe(tmp_path, digits, parts, error, mess
 
 
 def test_a_surrogates_training_takes_the_first_images(tmp_path):
-    settings = pretraining.SurrogateSettings(model="shapes-resnet", source="shapes:9", epochs=1, count=5)
-    found = pretraining.train_paths(settings, tmp_path / "s.safetensors", "cpu", lambda *step: None)
+    settings = from_source.SurrogateSettings(model="shapes-resnet", source="shapes:9", epochs=1, count=5)
+    found = from_source.train_paths(settings, tmp_path / "s.safetensors", "cpu", lambda *step: None)
     assert found.facts["images"]["count"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]

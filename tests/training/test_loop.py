@@ -18,7 +18,8 @@ from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.training.batches import in_memory
-from pellucid.training.classifiers import accuracy, save_weights, train, train_network
+from pellucid.training.classifiers import accuracy, save_weights, train
+from pellucid.training.from_source import train_network
 from pellucid.training.hyperparameters import (
     AUGMENTATIONS,
     HYPERPARAMETERS,

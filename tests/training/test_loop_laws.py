@@ -25,9 +25,10 @@ from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.seeds import fold_in
-from pellucid.training.classifiers import accuracy, train, train_network
+from pellucid.training.classifiers import accuracy, train
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import Stacked, fastest, train_ensemble
+from pellucid.training.from_source import train_network
 from pellucid.training.hyperparameters import HYPERPARAMETERS, Hyperparameters, one_cycle
 
 HALF = Preprocess(None, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

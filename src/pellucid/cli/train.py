@@ -13,7 +13,7 @@ from .output import require_place
 from .terminal import progress, show_left_out
 
 if TYPE_CHECKING:
-    from ..experiments.pretraining import Trained
+    from ..training.from_source import Trained
     from ..training.hyperparameters import TrainingPrecision
 
 
@@ -50,8 +50,8 @@ def train_command(
     name = "shapes-resnet" if name == "shapes" else name
     output = output or Path(f"{name.replace(':', '-')}.safetensors")
     require_place(output, ".safetensors")
-    from ..experiments.pretraining import SHAPES, NetworkSettings, train_classifier
     from ..training import hyperparameters
+    from ..training.from_source import SHAPES, NetworkSettings, train_classifier
 
     if precision is not None:
         require_choice("precision", precision, hyperparameters.TrainingPrecision)

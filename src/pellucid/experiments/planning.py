@@ -15,13 +15,13 @@ from ..layers import require_explainable, select_layers
 from ..metrics.base import Criterion
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
-from ..training.retraining import Retraining
+from ..training.criteria import Retraining
 from . import inputs
 from .cells import Cell
 from .record import MetricRecord, RunRecord, hashed, versions
-from .retraining import TrainingCell, require_trainable, training_cells
 from .spec import Spec, shown
-from .trainings import cache_of
+from .training_cells import TrainingCell, require_trainable, training_cells
+from .training_inputs import cache_of
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
 MOST_NAMED = 12  # images in an error

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import PellucidError
-from . import inputs, trainings
+from . import inputs
 from .cells import Cell, Finished, photos, run_cell
 from .planning import plan
-from .retraining import TrainingCell, run_training
 from .spec import Spec
 from .store import PHOTOS, Results, Store
+from .training_cells import TrainingCell, run_training
+from .training_inputs import forget_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def benchmark(
                 advance(done, len(ids))
     finally:
         inputs.forget()
-        trainings.forget()
+        forget_images()
     return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
 
 

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from ..errors import InvalidParameter, OutputNotWritable, PellucidError
 from ..experiments import runners
-from ..experiments.pretraining import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
 from ..findings.statistics import Statistics
 from ..models.zoo import place
+from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, Network, Recipe, Scale, Surrogate, references
 from .sources import content, filled, located, needed, trainings_of

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from ..errors import InvalidData, shortened
+from ..errors import InvalidData, InvalidParameter, shortened
 from ..models.preprocess import Preprocess
+from ..models.zoo import LoadedModel, find_architecture
 from .hyperparameters import Hyperparameters
 
 
@@ -50,6 +51,19 @@ def prepared(images: Tensor, preprocess: Preprocess | None, like: Tensor) -> Ten
     images = images / scale if scale > 1 else images
     images = images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images
     return images if preprocess is None else preprocess.normalize(images)
+
+
+def preprocess_of(network: str | LoadedModel) -> Preprocess:
+    """A network's preprocess.
+
+    Raises:
+        InvalidParameter: it is a function, which does not say how to normalise pixels.
+    """
+    name = network if isinstance(network, str) else network.name
+    found = find_architecture(name).preprocess if isinstance(network, str) else network.preprocess
+    if not isinstance(found, Preprocess):
+        raise InvalidParameter(f"{name} has a preprocess of its own kind; give its file a pellucid Preprocess")
+    return found
 
 
 def in_memory(images: Dataset[Any]) -> TensorDataset:
@@ -95,3 +109,9 @@ def check_set(images: Dataset[Any], outputs: int, recipe: Hyperparameters) -> tu
             "one class; train with shuffle=True (--shuffle)"
         )
     return tuple((counts == 0).nonzero().flatten().tolist())
+
+
+def class_count(images: Dataset[Any]) -> int | None:
+    """How many classes a set without class names has, by its largest label; None where it cannot be known."""
+    labels = getattr(images, "labels", None)
+    return None if labels is None else max(int(labels.max()) + 1, 2)

@@ -20,12 +20,10 @@ from torch.utils.data import Dataset
 from ..errors import InvalidData, InvalidParameter
 from ..files import replace_file
 from ..models.preprocess import Preprocess
-from ..models.small import PAPER_MODELS
-from ..models.zoo import load_model, outputs
 from ..seeds import fold_in
 from .batches import check_labels, check_set, fetch, image_count, prepared, slices
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
-from .hyperparameters import AUGMENTATIONS, Hyperparameters, hyperparameters_of, in_bfloat16
+from .hyperparameters import AUGMENTATIONS, Hyperparameters, in_bfloat16
 from .loop import Learner, Progress, fit, seeded
 from .networks import Networks, One
 
@@ -130,6 +128,19 @@ def accuracy(
     with torch.inference_mode():
         [share] = accuracies(One(model), [images], preprocess, batch_size)
     return share
+
+
+@torch.inference_mode()
+def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Preprocess) -> tuple[float, float]:
+    """Top-1 accuracy, and the mean softmax score of the true class; both in [0, 1]."""
+    like, right, score = next(model.parameters()), 0.0, 0.0
+    for rows in torch.arange(image_count(images)).split(SCORED):
+        pixels, labels = fetch(images, rows)
+        shares = model(prepared(pixels, preprocess, like)).softmax(1).double()
+        labels = labels.to(shares.device)
+        right += float((shares.argmax(1) == labels).sum())
+        score += float(shares.gather(1, labels[:, None]).sum())
+    return right / image_count(images), score / image_count(images)
 
 
 @dataclass
@@ -370,73 +381,7 @@ def identity(
     }
 
 
-# From a name to a file.
-
-
-def train_network(
-    name: str,
-    train_set: Dataset[Any],
-    output: str | Path,
-    validation_set: Dataset[Any],
-    test_set: Dataset[Any] | None = None,
-    recipe: Hyperparameters | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
-) -> TrainingReport:
-    """Train a network from scratch and write its weights, with the facts beside them as JSON.
-
-    Checkpoints stand in ``OUTPUT.checkpoint`` until the weights are written; the same call takes them up.
-
-    Args:
-        name: as :func:`load_model` takes it; it gets one output for each class of the training set.
-        train_set: as :func:`train`; ``classes`` are its class names, where it has them.
-        output: the .safetensors file to write.
-        validation_set: scored after each epoch.
-        test_set: scored once, in the end.
-        recipe: None is the network's own.
-        seed: decides the initial weights, the order, dropout and the augmentation.
-        device: where it is trained.
-        progress: as :func:`train`.
-
-    Raises:
-        InvalidParameter, InvalidData, InvalidWeights, OutputNotWritable: as :func:`train`.
-    """
-    output = Path(output)
-    require_safetensors(output)
-    recipe = hyperparameters_of(name) if recipe is None else recipe
-    classes = tuple(getattr(train_set, "classes", ()))
-    loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
-    if not isinstance(loaded.preprocess, Preprocess):
-        raise InvalidParameter(f"{name} has a preprocess of its own kind; give its file a pellucid Preprocess")
-    if test_set is not None:
-        check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
-    folder = output.with_suffix(".checkpoint")
-    report = train(
-        loaded.model, train_set, validation_set, recipe, seed, loaded.preprocess, folder, progress
-    )  # fmt: skip
-    facts = {
-        "model": name,
-        "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",
-        "classes": list(classes),
-        "preprocess": loaded.preprocess.as_dict(),
-        "train_set": repr(train_set),
-        "validation_set": repr(validation_set),
-        "accuracy": report.accuracy,
-        "training": asdict(report),
-        "left_out": list(getattr(train_set, "skipped", ())),
-    }
-    if test_set is not None:
-        facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, loaded.preprocess)}
-    save_weights(loaded.model, output, facts)
-    Checkpoints(folder, {}).remove()
-    return report
-
-
-def class_count(images: Dataset[Any]) -> int | None:
-    """How many classes a set without class names has, by its largest label; None where it cannot be known."""
-    labels = getattr(images, "labels", None)
-    return None if labels is None else max(int(labels.max()) + 1, 2)
+# Weights and facts.
 
 
 def require_safetensors(path: Path) -> None:

@@ -117,29 +117,25 @@ def train_ensemble(
         raise InvalidParameter(
             "way='threads': these networks draw random numbers, which threads share; leave way out"
         )
+
+    def train_some(
+        networks: Networks, some: slice, folder: str | Path | None, progress: Progress | None
+    ) -> list[TrainingReport]:
+        sets = train_sets[some], validation_sets[some]
+        own = seeds[some]
+        return train_networks(networks, *sets, recipe, own, preprocess, folder, progress, score_each_epoch)
+
     if way == "stacked":
-        return train_networks(
-            Stacked(models), train_sets, validation_sets, recipe, seeds, preprocess, checkpoint, progress,
-            score_each_epoch,
-        )  # fmt: skip
+        return train_some(Stacked(models), slice(None), checkpoint, progress)
     count = Counted(progress, len(models))
 
-    def one(network: int) -> TrainingReport:
-        folder = None if checkpoint is None else Path(checkpoint) / f"network-{network:03d}"
-        [report] = train_networks(
-            One(models[network].requires_grad_(True)),
-            [train_sets[network]],
-            [validation_sets[network]],
-            recipe,
-            [seeds[network]],
-            preprocess,
-            folder,
-            count.of(network),
-            score_each_epoch,
-        )
+    def train_one(number: int) -> TrainingReport:
+        network = One(models[number].requires_grad_(True))
+        folder = None if checkpoint is None else Path(checkpoint) / f"network-{number:03d}"
+        [report] = train_some(network, slice(number, number + 1), folder, count.of(number))
         return report
 
-    return side_by_side(one, len(models), processors() if way == "threads" else 1)
+    return side_by_side(train_one, len(models), processors() if way == "threads" else 1)
 
 
 def fastest(model: nn.Module, random: bool) -> Arrangement:

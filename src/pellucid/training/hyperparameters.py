@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -78,12 +78,11 @@ class Hyperparameters:
 
     def build(self, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """Make the optimizer of parameters by name."""
-        groups = [
-            {"params": [value for name, value in parameters.items() if self.decays(name) == decays],
-             "weight_decay": self.weight_decay if decays else 0.0}
-            for decays in (True, False)
-        ]  # fmt: skip
-        groups = [group for group in groups if group["params"]]
+        groups = []
+        for decays in (True, False):
+            values = [value for name, value in parameters.items() if self.decays(name) == decays]
+            if values:
+                groups.append({"params": values, "weight_decay": self.weight_decay if decays else 0.0})
         match self.optimizer:
             case "adam":
                 return torch.optim.Adam(groups, self.learning_rate)
@@ -177,7 +176,7 @@ AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
 }
 
 
-# The recipes.
+# The papers' settings.
 
 _RESNET = (
     "after He et al., Deep Residual Learning, Sec. 4.2; its user, Nielsen et al., gives none; ours: one cycle"
@@ -220,6 +219,12 @@ LARGE = Hyperparameters(
 """For every other network, such as torchvision's ResNet-34 and ResNet-50."""
 
 
-def hyperparameters_of(name: str) -> Hyperparameters:
-    """The settings that a network is trained with by default."""
-    return HYPERPARAMETERS.get(name, LARGE)
+def hyperparameters_of(name: str, **changed: Any) -> Hyperparameters:
+    """The settings that a network is trained with by default; those of ``changed`` that are not None replace them.
+
+    Raises:
+        InvalidParameter: a setting out of its range.
+    """
+    known = HYPERPARAMETERS.get(name, LARGE)
+    given = {key: value for key, value in changed.items() if value is not None}
+    return replace(known, **given) if given else known

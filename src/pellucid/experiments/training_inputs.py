@@ -1,42 +1,39 @@
-"""What trainings share, each made once and kept in a file: networks, ranks and results; and their images."""
+"""What the cells of trainings share: their images, networks, maps and ranks."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.sources import Source, open_images
-from ..errors import InvalidData, InvalidMap, InvalidParameter, OutputNotWritable
-from ..files import file_name, replace_file
+from ..errors import InvalidData, InvalidMap
+from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Attributions
 from ..models.preprocess import Preprocess
-from ..models.zoo import BUNDLED, LoadedModel, find_architecture, load_model
+from ..models.zoo import BUNDLED, LoadedModel, load_model
 from ..seeds import fold_in
-from ..training.batches import fetch, image_count, prepared
-from ..training.checkpoints import Checkpoints
-from ..training.classifiers import class_count, save_weights, train
-from ..training.degradation import open_ranks, random_ranks, salience_ranks, write_ranks
+from ..training.artifacts import Artifacts
+from ..training.batches import class_count, fetch, image_count, prepared, preprocess_of
+from ..training.degradation import random_ranks, salience_ranks
 from ..training.hyperparameters import Hyperparameters, hyperparameters_of
 from . import inputs
 from .cells import Note, noted
 from .spec import Spec, Training
 
-Part = Literal["train", "test"]
-PARTS: tuple[Part, Part] = ("train", "test")
-BATCH = 256  # images in a forward pass that scores them
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
+_DRAWN = 256  # images whose random ranks are drawn at a time
 
 
 def cache_of(key: str) -> Path:
@@ -46,10 +43,9 @@ def cache_of(key: str) -> Path:
 
 @dataclass(frozen=True)
 class Trainings:
-    """The networks, ranks and results of an experiment's trainings, in a folder of their own.
+    """The images, networks, maps and ranks of an experiment's trainings; ``folder`` keeps what they share.
 
-    Each is made by the first that asks and taken from its file by all others, other processes too, so that
-    cells may run anywhere and in any order. ``notes`` gathers warnings of methods.
+    ``notes`` gathers warnings of methods.
     """
 
     spec: Spec
@@ -63,27 +59,27 @@ class Trainings:
         return self.spec.training
 
     @property
+    def artifacts(self) -> Artifacts:
+        """What is made once and kept in files."""
+        return Artifacts(self.folder)
+
+    @property
     def preprocess(self) -> Preprocess:
         """What the networks' images go through."""
         return preprocess_of(self.settings.network)
 
     def recipe(self, network: str) -> Hyperparameters:
         """A network's own settings, as the spec changes them; test images choose no weights."""
-        changed: dict[str, Any] = {
-            "epochs": self.settings.epochs,
-            "shuffle": self.settings.shuffle,
-            "precision": self.settings.precision,
-            "keep": "last",
-        }
-        return replace(
-            hyperparameters_of(network), **{key: value for key, value in changed.items() if value is not None}
+        training = self.settings
+        return hyperparameters_of(
+            network, epochs=training.epochs, shuffle=training.shuffle, precision=training.precision, keep="last"
         )
 
     def seed(self, run: int) -> int:
         """The seed of a training: its weights, order and dropout; the same for all that is compared."""
         return fold_in(self.spec.seed, run)
 
-    def images(self, part: Part) -> LabeledImages:
+    def images(self, part: Split) -> LabeledImages:
         """The whole images."""
         return train_images(self.spec) if part == "train" else test_images(self.spec)
 
@@ -92,60 +88,13 @@ class Trainings:
         images = self.images("train")
         return load_model(name, "random", images.classes or class_count(images), inputs.place(self.spec), seed)
 
-    # Files.
-
-    def once(self, done: Path, make: Callable[[], None]) -> None:
-        """Make what ``done`` is the last file of, unless it is there; one process at a time.
-
-        Raises:
-            OutputNotWritable: the folder cannot be made.
-        """
-        locks = self.folder / ".locks"
-        try:
-            for folder in (done.parent, locks):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputNotWritable(f"cannot make {done.parent}: {error.strerror}; choose another") from error
-        with FileLock(locks / "-".join(done.relative_to(self.folder).parts)):
-            if not done.exists():
-                make()
-
-    def checkpoint(self, name: str) -> Path:
-        """Where a training's state is kept until its result is."""
-        return self.folder / "checkpoints" / name
-
-    def result(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Plain values that ``compute`` trains for, with a folder for its checkpoints."""
-        done = self.folder / "results" / f"{name}.json"
-
-        def make() -> None:
-            replace_file(done, json.dumps(compute(self.checkpoint(name))).encode())
-            Checkpoints(self.checkpoint(name), {}).remove()
-
-        self.once(done, make)
-        found: dict[str, Any] = json.loads(done.read_bytes())
-        return found
-
     def trained(
         self, name: str, network: str, train_set: Dataset[Any], test_set: Dataset[Any], seed: int
     ) -> LoadedModel:
         """A trained network."""
-        path = self.folder / "networks" / f"{name}.safetensors"
-        facts = path.with_suffix(".json")  # written last
-
-        def make() -> None:
-            loaded, recipe = self.network(network, seed), self.recipe(network)
-            report = train(
-                loaded.model, train_set, test_set, recipe, seed, preprocess_of(network), self.checkpoint(name),
-                score_each_epoch=False,
-            )  # fmt: skip
-            known = {"model": network, "classes": list(loaded.classes or ()), "accuracy": report.accuracy}
-            known |= {"preprocess": loaded.preprocess.as_dict(), "epochs": recipe.epochs, "seed": seed}
-            save_weights(loaded.model, path, known)
-            Checkpoints(self.checkpoint(name), {}).remove()
-
-        self.once(facts, make)
-        return load_model(network, path, device=inputs.place(self.spec))
+        return self.artifacts.network(
+            name, self.network(network, seed), (train_set, test_set), self.recipe(network), seed
+        )
 
     # What is explained.
 
@@ -159,13 +108,13 @@ class Trainings:
         return self.trained("explained", model.name, self.images("train"), self.images("test"), seed)
 
     def explanations(
-        self, loaded: LoadedModel, images: Dataset[Any], part: Part, variant: str, method: str
+        self, loaded: LoadedModel, images: Dataset[Any], part: Split, variant: str, method: str
     ) -> Iterator[tuple[Tensor, Tensor, Attributions]]:
         """Positions, prepared images and their attributions, batch by batch; each image's noise is its own."""
         spec, like = self.spec, next(loaded.model.parameters())
         explain = inputs.method_of(spec.method_texts[method])
         made = inputs.variant_of(spec.variant_texts[variant])
-        key = fold_in(spec.seed, PARTS.index(part))
+        key = fold_in(spec.seed, SPLITS.index(part))
         for rows in torch.arange(image_count(images)).split(spec.max_batch):
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
@@ -178,15 +127,14 @@ class Trainings:
                 )  # fmt: skip
             yield rows, pixels, found
 
-    def ranks(self, part: Part, variant: str, method: str) -> Tensor:
+    def ranks(self, part: Split, variant: str, method: str) -> Tensor:
         """The ranks of a method's maps of all images, from their file."""
         digest = blake2b(f"{variant}/{method}".encode(), digest_size=4).hexdigest()
         name = file_name(f"{method}_{variant}")[:60]
-        path = self.folder / "ranks" / f"{name}_{digest}" / f"{part}.npy"
-        self.once(path, lambda: write_ranks(path, self._ranked(part, variant, method), len(self.images(part))))
-        return open_ranks(path)
+        ranked = self._ranked(part, variant, method)
+        return self.artifacts.ranks(f"{name}_{digest}/{part}", ranked, len(self.images(part)))
 
-    def _ranked(self, part: Part, variant: str, method: str) -> Iterator[Tensor]:
+    def _ranked(self, part: Split, variant: str, method: str) -> Iterator[Tensor]:
         spec = self.spec
         for rows, pixels, found in self.explanations(self.explained, self.images(part), part, variant, method):
             [attribution] = found.values()
@@ -202,48 +150,20 @@ class Trainings:
                 )
             yield salience_ranks(maps, rows.tolist(), seed=spec.seed)
 
-    def random_ranks(self, part: Part, run: int) -> Tensor:
+    def random_ranks(self, part: Split, run: int) -> Tensor:
         """The ranks of one run's random removal, the same for all its fractions."""
-        path = self.folder / "ranks" / f"random-removal-{run}" / f"{part}.npy"
         images = self.images(part)
         shape = images.pixels.shape[2 if self.settings.ranking == "pixel" else 1 :]
-        key = fold_in(self.seed(run), PARTS.index(part))
-        parts = torch.arange(len(images)).split(BATCH)
+        key = fold_in(self.seed(run), SPLITS.index(part))
+        parts = torch.arange(len(images)).split(_DRAWN)
         drawn = (random_ranks(shape, rows.tolist(), key) for rows in parts)
-        self.once(path, lambda: write_ranks(path, drawn, len(images)))
-        return open_ranks(path)
+        return self.artifacts.ranks(f"random-removal-{run}/{part}", drawn, len(images))
 
 
 def has_weights(spec: Spec) -> bool:
     """Whether the explained model comes trained: weights are given (``"random"``, too), or it brings its own."""
     model = spec.models[0]
     return model.weights is not None or model.name in BUNDLED or ".py:" in model.name
-
-
-def preprocess_of(network: str | LoadedModel) -> Preprocess:
-    """A network's preprocess.
-
-    Raises:
-        InvalidParameter: it is a function, which does not say how to normalise pixels.
-    """
-    name = network if isinstance(network, str) else network.name
-    found = find_architecture(name).preprocess if isinstance(network, str) else network.preprocess
-    if not isinstance(found, Preprocess):
-        raise InvalidParameter(f"{name} has a preprocess of its own kind; give its file a pellucid Preprocess")
-    return found
-
-
-@torch.inference_mode()
-def graded(model: nn.Module, images: Dataset[Any], preprocess: Preprocess) -> tuple[float, float]:
-    """Top-1 accuracy, and the mean softmax score of the true class; both in [0, 1]."""
-    like, right, score = next(model.parameters()), 0.0, 0.0
-    for rows in torch.arange(image_count(images)).split(BATCH):
-        pixels, labels = fetch(images, rows)
-        shares = model(prepared(pixels, preprocess, like)).softmax(1).double()
-        labels = labels.to(shares.device)
-        right += float((shares.argmax(1) == labels).sum())
-        score += float(shares.gather(1, labels[:, None]).sum())
-    return right / image_count(images), score / image_count(images)
 
 
 # Images.
@@ -281,7 +201,7 @@ def _loaded(spec: Spec, source: Source, origin: str, positions: list[int] | None
     return load_images(source, display, origin, positions).to(inputs.place(spec))
 
 
-def forget() -> None:
+def forget_images() -> None:
     """Let go of the images."""
     train_images.cache_clear()
     test_images.cache_clear()

@@ -17,20 +17,20 @@ from PIL import Image
 from pellucid import catalog
 from pellucid.data.labeled import LabeledImages
 from pellucid.errors import InvalidData, InvalidModel, InvalidParameter, OutputNotWritable, UnknownName
-from pellucid.experiments import inputs, trainings
+from pellucid.experiments import inputs
 from pellucid.experiments.planning import plan
-from pellucid.experiments.retraining import TrainingCell
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.trainings import Trainings
+from pellucid.experiments.training_cells import TrainingCell
+from pellucid.experiments.training_inputs import Trainings, forget_images
 from pellucid.findings.statistics import Statistics
 from pellucid.metrics.base import Criterion, Metric
 from pellucid.models.zoo import load_model
 from pellucid.report.benchmark_page import benchmark_page
 from pellucid.seeds import fold_in
 from pellucid.training.classifiers import ClassifierLearner, train
+from pellucid.training.criteria import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
 from pellucid.training.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
-from pellucid.training.retraining import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
 
 SIDE, BLOCK = 8, slice(2, 4)  # 4 of 64 pixels tell the class
 TRAIN, TEST = 192, 64
@@ -83,7 +83,7 @@ def build():
 def _forgotten():
     yield
     inputs.forget()
-    trainings.forget()
+    forget_images()
 
 
 def draw(folder, count, seed):

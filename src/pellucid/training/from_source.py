@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.utils.data import Dataset
 
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import open_images
 from ..errors import InvalidData
-from ..models.zoo import load_model
-from ..training.checkpoints import Checkpoints
-from ..training.classifiers import TrainingReport, train_network
-from ..training.hyperparameters import TrainingPrecision, hyperparameters_of
-from ..training.surrogates import train_surrogate
+from ..models.small import PAPER_MODELS
+from ..models.zoo import load_model, outputs
 from ..variants.surrogate import Surrogate
-from .spec import Count, Number, Part
-from .trainings import preprocess_of
+from .batches import check_set, class_count, preprocess_of
+from .checkpoints import Checkpoints
+from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
+from .hyperparameters import Hyperparameters, TrainingPrecision, hyperparameters_of
+from .loop import Progress
+from .surrogates import train_surrogate
 
 SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
 SHAPES_COUNT = 8000
-NAMED = ("torchvision:", "hf:")  # data sets that bring a test split along
+_WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split along
 
-Advance = Callable[[str, int, int], None]
+TellProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Number = Annotated[int, Field(strict=True, ge=0)]
 
-class NetworkSettings(Part):
+
+class _Settings(BaseModel):
+    """Frozen, and without keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSettings(_Settings):
     """A network trained from scratch with its paper's settings.
 
     Attributes:
@@ -48,10 +60,10 @@ class NetworkSettings(Part):
     test: str = ""
     label_column: str | None = None
     count: Annotated[int, Field(strict=True, ge=16)] | None = None
-    epochs: Count | None = None
+    epochs: _Count | None = None
     shuffle: bool | None = None
     precision: TrainingPrecision | None = None
-    seed: Number = 0
+    seed: _Number = 0
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
@@ -60,19 +72,19 @@ class NetworkSettings(Part):
         return self
 
 
-class SurrogateSettings(Part):
+class SurrogateSettings(_Settings):
     """A surrogate's training: ``train_surrogate``'s arguments for a model by name, and the images' source."""
 
     model: str
     weights: str | None = None
     source: str
-    count: Count | None = None  # the first images of the source; None is all
-    epochs: Count = 10
+    count: _Count | None = None  # the first images of the source; None is all
+    epochs: _Count = 10
     lr: float = 1e-3
-    batch_size: Count = 64
+    batch_size: _Count = 64
     include_first: bool = False
     precision: TrainingPrecision = "auto"
-    seed: Number = 0
+    seed: _Number = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +96,10 @@ class Trained:
     validation_set: LabeledImages
 
 
-def train_classifier(settings: NetworkSettings, output: Path, device: str, advance: Advance) -> Trained:
+# From a source to a file.
+
+
+def train_classifier(settings: NetworkSettings, output: Path, device: str, advance: TellProgress) -> Trained:
     """Train a network and write its weights to a .safetensors file, with the facts beside it.
 
     Stopped and called again, it goes on from the checkpoints beside the file.
@@ -92,9 +107,9 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     Raises:
         PellucidError: whatever is wrong with the network, the images or the file.
     """
-    recipe = hyperparameters_of(settings.name)
-    changed: dict[str, Any] = {key: getattr(settings, key) for key in ("epochs", "shuffle", "precision")}
-    recipe = replace(recipe, **{key: value for key, value in changed.items() if value is not None})
+    recipe = hyperparameters_of(
+        settings.name, epochs=settings.epochs, shuffle=settings.shuffle, precision=settings.precision
+    )
     train_set, test_set = _train_and_test(settings, output.absolute().parent, advance)
     if test_set is None or recipe.keep == "best":
         train_set, validation_set = train_set.split(recipe.validation, settings.seed)
@@ -106,12 +121,69 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
 
     report = train_network(
         settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device, step
-    )  # fmt: skip
+    )
     return Trained(report, train_set, validation_set)
 
 
+def train_network(
+    name: str,
+    train_set: Dataset[Any],
+    output: str | Path,
+    validation_set: Dataset[Any],
+    test_set: Dataset[Any] | None = None,
+    recipe: Hyperparameters | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train a network from scratch and write its weights, with the facts beside them as JSON.
+
+    Checkpoints stand in ``OUTPUT.checkpoint`` until the weights are written; the same call takes them up.
+
+    Args:
+        name: as :func:`load_model` takes it; it gets one output for each class of the training set.
+        train_set: as :func:`train`; ``classes`` are its class names, where it has them.
+        output: the .safetensors file to write.
+        validation_set: scored after each epoch.
+        test_set: scored once, in the end.
+        recipe: None is the network's own.
+        seed: decides the initial weights, the order, dropout and the augmentation.
+        device: where it is trained.
+        progress: as :func:`train`.
+
+    Raises:
+        InvalidParameter, InvalidData, InvalidWeights, OutputNotWritable: as :func:`train`.
+    """
+    output = Path(output)
+    require_safetensors(output)
+    recipe = hyperparameters_of(name) if recipe is None else recipe
+    classes = tuple(getattr(train_set, "classes", ()))
+    loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
+    preprocess = preprocess_of(loaded)
+    if test_set is not None:
+        check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
+    folder = output.with_suffix(".checkpoint")
+    report = train(loaded.model, train_set, validation_set, recipe, seed, preprocess, folder, progress)
+    facts = {
+        "model": name,
+        "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",
+        "classes": list(classes),
+        "preprocess": preprocess.as_dict(),
+        "train_set": repr(train_set),
+        "validation_set": repr(validation_set),
+        "accuracy": report.accuracy,
+        "training": asdict(report),
+        "left_out": list(getattr(train_set, "skipped", ())),
+    }
+    if test_set is not None:
+        facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
+    save_weights(loaded.model, output, facts)
+    Checkpoints(folder, {}).remove()
+    return report
+
+
 def _train_and_test(
-    settings: NetworkSettings, folder: Path, advance: Advance
+    settings: NetworkSettings, folder: Path, advance: TellProgress
 ) -> tuple[LabeledImages, LabeledImages | None]:
     """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
 
@@ -122,26 +194,26 @@ def _train_and_test(
         count = settings.count or SHAPES_COUNT
         drawn, held_out = ShapesDataset(count, seed=1), ShapesDataset(max(count // 8, 8), seed=2)
         return read(drawn, "train"), read(held_out, "train")
-    test = settings.source if not settings.test and settings.source.startswith(NAMED) else settings.test
+    test = settings.source if not settings.test and settings.source.startswith(_WITH_TEST_SPLIT) else settings.test
     return read(settings.source, "train", settings.count), read(test, "test") if test else None
 
 
 def _read(
-    settings: NetworkSettings, source: Any, split: str, count: int | None, folder: Path, advance: Advance
+    settings: NetworkSettings, source: Any, split: str, count: int | None, folder: Path, advance: TellProgress
 ) -> LabeledImages:
     """Decode the images of one place, or as many, drawn at random, cropped as the network wants them."""
     images = open_images(source, settings.label_column, split)
     return load_images(
         images,
         preprocess_of(settings.name).display,
-        origin=f"{source} ({split})" if str(source).startswith(NAMED) else str(source),
+        origin=f"{source} ({split})" if str(source).startswith(_WITH_TEST_SPLIT) else str(source),
         positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
         folder=folder,
         progress=lambda done, total: advance("reading images", done, total),
     )
 
 
-def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: Advance) -> Surrogate:
+def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate:
     """Train a surrogate and write it to a .safetensors file.
 
     Stopped and called again, it goes on from the checkpoints beside the file.

@@ -18,10 +18,9 @@ from ..metrics.base import Case, Measured
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, outputs
 from ..seeds import fold_in
-from ..training.batches import check_labels, check_set
-from ..training.degradation import Degradation, DegradedImages
-from ..training.ensemble import train_ensemble
-from ..training.retraining import (
+from ..training.batches import check_labels, check_set, preprocess_of
+from ..training.classifiers import accuracy_and_score
+from ..training.criteria import (
     TWENTIETHS,
     PatchedImages,
     RandomRemoval,
@@ -30,12 +29,14 @@ from ..training.retraining import (
     TrainingOcclusion,
     random_patch,
 )
+from ..training.degradation import Degradation, DegradedImages
+from ..training.ensemble import train_ensemble
 from . import inputs
 from .cells import Finished, known_versions, table, values_of
 from .record import hashed
 from .spec import Spec
 from .store import PICTURE_ROWS, ROWS
-from .trainings import PARTS, Part, Trainings, graded, has_weights, preprocess_of
+from .training_inputs import SPLITS, Split, Trainings, has_weights
 
 LAYER = "input"  # of the rows: maps of the pixels are what is removed
 Metrics = Mapping[str, Retraining]
@@ -229,7 +230,7 @@ def clean(trainings: Trainings, run: int) -> Mapping[str, float]:
         [(accuracy, score)] = _trained(trainings, [0.0], run, checkpoint, lambda _, part: trainings.images(part))
         return {"accuracy": accuracy, "score": score}
 
-    return trainings.result(f"clean_run-{run}", compute)
+    return trainings.artifacts.result(f"clean_run-{run}", compute)
 
 
 def _rank(trainings: Trainings, variant: str, method: str) -> None:
@@ -241,17 +242,17 @@ def _rank(trainings: Trainings, variant: str, method: str) -> None:
 
 def retrained(trainings: Trainings, cell: TrainingCell, metric: Removal, run: int) -> Measured:
     """ROAR and KAR: for each fraction, a network trained and tested on images degraded by one method's maps."""
-    ranks = {part: trainings.ranks(part, cell.variant, cell.method) for part in PARTS}
+    ranks = {part: trainings.ranks(part, cell.variant, cell.method) for part in SPLITS}
     fractions = trainings.settings.fractions or metric.fractions
 
+    def images(fraction: float, part: Split) -> DegradedImages:
+        return degraded(trainings, metric, fraction, part, ranks[part])
+
     def compute(checkpoint: Path) -> Mapping[str, Any]:
-        found = _trained(
-            trainings, fractions, run, checkpoint,
-            lambda fraction, part: degraded(trainings, metric, fraction, part, ranks[part]),
-        )  # fmt: skip
+        found = _trained(trainings, fractions, run, checkpoint, images)
         return {"accuracies": [accuracy for accuracy, _ in found]}
 
-    found = trainings.result(cell.id, compute)["accuracies"]
+    found = trainings.artifacts.result(cell.id, compute)["accuracies"]
     return _curve(trainings, metric, fractions, found, clean(trainings, run)["accuracy"])
 
 
@@ -263,23 +264,24 @@ def randomly_removed(trainings: Trainings, name: str, text: str, metric: Removal
 
     def scored(model: torch.nn.Module, fraction: float) -> list[float]:
         sets = (degraded(trainings, metric, fraction, "test", trainings.ranks("test", *one)) for one in contenders)
-        return [graded(model, images, trainings.preprocess)[1] for images in sets]
+        return [accuracy_and_score(model, images, trainings.preprocess)[1] for images in sets]
 
     def compute(checkpoint: Path) -> Mapping[str, Any]:
-        ranks = {part: trainings.random_ranks(part, run) for part in PARTS}
-        found = _trained(
-            trainings, fractions, run, checkpoint,
-            lambda fraction, part: degraded(trainings, metric, fraction, part, ranks[part]), scored,
-        )  # fmt: skip
+        ranks = {part: trainings.random_ranks(part, run) for part in SPLITS}
+
+        def images(fraction: float, part: Split) -> DegradedImages:
+            return degraded(trainings, metric, fraction, part, ranks[part])
+
+        found = _trained(trainings, fractions, run, checkpoint, images, scored)
         return {"scores": found}
 
-    scores = trainings.result(name, compute)["scores"]
+    scores = trainings.artifacts.result(name, compute)["scores"]
     whole = clean(trainings, run)["score"]
     curves = zip(contenders, zip(*scores, strict=True), strict=True)
     return {(*one, text): _curve(trainings, metric, fractions, curve, whole) for one, curve in curves}
 
 
-def degraded(trainings: Trainings, metric: Removal, fraction: float, part: Part, ranks: Tensor) -> DegradedImages:
+def degraded(trainings: Trainings, metric: Removal, fraction: float, part: Split, ranks: Tensor) -> DegradedImages:
     """A set of images without the pixels that their ranks and a metric's way say."""
     settings, spec = trainings.settings, trainings.spec
     images = trainings.images(part)
@@ -288,7 +290,7 @@ def degraded(trainings: Trainings, metric: Removal, fraction: float, part: Part,
         metric.how,
         settings.replacement or metric.replacement,
         "percentile" if settings.ranking == "pixel" else "floor",  # the papers' own codes
-        fold_in(spec.seed, PARTS.index(part)),
+        fold_in(spec.seed, SPLITS.index(part)),
     )
     mean = trainings.images("train").mean
     return DegradedImages(images, ranks.to(images.pixels.device), degradation, mean)
@@ -299,7 +301,7 @@ def _trained(
     fractions: Sequence[float],
     run: int,
     checkpoint: Path,
-    images: Callable[[float, Part], Any],
+    images: Callable[[float, Split], Any],
     grade: Callable[[torch.nn.Module, float], Any] | None = None,
 ) -> list[Any]:
     """Train a network for each fraction, all from the same weights, and grade each: by default on its test set."""
@@ -307,13 +309,19 @@ def _trained(
     models = [trainings.network(network, seed).model for _ in fractions]
     test_sets = [images(fraction, "test") for fraction in fractions]
     train_ensemble(
-        models, [images(fraction, "train") for fraction in fractions], test_sets, trainings.recipe(network),
-        [seed] * len(models), trainings.preprocess, checkpoint, score_each_epoch=False,
-    )  # fmt: skip
+        models,
+        [images(fraction, "train") for fraction in fractions],
+        test_sets,
+        trainings.recipe(network),
+        [seed] * len(models),
+        trainings.preprocess,
+        checkpoint,
+        score_each_epoch=False,
+    )
     if grade is not None:
         return [grade(model, fraction) for model, fraction in zip(models, fractions, strict=True)]
     pairs = zip(models, test_sets, strict=True)
-    return [graded(model, test_set, trainings.preprocess) for model, test_set in pairs]
+    return [accuracy_and_score(model, test_set, trainings.preprocess) for model, test_set in pairs]
 
 
 def _curve(
@@ -334,7 +342,7 @@ def occluded(
     """What a method attributes to a patch that all images have: its mean and quantiles over the test images."""
     [patch_size] = {metric.patch for metric in metrics.values()}
     patch = random_patch(trainings.preprocess.channels, patch_size)
-    train, test = (PatchedImages(trainings.images(part), patch) for part in PARTS)
+    train, test = (PatchedImages(trainings.images(part), patch) for part in SPLITS)
     name = f"patched-{patch_size}_run-{run}"
     loaded = trainings.trained(name, trainings.settings.network, train, test, trainings.seed(run))
     masses: dict[str, list[Tensor]] = {text: [] for text in metrics}

@@ -1,0 +1,97 @@
+"""What trainings share, each made once and kept in a file: networks, ranks and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import OutputNotWritable
+from ..files import replace_file
+from ..models.zoo import LoadedModel, load_model
+from .batches import preprocess_of
+from .checkpoints import Checkpoints
+from .classifiers import save_weights, train
+from .degradation import open_ranks, write_ranks
+from .hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The files of trainings in a folder of their own.
+
+    Each is made by the first that asks and taken from its file by all others, other processes too, so that
+    trainings may run anywhere and in any order.
+    """
+
+    folder: Path
+
+    def once(self, done: Path, make: Callable[[], None]) -> None:
+        """Make what ``done`` is the last file of, unless it is there; one process at a time.
+
+        Raises:
+            OutputNotWritable: the folder cannot be untrained.
+        """
+        locks = self.folder / ".locks"
+        try:
+            for folder in (done.parent, locks):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputNotWritable(f"cannot make {done.parent}: {error.strerror}; choose another") from error
+        with FileLock(locks / "-".join(done.relative_to(self.folder).parts)):
+            if not done.exists():
+                make()
+
+    def result(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """Plain values that ``compute`` trains for, with a folder for its checkpoints."""
+        done = self.folder / "results" / f"{name}.json"
+
+        def make() -> None:
+            replace_file(done, json.dumps(compute(self._checkpoint(name))).encode())
+            Checkpoints(self._checkpoint(name), {}).remove()
+
+        self.once(done, make)
+        found: dict[str, Any] = json.loads(done.read_bytes())
+        return found
+
+    def network(
+        self,
+        name: str,
+        untrained: LoadedModel,
+        sets: tuple[Dataset[Any], Dataset[Any]],
+        recipe: Hyperparameters,
+        seed: int,
+    ) -> LoadedModel:
+        """A trained network: ``untrained`` is what it starts from, and the sets are to train and to score it."""
+        path = self.folder / "networks" / f"{name}.safetensors"
+
+        def make() -> None:
+            checkpoint, preprocess = self._checkpoint(name), preprocess_of(untrained)
+            report = train(untrained.model, *sets, recipe, seed, preprocess, checkpoint, score_each_epoch=False)
+            known = {
+                "model": untrained.name,
+                "classes": list(untrained.classes or ()),
+                "accuracy": report.accuracy,
+            }
+            known |= {"preprocess": untrained.preprocess.as_dict(), "epochs": recipe.epochs, "seed": seed}
+            save_weights(untrained.model, path, known)
+            Checkpoints(checkpoint, {}).remove()
+
+        self.once(path.with_suffix(".json"), make)  # written last
+        return load_model(untrained.name, path, device=str(next(untrained.model.parameters()).device))
+
+    def ranks(self, name: str, parts: Iterable[Tensor], count: int) -> Tensor:
+        """The ranks (count, ...) of maps that come in parts, mapped from their file."""
+        path = self.folder / "ranks" / f"{name}.npy"
+        self.once(path, lambda: write_ranks(path, parts, count))
+        return open_ranks(path)
+
+    def _checkpoint(self, name: str) -> Path:
+        """Where a training's state is kept until its result is."""
+        return self.folder / "checkpoints" / name
