@@ -192,7 +192,7 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_named(tmp_path):
     ]
     for file in tmp_path.glob("?.png"):
         file.unlink()
-    with pytest.raises(InvalidImage, match=r"none of 2 images can be read; the first: .*1b\.png"):
+    with pytest.raises(InvalidImage, match=r"none of the 2 images can be read; the first: .*1b\.png"):
         train_surrogate(network().float(), tmp_path, preprocess=SMALL)
 
 
@@ -226,7 +226,7 @@ def test_what_holds_no_images_is_refused():
         train_surrogate(model, [(torch.zeros(3), 1)])
     sizes = iter([16, 20])
     uneven = CustomPreprocess(lambda _: torch.zeros(3, *[next(sizes)] * 2))
-    with pytest.raises(InvalidImage, match=r"is \(3, 20, 20\) after the preprocess, others \(3, 16, 16\)"):
+    with pytest.raises(InvalidImage, match=r"is \(3, 20, 20\) beside images of \(3, 16, 16\)"):
         train_surrogate(model, open_images("shapes:2"), preprocess=uneven)
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable
+from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, PellucidError
 from ..seeds import fold_in
-from .sources import Source
+from .sources import Sample, Source
 
 MEMORY = 2 << 30  # bytes of pixels kept in memory; more go into a file that the system pages in
 IMAGES_AT_ONCE = 1024  # images worked on at a time where all are gone through
@@ -178,25 +178,51 @@ def load_images(
         OutputNotWritable: the file does not fit into its folder.
         InvalidData: a sample without a label, images of differing sizes, or no image that can be read.
     """
-    pixels: Tensor | None = None
-    labels: list[int] = []
-    skipped: list[str] = []
-    positions = range(len(source)) if positions is None else positions
-    for done, position in enumerate(positions, 1):
-        try:
-            sample = source[position]
-        except InvalidImage as error:
-            skipped.append(str(error))
-            continue
+
+    def cropped(sample: Sample) -> Tensor:
         if sample.label is None:
             raise InvalidData(
                 f"{sample.name} has no label; name the column of labels, or sort images into folders"
             )
-        image = pil_to_tensor(display(sample.image))
+        pixels: Tensor = pil_to_tensor(display(sample.image))
+        return pixels
+
+    positions = range(len(source)) if positions is None else positions
+    whole, labels, skipped = decode(source, positions, cropped, InvalidData, memory, folder, progress)
+    rows, known = torch.arange(len(whole)), torch.tensor(labels)
+    return LabeledImages(whole, known, rows, source.classes or (), tuple(skipped), origin)
+
+
+def decode(
+    source: Source,
+    positions: Sequence[int],
+    pixels_of: Callable[[Sample], Tensor],
+    refusal: type[PellucidError] = InvalidImage,
+    memory: int = MEMORY,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, list[int | None], list[str]]:
+    """Decode images of a source once: their pixels (N, C, H, W), labels, and what was wrong with those left out.
+
+    Args:
+        source, positions, memory, folder, progress: as ``load_images``.
+        pixels_of: what is kept of an image: a tensor (C, H, W) of bytes or floats.
+        refusal: the error of a source that holds images of differing sizes, or none that can be read.
+    """
+    pixels: Tensor | None = None
+    labels: list[int | None] = []
+    skipped: list[str] = []
+    for done, position in enumerate(positions, 1):
+        try:
+            sample = source[position]
+            image = pixels_of(sample)
+        except InvalidImage as error:
+            skipped.append(str(error))
+            continue
         if pixels is None:
-            pixels = room(len(positions), image.shape, memory, folder)
+            pixels = room((len(positions), *image.shape), image.dtype, memory, folder)
         if image.shape != pixels.shape[1:]:
-            raise InvalidData(
+            raise refusal(
                 f"{sample.name} is {tuple(image.shape)} beside images of {tuple(pixels.shape[1:])}; "
                 "crop all to one size"
             )
@@ -205,26 +231,23 @@ def load_images(
         if progress is not None:
             progress(done, len(positions))
     if pixels is None:
-        raise InvalidData(
-            f"none of the {len(positions)} images can be read; the first: {(skipped or ['no images'])[0]}"
-        )
-    rows = torch.arange(len(labels))
-    return LabeledImages(
-        pixels[: len(labels)], torch.tensor(labels), rows, source.classes or (), tuple(skipped), origin
-    )
+        first = [*skipped, "no images"][0]
+        raise refusal(f"none of the {len(positions)} images can be read; the first: {first}")
+    return pixels[: len(labels)], labels, skipped
 
 
-def room(count: int, shape: Sequence[int], memory: int, folder: Path | None) -> Tensor:
-    """An empty tensor (count, \\*shape) of bytes, in memory or in a file that vanishes with it."""
-    size = (count, *shape)
-    needed = math.prod(size)
+def room(size: Sequence[int], dtype: torch.dtype, memory: int, folder: Path | None) -> Tensor:
+    """An empty tensor of this size, in memory or in a file that vanishes with it."""
+    empty = torch.empty(0, dtype=dtype)
+    needed = math.prod(size) * empty.element_size()
     if needed <= memory:
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(tuple(size), dtype=dtype)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, needed)  # a full disk is told now, not when a page is written
-            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=size))
+            return torch.from_numpy(np.memmap(file, empty.numpy().dtype, "r+", shape=tuple(size)))
     except OSError as error:
         raise OutputNotWritable(
-            f"{count} images need {needed / 1e9:.1f} GB in {folder or tempfile.gettempdir()}: {error.strerror}"
+            f"{size[0]} images need {needed / 1e9:.1f} GB in {folder or tempfile.gettempdir()}: {error.strerror}; "
+            "choose a folder with room (TMPDIR names that of temporary files)"
         ) from error

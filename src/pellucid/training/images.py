@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from ..data.labeled import decode
 from ..data.sources import Source, open_images
-from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable
+from ..errors import InvalidData, InvalidImage, InvalidParameter
 from ..models.preprocess import CustomPreprocess, Preprocess
 
 AnyPreprocess = Preprocess | CustomPreprocess
@@ -134,48 +133,8 @@ def decoded_once(source: Source, preprocess: AnyPreprocess, batch_size: int) -> 
         OutputNotWritable: there is no room for them.
     """
     cropped, finish = _halves(preprocess)
-    kind = np.uint8 if isinstance(preprocess, Preprocess) else np.float32
-    left_out: list[str] = []
-    with tempfile.TemporaryFile() as file:
-        shapes = list(_written(file, source, cropped, left_out))
-        if not shapes:
-            first = [*left_out, "there are no images"][0]
-            raise InvalidImage(f"none of {len(source)} images can be read; the first: {first}")
-        file.flush()
-        mapped = np.memmap(file, kind, mode="c", shape=(len(shapes), *shapes[0]))  # outlives the open file
-    return StoredImages(torch.from_numpy(mapped), batch_size, finish, tuple(left_out))
-
-
-def _written(
-    file: IO[bytes], source: Source, cropped: Callable[[Any], Tensor], left_out: list[str]
-) -> Iterator[tuple[int, ...]]:
-    """Write each image that can be read and give its shape; say of the others what is wrong."""
-    shape = None
-    for position in range(len(source)):
-        try:
-            sample = source[position]
-            pixels = cropped(sample.image)
-        except InvalidImage as error:
-            left_out.append(str(error))
-            continue
-        shape = shape or tuple(pixels.shape)
-        if tuple(pixels.shape) != shape:
-            raise InvalidImage(
-                f"{sample.name} is {tuple(pixels.shape)} after the preprocess, others {shape}; "
-                "training needs one size, so give a preprocess that crops"
-            )
-        _append(file, pixels.numpy().tobytes(), len(source))
-        yield shape
-
-
-def _append(file: IO[bytes], content: bytes, count: int) -> None:
-    try:
-        file.write(content)
-    except OSError as error:
-        raise OutputNotWritable(
-            f"cannot keep the decoded images in {tempfile.gettempdir()} ({error.strerror}); they take "
-            f"{len(content) * count / 1e9:.1f} GB, so set TMPDIR to a folder with room, or give a DataLoader"
-        ) from error
+    pixels, _, left_out = decode(source, range(len(source)), lambda sample: cropped(sample.image), memory=0)
+    return StoredImages(pixels, batch_size, finish, tuple(left_out))
 
 
 def _halves(preprocess: AnyPreprocess) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
