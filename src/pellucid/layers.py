@@ -25,13 +25,13 @@ _CONVOLUTIONS: Kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 def layer_names(model: nn.Module) -> list[str]:
     """What ``layers="all"`` means for a model: ``"input"``, then every block, in registration order.
 
-    A block is an outermost module with a convolution inside (or a linear layer, where a network has more of these)
-    that is more than a plain container (``nn.Sequential``, ``nn.ModuleList``): a residual or inception block, a
-    dense block, a Conv-Norm-ReLU, a transformer's block. One that holds more than half of these layers is taken for
-    the model's body, and one that is hardly more than a chain of modules of one class for a stage: their own blocks
-    count. The block of the last such layer, the classifier, is left out. A model without blocks (VGG, LeNet) offers
-    its convolutions instead. Attributions are of the named module's output. Any other module may be named too
-    (``dict(model.named_modules())``).
+    A block is an outermost module with a convolution inside (or a linear layer, where a network has more of
+    these) that is more than a plain container (``nn.Sequential``, ``nn.ModuleList``): a residual or inception
+    block, a dense block, a Conv-Norm-ReLU, a transformer's block. One that holds more than half of these layers
+    is taken for the model's body, and one that is hardly more than a chain of modules of one class for a stage:
+    their own blocks count. The block of the last such layer, the classifier, is left out. A model without blocks
+    (VGG, LeNet) offers its convolutions instead. Attributions are of the named module's output. Any other module
+    may be named too (``dict(model.named_modules())``).
     """
     kinds = _CONVOLUTIONS
     if _count(model, (nn.Linear,)) > _count(model, kinds):

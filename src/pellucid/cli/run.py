@@ -161,9 +161,14 @@ class ExplainRun:
     def call(self, method: Method, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method as the request says."""
         request = self.request
-        settings = {"seed": request.seed, "max_batch": request.max_batch}
         return method(
-            self.loaded.model, images, targets, request.layers, variant=request.variants[variant], **settings
+            self.loaded.model,
+            images,
+            targets,
+            request.layers,
+            variant=request.variants[variant],
+            seed=request.seed,
+            max_batch=request.max_batch,
         )
 
     def keep(self, photos: Sequence[Photo], name: str, variant: str, found: Attributions) -> None:
