@@ -78,7 +78,7 @@ class SmoothedDownsampling(Rule):
 
     @property
     def alters_gradient(self) -> bool:
-        """Only the backward form does; the forward form is another function, with its own gradient."""
+        """Only in the backward form: the forward form is another function, with its own gradient."""
         return self.where == "backward"
 
     def concerns(self, operation: Operation) -> bool:

@@ -18,7 +18,7 @@ class FrozenBatchNorm(Rule):
 
     The same function and the same gradient R_in = s R, only cheaper: autograd's own keeps the input and, on
     the way back, also sums what the gradients of w and b would need, which nobody asks for here. Every call
-    runs under this rule (benchmarks/README.md tells what it saves).
+    runs under this rule; benchmarks/README.md tells what it saves.
     """
 
     required: ClassVar[bool] = False
@@ -27,7 +27,7 @@ class FrozenBatchNorm(Rule):
 
     @property
     def alters_gradient(self) -> bool:
-        """It does not."""
+        """No: what propagates back is the normalisation's own gradient."""
         return False
 
     def concerns(self, operation: Operation) -> bool:
