@@ -15,7 +15,7 @@ from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
 from pellucid.models.zoo import load_model
 from pellucid.papers.page import place_of
-from pellucid.papers.recipe import PAPERS, MapsExhibit, Network, Scale, TableExhibit, matches, read_recipe
+from pellucid.papers.recipe import PAPERS, MapsExhibit, NetworkTraining, Scale, TableExhibit, matches, read_recipe
 from pellucid.papers.sources import filled, needed, trainings_of
 from pellucid.report.pages import escape_markdown
 from pellucid.training.criteria import Removal, Retraining
@@ -105,7 +105,7 @@ def test_all_that_experiments_name_exists(paper, scale):
 def test_trainings_have_settings_and_all_is_needed_at_some_scale(paper):
     recipe = read_recipe(paper)
     for part in trainings_of(recipe):
-        kind = NetworkSettings if isinstance(part, Network) else SurrogateSettings
+        kind = NetworkSettings if isinstance(part, NetworkTraining) else SurrogateSettings
         for scale in SCALES:
             kind.model_validate(filled(part.replaced(part.settings, scale), places(paper)))
     asked = {scale: set(needed(recipe, scale)) for scale in SCALES}

@@ -18,7 +18,7 @@ from .terminal import progress, show_whole
 if TYPE_CHECKING:
     from ..papers.quantities import Verdict
     from ..papers.recipe import Recipe, Scale
-    from ..papers.running import Run
+    from ..papers.running import Reproduction
 
 
 def reproduce_command(
@@ -104,7 +104,7 @@ class _Steps:
         self.show(f"{step}: {what}", done, total)
 
 
-def _show(run: Run, folder: Path) -> None:
+def _show(run: Reproduction, folder: Path) -> None:
     """Show which claims hold, what was amiss, and where the page is."""
     from ..papers.page import judged
 

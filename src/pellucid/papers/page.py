@@ -25,7 +25,7 @@ from .quantities import Found, Verdict, verdict
 from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Patterns, Recipe, TableExhibit, Test, matches
 
 if TYPE_CHECKING:
-    from .running import Run
+    from .running import Reproduction
 
 PICTURE_FOLDER = "pictures"
 LARGEST_PNG, LARGEST_SVG = 300_000, 150_000  # bytes of a picture
@@ -50,7 +50,7 @@ BOXES = (
 )
 
 
-def write_paper_page(run: Run, folder: Path, photos: bool = True) -> list[Path]:
+def write_paper_page(run: Reproduction, folder: Path, photos: bool = True) -> list[Path]:
     """Write README.md, pictures/ and index.html, and return what was written.
 
     ``photos=False`` shows maps without their photos, for a page that may be published where these may not.
@@ -73,7 +73,7 @@ def write_paper_page(run: Run, folder: Path, photos: bool = True) -> list[Path]:
     return [folder / "README.md", folder / "index.html", *drawn]
 
 
-def judged(run: Run) -> list[Verdict]:
+def judged(run: Reproduction) -> list[Verdict]:
     """What became of each claim of the paper."""
     return [verdict(claim, run.statistics) for claim in run.recipe.claims]
 
@@ -82,7 +82,7 @@ def judged(run: Run) -> list[Verdict]:
 class _PaperPage:
     """The parts of the page; pictures are drawn into ``folder``, maps beside their photos if ``photos``."""
 
-    run: Run
+    run: Reproduction
     folder: Path
     photos: bool
 

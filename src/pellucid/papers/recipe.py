@@ -31,7 +31,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(_Part):
+class DataSource(_Part):
     """Images or weights that a recipe names ``@key``.
 
     Attributes:
@@ -59,7 +59,7 @@ class Scaled(_Part):
         return merged(values, getattr(self, scale))
 
 
-class Network(Scaled):
+class NetworkTraining(Scaled):
     """A network that is trained before the experiments, which name its weights ``@key``.
 
     ``settings``: name (of ``pellucid train``), source, test, and as wanted label_column, count, epochs, seed.
@@ -68,7 +68,7 @@ class Network(Scaled):
     settings: Mapping[str, Any]
 
 
-class Surrogate(Scaled):
+class SurrogateTraining(Scaled):
     """A surrogate that is trained before the experiments, which name its file ``@key``.
 
     ``settings``: model, weights, source, epochs, and as wanted batch_size, count, seed.
@@ -247,10 +247,10 @@ class Recipe(_Part):
     title: str
     authors: str
     lead: str
-    sources: Mapping[str, Source] = {}
-    weights: Mapping[str, Source] = {}
-    networks: tuple[Network, ...] = ()
-    surrogates: tuple[Surrogate, ...] = ()
+    sources: Mapping[str, DataSource] = {}
+    weights: Mapping[str, DataSource] = {}
+    networks: tuple[NetworkTraining, ...] = ()
+    surrogates: tuple[SurrogateTraining, ...] = ()
     experiments: tuple[Experiment, ...]
     labels: Mapping[str, str] = {}
     exhibits: tuple[Exhibit, ...]

@@ -21,7 +21,7 @@ from ..findings.statistics import Statistics
 from ..models.zoo import place
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
-from .recipe import Experiment, Network, Recipe, Scale, Surrogate, references
+from .recipe import Experiment, NetworkTraining, Recipe, Scale, SurrogateTraining, references
 from .sources import content, filled, located, needed, trainings_of
 from .state import State
 
@@ -34,7 +34,7 @@ Settings = NetworkSettings | SurrogateSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Reproduction:
     """What a recipe gave.
 
     Attributes:
@@ -70,7 +70,7 @@ def reproduce(
     device: str = "auto",
     advance: Advance = lambda step, what, done, total: None,
     command: str = "",
-) -> Run:
+) -> Reproduction:
     """Run a recipe, or what is left of it.
 
     Networks and surrogates stand in ``folder/trained`` and are trained again only where their settings or images
@@ -104,7 +104,7 @@ def reproduce(
         state.note(places)
         trained = {part.key: work.trained(state, part, settings[part.key]) for part in trainings}
         results = {key: work.results(state, key, spec) for key, spec in specs.items()}
-    return Run(
+    return Reproduction(
         recipe,
         scale,
         results,
@@ -127,8 +127,8 @@ def _at(place: str) -> Iterator[None]:
         raise
 
 
-def _training(part: Network | Surrogate) -> str:
-    return f"{'network' if isinstance(part, Network) else 'surrogate'} {part.key}"
+def _training(part: NetworkTraining | SurrogateTraining) -> str:
+    return f"{'network' if isinstance(part, NetworkTraining) else 'surrogate'} {part.key}"
 
 
 def _experiment(key: str) -> str:
@@ -146,10 +146,10 @@ class _Work:
     advance: Advance
     command: str
 
-    def settings(self, part: Network | Surrogate) -> Settings:
+    def settings(self, part: NetworkTraining | SurrogateTraining) -> Settings:
         """A training's settings, checked."""
         values = filled(part.replaced(part.settings, self.scale), self.places)
-        kind = NetworkSettings if isinstance(part, Network) else SurrogateSettings
+        kind = NetworkSettings if isinstance(part, NetworkTraining) else SurrogateSettings
         try:
             return kind.model_validate(values)
         except ValidationError as error:
@@ -163,7 +163,9 @@ class _Work:
         with _at(f"{_experiment(part.key)} at scale {self.scale}"):
             return read_spec(None, {**values, "device": self.device})
 
-    def trained(self, state: State, part: Network | Surrogate, settings: Settings) -> dict[str, Any]:
+    def trained(
+        self, state: State, part: NetworkTraining | SurrogateTraining, settings: Settings
+    ) -> dict[str, Any]:
         """Train a network or surrogate, unless that is done, and tell the facts."""
         output, step = Path(self.places[part.key]), _training(part)
         values = part.replaced(part.settings, self.scale)

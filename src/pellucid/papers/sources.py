@@ -11,13 +11,13 @@ from typing import Any
 from ..errors import InvalidData, UnknownName
 from ..experiments.spec import SCHEMES
 from ..models.weights import is_file
-from .recipe import Network, Recipe, Scale, Source, Surrogate, references
+from .recipe import DataSource, NetworkTraining, Recipe, Scale, SurrogateTraining, references
 
 ZIPPED = ".gz"
 DIGITS = 16  # of a digest: enough to tell contents apart, and few enough to be read
 
 
-def trainings_of(recipe: Recipe) -> tuple[Network | Surrogate, ...]:
+def trainings_of(recipe: Recipe) -> tuple[NetworkTraining | SurrogateTraining, ...]:
     """What is trained first, in an order in which each comes after what it refers to."""
     return (*recipe.networks, *recipe.surrogates)
 
@@ -51,7 +51,7 @@ def located(recipe: Recipe, keys: Collection[str], data: Sequence[str], weights:
 
 
 def _located(
-    option: str, sources: Mapping[str, Source], keys: Collection[str], given: Sequence[str]
+    option: str, sources: Mapping[str, DataSource], keys: Collection[str], given: Sequence[str]
 ) -> dict[str, str]:
     folders, named = [], {}
     for text in given:
@@ -80,7 +80,7 @@ def _given(option: str, key: str, place: str) -> str:
     return _absolute(place)
 
 
-def _inside(option: str, key: str, source: Source, folders: Sequence[str]) -> str:
+def _inside(option: str, key: str, source: DataSource, folders: Sequence[str]) -> str:
     """Where a source is in the first folder that has it, weights zipped or not; or what stands for it."""
     wanted = f"{key} ({source.about})"
     if not folders:
