@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -29,7 +29,6 @@ from ..training.degradation import Replacement
 from ..training.hyperparameters import TrainingPrecision
 
 TargetRule = Literal["scored", "explained", "label"]
-SCHEMES = ("shapes:", "torchvision:", "hf:")
 
 
 def _several(value: Any) -> Any:
@@ -244,20 +243,26 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
         InvalidParameter: no TOML, a value of the wrong kind, or one that is missing.
     """
     content = {} if path is None else _located(_content(path), path.absolute().parent)
-    given = dict(options or {})
+    given = _located(dict(options or {}), Path.cwd())
     weights = given.pop("weights", [])
-    given = _located(given, Path.cwd())
     if "images" in given and isinstance(content.get("images"), dict):
         given["images"] = content["images"] | given["images"]
     place = "the options" if path is None else str(path)
     content |= given
     if weights:
         content["models"] = _weighted(content.get("models", []), weights)
-    _require_set(content, place)
+    for text in _texts(content):
+        if "$" in text:
+            raise InvalidData(f"{place}: {text!r} names an environment variable that is not set; set it first")
     try:
         return Spec.model_validate(content)
     except ValidationError as error:
         raise _told(error, place) from error
+
+
+def is_source_name(text: str) -> bool:
+    """Whether images are named, as ``"shapes:12"`` or ``"torchvision:CIFAR10"``, and lie at no place given."""
+    return text == "shapes" or text.startswith(("shapes:", "torchvision:", "hf:"))
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -277,83 +282,70 @@ def _weighted(models: Sequence[Any], weights: Sequence[str]) -> list[Any]:
     if len(models) != len(weights):
         raise InvalidParameter(f"{len(weights)} weights for {len(models)} models; give one for each, in order")
     parts = [{"name": model} if isinstance(model, str) else model for model in models]
-    return [part | {"weights": _file(text, Path.cwd())} for part, text in zip(parts, weights, strict=True)]
+    return [part | {"weights": text} for part, text in zip(parts, weights, strict=True)]
 
 
 # Paths: whatever the spec says, relative to its folder.
 
 
-def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The content with every path absolute. Values of a wrong kind are left for the validation to name."""
-    located = dict(_expanded(content))
-    for name in ("images", "training"):
-        if isinstance(images := located.get(name), dict):
-            located[name] = images | dict(_image_paths(images, folder))
-    if isinstance(training := located.get("training"), dict) and "network" in training:
-        located["training"] = training | {"network": _code(training["network"], folder)}
-    if isinstance(models := located.get("models"), list):
-        located["models"] = [_located_model(model, folder) for model in models]
-    for name in ("methods", "variants"):
-        if isinstance(texts := located.get(name), list):
-            located[name] = [_code(text, folder) for text in texts]
-        elif isinstance(texts, str):
-            located[name] = _code(texts, folder)
-    if isinstance(reference := located.get("reference"), str):
-        located["reference"] = _code(reference, folder)
-    return located
+def _located(value: Any, folder: Path, key: str = "") -> Any:
+    """What stands under a key, with environment variables put in as far as they are set, and every path absolute.
 
-
-def _expanded(value: Any) -> Any:
-    """All texts with environment variables put in, as far as they are set."""
+    Values of a wrong kind are left for the validation to name.
+    """
     if isinstance(value, dict):
-        return {key: _expanded(part) for key, part in value.items()}
+        return {name: _located(part, folder, f"{key}.{name}" if key else name) for name, part in value.items()}
     if isinstance(value, list):
-        return [_expanded(part) for part in value]
-    return os.path.expandvars(value) if isinstance(value, str) else value
+        return [_located(part, folder, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    text = os.path.expandvars(value)
+    return _PATHS[key](text, folder) if key in _PATHS else text
 
 
-def _require_set(value: Any, place: str) -> None:
-    """Raise ``InvalidData`` if an environment variable remains."""
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_set(part, place)
-    if isinstance(value, str) and "$" in value:
-        raise InvalidData(f"{place}: {value!r} names an environment variable that is not set; set it first")
+def _texts(value: Any) -> Iterator[str]:
+    """All texts inside plain values."""
+    if isinstance(value, str):
+        yield value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from _texts(part)
 
 
-def _image_paths(images: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    source = images.get("source")
-    if isinstance(source, str) and source != "shapes" and not source.startswith(SCHEMES):
-        yield "source", _joined(source, folder)
-    if isinstance(root := images.get("root"), str):
-        yield "root", _joined(root, folder)
+def _absolute(text: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(text).expanduser())
 
 
-def _located_model(model: Any, folder: Path) -> Any:
-    if isinstance(model, str):
-        return _code(model, folder)
-    if not isinstance(model, dict):
-        return model
-    texts = {key: value for key, value in model.items() if isinstance(value, str)}
-    located = {"name": _code(texts["name"], folder)} if "name" in texts else {}
-    if "weights" in texts:
-        located["weights"] = _file(texts["weights"], folder)
-    return model | located
+def _source(text: str, folder: Path) -> str:
+    return text if is_source_name(text) else _absolute(text, folder)
 
 
-def _code(text: Any, folder: Path) -> Any:
+def _code(text: str, folder: Path) -> str:
     """A name as it is; of ``path/to/file.py:name``, or a surrogate's file, the path made absolute."""
-    is_path = isinstance(text, str) and (".py:" in text or text.endswith(SURROGATE))
-    return _joined(text, folder) if is_path else text
+    return _absolute(text, folder) if ".py:" in text or text.endswith(SURROGATE) else text
 
 
 def _file(text: str, folder: Path) -> str:
     """A name of weights as it is; the path of a file made absolute."""
-    located = _joined(text, folder)
+    located = _absolute(text, folder)
     return located if is_file(text) or is_file(located) else text
 
 
-def _joined(text: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(text).expanduser())
+# What the keys hold that hold a path, or may.
+_PATHS: Mapping[str, Callable[[str, Path], str]] = {
+    "images.source": _source,
+    "images.root": _absolute,
+    "training.source": _source,
+    "training.root": _absolute,
+    "training.network": _code,
+    "models": _code,
+    "models.name": _code,
+    "models.weights": _file,
+    "weights": _file,
+    "methods": _code,
+    "variants": _code,
+    "reference": _code,
+}
 
 
 # Errors.
@@ -374,7 +366,9 @@ def _told(error: ValidationError, place: str) -> Exception:
             given = f" is {problem['input']!r};" if name and not isinstance(problem["input"], dict) else ""
             return InvalidParameter(f"{place}: {name}{given} {problem['ctx']['error']}")
         case _:
-            return InvalidParameter(f"{place}: {name} is {problem['input']!r}; {_lower(problem['msg'])}")
+            return InvalidParameter(
+                f"{place}: {name} is {problem['input']!r}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            )
 
 
 def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | InvalidParameter:
@@ -386,7 +380,3 @@ def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | In
             return InvalidParameter(f"{place}: the table {here!r} has no key {key!r}; write it {where}")
     kind = f"key of the table {here!r} in {place}" if here else f"key in {place}"
     return UnknownName(kind, key, parts[here].model_fields)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -166,7 +166,7 @@ class Statistics:
     def _means(self, values: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Any]:
         """The mean and its interval of each row, by these names."""
         ends = self.resamples.interval(values.to_numpy())
-        return {mean: values.mean(axis=1), low: ends[0], high: ends[1]}
+        return {mean: _mean(values.to_numpy()), low: ends[0], high: ends[1]}
 
     def _references(self) -> pd.MultiIndex:
         """The row that each row is compared with."""
@@ -261,12 +261,18 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
+def _mean(values: Numbers) -> Numbers:
+    """The mean of each row's known values, NaN where there is none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):  # no known value: 0 / 0
+        mean: Numbers = np.where(known, values, 0).sum(1) / known.sum(1)
+    return mean
+
+
 def _deviation(values: Numbers) -> Numbers:
     """The standard deviation of each row as a sample, NaN for a single value."""
     known = ~np.isnan(values)
-    counts = known.sum(1)
-    with np.errstate(invalid="ignore"):  # no known value, or one: 0 / 0
-        means = np.where(known, values, 0).sum(1) / counts
-        squares = np.where(known, values - means[:, None], 0) ** 2
-        deviation: Numbers = np.sqrt(squares.sum(1) / np.maximum(counts - 1, 0))
+    squares = np.where(known, values - _mean(values)[:, None], 0) ** 2
+    with np.errstate(invalid="ignore"):  # one known value: 0 / 0
+        deviation: Numbers = np.sqrt(squares.sum(1) / np.maximum(known.sum(1) - 1, 0))
     return deviation

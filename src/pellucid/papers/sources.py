@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidData, UnknownName
-from ..experiments.spec import SCHEMES
+from ..experiments.spec import is_source_name
 from ..models.weights import is_file
 from .recipe import DataSource, NetworkTraining, Recipe, Scale, SurrogateTraining, references
 
@@ -73,7 +73,7 @@ def _located(
 
 def _given(option: str, key: str, place: str) -> str:
     """What ``KEY=...`` names; of a path, that it is there."""
-    if place == "shapes" or place.startswith(SCHEMES) or (option == "--weights" and not is_file(place)):
+    if is_source_name(place) or (option == "--weights" and not is_file(place)):
         return place
     if not Path(place).expanduser().exists():
         raise InvalidData(f"{option} {key}={place}: there is no {place}; give a path that exists")
