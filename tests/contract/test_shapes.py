@@ -88,20 +88,20 @@ def test_half_a_pixel_on_an_edge_is_half_covered():
 def test_the_mask_is_the_visible_object(monkeypatch):
     """Painted pure white over black without grain, the object is exactly what the mask says."""
     monkeypatch.setattr(shapes, "GRAIN", 0)
-    monkeypatch.setattr(shapes, "ground", lambda grid, random: np.zeros((*grid.x.shape, 3)))
-    monkeypatch.setattr(shapes, "paint", lambda random, grid, behind: np.ones((*grid.x.shape, 3)))
-    monkeypatch.setattr(shapes, "colour", lambda *ranges: np.zeros(3))
+    monkeypatch.setattr(shapes, "_ground", lambda grid, random: np.zeros((*grid.x.shape, 3)))
+    monkeypatch.setattr(shapes, "_painted", lambda grid, random, behind: np.ones((*grid.x.shape, 3)))
+    monkeypatch.setattr(shapes, "color", lambda *ranges: np.zeros(3))
     for index in range(32):
         image, _, mask = ShapesDataset(32)[index]
         assert torch.equal(image[0] > 0.5, mask)
         assert 0.02 < mask.float().mean() < 0.32
 
 
-def test_colours_follow_the_definition_of_hsv():
+def test_colors_follow_the_definition_of_hsv():
     import colorsys
 
     for seed in range(20):
         random = np.random.default_rng(seed)
         hue, saturation, value = random.uniform(0, 6), random.uniform(0.2, 0.9), random.uniform(0.3, 1.0)
-        drawn = shapes.colour(np.random.default_rng(seed), (0.2, 0.9), (0.3, 1.0))
+        drawn = shapes.color(np.random.default_rng(seed), (0.2, 0.9), (0.3, 1.0))
         assert drawn == pytest.approx(np.array(colorsys.hsv_to_rgb(hue / 6, saturation, value)))

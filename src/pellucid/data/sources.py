@@ -8,7 +8,7 @@ import json
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -30,11 +30,10 @@ from .shapes import ShapesDataset
 Box = tuple[float, float, float, float]
 Classes = tuple[str, ...] | None
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-SCHEMES = ("shapes", "torchvision:NAME", "hf:NAME")
-SHAPES_COUNT, SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+_SHAPES_COUNT, _SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Sample:
         name: unique within its source; a file's name or a row's.
         image: RGB, upright, fully decoded.
         label: an index into the source's classes; None where unknown.
-        mask: grey, of the image's size, white on the object; None where there is none.
+        mask: gray, of the image's size, white on the object; None where there is none.
         boxes: the objects' (x0, y0, x1, y1) in pixels of the image; None where unknown.
     """
 
@@ -116,20 +115,21 @@ def open_images(
     if isinstance(spec, Source):
         return spec
     if not isinstance(spec, str | Path):
-        return from_dataset(spec, type(spec).__name__, label_column)
+        return _from_dataset(spec, type(spec).__name__, label_column)
     path = Path(spec)
     if path.is_dir():
-        return from_folder(path, label_column)
+        return _from_folder(path, label_column)
     if path.is_file():
-        return from_parquet(path, label_column) if path.suffix == ".parquet" else from_files([path])
+        return _from_parquet(path, label_column) if path.suffix == ".parquet" else _from_files([path])
     scheme, _, name = str(spec).partition(":")
-    if scheme == "shapes":
-        return from_shapes(name)
-    if scheme == "torchvision":
-        return from_torchvision(name, split, Path(root), download)
-    if scheme == "hf":
-        return from_hugging_face(name, split, label_column)
-    raise InvalidData(f"there is no file or folder {spec}; give a path, or {', '.join(SCHEMES)}")
+    match scheme:
+        case "shapes":
+            return _from_shapes(name)
+        case "torchvision":
+            return _from_torchvision(name, split, Path(root), download)
+        case "hf":
+            return _from_hugging_face(name, split, label_column)
+    raise InvalidData(f"there is no file or folder {spec}; give a path, or shapes, torchvision:NAME, hf:NAME")
 
 
 # One image.
@@ -138,7 +138,7 @@ def open_images(
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Read one image as RGB (8 bits), upright by its EXIF orientation and decoded to its last pixel.
 
-    Transparency is dropped, as loaders do in training; 16-bit grey is scaled; of an animation the first
+    Transparency is dropped, as loaders do in training; 16-bit gray is scaled; of an animation the first
     picture is taken.
 
     Args:
@@ -156,7 +156,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     if not content:
         raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
     try:
-        return decoded(content)
+        return _decoded(content)
     except UnidentifiedImageError as error:
         start = content[:12]
         raise InvalidImage(f"{name} is no image that Pillow can read; its file starts with {start!r}") from error
@@ -166,30 +166,30 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
 
 
-def decoded(content: bytes) -> Image.Image:
-    """Decode an image's bytes into RGB, upright."""
+def _decoded(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content))
         image.load()
-        return eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+        return _upright(image)
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+def _upright(image: Image.Image) -> Image.Image:
+    """RGB, turned as EXIF says; 16-bit gray is scaled, since Pillow's own conversion would clip it to white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 bits")
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 # Files and folders.
 
 
-def from_files(paths: Sequence[Path], base: Path | None = None, classes: Classes = None) -> Source:
-    """Open image files; below ``base`` they are named by their relative paths, and labelled by class folder."""
+def _from_files(paths: Sequence[Path], base: Path | None = None, classes: Classes = None) -> Source:
+    """Image files; below ``base`` they are named by their relative paths, and labeled by class folder."""
     names = [path.name if base is None else path.relative_to(base).as_posix() for path in paths]
 
     def read(position: int) -> Sample:
@@ -199,29 +199,23 @@ def from_files(paths: Sequence[Path], base: Path | None = None, classes: Classes
     return Source(names, read, classes)
 
 
-def from_folder(folder: Path, label_column: str | None = None) -> Source:
-    """Open all images of a folder, or all its Parquet files."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not hidden(path, folder)]
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+def _from_folder(folder: Path, label_column: str | None) -> Source:
+    """All images of a folder, or else all its Parquet files; operating systems leave files with a dot behind."""
+    places = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path: place for path, place in places.items() if not any(part[0] == "." for part in place.parts)}
+    images = [path for path in files if path.suffix.lower() in _SUFFIXES]
     tables = [path for path in files if path.suffix == ".parquet"]
     if images:
-        folders = {path.relative_to(folder).parts[0] for path in images if path.parent != folder}
+        folders = {files[path].parts[0] for path in images}
         in_folders = all(path.parent != folder for path in images)
-        return from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
+        return _from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
     if tables:
-        places = [path.relative_to(folder).with_suffix("").as_posix() for path in tables]
         return joined(
-            {place: from_parquet(path, label_column) for place, path in zip(places, tables, strict=True)}
+            {files[path].with_suffix("").as_posix(): _from_parquet(path, label_column) for path in tables}
         )
     raise InvalidData(
-        f"{folder} holds no images among its {len(files)} files; "
-        f"looked for {', '.join(IMAGE_SUFFIXES)} and .parquet"
+        f"{folder} holds no images among its {len(files)} files; looked for {', '.join(_SUFFIXES)} and .parquet"
     )
-
-
-def hidden(path: Path, folder: Path) -> bool:
-    """Tell files and folders that begin with a dot, which operating systems and tools leave behind."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def joined(parts: Mapping[str, Source]) -> Source:
@@ -237,22 +231,21 @@ def joined(parts: Mapping[str, Source]) -> Source:
     return Source(names, read, sources[0].classes)
 
 
-# Parquet tables.
+# Tables: Parquet files and Hugging Face's data sets, whose rows are alike.
 
 
-def from_parquet(path: Path, label_column: str | None = None) -> Source:
-    """Open a Parquet file in Hugging Face's image layout; one row group is in memory at a time."""
+def _from_parquet(path: Path, label_column: str | None) -> Source:
+    """A Parquet file in Hugging Face's image layout; one row group is in memory at a time."""
     try:
         table = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidData(f"{path} is no readable Parquet file ({error})") from error
     columns = table.schema_arrow.names
-    image_column = column_among(IMAGE_COLUMNS, columns, f"{path}: no image column")
-    label_column = label_among(label_column, columns, str(path))
+    image_column = _column_among(_IMAGE_COLUMNS, columns, f"{path}: no image column")
+    label_column = _label_among(label_column, columns, str(path))
     wanted = [image_column, *(c for c in (label_column, "mask", "boxes") if c in columns)]
-    counts = (table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
-    ends = list(accumulate(counts))
-    names = row_names(table, image_column)
+    ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
+    names = _row_names(table, image_column)
 
     @lru_cache(maxsize=1)
     def row_group(group: int) -> pyarrow.Table:
@@ -262,15 +255,19 @@ def from_parquet(path: Path, label_column: str | None = None) -> Source:
         group = bisect_right(ends, position)
         rows = row_group(group)
         [row] = rows.slice(position - ends[group] + rows.num_rows, 1).to_pylist()
-        return row_sample(names[position], row, image_column, label_column, path.parent)
+        return _row_sample(names[position], row, image_column, label_column, path.parent)
 
-    return Source(names, read, class_names(table.schema_arrow.metadata, label_column))
+    return Source(names, read, _class_names(table.schema_arrow.metadata, label_column))
 
 
-def row_names(table: pyarrow.parquet.ParquetFile, image_column: str) -> list[str]:
-    """Name rows by their images' paths where these are given and differ, else by their numbers."""
-    count = table.metadata.num_rows
-    numbered = [f"row-{row:0{len(str(count - 1))}d}" for row in range(count)]
+def _numbered(name: str, count: int) -> list[str]:
+    """Names with numbers of as many digits as the last one has, so that they sort."""
+    return [f"{name}-{position:0{len(str(count - 1))}d}" for position in range(count)]
+
+
+def _row_names(table: pyarrow.parquet.ParquetFile, image_column: str) -> list[str]:
+    """Rows are named by their images' paths where these are given and differ, else by their numbers."""
+    numbered = _numbered("row", table.metadata.num_rows)
     if not pyarrow.types.is_struct(table.schema_arrow.field(image_column).type):
         return numbered
     paths = table.read(columns=[f"{image_column}.path"]).column(image_column).to_pylist()
@@ -279,23 +276,23 @@ def row_names(table: pyarrow.parquet.ParquetFile, image_column: str) -> list[str
     return [path if path and seen[path] == 1 else number for path, number in zip(given, numbered, strict=True)]
 
 
-def column_among(candidates: Iterable[str], columns: Sequence[str], problem: str) -> str:
-    """Choose the first candidate that the table has."""
+def _column_among(candidates: Sequence[str], columns: Sequence[str], problem: str) -> str:
+    """The first candidate that the table has."""
     for candidate in candidates:
         if candidate in columns:
             return candidate
     raise InvalidData(f"{problem}; looked for {', '.join(candidates)} among its columns {shortened(columns)}")
 
 
-def label_among(label_column: str | None, columns: Sequence[str], place: str) -> str | None:
-    """Find the column of labels: the one asked for must be there, the usual ones may be."""
+def _label_among(label_column: str | None, columns: Sequence[str], place: str) -> str | None:
+    """The column of labels: the one asked for must be there, the usual ones may be."""
     if label_column is not None:
-        return column_among([label_column], columns, f"{place}: no label column {label_column!r}")
-    return next((column for column in LABEL_COLUMNS if column in columns), None)
+        return _column_among([label_column], columns, f"{place}: no label column {label_column!r}")
+    return next((column for column in _LABEL_COLUMNS if column in columns), None)
 
 
-def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str | None) -> Classes:
-    """Read the class names of a label column from what Hugging Face writes into the schema."""
+def _class_names(metadata: Mapping[bytes, bytes] | None, label_column: str | None) -> Classes:
+    """The class names of a label column, from what Hugging Face writes into the schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(features[label_column]["names"])
@@ -303,27 +300,26 @@ def class_names(metadata: Mapping[bytes, bytes] | None, label_column: str | None
         return None
 
 
-def row_sample(
+def _row_sample(
     name: str, row: Mapping[str, Any], image_column: str, label_column: str | None, folder: Path
 ) -> Sample:
-    """Turn one row of a table into a sample."""
     mask, boxes = row.get("mask"), row.get("boxes")
     label = None if label_column is None else row[label_column]
     if label is not None and not isinstance(label, int):
         raise InvalidData(f"{name}: the label is {label!r} in column {label_column!r}; labels must be integers")
     return Sample(
         name,
-        cell_image(row[image_column], name, folder),
+        _cell_image(row[image_column], name, folder),
         label,
-        None if mask is None else cell_image(mask, f"the mask of {name}", folder).convert("L"),
+        None if mask is None else _cell_image(mask, f"the mask of {name}", folder).convert("L"),
         None if boxes is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
     )
 
 
-def cell_image(cell: Any, name: str, folder: Path) -> Image.Image:
-    """Read the image of one cell: encoded bytes, or the path of a file beside the table."""
+def _cell_image(cell: Any, name: str, folder: Path) -> Image.Image:
+    """The image of one cell: an image, encoded bytes, or the path of a file beside the table."""
     if isinstance(cell, Image.Image):
-        return eight_bit(ImageOps.exif_transpose(cell)).convert("RGB")
+        return _upright(cell)
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None:
@@ -334,15 +330,13 @@ def cell_image(cell: Any, name: str, folder: Path) -> Image.Image:
 # Data set libraries.
 
 
-def from_shapes(count: str) -> Source:
-    """Draw procedural shapes, the ones that the bundled network was validated on."""
+def _from_shapes(count: str) -> Source:
     if count and not count.isdecimal():
         raise InvalidData(f"shapes:{count} has no number; write it as shapes:200")
-    return from_dataset(ShapesDataset(int(count or SHAPES_COUNT), seed=SHAPES_SEED), "shape")
+    return _from_dataset(ShapesDataset(int(count or _SHAPES_COUNT), seed=_SHAPES_SEED), "shape")
 
 
-def from_torchvision(name: str, split: str, root: Path, download: bool) -> Source:
-    """Open one of torchvision's data sets by name."""
+def _from_torchvision(name: str, split: str, root: Path, download: bool) -> Source:
     factory = getattr(torchvision.datasets, name, None)
     if factory is None or name not in torchvision.datasets.__all__:
         raise UnknownName("torchvision data set", name, torchvision.datasets.__all__)
@@ -351,23 +345,15 @@ def from_torchvision(name: str, split: str, root: Path, download: bool) -> Sourc
     try:
         dataset = factory(**settings)
     except (RuntimeError, OSError, ValueError) as error:
-        raise InvalidData(
-            f"torchvision:{name} cannot be opened below {root} (split {split!r}): {error}"
-            f"{_how_to_fetch(name, settings) if isinstance(error, RuntimeError) else ''}"
-        ) from error
-    return from_dataset(dataset, name)
+        message = f"torchvision:{name} cannot be opened below {root} (split {split!r}): {error}"
+        if isinstance(error, RuntimeError) and "download" in settings:
+            arguments = ", ".join(f"{key}={value!r}" for key, value in (settings | {"download": True}).items())
+            message += f'. To fetch it: python -c "from torchvision.datasets import {name}; {name}({arguments})"'
+        raise InvalidData(message) from error
+    return _from_dataset(dataset, name)
 
 
-def _how_to_fetch(name: str, settings: dict[str, Any]) -> str:
-    """The command that downloads a data set of torchvision; nothing if torchvision cannot."""
-    if "download" not in settings:
-        return ""
-    arguments = ", ".join(f"{key}={value!r}" for key, value in (settings | {"download": True}).items())
-    return f'. To fetch it: python -c "from torchvision.datasets import {name}; {name}({arguments})"'
-
-
-def from_hugging_face(name: str, split: str, label_column: str | None) -> Source:
-    """Open one of Hugging Face's data sets by name."""
+def _from_hugging_face(name: str, split: str, label_column: str | None) -> Source:
     try:
         import datasets
     except ImportError as error:
@@ -376,53 +362,50 @@ def from_hugging_face(name: str, split: str, label_column: str | None) -> Source
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library's own errors have no common base
         raise InvalidData(f"hf:{name} cannot be opened (split {split!r}): {error}") from error
-    return from_dataset(dataset, name, label_column)
+    return _from_dataset(dataset, name, label_column)
 
 
-def from_dataset(dataset: Any, name: str, label_column: str | None = None) -> Source:
-    """Open a data set object: torchvision's of (image, label, mask or nothing), or Hugging Face's of rows."""
+def _from_dataset(dataset: Any, name: str, label_column: str | None = None) -> Source:
+    """A data set object: torchvision's of (image, label, mask or nothing), or Hugging Face's of rows."""
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise InvalidData(f"{name} is no data set: it has no length or no items; give a path or a data set")
-    count = len(dataset)
-    names = [f"{name}-{position:0{len(str(max(count - 1, 0)))}d}" for position in range(count)]
+    names = _numbered(name, len(dataset))
     if hasattr(dataset, "features"):
-        return from_rows(dataset, names, label_column)
+        return _from_rows(dataset, names, label_column)
 
     def read(position: int) -> Sample:
-        item = dataset[position]
+        item, here = dataset[position], names[position]
         image, label, mask = (*item, None, None)[:3] if isinstance(item, tuple | list) else (item, None, None)
         return Sample(
-            names[position],
-            picture(image, names[position]).convert("RGB"),
+            here,
+            _picture(image, here).convert("RGB"),
             None if label is None else int(label),
-            None if mask is None else picture(mask, f"the mask of {names[position]}").convert("L"),
+            None if mask is None else _picture(mask, f"the mask of {here}").convert("L"),
         )
 
     classes = getattr(dataset, "classes", None)
     return Source(names, read, None if classes is None else tuple(map(str, classes)))
 
 
-def from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> Source:
-    """Open a Hugging Face data set object."""
+def _from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> Source:
     columns = list(dataset.features)
-    image_column = column_among(IMAGE_COLUMNS, columns, "the data set has no image column")
-    label_column = label_among(label_column, columns, "the data set")
+    image_column = _column_among(_IMAGE_COLUMNS, columns, "the data set has no image column")
+    label_column = _label_among(label_column, columns, "the data set")
 
     def read(position: int) -> Sample:
         try:
             row = dataset[position]
         except OSError as error:  # it decodes images itself
             raise InvalidImage(f"{names[position]} is broken or cut short ({error})") from error
-        return row_sample(names[position], row, image_column, label_column, Path())
+        return _row_sample(names[position], row, image_column, label_column, Path())
 
     classes = getattr(dataset.features[label_column], "names", None) if label_column else None
     return Source(names, read, None if classes is None else tuple(classes))
 
 
-def picture(pixels: Any, name: str) -> Image.Image:
-    """Turn what a data set gives for an image into a PIL image: one already, or a tensor of pixels.
-
-    Float tensors are in [0, 1]; (H, W) and (C, H, W) are both fine, and booleans are black and white.
+def _picture(pixels: Any, name: str) -> Image.Image:
+    """What a data set gives for an image as a PIL image: one already, or a tensor (H, W) or (C, H, W) of bytes,
+    of booleans (black and white), or of floats in [0, 1].
     """
     if isinstance(pixels, Image.Image):
         return pixels

@@ -15,10 +15,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from .. import catalog
-from ..data.sources import Sample, Source, open_images
+from ..data.sources import Box, Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage, UnknownName
 from ..methods.base import Method
-from ..metrics.base import Box
 from ..metrics.localization import box_mask
 from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
@@ -131,7 +130,7 @@ def variant_of(text: str) -> Variant:
 
 def place(spec: Spec) -> str:
     """The device; a GPU for ``auto`` if there is one."""
-    return zoo.place(spec.device)
+    return zoo.device_named(spec.device)
 
 
 def forget() -> None:

@@ -14,21 +14,21 @@ from torchvision.transforms import functional as transforms
 
 from ..errors import InvalidImage, InvalidParameter
 
-Channels = tuple[float, ...]
+_PerChannel = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turn a PIL image into a model's input: resize, centre crop, scale to [0, 1], normalise.
+    """Turn a PIL image into a model's input: resize, center crop, scale to [0, 1], normalise.
 
     ``(pixels / 255 - mean) / std``, the evaluation transform of torchvision's classifiers.
 
     Args:
         resize: length of the shorter side in pixels; (height, width) squashes; None leaves the size.
-        crop: side of the square cut from the centre; None leaves it.
+        crop: side of the square cut from the center; None leaves it.
         mean: one value per channel in units of [0, 1]; None where the model normalises by itself.
         std: one positive value per channel; None likewise.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         interpolation: "nearest", "bilinear" or "bicubic", always antialiased.
 
     Raises:
@@ -37,8 +37,8 @@ class Preprocess:
 
     resize: int | tuple[int, int] | None = 256
     crop: int | None = 224
-    mean: Channels | None = (0.485, 0.456, 0.406)
-    std: Channels | None = (0.229, 0.224, 0.225)
+    mean: _PerChannel | None = (0.485, 0.456, 0.406)
+    std: _PerChannel | None = (0.229, 0.224, 0.225)
     channels: int = 3
     interpolation: str = "bilinear"
 
@@ -95,7 +95,7 @@ class Preprocess:
 
 
 IMAGENET = Preprocess()
-"""Resize to 256, centre crop 224, ImageNet's mean and standard deviation."""
+"""Resize to 256, center crop 224, ImageNet's mean and standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class CustomPreprocess:
 
     function: Callable[[Image.Image], Tensor]
 
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: _PerChannel | None = None
+    std: _PerChannel | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the model's input (channels, H, W) of one image.

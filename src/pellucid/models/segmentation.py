@@ -12,14 +12,11 @@ from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget
 from ..layers import captured, layer_names, require_explainable
 
 Pooling = Literal["mean", "predicted"]
-VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
+_VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
 
 
 class _Shared(nn.Module):
-    """Another way to run a model: it holds the model's own parts under their own names.
-
-    Layers, parameters and state dict are the same, and both are the same network ever after.
-    """
+    """Another way to run a model: it holds the model's own parts under their own names."""
 
     _model: nn.Module
 
@@ -30,7 +27,7 @@ class _Shared(nn.Module):
         object.__setattr__(self, "_model", model)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the model, too."""
+        """Set the mode of both."""
         self._model.train(mode)
         self.training = mode
         return self
@@ -39,8 +36,8 @@ class _Shared(nn.Module):
 class Segmentation(_Shared):
     """A dense model (B, C, H, W) -> (B, K, h, w) as a classifier: logits (B, K), pooled over the pixels.
 
-    It holds the dense model's own parts under their own names: layers, parameters and state dict are the same,
-    and both are the same network ever after. The dense model may return torchvision's dict with ``"out"``.
+    It shares the dense model's own parts: layers, parameters and state dict are the same, and both are one
+    network ever after. The dense model may return torchvision's dict with ``"out"``.
 
     Args:
         model: the dense model, in eval mode.
@@ -81,6 +78,7 @@ class Segmentation(_Shared):
             return logits.mean((2, 3))
         highest = logits.detach().argmax(1, keepdim=True)
         chosen = highest == torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+        # A class that is nowhere the highest is pooled over all pixels.
         chosen = chosen | ~chosen.any(3, keepdim=True).any(2, keepdim=True)
         return torch.where(chosen, logits, 0).sum((2, 3)) / chosen.sum((2, 3))
 
@@ -88,10 +86,8 @@ class Segmentation(_Shared):
         """The class to explain (B,) by the model's own segmentation (``segmentation_targets``)."""
         require_count("max_batch", max_batch)
         with torch.no_grad():
-            parts = [
-                segmentation_targets(self.dense(part.clone()), self.background) for part in images.split(max_batch)
-            ]
-        return torch.cat(parts)
+            parts = (self.dense(part.clone()) for part in images.split(max_batch))
+            return torch.cat([segmentation_targets(part, self.background) for part in parts])
 
 
 class Dense(_Shared):
@@ -113,6 +109,7 @@ class Dense(_Shared):
         """Logits (B, K, h, w)."""
         with captured(self._model, [self._block]) as features:
             self._model(images)
+        # A linear layer after the mean over places is the mean of the same layer, run at every place.
         linear = self.get_submodule(self._linear)
         assert isinstance(linear, nn.Linear)
         return F.conv2d(features[self._block], linear.weight[:, :, None, None], linear.bias)
@@ -136,7 +133,7 @@ def _ends(classifier: nn.Module) -> tuple[str, str]:
     return block, after[1][0]
 
 
-def segmentation_targets(labels: Tensor, background: int | None = 0, ignored: int | None = VOID) -> Tensor:
+def segmentation_targets(labels: Tensor, background: int | None = 0, ignored: int | None = _VOID) -> Tensor:
     """The class to explain (B,): the majority of the non-background pixels, else the background.
 
     ``labels`` are class numbers (B, H, W), pixels of the label ``ignored`` left out, or a dense model's logits

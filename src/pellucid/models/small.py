@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torchvision
@@ -12,24 +13,26 @@ from torch import Tensor, nn
 from .preprocess import Preprocess
 
 
+def _sequence(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
+
+
 def sanity_cnn(num_classes: int = 10) -> nn.Sequential:
     """Build the MNIST CNN of the sanity-check report: (B, 1, 28, 28) -> (B, num_classes) logits.
 
     Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-1024-10.
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 32, 5, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(32, 64, 5, padding=2),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            linear1=nn.Linear(64 * 7 * 7, 1024),
-            relu3=nn.ReLU(),
-            linear2=nn.Linear(1024, num_classes),
-        )
+    return _sequence(
+        conv1=nn.Conv2d(1, 32, 5, padding=2),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 5, padding=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(64 * 7 * 7, 1024),
+        relu3=nn.ReLU(),
+        linear2=nn.Linear(1024, num_classes),
     )
 
 
@@ -40,20 +43,18 @@ def selu_cnn(num_classes: int = 10) -> nn.Sequential:
     dropout 0.5. It has no ReLU, so the ReLU rules do not apply to it. The paper's last softmax is left
     out: maps explain logits.
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 32, 3, padding=1),
-            selu1=nn.SELU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(32, 64, 3, padding=1),
-            selu2=nn.SELU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            linear1=nn.Linear(64 * 7 * 7, 128),
-            selu3=nn.SELU(),
-            dropout=nn.Dropout(0.5),
-            linear2=nn.Linear(128, num_classes),
-        )
+    return _sequence(
+        conv1=nn.Conv2d(1, 32, 3, padding=1),
+        selu1=nn.SELU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 3, padding=1),
+        selu2=nn.SELU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(64 * 7 * 7, 128),
+        selu3=nn.SELU(),
+        dropout=nn.Dropout(0.5),
+        linear2=nn.Linear(128, num_classes),
     )
 
 
@@ -63,23 +64,21 @@ def cifar_cnn(num_classes: int = 10) -> nn.Sequential:
     3x3 convolutions of 32, 32, 64 and 64 channels, max-pooling after each pair, then 4096-256-10. Weights
     start Glorot-uniform and biases at zero, as TensorFlow's do.
     """
-    model = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 32, 3, padding=1),
-            relu1=nn.ReLU(),
-            conv2=nn.Conv2d(32, 32, 3, padding=1),
-            relu2=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv3=nn.Conv2d(32, 64, 3, padding=1),
-            relu3=nn.ReLU(),
-            conv4=nn.Conv2d(64, 64, 3, padding=1),
-            relu4=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            linear1=nn.Linear(64 * 8 * 8, 256),
-            relu5=nn.ReLU(),
-            linear2=nn.Linear(256, num_classes),
-        )
+    model = _sequence(
+        conv1=nn.Conv2d(3, 32, 3, padding=1),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(32, 32, 3, padding=1),
+        relu2=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv3=nn.Conv2d(32, 64, 3, padding=1),
+        relu3=nn.ReLU(),
+        conv4=nn.Conv2d(64, 64, 3, padding=1),
+        relu4=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(64 * 8 * 8, 256),
+        relu5=nn.ReLU(),
+        linear2=nn.Linear(256, num_classes),
     )
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -100,11 +99,6 @@ def cifar_resnet18(num_classes: int = 10) -> nn.Module:
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model
-
-
-def tiny_resnet18(num_classes: int = 200) -> nn.Module:
-    """Build the same ResNet-18 for Tiny ImageNet: (B, 3, 64, 64) -> (B, num_classes) logits."""
-    return cifar_resnet18(num_classes)
 
 
 class Block(nn.Module):
@@ -133,7 +127,8 @@ class Block(nn.Module):
         shortcut: Tensor = x if self.downsample is None else self.downsample(x)
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.relu2(x + shortcut)  # type: ignore[no-any-return]
+        rectified: Tensor = self.relu2(x + shortcut)
+        return rectified
 
 
 class ShapesResNet(nn.Module):
@@ -160,7 +155,8 @@ class ShapesResNet(nn.Module):
         """Return the logits."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 class PaperModel(NamedTuple):
@@ -171,40 +167,40 @@ class PaperModel(NamedTuple):
     source: str
 
 
-def small_images(size: int, mean: float, std: float, channels: int) -> Preprocess:
-    """Preprocess images whose channels share one mean and one standard deviation, without cropping."""
+def _small_images(size: int, mean: float, std: float, channels: int = 3) -> Preprocess:
+    """For images whose channels share one mean and one standard deviation, without cropping."""
     return Preprocess(size, size, (mean,) * channels, (std,) * channels, channels)
 
 
 PAPER_MODELS: dict[str, PaperModel] = {
     "sanity-cnn": PaperModel(
         sanity_cnn,
-        small_images(28, 0.1307, 0.3081, channels=1),
+        _small_images(28, 0.1307, 0.3081, channels=1),
         "Wienecke and Hinrichs, Sanity Checks for Saliency Maps, section 2.1 (MNIST)",
     ),
     "selu-cnn": PaperModel(
         selu_cnn,
-        small_images(28, 0.1307, 0.3081, channels=1),
+        _small_images(28, 0.1307, 0.3081, channels=1),
         "Nielsen et al., Performance Evaluation of Combination Methods, figure 1 (MNIST)",
     ),
     "cifar-cnn": PaperModel(
         cifar_cnn,
-        small_images(32, 0.5, 0.5, channels=3),
+        _small_images(32, 0.5, 0.5),
         "Kim et al., Why are Saliency Maps Noisy?, appendix F.2 (CIFAR-10)",
     ),
     "cifar-resnet18": PaperModel(
         cifar_resnet18,
-        small_images(32, 0.5, 0.5, channels=3),
+        _small_images(32, 0.5, 0.5),
         "He et al., Deep Residual Learning, with a stem for 32x32 images; used by Nielsen et al. (CIFAR-10)",
     ),
     "tiny-resnet18": PaperModel(
-        tiny_resnet18,
-        small_images(64, 0.5, 0.5, channels=3),
+        partial(cifar_resnet18, num_classes=200),
+        _small_images(64, 0.5, 0.5),
         "the same with 200 classes of 64x64 images; used by Nielsen et al. (Tiny ImageNet)",
     ),
     "shapes-resnet": PaperModel(
         ShapesResNet,
-        small_images(64, 0.5, 0.25, channels=3),
+        _small_images(64, 0.5, 0.25),
         "this project, for the procedural shapes; after He et al., Deep Residual Learning",
     ),
 }

@@ -9,11 +9,10 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -21,27 +20,23 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidWeights, shortened
 from .preprocess import Preprocess
 
-State = dict[str, Tensor]
+_StateDict = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-NESTED_UNDER = ("state_dict", "model", "model_state_dict")
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-MOST_NAMED = 3  # differing keys named in an error
+_FORMATS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 NO_TORCHSCRIPT = "rules cannot see the operations inside; use the Python model and its state_dict"
 
 
 def is_file(weights: str | Path) -> bool:
     """Tell a file of weights from a name of weights."""
     path = Path(weights)
-    return isinstance(weights, Path) or path.exists() or unzipped_name(path).suffix in SUFFIXES
+    return isinstance(weights, Path) or path.exists() or _unzipped(path).suffix in _FORMATS
 
 
-def unzipped_name(path: Path) -> Path:
-    """Drop a last .gz of a file's name."""
+def _unzipped(path: Path) -> Path:
     return path.with_suffix("") if path.suffix == ".gz" else path
 
 
-def read_state_dict(path: Path) -> State:
+def read_state_dict(path: Path) -> _StateDict:
     """Read a file of weights as tensors by name; no code of the file is run.
 
     Accepts weights nested under "state_dict" or "model" and the names of DataParallel, torch.compile and
@@ -51,7 +46,7 @@ def read_state_dict(path: Path) -> State:
         InvalidWeights: missing, empty, truncated, of another format, not plain tensors, or not finite.
         InvalidModel: a TorchScript file.
     """
-    state = plain_names(nested_state(read_tensors(path), path))
+    state = plain_names(_nested(_decoded(path), path))
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InvalidWeights(
@@ -60,11 +55,11 @@ def read_state_dict(path: Path) -> State:
     return state
 
 
-def read_tensors(path: Path) -> Any:
-    """Decode a file of weights by its suffix, safely."""
-    suffix = unzipped_name(path).suffix
-    if suffix not in SUFFIXES:
-        raise InvalidWeights(f"{path}: weights must be a {', '.join(SUFFIXES)} file, plain or .gz")
+def _decoded(path: Path) -> Any:
+    """What a file of weights holds, refusing everything that could run code on loading."""
+    suffix = _unzipped(path).suffix
+    if suffix not in _FORMATS:
+        raise InvalidWeights(f"{path}: weights must be a {', '.join(_FORMATS)} file, plain or .gz")
     if not path.is_file():
         raise InvalidWeights(f"there is no weights file {path}")
     try:
@@ -73,30 +68,18 @@ def read_tensors(path: Path) -> Any:
         raise InvalidWeights(f"{path} cannot be read or is cut short ({error}); fetch it again") from error
     if not content:
         raise InvalidWeights(f"{path} is empty (0 bytes); fetch it again")
-    if suffix == ".safetensors":
-        return read_safetensors(path, content)
-    refuse_torchscript(path, content)
-    return read_pickle(path, content)
-
-
-def read_safetensors(path: Path, content: bytes) -> State:
-    """Decode safetensors, which cannot hold code."""
+    if suffix != ".safetensors":
+        refuse_torchscript(path, content)
     try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise InvalidWeights(f"{path} is broken or cut short ({error}); fetch it again") from error
-
-
-def read_pickle(path: Path, content: bytes) -> Any:
-    """Decode what ``torch.save`` wrote, refusing everything that could run code."""
-    try:
+        if suffix == ".safetensors":
+            return safetensors.torch.load(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidWeights(
             f"{path} holds more than plain tensors, which could run code on loading, or is no weights file; "
             "save model.state_dict() instead"
         ) from error
-    except Exception as error:  # an unpickler given arbitrary bytes raises nearly anything
+    except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
         raise InvalidWeights(f"{path} is broken or cut short ({error}); fetch it again") from error
 
 
@@ -110,9 +93,9 @@ def refuse_torchscript(path: Path, content: bytes | None = None) -> None:
             raise InvalidModel(f"{path} is a TorchScript file; {NO_TORCHSCRIPT}")
 
 
-def nested_state(content: Any, path: Path) -> State:
-    """Find the tensors by name in what a file holds."""
-    for key in NESTED_UNDER:
+def _nested(content: Any, path: Path) -> _StateDict:
+    """The tensors by name in what a file holds."""
+    for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
@@ -123,58 +106,52 @@ def nested_state(content: Any, path: Path) -> State:
     return dict(content)
 
 
-def plain_names(state: State) -> State:
-    """Take off what wrappers put before every name, and rename the layers of old DenseNet files."""
-    for prefix in WRAPPERS:
+def plain_names(state: _StateDict) -> _StateDict:
+    """Take off what DataParallel and torch.compile put before every name, and rename old DenseNets' layers."""
+    for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
     return {old.sub(r"\1\2.", name): value for name, value in state.items()}
 
 
-def check_fit(model: nn.Module, state: State, name: str, path: Path) -> None:
+def check_fit(model: nn.Module, state: _StateDict, name: str, path: Path) -> None:
     """Refuse weights that are not exactly this network's, and say where they differ."""
     own = model.state_dict()
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    differing = [
-        f"{key} is {form(state[key])} instead of {form(own[key])}"
-        for key in own
-        if key in state and form(state[key]) != form(own[key])
-    ]
+    forms, own_forms = _forms(state), _forms(own)
     differences = {
-        "missing": [key for key in own if key not in state and key not in counters],
+        "missing": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in state if key not in own],
-        "differing": differing,
+        "differing": [
+            f"{key} is {forms[key]} instead of {form}"
+            for key, form in own_forms.items()
+            if forms.get(key, form) != form
+        ],
     }
     if any(differences.values()):
-        found = "; ".join(f"{kind}: {shortened(keys, MOST_NAMED)}" for kind, keys in differences.items() if keys)
+        found = "; ".join(f"{kind}: {shortened(keys, 3)}" for kind, keys in differences.items() if keys)
+        there, here = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (state, own))
         raise InvalidWeights(
-            f"{path} does not fit {name}: {found}. The file has {len(state)} tensors of {size(state):,} "
-            f"values, {name} {len(own)} of {size(own):,}; name the network that was trained"
+            f"{path} does not fit {name}: {found}. The file has {len(state)} tensors of {there:,} "
+            f"values, {name} {len(own)} of {here:,}; name the network that was trained"
         )
 
 
-def form(tensor: Tensor) -> str:
-    """Describe what must agree: the shape, and whether values are numbers with a fraction."""
-    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else " of integers")
-
-
-def size(state: State) -> int:
-    """Count the values of all tensors."""
-    return sum(tensor.numel() for tensor in state.values())
+def _forms(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What must agree: the shapes, and whether values are numbers with a fraction."""
+    integers = {True: "", False: " of integers"}
+    return {key: f"{tuple(value.shape)}{integers[value.is_floating_point()]}" for key, value in state.items()}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read the class names and the preprocessing that ``save_weights`` left beside the weights, if any."""
+    """Read the class names and the preprocessing that ``save_weights`` left beside a file of weights, if any."""
+    path = _unzipped(path).with_suffix(".json")
     if not path.is_file():
         return {}
     try:
         facts = json.loads(path.read_text())
     except ValueError as error:
         raise InvalidWeights(f"{path}, beside the weights, is no JSON ({error}); mend or remove it") from error
-    known: dict[str, Any] = {}
-    if isinstance(facts, dict) and facts.get("classes"):
-        known["classes"] = tuple(facts["classes"])
-    if isinstance(facts, dict) and facts.get("preprocess"):
-        known["preprocess"] = Preprocess.from_dict(facts["preprocess"])
-    return known
+    facts = facts if isinstance(facts, dict) else {}
+    readers: dict[str, Callable[[Any], Any]] = {"classes": tuple, "preprocess": Preprocess.from_dict}
+    return {name: read(facts[name]) for name, read in readers.items() if facts.get(name)}

@@ -24,12 +24,11 @@ from .weights import (
     read_facts,
     read_state_dict,
     refuse_torchscript,
-    unzipped_name,
 )
 
 BUNDLED = {"shapes-resnet": Path(__file__).with_name("shapes_resnet.safetensors")}
-IMAGENET_CLASSES = 1000
-DENSE = "dense:"
+_DENSE = "dense:"
+_Pretrained = tuple[nn.Module, Preprocess, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,21 @@ class Architecture:
 
     Attributes:
         build: number of classes (None: the network's own) -> the network with random weights.
-        pretrained: weights name -> the network holding them, their preprocessing and class names.
         preprocess: what images go through unless the weights say otherwise.
+        pretrained: weights name -> the network holding them, their preprocessing and class names; None where
+            no weights have names.
         classes: the class names where there are ``len(classes)`` outputs and weights were given.
         sized: whether ``build`` heeds the number of classes.
     """
 
     build: Callable[[int | None], nn.Module]
-    pretrained: Callable[[str], tuple[nn.Module, Preprocess, tuple[str, ...] | None]]
     preprocess: Preprocess | CustomPreprocess
+    pretrained: Callable[[str], _Pretrained] | None = None
     classes: tuple[str, ...] | None = None
     sized: bool = True
 
 
-def place(device: str) -> str:
+def device_named(device: str) -> str:
     """The device; for ``"auto"`` a GPU if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
@@ -112,7 +112,7 @@ def load_model(
             download that failed.
         InvalidParameter: classes that do not fit the weights, or a device that is not there.
     """
-    if name.startswith(DENSE):
+    if name.startswith(_DENSE):
         return _dense(load_model(_inside(name), weights, classes, device, seed), name)
     architecture = find_architecture(name)
     if weights is None:
@@ -123,11 +123,14 @@ def load_model(
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         if is_file(place):
-            model, facts = with_file(architecture, name, Path(place))
+            model = _with_file(architecture, name, Path(place))
+            facts = read_facts(Path(place))
             preprocess = facts.get("preprocess", preprocess)
             known = facts.get("classes", architecture.classes)
         elif weights == "random":
             model = architecture.build(count)
+        elif architecture.pretrained is None:
+            raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
         else:
             model, preprocess, known = architecture.pretrained(str(weights))
     if classes is not None and architecture.sized and outputs(model) != count:
@@ -139,21 +142,16 @@ def load_model(
         known = tuple(classes)
     elif known is not None and len(known) != outputs(model):
         known = None
-    return LoadedModel(
-        on_device(model.eval().requires_grad_(False), device),
-        preprocess,
-        name,
-        known,
-        str(weights),
-    )
+    model = _on_device(model.eval().requires_grad_(False), device)
+    return LoadedModel(model, preprocess, name, known, str(weights))
 
 
 def _inside(name: str) -> str:
     """The name of the classifier that is to be run at every place."""
-    inside = name.removeprefix(DENSE)
-    if inside.startswith(DENSE) or re.search(r"\.py(:|$)", inside):
+    inside = name.removeprefix(_DENSE)
+    if inside.startswith(_DENSE) or re.search(r"\.py(:|$)", inside):
         raise InvalidModel(
-            f"{name!r}: after {DENSE} comes a network's name; a file's factory can return Segmentation"
+            f"{name!r}: after {_DENSE} comes a network's name; a file's factory can return Segmentation"
         )
     return inside
 
@@ -165,11 +163,10 @@ def _dense(loaded: LoadedModel, name: str) -> LoadedModel:
 
 def model_names() -> list[str]:
     """Return every name that :func:`load_model` knows: the papers' networks, then torchvision's."""
-    return [*PAPER_MODELS, *torchvision_names()]
+    return [*PAPER_MODELS, *_torchvision_names()]
 
 
-def torchvision_names() -> list[str]:
-    """Return the names of torchvision's classifiers."""
+def _torchvision_names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -179,48 +176,40 @@ def torchvision_names() -> list[str]:
 def find_architecture(name: str) -> Architecture:
     """Find how to build the network of this name."""
     if name in PAPER_MODELS:
-        return from_paper(name)
+        paper = PAPER_MODELS[name]
+        return Architecture(lambda count: paper.factory(**_sizes(count)), paper.preprocess)
     if name.startswith("timm:"):
-        return from_timm(name.removeprefix("timm:"))
+        return _from_timm(name.removeprefix("timm:"))
     if re.search(r"\.py(:|$)", name):
-        return from_file(name)
-    if name in torchvision_names():
-        return from_torchvision(name)
+        return _from_file(name)
+    if name in _torchvision_names():
+        return _from_torchvision(name)
     if Path(name).is_file():
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
     raise UnknownName("model", name, model_names())
 
 
-def from_paper(name: str) -> Architecture:
-    """Build one of the papers' own networks."""
-    paper = PAPER_MODELS[name]
-
-    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
-        raise InvalidWeights(f"{name} has no weights named {weights!r}; give a .safetensors or .pth file")
-
-    return Architecture(
-        lambda count: paper.factory() if count is None else paper.factory(count), pretrained, paper.preprocess
-    )
+def _sizes(count: int | None) -> dict[str, Any]:
+    """The argument of a factory that sets the number of classes, if one was asked for."""
+    return {} if count is None else {"num_classes": count}
 
 
-def from_torchvision(name: str) -> Architecture:
-    """Build one of torchvision's classifiers, without auxiliary heads."""
+def _from_torchvision(name: str) -> Architecture:
+    """One of torchvision's classifiers, without auxiliary heads."""
     members = torchvision.models.get_model_weights(name)
     first = next(iter(members))  # the original training recipe, whose crop a file of weights most likely has
-    headed = name in ("googlenet", "inception_v3")
+    extras = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
 
     def build(count: int | None) -> nn.Module:
-        sizes = {} if count is None else {"num_classes": count}
-        extras = {"aux_logits": False, "init_weights": False} if headed else {}
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **sizes, **extras)
+        untrained = {"init_weights": False} if extras else {}
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **_sizes(count), **extras, **untrained)
         return model
 
-    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, tuple[str, ...]]:
+    def pretrained(weights: str) -> _Pretrained:
         chosen = weights.rpartition(".")[2]
         if chosen not in members.__members__:
             raise UnknownName(f"weights of {name}", weights, [*members.__members__, "random"])
-        extras = {"aux_logits": False} if headed else {}
         member = members[chosen]
         try:
             model = torchvision.models.get_model(name, weights=member, progress=False, **extras)
@@ -228,25 +217,19 @@ def from_torchvision(name: str) -> Architecture:
             raise InvalidWeights(
                 f"cannot download {chosen} of {name} from {member.url} ({error}); fetch it and give the file"
             ) from error
-        return model, evaluation_transform(member), tuple(member.meta["categories"])
+        return model, _evaluation_transform(member), tuple(member.meta["categories"])
 
-    return Architecture(build, pretrained, evaluation_transform(first), tuple(first.meta["categories"]))
+    return Architecture(build, _evaluation_transform(first), pretrained, tuple(first.meta["categories"]))
 
 
-def evaluation_transform(member: Any) -> Preprocess:
-    """Read the preprocessing of one of torchvision's weights."""
+def _evaluation_transform(member: Any) -> Preprocess:
     preset = member.transforms()
-    return Preprocess(
-        preset.resize_size[0],
-        preset.crop_size[0],
-        tuple(preset.mean),
-        tuple(preset.std),
-        interpolation=preset.interpolation.value,
-    )
+    resize, crop = preset.resize_size[0], preset.crop_size[0]
+    interpolation = preset.interpolation.value
+    return Preprocess(resize, crop, tuple(preset.mean), tuple(preset.std), interpolation=interpolation)
 
 
-def from_timm(name: str) -> Architecture:
-    """Build a network of timm."""
+def _from_timm(name: str) -> Architecture:
     try:
         import timm
     except ImportError as error:
@@ -255,28 +238,26 @@ def from_timm(name: str) -> Architecture:
         raise UnknownName("timm model", name, timm.list_models())
 
     def build(count: int | None) -> nn.Module:
-        sizes: dict[str, Any] = {} if count is None else {"num_classes": count}
-        return timm.create_model(name, **sizes)
+        return timm.create_model(name, **_sizes(count))
 
-    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
+    def pretrained(weights: str) -> _Pretrained:
         if weights != "DEFAULT":
             raise UnknownName(f"weights of timm:{name}", weights, ["DEFAULT", "random"])
         try:
             model = timm.create_model(name, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise InvalidWeights(f"cannot load timm's weights of {name} ({error}); give a file") from error
-        return model, timm_preprocess(name), None
+        return model, _timm_preprocess(name), None
 
-    return Architecture(build, pretrained, timm_preprocess(name))
+    return Architecture(build, _timm_preprocess(name), pretrained)
 
 
-def timm_preprocess(name: str) -> Preprocess:
-    """Read the preprocessing of a network of timm from its configuration."""
+def _timm_preprocess(name: str) -> Preprocess:
     import timm
     from timm.data.config import resolve_data_config
 
     described: Any = timm.get_pretrained_cfg(name)
-    config = resolve_data_config(pretrained_cfg=described.to_dict() if described else {})  # type: ignore[no-untyped-call]
+    config = resolve_data_config(pretrained_cfg=described.to_dict() if described else {})
     channels, height, width = config["input_size"]
     scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     squashed = config["crop_mode"] == "squash" or height != width
@@ -290,8 +271,8 @@ def timm_preprocess(name: str) -> Preprocess:
     )
 
 
-def from_file(name: str) -> Architecture:
-    """Build the network that a Python file's factory returns."""
+def _from_file(name: str) -> Architecture:
+    """The network that a Python file's factory returns."""
     path, _, factory = name.rpartition(":")
     if not path or factory.endswith(".py"):
         raise InvalidModel(f"{name!r} names no factory; write it as 'path/to/file.py:factory'")
@@ -311,43 +292,33 @@ def from_file(name: str) -> Architecture:
             raise InvalidModel(f"{name} returned {type(model).__name__}; it must return a torch.nn.Module")
         return model
 
-    def pretrained(weights: str) -> tuple[nn.Module, Preprocess, None]:
-        raise InvalidWeights(f"{name} has no weights named {weights!r}; give a .safetensors or .pth file")
-
     own = getattr(module, "preprocess", IMAGENET)
-    return Architecture(
-        build, pretrained, own if isinstance(own, Preprocess) else CustomPreprocess(own), sized=False
-    )
+    return Architecture(build, own if isinstance(own, Preprocess) else CustomPreprocess(own), sized=False)
 
 
 # Weights.
 
 
-def with_file(architecture: Architecture, name: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a network of the size that a file of weights has, load them, and read the facts beside it."""
+def _with_file(architecture: Architecture, name: str, path: Path) -> nn.Module:
+    """A network of the size that a file of weights has, with these weights."""
     state = read_state_dict(path)
     model = architecture.build(None)
-    state = {key: value for key, value in state.items() if not is_auxiliary(key, model)}
-    head = output_layer(model)
+    if hasattr(model, "aux_logits"):  # only training needs GoogLeNet's and Inception's auxiliary heads
+        state = {
+            key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))
+        }
+    head = _output_layer(model)
     if architecture.sized and head in state and len(state[head]) != outputs(model):
         model = architecture.build(len(state[head]))
     check_fit(model, state, name, path)
     model.load_state_dict(state, strict=False)  # strict but for batch counters, which old files lack
-    if (
-        isinstance(model, (torchvision.models.GoogLeNet, torchvision.models.Inception3))
-        and outputs(model) == IMAGENET_CLASSES
-    ):
-        model.transform_input = True  # torchvision's own files of the two came from TensorFlow
-    return model, read_facts(unzipped_name(path).with_suffix(".json"))
+    if isinstance(model, torchvision.models.GoogLeNet | torchvision.models.Inception3) and outputs(model) == 1000:
+        model.transform_input = True  # torchvision's own ImageNet files of the two came from TensorFlow
+    return model
 
 
-def is_auxiliary(key: str, model: nn.Module) -> bool:
-    """Tell a weight of GoogLeNet's or Inception's auxiliary heads, which only training needs."""
-    return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and hasattr(model, "aux_logits")
-
-
-def output_layer(model: nn.Module) -> str:
-    """Name the weight of the last layer: the last parameter with more than one dimension."""
+def _output_layer(model: nn.Module) -> str:
+    """The name of the last layer's weight: the last parameter with more than one dimension."""
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     return names[-1] if names else ""
 
@@ -358,11 +329,10 @@ def outputs(model: nn.Module) -> int:
     if isinstance(declared, int):
         return declared
     parameters = dict(model.named_parameters())
-    return len(parameters[output_layer(model)]) if parameters else 0
+    return len(parameters[_output_layer(model)]) if parameters else 0
 
 
-def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """Move a network to a device."""
+def _on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA

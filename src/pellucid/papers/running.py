@@ -18,8 +18,12 @@ from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
 from ..findings.statistics import Statistics
+<<<<<<< HEAD
 from ..models.zoo import place
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
+=======
+from ..models.zoo import device_named
+>>>>>>> 80bfd22 (Read images, weights and architectures in one place each)
 from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, NetworkTraining, Recipe, Scale, SurrogateTraining, references
 from .sources import content, filled, located, needed, trainings_of
@@ -92,7 +96,7 @@ def reproduce(
         OutputNotWritable: the folder holds something else, another process writes to it, or the disk is full.
         PellucidError: whatever is wrong with the data; what was finished before is kept.
     """
-    device = place(device)
+    device = device_named(device)
     keys = needed(recipe, scale)
     trainings = [part for part in trainings_of(recipe) if part.key in keys]
     places = located(recipe, keys, data, weights)
