@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
@@ -14,10 +14,12 @@ from ..methods.base import Attributions, Method
 from ..variants.base import ORIGINAL, Variant
 from .scoring import Scorer
 
+if TYPE_CHECKING:
+    from ..data.sources import Box
+
 Axis = Literal["noise", "faithfulness", "sanity", "localization", "occlusion", "sensitivity", "fidelity", "edges"]
 Need = Literal["masks", "boxes", "labels"]
-Box = tuple[float, float, float, float]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Measured:
 
     ``curve`` (B, n) holds what was measured at the ``n`` positions ``at``, such as the fractions of pixels
     inserted; ``steps`` names them where they have names, such as the layers randomised. ``compared``
-    (B, C, h, w) are the attributions that the case's were compared with, for who wants to see both.
+    (B, C, h, w) are the attributions that the case's were compared with, so that both can be drawn.
     """
 
     values: Tensor
@@ -84,21 +86,23 @@ class Case:
         """The layers explained."""
         return tuple(self.attributions)
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
         """What several metrics share, computed by the first that asks."""
         if key not in self._shared:
             self._shared[key] = compute()
-        value: T = self._shared[key]
+        value: _T = self._shared[key]
         return value
 
     def heatmaps(self, layer: str) -> Tensor:
         """The heatmaps (B, H, W) of a layer, of the images' size."""
         return self.once(("heatmaps", layer), lambda: self.heatmap(self.attributions[layer]))
 
-    def heatmap(self, attribution: Tensor) -> Tensor:
-        """An attribution as a heatmap of the images' size."""
+    def heatmap(
+        self, attribution: Tensor, channels: Channels | None = None, clip: tuple[float, float] | None = None
+    ) -> Tensor:
+        """An attribution as a heatmap of the images' size; ``channels`` None reduces them as the case says."""
         height, width = self.images.shape[-2:]
-        return heatmap(attribution, (height, width), self.channels, self.upsampling)
+        return heatmap(attribution, (height, width), channels or self.channels, self.upsampling, clip)
 
     def explain(
         self, model: Any = None, images: Tensor | None = None, targets: Any = None, seeds: Sequence[int] = ()
@@ -143,3 +147,41 @@ class Metric(Criterion):
     @abstractmethod
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One result for each layer of the case, or one under ``""`` if ``of_model``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapMetric(Metric):
+    """A metric that grades the maps of each layer alone."""
+
+    @abstractmethod
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """One value per image (B,) of the maps of one layer; ``case`` tells what else is known of the images."""
+
+    def maps(self, case: Case, layer: str) -> Tensor:
+        """The maps that are graded: the layer's heatmaps (B, H, W)."""
+        return case.heatmaps(layer)
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer; raises what ``values`` raises."""
+        return {layer: Measured(self.values(self.maps(case, layer), case)) for layer in case.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedMetric(Metric):
+    """A metric whose work is shared: those of a case with an equal ``sharing`` are measured at once."""
+
+    @property
+    @abstractmethod
+    def sharing(self) -> Hashable:
+        """The name of the family, and the settings in which metrics that are measured together agree."""
+
+    @abstractmethod
+    def measure_all(self, case: Case, metrics: Sequence[Any]) -> Mapping[Any, Mapping[str, Measured]]:
+        """The results of several metrics of the family, this one among them."""
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image and layer."""
+        family = [metric for metric in case.metrics if isinstance(metric, SharedMetric)]
+        together = tuple(dict.fromkeys(metric for metric in family if metric.sharing == self.sharing))
+        together = together if self in together else (self,)
+        return case.once(("together", *together), lambda: self.measure_all(case, together))[self]

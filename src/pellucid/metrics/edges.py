@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from ..errors import InvalidData, InvalidParameter, require_choice
 from ..methods.baselines import sobel
-from .base import Axis, Case, Measured, Metric
+from .base import Axis, Case, MapMetric
 from .localization import object_masks
 
-Of = Literal["image", "object"]
+_Of = Literal["image", "object"]
 
 
 def edge_contrast(maps: Tensor, edges: Tensor) -> Tensor:
@@ -80,20 +79,20 @@ def _sum3(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualRating(Metric):
+class VisualRating(MapMetric):
     """A stand-in for a rating by eye, ``of`` the whole image or of its object, which must be known then.
 
     ``share`` is the fraction of pixels that count as edges, or as bright.
     """
 
-    of: Of = "image"
+    of: _Of = "image"
     share: float = 0.1
 
     axis: ClassVar[Axis] = "edges"
     higher_is_better = True
 
     def __post_init__(self) -> None:
-        require_choice("of", self.of, Of)
+        require_choice("of", self.of, _Of)
         if not 0 < self.share < 1:
             raise InvalidParameter(f"share={self.share}: give a fraction of the pixels between 0 and 1")
 
@@ -114,12 +113,16 @@ class EdgeDifferentiation(VisualRating):
     paper = "a stand-in for Nielsen et al., Performance Evaluation of Combination Methods, Table II"
     undefined = "the map is zero everywhere, or there is no edge"
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer."""
-        if self.of == "object" and case.masks is None:
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The contrast of the edges."""
+        return edge_contrast(maps, case.once(("edges", self.of, self.share), lambda: self._edges(case)))
+
+    def _edges(self, case: Case) -> Tensor:
+        if self.of != "object":
+            return image_edges(case.images, self.share)
+        if case.masks is None:
             raise InvalidData(f"{self.name} of the object needs its mask; a box has no edges: use of='image'")
-        edges = outline(object_masks(case)) if self.of == "object" else image_edges(case.images, self.share)
-        return {layer: Measured(edge_contrast(case.heatmaps(layer), edges)) for layer in case.layers}
+        return outline(object_masks(case))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,6 @@ class VisualCoherence(VisualRating):
     paper = "a stand-in for Nielsen et al., Performance Evaluation of Combination Methods, Table I"
     undefined = "the map is constant"
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer."""
-        masks = object_masks(case) if self.of == "object" else None
-        return {layer: Measured(coherence(case.heatmaps(layer), masks, self.share)) for layer in case.layers}
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The coherence of the brightest pixels."""
+        return coherence(maps, object_masks(case) if self.of == "object" else None, self.share)

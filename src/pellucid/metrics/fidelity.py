@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,23 +16,16 @@ from ..variants.base import ORIGINAL, Variant
 from .base import Axis, Case, Measured, Metric, Need
 from .scoring import Output, Scorer
 
-At = Literal["auto", "label", "explained"]
-SMOOTH = "Smooth Deep Saliency"
-
-
-def original_probabilities(case: Case) -> Tensor:
-    """Probabilities (B, classes) of the explained model as it is."""
-    return case.once("original probabilities", lambda: _probabilities(case, ORIGINAL))
-
-
-def variant_probabilities(case: Case) -> Tensor:
-    """Probabilities (B, classes) of the explained model under the case's variant."""
-    if case.variant == ORIGINAL:
-        return original_probabilities(case)
-    return case.once("variant probabilities", lambda: _probabilities(case, case.variant))
+_At = Literal["auto", "label", "explained"]
+_SMOOTH = "Smooth Deep Saliency"
 
 
 def _probabilities(case: Case, variant: Variant) -> Tensor:
+    """Probabilities (B, classes) of the explained model, as it is or under the case's variant."""
+    return case.once(("probabilities", variant == ORIGINAL), lambda: _run(case, variant))
+
+
+def _run(case: Case, variant: Variant) -> Tensor:
     """Softmax, or sigmoid where the case is scored by it; the scorer's own passes where it is the same model.
 
     In full precision: the rounding of a faster one would pass for a difference.
@@ -44,7 +38,7 @@ def _probabilities(case: Case, variant: Variant) -> Tensor:
     return scorer.of(case.images)
 
 
-def labels(case: Case) -> Tensor:
+def _labels(case: Case) -> Tensor:
     """The true classes (B,).
 
     Raises:
@@ -54,51 +48,63 @@ def labels(case: Case) -> Tensor:
     if case.labels is None:
         raise InvalidData("the images' true classes are not known; give labels, or leave out this metric")
     known = require_targets(case.labels, case.images)
-    require_in_range(known, original_probabilities(case).shape[1])
+    require_in_range(known, _probabilities(case, ORIGINAL).shape[1])
     return known
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top1(Metric):
+class _OfModel(Metric):
+    """A metric of the variant, whatever the map."""
+
+    axis: ClassVar[Axis] = "fidelity"
+    unit = "100 x probability"
+    higher_is_better = False
+    of_model = True
+
+    @abstractmethod
+    def values(self, case: Case) -> Tensor:
+        """One value per image (B,)."""
+
+    def measure(self, case: Case) -> Mapping[str, Measured]:
+        """One value per image, at no layer; raises what ``values`` raises."""
+        return {"": Measured(self.values(case))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top1(_OfModel):
     """Whether the variant's highest probability is the true class's: 1 or 0; their mean is the top-1 accuracy."""
 
     name = "top1"
-    axis: ClassVar[Axis] = "fidelity"
     unit = "correct"
     higher_is_better = True
-    paper = f"{SMOOTH}, Sec. 4.1, Table 2"
+    paper = f"{_SMOOTH}, Sec. 4.1, Table 2"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
-    of_model = True
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image.
+    def values(self, case: Case) -> Tensor:
+        """Whether the true class wins.
 
         Raises:
             InvalidData: the true classes are not known.
             InvalidTarget: they do not fit the images or the model.
         """
-        probabilities = variant_probabilities(case)
-        return {"": Measured((probabilities.argmax(1) == labels(case)).to(probabilities.dtype))}
+        probabilities = _probabilities(case, case.variant)
+        return (probabilities.argmax(1) == _labels(case)).to(probabilities.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionDifference(Metric):
+class PredictionDifference(_OfModel):
     """100 sum_k |p_k - p'_k| over all classes, p the original's softmax and p' the variant's: 0 to 200."""
 
     name = "prediction_difference"
-    axis: ClassVar[Axis] = "fidelity"
-    unit = "100 x probability"
-    higher_is_better = False
-    paper = f"{SMOOTH}, Sec. 3.2, Table 3: all classes"
-    of_model = True
+    paper = f"{_SMOOTH}, Sec. 3.2, Table 3: all classes"
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image."""
-        return {"": Measured(100 * (original_probabilities(case) - variant_probabilities(case)).abs().sum(1))}
+    def values(self, case: Case) -> Tensor:
+        """The sum over all classes."""
+        return 100 * (_probabilities(case, ORIGINAL) - _probabilities(case, case.variant)).abs().sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetDifference(Metric):
+class TargetDifference(_OfModel):
     """100 |p_y - p'_y| at one class y, p the original's softmax and p' the variant's: 0 to 100.
 
     ``at``: ``"label"`` is the true class (the paper), ``"explained"`` the class of the map, ``"auto"`` the
@@ -109,26 +115,22 @@ class TargetDifference(Metric):
     """
 
     name = "target_difference"
-    axis: ClassVar[Axis] = "fidelity"
-    unit = "100 x probability"
-    higher_is_better = False
-    paper = f"{SMOOTH}, Sec. 3.2, Table 3: target class"
-    of_model = True
+    paper = f"{_SMOOTH}, Sec. 3.2, Table 3: target class"
 
-    at: At = "auto"
+    at: _At = "auto"
 
     def __post_init__(self) -> None:
-        require_choice("at", self.at, At)
+        require_choice("at", self.at, _At)
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image.
+    def values(self, case: Case) -> Tensor:
+        """The difference at the class.
 
         Raises:
             InvalidData: ``at="label"`` and the true classes are not known.
             InvalidTarget: they do not fit the images or the model.
         """
         explained = self.at == "explained" or (self.at == "auto" and case.labels is None)
-        classes = (case.targets if explained else labels(case))[:, None]
-        both = torch.stack([original_probabilities(case), variant_probabilities(case)])
+        classes = (case.targets if explained else _labels(case))[:, None]
+        both = torch.stack([_probabilities(case, ORIGINAL), _probabilities(case, case.variant)])
         chosen = both.gather(2, classes.expand(2, -1, -1))[..., 0]
-        return {"": Measured(100 * (chosen[0] - chosen[1]).abs())}
+        return 100 * (chosen[0] - chosen[1]).abs()

@@ -8,22 +8,25 @@ pixel belongs to it if its centre lies inside: column i if x0 <= i + 1/2 < x1, r
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidData, InvalidParameter, require_choice, require_count
-from ..heatmap import Channels, clip_percentiles, heatmap
-from .base import Axis, Box, Case, Measured, Metric, Need
+from ..heatmap import Channels, clip_percentiles
+from .base import Axis, Case, MapMetric, Need
+
+if TYPE_CHECKING:
+    from ..data.sources import Box
 
 Mass = Literal["signed", "absolute", "share"]
 RECTGRAD = "Kim et al., Why are Saliency Maps Noisy? (RectGrad)"
 # A corner may overshoot the border by as much as rounding moves it; no pixel's centre lies there.
-OVERSHOOT = 0.5
+_OVERSHOOT = 0.5
 
 
 def object_masks(case: Case) -> Tensor:
@@ -33,31 +36,31 @@ def object_masks(case: Case) -> Tensor:
         InvalidData: no masks and no boxes; masks of another size, number or type than the images need; a box
             that leaves its image or is empty; an object of no pixel.
     """
-    return case.once("object masks", lambda: _checked_masks(case))
+    return case.once("object masks", lambda: _checked(case, _boxed(case) if case.masks is None else case.masks))
 
 
-def _checked_masks(case: Case) -> Tensor:
+def _boxed(case: Case) -> Tensor:
+    if case.boxes is None:
+        raise InvalidData("no masks and no boxes of the objects are known; give either, or leave out this metric")
+    if len(case.boxes) != len(case.images):
+        raise InvalidData(f"boxes of {len(case.boxes)} images for {len(case.images)} images; give a list for each")
+    height, width = case.images.shape[-2:]
+    rows = [box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)]
+    return torch.stack(rows)
+
+
+def _checked(case: Case, masks: Tensor) -> Tensor:
     count, height, width = len(case.images), *case.images.shape[-2:]
-    masks = case.masks
-    if masks is None:
-        if case.boxes is None:
-            raise InvalidData(
-                "no masks and no boxes of the objects are known; give either, or leave out this metric"
-            )
-        if len(case.boxes) != count:
-            raise InvalidData(f"boxes of {len(case.boxes)} images for {count} images; give a list for each")
-        rows = [box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)]
-        masks = torch.stack(rows)
     if masks.shape != (count, height, width) or masks.dtype != torch.bool:
         raise InvalidData(
             f"masks are {masks.dtype} of shape {tuple(masks.shape)}, and the images {count} of {height}x{width} "
             f"(first: {_name(case, 0)}); give bool (batch, height, width), resized and cropped as the images"
         )
-    for i, pixels in enumerate(masks.sum((1, 2)).tolist()):
-        if pixels == 0:
-            raise InvalidData(
-                f"the object of {_name(case, i)} covers no pixel: its mask is empty; leave this image out"
-            )
+    empty = (~masks.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise InvalidData(
+            f"the object of {_name(case, empty[0])} covers no pixel: its mask is empty; leave this image out"
+        )
     return masks.to(case.images.device)
 
 
@@ -74,7 +77,7 @@ def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
             raise InvalidData(f"box {tuple(box)} of {name} is empty; give (x0, y0, x1, y1), x0 < x1 and y0 < y1")
-        if min(x0, y0) < -OVERSHOOT or x1 > width + OVERSHOOT or y1 > height + OVERSHOOT:
+        if min(x0, y0) < -_OVERSHOOT or x1 > width + _OVERSHOOT or y1 > height + _OVERSHOOT:
             raise InvalidData(
                 f"box {tuple(box)} of {name} leaves the image of {width}x{height} pixels; scale boxes with their "
                 "images and cut them at the border"
@@ -83,18 +86,13 @@ def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image
     return mask
 
 
-def _where_background(values: Tensor, objects: Tensor) -> Tensor:
-    """Values (B,), NaN for the images without any background: nothing can miss an object that fills its image."""
-    return values.masked_fill(objects.flatten(1).all(1), float("nan"))
-
-
 def _name(case: Case, index: int) -> str:
     return repr(case.names[index]) if index < len(case.names) else f"image {index}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnObjects(Metric):
-    """A metric of each heatmap and its object."""
+class _OnObjects(MapMetric):
+    """A metric of each map and its object."""
 
     axis: ClassVar[Axis] = "localization"
     needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
@@ -103,17 +101,21 @@ class _OnObjects(Metric):
     def located(self, maps: Tensor, objects: Tensor) -> Tensor:
         """One value per image (B,) of maps (B, H, W) and objects (B, H, W) bool."""
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer.
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """What is located, NaN for the images without background: nothing can miss an object that fills its image.
 
         Raises:
             InvalidData: objects that do not fit the images (``object_masks``).
         """
         objects = object_masks(case)
-        return {
-            layer: Measured(_where_background(self.located(case.heatmaps(layer), objects), objects))
-            for layer in case.layers
-        }
+        return self.located(maps, objects).masked_fill(objects.flatten(1).all(1), torch.nan)
+
+
+def _share_outside(maps: Tensor, objects: Tensor, power: int) -> Tensor:
+    """sum_outside |m|^power / sum |m|^power; NaN where all is 0."""
+    # Divided by the largest magnitude first, so that no square underflows.
+    mass = (maps / maps.abs().amax((1, 2), keepdim=True)).abs() ** power
+    return (mass * ~objects).sum((1, 2)) / mass.sum((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ class MassOutside(_OnObjects):
 
     def located(self, maps: Tensor, objects: Tensor) -> Tensor:
         """The share of sum |m|."""
-        return _share(_scaled(maps).abs(), ~objects)
+        return _share_outside(maps, objects, power=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +148,7 @@ class EnergyOutside(_OnObjects):
 
     def located(self, maps: Tensor, objects: Tensor) -> Tensor:
         """The share of sum m^2."""
-        return _share(_scaled(maps).square(), ~objects)
-
-
-def _scaled(maps: Tensor) -> Tensor:
-    """Maps divided by their largest magnitude, so that no square underflows; NaN where all is 0."""
-    return maps / maps.abs().amax((1, 2), keepdim=True)
-
-
-def _share(mass: Tensor, region: Tensor) -> Tensor:
-    """The share of each map's mass that lies in a region."""
-    return (mass * region).sum((1, 2)) / mass.sum((1, 2))
+        return _share_outside(maps, objects, power=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +181,11 @@ class PointingGame(_OnObjects):
         """The share of the maxima that hit."""
         maps = maps.abs() if self.absolute else maps
         peaks = maps == maps.amax((1, 2), keepdim=True)
-        hits = (peaks & widened(objects, self.tolerance)).sum((1, 2)) / peaks.sum((1, 2)).to(maps.dtype)
-        return hits.masked_fill(peaks.all(2).all(1), float("nan"))
+        hits = (peaks & _dilated(objects, self.tolerance)).sum((1, 2)) / peaks.sum((1, 2)).to(maps.dtype)
+        return hits.masked_fill(peaks.all(2).all(1), torch.nan)
 
 
-def widened(masks: Tensor, radius: float) -> Tensor:
+def _dilated(masks: Tensor, radius: float) -> Tensor:
     """Masks (B, H, W) with every pixel whose centre is within ``radius`` pixels of one of theirs."""
     reach = min(int(radius), max(masks.shape[-2:]))
     offsets = torch.arange(-reach, reach + 1, device=masks.device).square()
@@ -202,10 +194,13 @@ def widened(masks: Tensor, radius: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Processed(Metric):
+class _Processed(MapMetric):
     """A sum over maps processed as RectGrad does (``pellucid.clip_percentiles``), in the attribution's units."""
 
     axis: ClassVar[Axis] = "localization"
+    unit = "sum of attribution"
+    higher_is_better = False
+
     channels: Channels = "sum"
     clip: tuple[float, float] | None = (95.0, 100.0)
 
@@ -214,35 +209,25 @@ class _Processed(Metric):
         if self.clip is not None:
             clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
 
-    def processed(self, case: Case, layer: str) -> Tensor:
+    def maps(self, case: Case, layer: str) -> Tensor:
         """The layer's processed maps (B, H, W), of the images' size."""
-        height, width = case.images.shape[-2:]
-        return heatmap(case.attributions[layer], (height, width), self.channels, case.upsampling, self.clip)
+        return case.heatmap(case.attributions[layer], self.channels, self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackgroundMass(_Processed):
+class BackgroundMass(_Processed, _OnObjects):
     """Sum of |map| over the background's pixels, 0 or more, of maps processed as RectGrad does.
 
     ``channels`` reduces the attribution; ``clip`` gives two percentiles, or None (see ``PatchMass``).
     """
 
     name = "background_mass"
-    unit = "sum of attribution"
-    higher_is_better = False
     paper = f"{RECTGRAD}, Fig. 8a"
     undefined = "the object fills the image"
-    needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer.
-
-        Raises:
-            InvalidData: objects that do not fit the images (``object_masks``).
-        """
-        objects = object_masks(case)
-        sums = {layer: (self.processed(case, layer).abs() * ~objects).sum((1, 2)) for layer in case.layers}
-        return {layer: Measured(_where_background(values, objects)) for layer, values in sums.items()}
+    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
+        """The sum of |m| outside."""
+        return (maps.abs() * ~objects).sum((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +245,6 @@ class PatchMass(_Processed):
     """
 
     name = "patch_mass"
-    unit = "sum of attribution"
-    higher_is_better = False
     paper = f"{RECTGRAD}, Sec. 5.3, Fig. 7: training-dataset occlusion"
     undefined = "the processed map is zero everywhere and has no shares"
 
@@ -278,20 +261,17 @@ class PatchMass(_Processed):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InvalidParameter(f"{name}={value!r}: give a whole number of pixels, 0 or more")
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer.
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The mass of the patch.
 
         Raises:
             InvalidParameter: the patch leaves the images.
         """
-        height, width = case.images.shape[-2:]
+        height, width = maps.shape[-2:]
         if self.x0 + self.size > width or self.y0 + self.size > height:
             raise InvalidParameter(
                 f"the patch of {self.size} pixels at ({self.x0}, {self.y0}) leaves the images of {width}x{height}"
             )
-        return {layer: Measured(self._within(self.processed(case, layer))) for layer in case.layers}
-
-    def _within(self, maps: Tensor) -> Tensor:
-        values = maps if self.mass == "signed" else maps.abs()
-        patch = values[:, self.y0 : self.y0 + self.size, self.x0 : self.x0 + self.size].sum((1, 2))
-        return patch / values.sum((1, 2)) if self.mass == "share" else patch
+        masses = maps if self.mass == "signed" else maps.abs()
+        patch = masses[:, self.y0 : self.y0 + self.size, self.x0 : self.x0 + self.size].sum((1, 2))
+        return patch / masses.sum((1, 2)) if self.mass == "share" else patch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidParameter, require_choice
-from ..heatmap import Channels, clip_percentiles, heatmap
-from .base import Axis, Case, Measured, Metric
+from ..heatmap import Channels, clip_percentiles
+from .base import Axis, Case, MapMetric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
-EPSILON = 1e-6
+_EPSILON = 1e-6
 
 
 def total_variation(attribution: Tensor, normalized: bool = True) -> Tensor:
     """Total variation of attributions (B, C, h, w), one value per image (B,), 0 or more; lower is smoother.
 
-    Each channel z is centred and divided by max(mean|z - mean z|, 1e-6); the result is
+    Each channel z is centered and divided by max(mean|z - mean z|, 1e-6); the result is
     sum |vertical differences| + sum |horizontal differences| over C h w: the mean over channels of the
     variation per pixel (Smooth Deep Saliency, Eq. 1 and 2, with the released code's division by h w).
     ``normalized=False`` is the raw sum of absolute differences (RectGrad, Sec. 5.2).
@@ -32,9 +31,9 @@ def total_variation(attribution: Tensor, normalized: bool = True) -> Tensor:
         raise InvalidParameter(f"attribution of shape {tuple(attribution.shape)}; give (batch, channels, h, w)")
     if not normalized:
         return _variation(attribution).sum(1)
-    centred = attribution - attribution.mean((2, 3), keepdim=True)
-    scale = centred.abs().mean((2, 3), keepdim=True).clamp_min(EPSILON)
-    return _variation(centred / scale).mean(1) / attribution[0, 0].numel()
+    centered = attribution - attribution.mean((2, 3), keepdim=True)
+    scale = centered.abs().mean((2, 3), keepdim=True).clamp_min(_EPSILON)
+    return _variation(centered / scale).mean(1) / attribution[0, 0].numel()
 
 
 def _variation(maps: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def _variation(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TotalVariation(Metric):
+class TotalVariation(MapMetric):
     """Normalised total variation of the attribution at its own size, all channels (``total_variation``)."""
 
     name = "total_variation"
@@ -53,14 +52,18 @@ class TotalVariation(Metric):
     higher_is_better = False
     paper = "Smooth Deep Saliency, Sec. 4.4, Eq. 1 and 2"
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer."""
-        return {layer: Measured(total_variation(attribution)) for layer, attribution in case.attributions.items()}
+    def maps(self, case: Case, layer: str) -> Tensor:
+        """The attribution (B, C, h, w) itself."""
+        return case.attributions[layer]
+
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The variation per pixel."""
+        return total_variation(maps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawTotalVariation(Metric):
-    """Sum of absolute differences of neighbouring pixels of the heatmap, in the attribution's own units.
+class RawTotalVariation(MapMetric):
+    """Sum of absolute differences of neighboring pixels of the heatmap, in the attribution's own units.
 
     ``channels`` reduces the attribution, None as the experiment does; ``clip`` gives two percentiles that process
     the map first (``pellucid.clip_percentiles``), (95, 100) for RectGrad's baselines.
@@ -84,12 +87,10 @@ class RawTotalVariation(Metric):
         if self.clip is not None:
             clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer."""
-        size = (case.images.shape[-2], case.images.shape[-1])
-        channels = self.channels or case.channels
-        maps = {
-            layer: heatmap(attribution, size, channels, case.upsampling, self.clip)[:, None]
-            for layer, attribution in case.attributions.items()
-        }
-        return {layer: Measured(total_variation(found, normalized=False)) for layer, found in maps.items()}
+    def maps(self, case: Case, layer: str) -> Tensor:
+        """The processed heatmaps as one channel (B, 1, H, W)."""
+        return case.heatmap(case.attributions[layer], self.channels, self.clip)[:, None]
+
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The sum of differences."""
+        return total_variation(maps, normalized=False)
