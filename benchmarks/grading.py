@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.data.sources import open_images
-from pellucid.metrics.adaptive import TOLERANCE, where_it_bends
+from pellucid.metrics.adaptive import AREA_TOLERANCE, where_it_bends
 from pellucid.metrics.faithfulness import curves
 from pellucid.metrics.perturbation import Kind
 from pellucid.metrics.randomization import groups
@@ -33,7 +33,7 @@ from timing import Work, timed
 
 SIZE, STEPS, FINEST = 224, 28, 224
 UNIFORM = (7, 14, 28, 56)
-TOLERANCES = (0.005, 0.003, 0.002, 0.0015, TOLERANCE, 0.0007)
+TOLERANCES = (0.005, 0.003, 0.002, 0.0015, AREA_TOLERANCE, 0.0007)
 
 
 class Pooled(nn.Module):
@@ -222,7 +222,7 @@ def trade_off(of: Setting, batch: int) -> str:
         scorer = Scorer(of.model, max_batch=batch, precision=precision)
         run = curves(scorer, of.images, of.targets, of.maps[None], steps="auto")
         error = torch.cat([each.auc[0] for each in run]) - wanted
-        name = f"auto, tolerance {TOLERANCE:g}, run, ends shared, {precision} precision"
+        name = f"auto, tolerance {AREA_TOLERANCE:g}, run, ends shared, {precision} precision"
         lines.append(line(name, error, scorer.rows / len(scores)))
     return "\n".join(lines)
 

@@ -36,8 +36,8 @@ def parted(given: Iterable[str]) -> list[str]:
 
 def chosen_device(name: str) -> str:
     """Take the GPU for ``auto`` if there is one."""
-    from ..models.zoo import place
+    from ..models.zoo import device_named
 
     if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
-    return place(name)
+    return device_named(name)

@@ -22,7 +22,7 @@ from pydantic import (
 from ..catalog import SURROGATE, variant_name
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
-from ..metrics.randomization import Way
+from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 from ..training.degradation import Replacement
@@ -62,7 +62,7 @@ class Model(Part):
     weights: str | None = None
     alias: str = ""
     randomized: str | None = None
-    way: Way | None = None
+    way: RandomizationWay | None = None
 
     @model_validator(mode="after")
     def _random(self) -> Self:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Steps of the adaptive grid at its finest; nodes scored first: every 16th, and one more where scores move most.
+# Steps of the adaptive grid at its finest. The nodes scored first are every 16th, and the eighth, since scores
+# move most at the start.
 FINEST = 224
-FIRST = (8, *range(16, FINEST, 16))
+_FIRST = (8, *range(16, FINEST, 16))
 # Expected error of one area; benchmarks/README.md tells what it costs and what single images miss it by.
-TOLERANCE = 0.001
+AREA_TOLERANCE = 0.001
 
-Score = Callable[[Tensor, Tensor], Tensor]
+_Score = Callable[[Tensor, Tensor], Tensor]
 
 
-def everywhere(score: Score, start: Tensor, finish: Tensor, fractions: Tensor) -> Tensor:
+def everywhere(score: _Score, start: Tensor, finish: Tensor, fractions: Tensor) -> Tensor:
     """Scores (J, n+1) of J curves at all fractions (n+1,), of which the ends (J,) are known.
 
     ``score(curve, node)`` gives the score (m,) at pairs of a curve's number and a fraction's.
@@ -28,7 +29,7 @@ def everywhere(score: Score, start: Tensor, finish: Tensor, fractions: Tensor) -
 
 
 def where_it_bends(
-    score: Score, start: Tensor, finish: Tensor, fractions: Tensor, tolerance: float = TOLERANCE
+    score: _Score, start: Tensor, finish: Tensor, fractions: Tensor, tolerance: float = AREA_TOLERANCE
 ) -> Tensor:
     """As ``everywhere``, scored at a few fractions and interpolated linearly at all others.
 
@@ -40,7 +41,7 @@ def where_it_bends(
     known = torch.zeros_like(table, dtype=torch.bool)
     known[:, [0, last]] = True
     wanted = torch.zeros_like(known)
-    wanted[:, [node * last // FINEST for node in FIRST]] = True
+    wanted[:, [node * last // FINEST for node in _FIRST]] = True
     wanted &= ~known
     while bool(wanted.any()):
         curve, node = wanted.nonzero(as_tuple=True)
@@ -60,6 +61,8 @@ def _midpoints(table: Tensor, known: Tensor, fractions: Tensor, tolerance: float
     """The middles (J, n+1) of the fewest intervals without which a curve's expected error is in tolerance."""
     _, after = _neighbors(known)
     variances, intervals = _variances(table, known, fractions).sort(1)
+    # Errors of intervals are independent, so their variances add up: the smallest may stay while their sum is in
+    # tolerance, and all larger ones are halved.
     too_much = variances.cumsum(1) > tolerance**2
     chosen = torch.zeros_like(known).scatter(1, intervals, too_much & (variances > 0))
     curve, node = chosen.nonzero(as_tuple=True)
@@ -82,7 +85,7 @@ def _variances(table: Tensor, known: Tensor, fractions: Tensor) -> Tensor:
     slope = (table.gather(1, after) - table) / width.clamp_min(torch.finfo(table.dtype).tiny)
     back = width.gather(1, before)
     rate = (slope - slope.gather(1, before)).square() * width * back / (width + back)
-    # No bend shows at the ends: they take their neighbours'.
+    # No bend shows at the two ends of a curve, so each takes the rate of the point beside it.
     rate[:, :1] = rate.gather(1, after[:, :1])
     rate[:, -1:] = rate.gather(1, before[:, -1:])
     variances = (rate + rate.gather(1, after)) / 2 * width**3 / 12
@@ -91,6 +94,7 @@ def _variances(table: Tensor, known: Tensor, fractions: Tensor) -> Tensor:
 
 
 def _interpolated(table: Tensor, known: Tensor, fractions: Tensor) -> Tensor:
+    """Straight lines between the known points around each node; a known node is both of its own, and stays."""
     last, first = _at_or_before(known), _at_or_after(known)
     span = fractions[first] - fractions[last]
     share = (fractions - fractions[last]) / torch.where(span > 0, span, 1)
@@ -104,6 +108,7 @@ def _neighbors(known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at_or_before(known: Tensor) -> Tensor:
+    # The greatest known number so far, running from the left.
     node = torch.arange(known.shape[1], device=known.device)
     return torch.where(known, node, 0).cummax(1).values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..errors import InvalidParameter, require_count
 from ..methods.checks import require_images, require_targets
 from ..variants.base import AnyVariant
-from .adaptive import FINEST, TOLERANCE, everywhere, where_it_bends
-from .base import Axis, Case, Measured, Metric
-from .perturbation import RISE, Kind, Perturbation, Queue, Reference
+from .adaptive import AREA_TOLERANCE, FINEST, everywhere, where_it_bends
+from .base import Axis, Case, Measured, SharedMetric
+from .perturbation import RISE, Fill, Kind, Perturbation, Queue, Reference
 from .scoring import Output, Precision, Scorer
 
-Steps = int | Literal["auto"]
+StepCount = int | Literal["auto"]
 
 
 class Curve(NamedTuple):
@@ -46,10 +46,10 @@ def insertion(
     images: Tensor,
     targets: Any,
     heatmaps: Tensor,
-    steps: Steps = 28,
+    steps: StepCount = 28,
     *,
     start: Reference = "blur",
-    tolerance: float = TOLERANCE,
+    tolerance: float = AREA_TOLERANCE,
     **scoring: Unpack[Scoring],
 ) -> Curve:
     """Scores as the pixels of highest heatmap values are put first into a blurred image; a high area is good.
@@ -71,7 +71,7 @@ def insertion(
             pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
         tolerance: of ``steps="auto"``, in units of the area: the standard error expected of one image.
         scoring: ``output``: ``"softmax"`` (default), ``"sigmoid"`` or ``"logits"``; ``variant`` of the scored
-            model (``"original"``); ``max_batch`` (64), the rows of no forward pass are more; ``precision``.
+            model (``"original"``); ``max_batch`` (64), which bounds the rows of a forward pass; ``precision``.
 
     Raises:
         InvalidModel, InvalidImage, InvalidTarget, InvalidMap, InvalidParameter: as their names say.
@@ -86,10 +86,10 @@ def deletion(
     images: Tensor,
     targets: Any,
     heatmaps: Tensor,
-    steps: Steps = 28,
+    steps: StepCount = 28,
     *,
     substrate: Reference = "zero",
-    tolerance: float = TOLERANCE,
+    tolerance: float = AREA_TOLERANCE,
     **scoring: Unpack[Scoring],
 ) -> Curve:
     """Scores as the pixels of highest heatmap values are first replaced by a substrate; a low area is good.
@@ -106,7 +106,7 @@ def _curve(
     targets: Any,
     heatmaps: Tensor,
     perturbation: Perturbation,
-    steps: Steps,
+    steps: StepCount,
     tolerance: float,
     scoring: Scoring,
 ) -> Curve:
@@ -130,8 +130,8 @@ def curves(
     targets: Tensor,
     maps: Iterable[Tensor],
     kinds: Sequence[Kind | Perturbation] = ("insertion", "deletion"),
-    steps: Steps = 28,
-    tolerance: float = TOLERANCE,
+    steps: StepCount = 28,
+    tolerance: float = AREA_TOLERANCE,
 ) -> tuple[Curve, ...]:
     """Curves of every kind, in their order, for K maps (B, h, w) of each image: scores (K, B, n+1), auc (K, B).
 
@@ -162,10 +162,12 @@ def curves(
         return tuple(Curve(fractions, each, torch.trapezoid(each, fractions)) for each in scores)
 
 
-def require_steps(steps: Steps, tolerance: float, pixels: int | None = None) -> None:
+def require_steps(steps: StepCount, tolerance: float, pixels: int | None = None) -> None:
     """Raise ``InvalidParameter`` unless steps are "auto" or a count of at most ``pixels``."""
     if not tolerance > 0:
-        raise InvalidParameter(f"tolerance={tolerance!r}: give an error of the area above 0, such as {TOLERANCE}")
+        raise InvalidParameter(
+            f"tolerance={tolerance!r}: give an error of the area above 0, such as {AREA_TOLERANCE}"
+        )
     if steps == "auto":
         return
     if isinstance(steps, str):
@@ -176,15 +178,15 @@ def require_steps(steps: Steps, tolerance: float, pixels: int | None = None) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faithfulness(Metric):
+class Faithfulness(SharedMetric):
     """Area under the class's score as pixels change in the map's order; undefined for a map without an order."""
 
     axis: ClassVar[Axis] = "faithfulness"
     unit = "mean score"
     undefined = "a constant map puts no pixel before another"
 
-    steps: Steps = 28
-    tolerance: float = TOLERANCE
+    steps: StepCount = 28
+    tolerance: float = AREA_TOLERANCE
 
     def __post_init__(self) -> None:
         require_steps(self.steps, self.tolerance)
@@ -196,18 +198,20 @@ class Faithfulness(Metric):
     def perturbation(self) -> Perturbation:
         """What happens to the pixels."""
 
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer; all metrics of this family with equal steps run as one queue."""
-        together = [
-            metric for metric in case.metrics if isinstance(metric, Faithfulness) and self._goes_with(metric)
-        ]
-        if self not in together:
-            together = [self]
-        found = case.once(("faithfulness", *together), lambda: _measured(case, together))
-        return found[self]
+    @property
+    def sharing(self) -> Hashable:
+        """Metrics of this family with equal steps run as one queue."""
+        return "faithfulness", self.steps, self.tolerance if self.steps == "auto" else None
 
-    def _goes_with(self, other: Faithfulness) -> bool:
-        return self.steps == other.steps and (self.steps != "auto" or self.tolerance == other.tolerance)
+    def measure_all(
+        self, case: Case, metrics: Sequence[Faithfulness]
+    ) -> Mapping[Faithfulness, dict[str, Measured]]:
+        """All layers under all these metrics."""
+        maps = [case.heatmaps(layer) for layer in case.layers]
+        constant = torch.stack([map_.flatten(1).amax(1) == map_.flatten(1).amin(1) for map_ in maps])
+        kinds = [metric.perturbation for metric in metrics]
+        found = curves(case.scorer, case.images, case.scored, maps, kinds, self.steps, self.tolerance)
+        return {metric: _by_layer(case, curve, constant) for metric, curve in zip(metrics, found, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,12 +222,12 @@ class Insertion(Faithfulness):
     higher_is_better = True
     paper = "RISE, Sec. 4.2; Smooth Deep Saliency, Sec. 4.3"
 
-    start: str | float = "blur"
+    start: Fill = "blur"
 
     @property
     def perturbation(self) -> Perturbation:
         """From the start to the image."""
-        return Perturbation("insertion", self.start)  # type: ignore[arg-type]
+        return Perturbation("insertion", self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,29 +238,12 @@ class Deletion(Faithfulness):
     higher_is_better = False
     paper = "RISE, Sec. 4.2; Smooth Deep Saliency, Sec. 4.3"
 
-    substrate: str | float = "zero"
+    substrate: Fill = "zero"
 
     @property
     def perturbation(self) -> Perturbation:
         """From the image to the substrate."""
-        return Perturbation("deletion", self.substrate)  # type: ignore[arg-type]
-
-
-def _measured(case: Case, metrics: Sequence[Faithfulness]) -> dict[Faithfulness, dict[str, Measured]]:
-    """All layers under all these metrics, from one queue."""
-    first = metrics[0]
-    maps = [case.heatmaps(layer) for layer in case.layers]
-    constant = torch.stack([map_.flatten(1).amax(1) == map_.flatten(1).amin(1) for map_ in maps])
-    found = curves(
-        case.scorer,
-        case.images,
-        case.scored,
-        maps,
-        [metric.perturbation for metric in metrics],
-        first.steps,
-        first.tolerance,
-    )
-    return {metric: _by_layer(case, curve, constant) for metric, curve in zip(metrics, found, strict=True)}
+        return Perturbation("deletion", self.substrate)
 
 
 def _by_layer(case: Case, curve: Curve, constant: Tensor) -> dict[str, Measured]:

@@ -23,7 +23,7 @@ from .localization import object_masks
 from .scoring import Scorer
 
 # The scored model stands alone in a Sequential, so that its logits are a layer's output like any other.
-LOGITS = "0"
+_LOGITS = "0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class _FeatureOcclusion(Metric):
             curves.append(_margins(logits, case.scored[index]))
         curve = torch.stack(curves)
         mean = torch.trapezoid(curve, dx=1 / (self.levels - 1))
-        values = (curve[:, 0] - mean).masked_fill(~units.flatten(1).any(1), float("nan"))
+        values = (curve[:, 0] - mean).masked_fill(~units.flatten(1).any(1), torch.nan)
         return Measured(values, curve, self.fractions)
 
     def _mean_logits(
@@ -133,7 +133,7 @@ def unit_masks(objects: Tensor, activations: Tensor, layer: str) -> Tensor:
 
 
 def _inside(layer: str) -> str:
-    return layer if layer == INPUT else f"{LOGITS}.{layer}"
+    return layer if layer == INPUT else f"{_LOGITS}.{layer}"
 
 
 def _activations(case: Case, network: Network) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def _logits_above(network: Network, scorer: Scorer, layer: str, image: int, rows
     """Logits of activations of a layer (n, C, h, w) that stem from one image; the passes are counted."""
     origin = torch.full((len(rows),), image, device=rows.device)
     scorer.passes, scorer.rows = scorer.passes + 1, scorer.rows + len(rows)
-    return network.forward(Points(rows, origin, (), _inside(layer)), (LOGITS,)).activations[LOGITS]
+    return network.forward(Points(rows, origin, (), _inside(layer)), (_LOGITS,)).activations[_LOGITS]
 
 
 def _random_sequences(activation: Tensor, orders: int, seed: int) -> Tensor:

@@ -17,39 +17,40 @@ from ..sampling import reference_images
 from .scoring import Scorer
 
 Kind = Literal["insertion", "deletion"]
-Kernel = Literal["rise", "gaussian"]
-Reference = Literal["zero", "blur", "gaussian"] | float | Tensor
+_Kernel = Literal["rise", "gaussian"]
+Fill = Literal["zero", "blur", "gaussian"] | float
+Reference = Fill | Tensor
 
-SIDE, SIGMA, TRUNCATED = 11, 5.0, 4
+_SIDE, _SIGMA, _TRUNCATED = 11, 5.0, 4
 
 
-def blur_kernel(kernel: Kernel = "rise") -> Tensor:
+def blur_kernel(kernel: _Kernel = "rise") -> Tensor:
     """The 11 x 11 kernel (float64, sum 1) that blurs images for insertion, sigma 5.
 
     ``"rise"``: RISE's, SciPy's Gaussian filter (cut at 4 sigma) of an impulse in an 11 x 11 image, whose edges
-    reflect what leaves it, so that it is nearly flat: centre 0.00883, corner 0.00774. ``"gaussian"``: the
-    Gaussian cut at 11 x 11 and normalised: centre 0.01196, corner 0.00440.
+    reflect what leaves it, so that it is nearly flat: center 0.00883, corner 0.00774. ``"gaussian"``: the
+    Gaussian cut at 11 x 11 and normalized: center 0.01196, corner 0.00440.
     """
-    require_choice("kernel", kernel, Kernel)
-    reach = round(TRUNCATED * SIGMA) if kernel == "rise" else SIDE // 2
+    require_choice("kernel", kernel, _Kernel)
+    reach = round(_TRUNCATED * _SIGMA) if kernel == "rise" else _SIDE // 2
     offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    taps = torch.exp(-0.5 * (offset / SIGMA).square())
+    taps = torch.exp(-0.5 * (offset / _SIGMA).square())
     # Reflection repeats each edge's pixel: places 0..10 10..0 0..10 and so on, with period 22.
-    place = (offset.long() + SIDE // 2) % (2 * SIDE)
-    place = torch.minimum(place, 2 * SIDE - 1 - place)
-    line = torch.zeros(SIDE, dtype=torch.float64).index_add(0, place, taps / taps.sum())
+    place = (offset.long() + _SIDE // 2) % (2 * _SIDE)
+    place = torch.minimum(place, 2 * _SIDE - 1 - place)
+    line = torch.zeros(_SIDE, dtype=torch.float64).index_add(0, place, taps / taps.sum())
     return torch.outer(line, line)
 
 
-def blurred(images: Tensor, kernel: Kernel = "rise") -> Tensor:
+def blurred(images: Tensor, kernel: _Kernel = "rise") -> Tensor:
     """Images (B, C, H, W) convolved with ``blur_kernel``, channel by channel, beyond their edges zero (RISE).
 
-    Zero is the mean of normalised images; it shows in a frame of 5 pixels (of ones: 0.547 at an edge, 0.299 at
+    Zero is the mean of normalized images; it shows in a frame of 5 pixels (of ones: 0.547 at an edge, 0.299 at
     a corner).
     """
     channels = images.shape[1]
-    weight = blur_kernel(kernel).to(images).expand(channels, 1, SIDE, SIDE)
-    return F.conv2d(images, weight, padding=SIDE // 2, groups=channels)
+    weight = blur_kernel(kernel).to(images).expand(channels, 1, _SIDE, _SIDE)
+    return F.conv2d(images, weight, padding=_SIDE // 2, groups=channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Perturbation:
     """``insertion`` turns a reference into the image, ``deletion`` the image into a reference, pixel by pixel.
 
     ``reference``: ``"blur"`` (RISE's near-box kernel), ``"gaussian"`` (the true Gaussian), ``"zero"`` (of
-    normalised pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
+    normalized pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
     """
 
     kind: Kind

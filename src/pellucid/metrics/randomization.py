@@ -13,10 +13,10 @@ from ..errors import InvalidModel, InvalidParameter, UnknownName, require_choice
 from ..layers import INPUT, layer_names
 from ..seeds import fold_in
 
-Order = Literal["cascading", "independent"]
-Way = Literal["moments", "initializers", "fresh"]
-Step = tuple[tuple[str, ...], nn.Module]
-Draw = Callable[[str, Tensor, int], Tensor]  # parameter's name, its values, seed -> new values
+RandomizationOrder = Literal["cascading", "independent"]
+RandomizationWay = Literal["moments", "initializers", "fresh"]
+_Step = tuple[tuple[str, ...], nn.Module]
+_Draw = Callable[[str, Tensor, int], Tensor]  # parameter's name, its values, seed -> new values
 ALL = "all"
 
 
@@ -42,15 +42,15 @@ def _within(name: str, module: str) -> bool:
 
 def cascade(
     model: nn.Module,
-    order: Order = "cascading",
-    way: Way = "moments",
+    order: RandomizationOrder = "cascading",
+    way: RandomizationWay = "moments",
     seed: int = 0,
     *,
     groups: Sequence[str] | None = None,
     biases: bool = False,
     drift: bool = False,
     fresh: nn.Module | None = None,
-) -> Iterator[Step]:
+) -> Iterator[_Step]:
     """Randomised copies of a model, one at a time: (layers randomised, copy); the model itself is unchanged.
 
     Each parameter's random values depend on the seed and its place alone, so that a cascading copy differs
@@ -92,7 +92,7 @@ def cascade(
     return _then_all(steps, model, tuple(chosen), _fitting(model, source.state_dict(), model.state_dict()))
 
 
-def randomized(model: nn.Module, down_to: str, way: Way = "moments", seed: int = 0) -> nn.Module:
+def randomized(model: nn.Module, down_to: str, way: RandomizationWay = "moments", seed: int = 0) -> nn.Module:
     """The copy of a ``cascade`` that is random from the top down to a module, which is included.
 
     ``down_to``: one of ``groups(model)``; a module that holds some of them, such as ``layer3``; or ``"all"``,
@@ -112,10 +112,10 @@ def randomized(model: nn.Module, down_to: str, way: Way = "moments", seed: int =
     return next(copy for so_far, copy in cascade(model, way=way, seed=seed) if so_far[-1] == last)
 
 
-def require_way(order: Order, way: Way, biases: bool, drift: bool) -> None:
+def require_way(order: RandomizationOrder, way: RandomizationWay, biases: bool, drift: bool) -> None:
     """Raise ``InvalidParameter`` unless ``cascade`` takes these settings together."""
-    require_choice("order", order, Order)
-    require_choice("way", way, Way)
+    require_choice("order", order, RandomizationOrder)
+    require_choice("way", way, RandomizationWay)
     if way != "moments" and (biases or drift):
         raise InvalidParameter(f"biases and drift are for way='moments'; way={way!r} takes whole layers")
 
@@ -154,8 +154,13 @@ def _normal(name: str, old: Tensor, key: int) -> Tensor:
 
 
 def _steps(
-    draw: Draw, model: nn.Module, order: Order, chosen: Mapping[str, tuple[str, ...]], seed: int, drift: bool
-) -> Iterator[Step]:
+    draw: _Draw,
+    model: nn.Module,
+    order: RandomizationOrder,
+    chosen: Mapping[str, tuple[str, ...]],
+    seed: int,
+    drift: bool,
+) -> Iterator[_Step]:
     places = {name: place for place, (name, _) in enumerate(model.named_parameters())}
     names = tuple(chosen)
     working = deepcopy(model)
@@ -172,8 +177,8 @@ def _steps(
 
 
 def _then_all(
-    steps: Iterable[Step], model: nn.Module, names: tuple[str, ...], state: Mapping[str, Tensor]
-) -> Iterator[Step]:
+    steps: Iterable[_Step], model: nn.Module, names: tuple[str, ...], state: Mapping[str, Tensor]
+) -> Iterator[_Step]:
     yield from steps
     last = deepcopy(model)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
-from .base import Axis, Case, Measured, Metric
-from .faithfulness import Deletion, Faithfulness, Insertion, Steps
-from .randomization import Order, Way, cascade, require_way
+from .base import Axis, Case, Measured, Metric, SharedMetric
+from .faithfulness import Deletion, Faithfulness, Insertion, StepCount
+from .perturbation import Fill
+from .randomization import RandomizationOrder, RandomizationWay, cascade, require_way
 from .similarity import HOG_SIZE, WINDOW, enlarged, hog_similarity, min_max, spearman, ssim
 
-Target = Literal["same", "argmax"]
-Part = Literal["heatmap", "attribution"]
+_Target = Literal["same", "argmax"]
+_Part = Literal["heatmap", "attribution"]
 
 # Values compared at a time, so that the many channels of a hidden layer do not fill the memory.
-COMPARED = 2**24
+_COMPARED = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cascade(Metric):
+class Cascade(SharedMetric):
     """What becomes of the maps when the model is randomised layer by layer (``cascade``).
 
     ``order``, ``way``, ``seed``, ``groups``, ``biases`` and ``drift`` are those of ``cascade``. ``target``: a
@@ -39,9 +40,9 @@ class Cascade(Metric):
     logits or gradients overflow so that there is none; ``values`` sum up the other steps.
     """
 
-    order: Order = "cascading"
-    way: Way = "moments"
-    target: Target = "same"
+    order: RandomizationOrder = "cascading"
+    way: RandomizationWay = "moments"
+    target: _Target = "same"
     seed: int = 0
     groups: Sequence[str] | None = None
     biases: bool = False
@@ -55,7 +56,7 @@ class Cascade(Metric):
 
     def __post_init__(self) -> None:
         require_way(self.order, self.way, self.biases, self.drift)
-        require_choice("target", self.target, Target)
+        require_choice("target", self.target, _Target)
         if self.groups is not None and not isinstance(self.groups, str):
             object.__setattr__(self, "groups", tuple(self.groups))  # hashable
 
@@ -72,11 +73,6 @@ class Cascade(Metric):
         """Metrics that ``grade`` measures at each step."""
         return ()
 
-    def copies(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
-        """The randomised copies."""
-        settings = {"groups": self.groups, "biases": self.biases, "drift": self.drift}
-        return cascade(model, self.order, self.way, self.seed, **settings)  # type: ignore[arg-type]
-
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
@@ -84,27 +80,28 @@ class Cascade(Metric):
             # would not compare with the other variants'.
             nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))
             return dict.fromkeys(case.layers, nowhere)
-        cascades = [metric for metric in case.metrics if isinstance(metric, Cascade)]
-        together = list(dict.fromkeys(metric for metric in cascades if self._goes_with(metric)))
-        if self not in together:
-            together = [self]
-        return case.once(("cascade", *together), lambda: _measured(case, together))[self]
+        return SharedMetric.measure(self, case)
 
-    def _goes_with(self, other: Cascade) -> bool:
-        return all(getattr(self, shared.name) == getattr(other, shared.name) for shared in fields(Cascade))
+    @property
+    def sharing(self) -> Hashable:
+        """Metrics of equal cascades share the copies' maps."""
+        return "cascade", *(getattr(self, setting.name) for setting in fields(Cascade))
 
-
-def _measured(case: Case, metrics: Sequence[Cascade]) -> dict[Cascade, dict[str, Measured]]:
-    """All metrics of equal cascades; only their values outlive a step."""
-    names, asked = ["original"], tuple(asked for metric in metrics for asked in metric.asks)
-    grades = {metric: [metric.grade(case, case)] for metric in metrics}
-    targets = "auto" if metrics[0].target == "argmax" else case.targets
-    for randomized, copy in metrics[0].copies(case.explained):
-        names.append(randomized[-1])
-        step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
-        for metric in metrics:
-            grades[metric].append(metric.grade(case, step))
-    return {metric: _by_layer(case, metric, grades[metric], names) for metric in metrics}
+    def measure_all(self, case: Case, metrics: Sequence[Cascade]) -> Mapping[Cascade, dict[str, Measured]]:
+        """All metrics of equal cascades; only their values outlive a step."""
+        names, asked = ["original"], tuple(asked for metric in metrics for asked in metric.asks)
+        grades = {metric: [metric.grade(case, case)] for metric in metrics}
+        targets = "auto" if self.target == "argmax" else case.targets
+        groups, biases, drift = self.groups, self.biases, self.drift
+        copies = cascade(
+            case.explained, self.order, self.way, self.seed, groups=groups, biases=biases, drift=drift
+        )
+        for randomized, copy in copies:
+            names.append(randomized[-1])
+            step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
+            for metric in metrics:
+                grades[metric].append(metric.grade(case, step))
+        return {metric: _by_layer(case, metric, grades[metric], names) for metric in metrics}
 
 
 def _by_layer(
@@ -147,14 +144,14 @@ class Similarity(Cascade):
     size; ``"attribution"`` all channels together, as the papers do at the input.
     """
 
-    part: Part = "heatmap"
+    part: _Part = "heatmap"
 
     unit = "similarity"
     higher_is_better = False
 
     def __post_init__(self) -> None:
         Cascade.__post_init__(self)
-        require_choice("part", self.part, Part)
+        require_choice("part", self.part, _Part)
 
     @abstractmethod
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
@@ -166,7 +163,7 @@ class Similarity(Cascade):
         for layer in case.layers:
             maps = [self._part(each, layer) for each in (case, step)]
             sides = [max(side, HOG_SIZE) for side in maps[0].shape[2:]]
-            rows = max(1, COMPARED // (maps[0].shape[1] * sides[0] * sides[1]))
+            rows = max(1, _COMPARED // (maps[0].shape[1] * sides[0] * sides[1]))
             pairs = zip(*(each.split(rows) for each in maps), strict=True)
             found[layer] = torch.cat([self.compare(original, randomized) for original, randomized in pairs])
         return found
@@ -242,7 +239,7 @@ class CascadeFaithfulness(Cascade):
     the weights loses nothing: 0. ``order`` etc. as in ``Cascade``; the others are those of the area's metric.
     """
 
-    steps: Steps = 28
+    steps: StepCount = 28
 
     unit = "mean score"
     higher_is_better = True
@@ -276,7 +273,7 @@ class CascadeFaithfulness(Cascade):
 class CascadeInsertion(CascadeFaithfulness):
     """The insertion area that the maps lose (``Insertion``)."""
 
-    start: str | float = "blur"
+    start: Fill = "blur"
 
     name = "cascade_insertion"
 
@@ -290,7 +287,7 @@ class CascadeInsertion(CascadeFaithfulness):
 class CascadeDeletion(CascadeFaithfulness):
     """The deletion area that the maps gain (``Deletion``)."""
 
-    substrate: str | float = "zero"
+    substrate: Fill = "zero"
 
     name = "cascade_deletion"
 

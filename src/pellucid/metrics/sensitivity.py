@@ -18,8 +18,8 @@ from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
 from .similarity import spearman
 
-Similarity = Literal["spearman", "cosine"]
-Other = Literal["second", "least", "random"]
+_Similarity = Literal["spearman", "cosine"]
+_Other = Literal["second", "least", "random"]
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
 
 
-_SIMILARITIES: Mapping[Similarity, Callable[[Tensor, Tensor], Tensor]] = {"spearman": spearman, "cosine": cosine}
+_SIMILARITIES: Mapping[_Similarity, Callable[[Tensor, Tensor], Tensor]] = {"spearman": spearman, "cosine": cosine}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +39,19 @@ class _Change(Metric):
     axis: ClassVar[Axis] = "sensitivity"
     unit = "1 - similarity"
     higher_is_better = True
-    similarity: Similarity = "spearman"
+    similarity: _Similarity = "spearman"
 
     def __post_init__(self) -> None:
-        require_choice("similarity", self.similarity, Similarity)
+        require_choice("similarity", self.similarity, _Similarity)
 
     def changes(self, case: Case, before: Attributions, after: Attributions, valid: Tensor) -> dict[str, Measured]:
         """The change at each layer, NaN where not ``valid`` (B,)."""
-        similarity = _SIMILARITIES[self.similarity]
-        return {
-            layer: Measured(
-                (1 - similarity(case.heatmap(before[layer]), case.heatmap(after[layer])))
-                .to(case.images.dtype)
-                .masked_fill(~valid, float("nan")),
-                compared=after[layer],
-            )
-            for layer in case.layers
-        }
+        found = {}
+        for layer in case.layers:
+            alike = _SIMILARITIES[self.similarity](case.heatmap(before[layer]), case.heatmap(after[layer]))
+            values = (1 - alike).to(case.images.dtype).masked_fill(~valid, torch.nan)
+            found[layer] = Measured(values, compared=after[layer])
+        return found
 
 
 def _logits(case: Case, images: Tensor) -> Tensor:
@@ -164,12 +160,12 @@ class ClassChange(_Change):
     paper = "Kim et al., Why are Saliency Maps Noisy? (RectGrad), Sec. 5.2: class sensitivity"
     undefined = "a map is constant, or the other class is the explained one"
 
-    other: Other | int = "second"
+    other: _Other | int = "second"
 
     def __post_init__(self) -> None:
         _Change.__post_init__(self)
         if isinstance(self.other, bool) or not isinstance(self.other, int):
-            require_choice("other", self.other, Other)
+            require_choice("other", self.other, _Other)
         elif self.other < 0:
             raise InvalidParameter(f"other={self.other}: give a class number, 0 or more, or a name")
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..errors import InvalidParameter
 
-# The Gaussian window of Wang et al.: sigma 1.5 cut at 3.5 sigma, and their stabilising constants.
-SIGMA, RADIUS = 1.5, 5
-WINDOW = 2 * RADIUS + 1
-K1, K2 = 0.01, 0.03
+# The Gaussian window of Wang et al.: sigma 1.5 cut at 3.5 sigma, and their stabilizing constants.
+_SIGMA, _RADIUS = 1.5, 5
+WINDOW = 2 * _RADIUS + 1
+_K1, _K2 = 0.01, 0.03
 # Dalal & Triggs as in scikit-image; the cell is that of Adebayo et al.
-ORIENTATIONS, CELL, BLOCK = 9, 16, 3
-HOG_SIZE = CELL * BLOCK
-HYS_CLIP, HYS_EPSILON = 0.2, 1e-5
+_ORIENTATIONS, _CELL, _BLOCK = 9, 16, 3
+HOG_SIZE = _CELL * _BLOCK
+_HYS_CLIP, _HYS_EPSILON = 0.2, 1e-5
 
 
 def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
@@ -35,7 +35,7 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     if not data_range > 0:
         raise InvalidParameter(f"data_range={data_range}: give the span of the maps' values, above 0")
     a, b = _pair(a, b, WINDOW, "SSIM's window")
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     sample = WINDOW**2 / (WINDOW**2 - 1)
     mean_a, mean_b = _windowed(a), _windowed(b)
     variances = sample * (_windowed(a * a) + _windowed(b * b) - mean_a**2 - mean_b**2)
@@ -59,9 +59,9 @@ def _pair(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
 
 def _windowed(maps: Tensor) -> Tensor:
     """Gaussian-weighted mean of every whole window. Not a convolution, which some devices run at low precision."""
-    taps = [exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)]
+    taps = [exp(-0.5 * (i / _SIGMA) ** 2) for i in range(-_RADIUS, _RADIUS + 1)]
     for dim in (-2, -1):
-        length = maps.shape[dim] - 2 * RADIUS
+        length = maps.shape[dim] - 2 * _RADIUS
         weighted = torch.zeros_like(maps.narrow(dim, 0, length))
         for start, tap in enumerate(taps):
             weighted.add_(maps.narrow(dim, start, length), alpha=tap / sum(taps))
@@ -117,31 +117,35 @@ def hog(maps: Tensor) -> Tensor:
     """
     maps, _ = _pair(maps, maps, HOG_SIZE, "one block of HOG")
     magnitude, orientation = _strongest_gradient(maps.double())
-    rows, columns = maps.shape[-2] // CELL, maps.shape[-1] // CELL
-    cells = magnitude.new_zeros(len(maps), rows, columns, ORIENTATIONS)
-    for index in range(ORIENTATIONS):
-        chosen = (magnitude * (orientation == index))[:, : rows * CELL, : columns * CELL]
-        cells[..., index] = chosen.reshape(-1, rows, CELL, columns, CELL).mean((2, 4))
+    rows, columns = maps.shape[-2] // _CELL, maps.shape[-1] // _CELL
+    # A cell's histogram holds, for each orientation, the mean magnitude of the pixels that point that way.
+    cells = magnitude.new_zeros(len(maps), rows, columns, _ORIENTATIONS)
+    for index in range(_ORIENTATIONS):
+        chosen = (magnitude * (orientation == index))[:, : rows * _CELL, : columns * _CELL]
+        cells[..., index] = chosen.reshape(-1, rows, _CELL, columns, _CELL).mean((2, 4))
     # (B, rows, columns, orientation, block row, block column)
-    blocks = cells.unfold(1, BLOCK, 1).unfold(2, BLOCK, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
-    return _unit(_unit(blocks).clamp_max(HYS_CLIP)).flatten(1)
+    blocks = cells.unfold(1, _BLOCK, 1).unfold(2, _BLOCK, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    # L2-Hys: normalized, cut off at 0.2 so that no single edge outweighs all others, and normalized again.
+    return _unit(_unit(blocks).clamp_max(_HYS_CLIP)).flatten(1)
 
 
 def _strongest_gradient(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Magnitude and orientation bin (B, H, W) of the channel with the largest difference."""
+    # Twice the central difference, 0 at the border, as scikit-image takes it.
     rows, columns = torch.zeros_like(maps), torch.zeros_like(maps)
     rows[..., 1:-1, :] = maps[..., 2:, :] - maps[..., :-2, :]
     columns[..., 1:-1] = maps[..., 2:] - maps[..., :-2]
     magnitude, channel = torch.hypot(rows, columns).max(1)
     rows, columns = (part.gather(1, channel[:, None])[:, 0] for part in (rows, columns))
+    # Unsigned: a gradient and its opposite, 180 degrees apart, are one orientation.
     degrees = torch.rad2deg(torch.atan2(rows, columns)).remainder(180)
-    width = 180 / ORIENTATIONS
-    edges = degrees.new_tensor([width * i for i in range(1, ORIENTATIONS)])
+    width = 180 / _ORIENTATIONS
+    edges = degrees.new_tensor([width * i for i in range(1, _ORIENTATIONS)])
     return magnitude, torch.bucketize(degrees, edges, right=True)
 
 
 def _unit(blocks: Tensor) -> Tensor:
-    return blocks / (blocks.square().sum(-1, keepdim=True) + HYS_EPSILON**2).sqrt()
+    return blocks / (blocks.square().sum(-1, keepdim=True) + _HYS_EPSILON**2).sqrt()
 
 
 def hog_similarity(a: Tensor, b: Tensor) -> Tensor:

@@ -18,12 +18,8 @@ from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
 from ..findings.statistics import Statistics
-<<<<<<< HEAD
-from ..models.zoo import place
-from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
-=======
 from ..models.zoo import device_named
->>>>>>> 80bfd22 (Read images, weights and architectures in one place each)
+from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, NetworkTraining, Recipe, Scale, SurrogateTraining, references
 from .sources import content, filled, located, needed, trainings_of
