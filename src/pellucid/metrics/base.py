@@ -27,7 +27,7 @@ class Measured:
     """A metric at one layer: ``values`` (B,), NaN where it is undefined, and the curves they sum up.
 
     ``curve`` (B, n) holds what was measured at the ``n`` positions ``at``, such as the fractions of pixels
-    inserted; ``steps`` names them where they have names, such as the layers randomised. ``compared``
+    inserted; ``steps`` names them where they have names, such as the layers randomized. ``compared``
     (B, C, h, w) are the attributions that the case's were compared with, so that both can be drawn.
     """
 

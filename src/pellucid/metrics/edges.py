@@ -40,7 +40,7 @@ def image_edges(images: Tensor, share: float = 0.1) -> Tensor:
 
 
 def outline(masks: Tensor) -> Tensor:
-    """Pixels (B, H, W) with the object's mask (B, H, W; bool) and its outside both in their 3x3 neighbourhood."""
+    """Pixels (B, H, W) with the object's mask (B, H, W; bool) and its outside both in their 3x3 neighborhood."""
     solid = masks[:, None].float()
     grown, shrunk = F.max_pool2d(solid, 3, 1, 1), -F.max_pool2d(-solid, 3, 1, 1)
     return (grown > shrunk)[:, 0]
@@ -49,7 +49,7 @@ def outline(masks: Tensor) -> Tensor:
 def coherence(maps: Tensor, masks: Tensor | None = None, share: float = 0.1) -> Tensor:
     """How far the brightest pixels of maps (B, H, W) hang together, and lie in the masks; (B,) in [0, 1].
 
-    The mean, over the ``share`` of pixels with the highest |map|, of the fraction of each one's neighbours (up
+    The mean, over the ``share`` of pixels with the highest |map|, of the fraction of each one's neighbors (up
     to 8) that are among them, too. With ``masks`` (B, H, W) a pixel outside counts as none of them, though it
     still takes its place. A compact n x n square gives 1 - (3n - 1) / (2 n^2), scattered single pixels 0, noise
     ``share``. Pixels that tie for the last places share them. NaN for a constant map.
@@ -74,7 +74,7 @@ def _brightest(magnitude: Tensor, share: float) -> Tensor:
 
 
 def _sum3(maps: Tensor) -> Tensor:
-    """Sum over each pixel's 3x3 neighbourhood within the image."""
+    """Sum over each pixel's 3x3 neighborhood within the image."""
     return 9 * F.avg_pool2d(maps[:, None], 3, 1, 1)[:, 0]
 
 

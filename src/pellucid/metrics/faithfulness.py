@@ -60,14 +60,14 @@ def insertion(
 
     Args:
         model: maps images to logits (B, classes); or a ``Scorer``, which brings its own settings.
-        images: (B, C, H, W), normalised as the model expects.
+        images: (B, C, H, W), normalized as the model expects.
         targets: class numbers (B,) or one for all, or ``"auto"``: the class of highest score.
         heatmaps: (B, H, W), or smaller (B, h, w), then up-sampled to the nearest.
         steps: their number n, at most H W (28 in RISE's benchmark and Smooth Deep Saliency); ``"auto"`` scores 14
             steps of equal size, and steps down to 1/224 where the curve bends, until the area's expected error
             is ``tolerance``. It gives all 225 scores; those between scored points are interpolated linearly,
             so that the area is that of the curve through the scored points.
-        start: ``"blur"`` (RISE's kernel, ``blur_kernel``), ``"gaussian"``, ``"zero"`` (of normalised
+        start: ``"blur"`` (RISE's kernel, ``blur_kernel``), ``"gaussian"``, ``"zero"`` (of normalized
             pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
         tolerance: of ``steps="auto"``, in units of the area: the standard error expected of one image.
         scoring: ``output``: ``"softmax"`` (default), ``"sigmoid"`` or ``"logits"``; ``variant`` of the scored
@@ -94,7 +94,7 @@ def deletion(
 ) -> Curve:
     """Scores as the pixels of highest heatmap values are first replaced by a substrate; a low area is good.
 
-    After step k of n the first ceil(k H W / n) pixels are the substrate's: ``"zero"`` (of normalised pixels, as
+    After step k of n the first ceil(k H W / n) pixels are the substrate's: ``"zero"`` (of normalized pixels, as
     in RISE), or whatever ``insertion`` can start from. All else is as there.
     """
     return _curve(model, images, targets, heatmaps, Perturbation("deletion", substrate), steps, tolerance, scoring)

@@ -2,7 +2,7 @@
 
 The object is ``Case.masks``, or else the union of ``Case.boxes``. Maps are the case's heatmaps, of the images'
 size. A box (x0, y0, x1, y1) is in pixels of the image, x to the right and y down, 0 at the upper left corner; a
-pixel belongs to it if its centre lies inside: column i if x0 <= i + 1/2 < x1, row j likewise.
+pixel belongs to it if its center lies inside: column i if x0 <= i + 1/2 < x1, row j likewise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Mass = Literal["signed", "absolute", "share"]
 RECTGRAD = "Kim et al., Why are Saliency Maps Noisy? (RectGrad)"
-# A corner may overshoot the border by as much as rounding moves it; no pixel's centre lies there.
+# A corner may overshoot the border by as much as rounding moves it; no pixel's center lies there.
 _OVERSHOOT = 0.5
 
 
@@ -65,7 +65,7 @@ def _checked(case: Case, masks: Tensor) -> Tensor:
 
 
 def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image") -> Tensor:
-    """The union of boxes as a mask (H, W): the pixels whose centres lie inside one.
+    """The union of boxes as a mask (H, W): the pixels whose centers lie inside one.
 
     Raises:
         InvalidData: a box without width or height, or one that leaves the image, naming it.
@@ -186,7 +186,7 @@ class PointingGame(_OnObjects):
 
 
 def _dilated(masks: Tensor, radius: float) -> Tensor:
-    """Masks (B, H, W) with every pixel whose centre is within ``radius`` pixels of one of theirs."""
+    """Masks (B, H, W) with every pixel whose center is within ``radius`` pixels of one of theirs."""
     reach = min(int(radius), max(masks.shape[-2:]))
     offsets = torch.arange(-reach, reach + 1, device=masks.device).square()
     disc = (offsets[:, None] + offsets <= radius**2).float()

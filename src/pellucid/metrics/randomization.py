@@ -1,4 +1,4 @@
-"""Copies of a model whose weights are randomised layer by layer, from the top down."""
+"""Copies of a model whose weights are randomized layer by layer, from the top down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL = "all"
 
 
 def groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The layers that are randomised together, from the top down: name -> names of their parameters.
+    """The layers that are randomized together, from the top down: name -> names of their parameters.
 
     A group is a block (``layer_names``), or any other module that has parameters of its own; the order is that
     of registration, reversed. For torchvision's ResNet-18: fc, layer4.1, layer4.0, ..., layer1.0, bn1, conv1
@@ -51,7 +51,7 @@ def cascade(
     drift: bool = False,
     fresh: nn.Module | None = None,
 ) -> Iterator[_Step]:
-    """Randomised copies of a model, one at a time: (layers randomised, copy); the model itself is unchanged.
+    """Randomized copies of a model, one at a time: (layers randomized, copy); the model itself is unchanged.
 
     Each parameter's random values depend on the seed and its place alone, so that a cascading copy differs
     from the one before in the last layer named only.
@@ -61,11 +61,11 @@ def cascade(
         order: ``"cascading"``, the first k layers of ``groups(model)`` at step k, from the top down, or
             ``"independent"``, each layer alone (Adebayo et al., Sec. 4.1 and 4.2).
         way: ``"moments"`` draws each weight tensor from N(mean, std) of the trained one; biases and buffers
-            stay (Wienecke & Hinrichs). ``"initializers"`` runs each module's own initialiser, biases too, while
+            stay (Wienecke & Hinrichs). ``"initializers"`` runs each module's own initializer, biases too, while
             buffers, such as batch norm's statistics, stay (Adebayo et al.). ``"fresh"`` is the same, and a
             cascade ends with ``"all"``, a wholly fresh network with its buffers (Smooth Deep Saliency).
         seed: of the random values.
-        groups: modules to randomise instead, in this order, such as ("fc", "layer4", "layer3").
+        groups: modules to randomize instead, in this order, such as ("fc", "layer4", "layer3").
         biases: ``"moments"`` draws every parameter, not only those named weight.
         drift: ``"moments"`` redraws the layers above at each step from their already random values, as the
             released code of Wienecke & Hinrichs does.
@@ -75,7 +75,7 @@ def cascade(
     Raises:
         InvalidParameter: an unknown order or way, an option of another way, a group without parameters.
         UnknownName: a group that is no module.
-        InvalidModel: nothing to randomise; modules without ``reset_parameters`` where no ``fresh`` is given; a
+        InvalidModel: nothing to randomize; modules without ``reset_parameters`` where no ``fresh`` is given; a
             ``fresh`` of another architecture.
     """
     require_way(order, way, biases, drift)
@@ -121,7 +121,7 @@ def require_way(order: RandomizationOrder, way: RandomizationWay, biases: bool, 
 
 
 def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -> dict[str, tuple[str, ...]]:
-    """Each group's parameters that are randomised, each parameter once."""
+    """Each group's parameters that are randomized, each parameter once."""
     candidates = [
         name for name, _ in model.named_parameters() if not weights_only or name.rpartition(".")[2] == "weight"
     ]
@@ -188,7 +188,7 @@ def _then_all(
 
 
 def _reset(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose modules ran their own initialisers, each from its own seed; float32 on the CPU."""
+    """A copy whose modules ran their own initializers, each from its own seed; float32 on the CPU."""
     fresh = deepcopy(model).cpu().float()
     with torch.random.fork_rng(devices=[]):
         for place, (name, module) in enumerate(fresh.named_modules()):

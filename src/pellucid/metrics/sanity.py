@@ -1,4 +1,4 @@
-"""Does a map depend on the model's weights? Similarity and faithfulness of the maps of randomised copies."""
+"""Does a map depend on the model's weights? Similarity and faithfulness of the maps of randomized copies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMPARED = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade(SharedMetric):
-    """What becomes of the maps when the model is randomised layer by layer (``cascade``).
+    """What becomes of the maps when the model is randomized layer by layer (``cascade``).
 
     ``order``, ``way``, ``seed``, ``groups``, ``biases`` and ``drift`` are those of ``cascade``. ``target``: a
     copy explains the ``"same"`` class as the model (Wienecke & Hinrichs), or its own ``"argmax"`` (Adebayo et
@@ -76,7 +76,7 @@ class Cascade(SharedMetric):
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
-            # Also at the first steps, which randomise only what lies above the paths: a mean over these alone
+            # Also at the first steps, which randomize only what lies above the paths: a mean over these alone
             # would not compare with the other variants'.
             nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))
             return dict.fromkeys(case.layers, nowhere)

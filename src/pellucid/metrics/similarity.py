@@ -109,7 +109,7 @@ def hog(maps: Tensor) -> Tensor:
     """Histograms of oriented gradients (B, features) of maps (B, H, W) or (B, C, H, W).
 
     Central differences (0 at the border), of the channel where they are largest; 9 unsigned orientations in
-    cells of 16x16; blocks of 3x3 cells normalised by L2-Hys: the defaults of scikit-image with the cell of
+    cells of 16x16; blocks of 3x3 cells normalized by L2-Hys: the defaults of scikit-image with the cell of
     Adebayo et al. Features are ordered (block row, block column, cell row, cell column, orientation).
 
     Raises:

@@ -1,4 +1,4 @@
-"""How a model wants its images: the crop, the channels and the normalisation."""
+"""How a model wants its images: the crop, the channels and the normalization."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PerChannel = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turn a PIL image into a model's input: resize, center crop, scale to [0, 1], normalise.
+    """Turn a PIL image into a model's input: resize, center crop, scale to [0, 1], normalize.
 
     ``(pixels / 255 - mean) / std``, the evaluation transform of torchvision's classifiers.
 
     Args:
         resize: length of the shorter side in pixels; (height, width) squashes; None leaves the size.
         crop: side of the square cut from the center; None leaves it.
-        mean: one value per channel in units of [0, 1]; None where the model normalises by itself.
+        mean: one value per channel in units of [0, 1]; None where the model normalizes by itself.
         std: one positive value per channel; None likewise.
         channels: 3 for RGB, 1 for gray.
         interpolation: "nearest", "bilinear" or "bicubic", always antialiased.

@@ -102,7 +102,7 @@ def load_model(
             ``save_weights`` leaves class names and preprocessing beside it, and they are used.
         classes: the class names, or how many; without weights they decide the number of outputs.
         device: where the network goes.
-        seed: of a random initialisation; the global random state is left as it was.
+        seed: of a random initialization; the global random state is left as it was.
 
     Raises:
         UnknownName: no such network, factory or named weights.
