@@ -63,7 +63,7 @@ def _train(
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
     """
-    from ..data.sources import joined
+    from ..data.sources import concatenated
     from ..models.zoo import load_model
     from ..training.checkpoints import Checkpoints
     from ..training.surrogates import train_surrogate
@@ -77,7 +77,7 @@ def _train(
     with progress() as show:
         trained = train_surrogate(
             loaded.model,
-            joined(sources) if len(sources) > 1 else next(iter(sources.values())),
+            concatenated(sources) if len(sources) > 1 else next(iter(sources.values())),
             epochs,
             lr,
             batch_size=batch_size,

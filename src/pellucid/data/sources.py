@@ -210,7 +210,7 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
         in_folders = all(path.parent != folder for path in images)
         return _from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
     if tables:
-        return _concatenated(
+        return concatenated(
             {files[path].with_suffix("").as_posix(): _from_parquet(path, label_column) for path in tables}
         )
     raise InvalidData(
@@ -218,7 +218,7 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     )
 
 
-def _concatenated(parts: Mapping[str, Source]) -> Source:
+def concatenated(parts: Mapping[str, Source]) -> Source:
     """Put sources one after another; a sample's name begins with its part's, since parts may share names."""
     names = [f"{place}/{name}" for place, part in parts.items() for name in part.names]
     sources = list(parts.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +73,11 @@ class Cascade(SharedMetric):
         """Metrics that ``grade`` measures at each step."""
         return ()
 
+    def copies(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+        """The randomized copies."""
+        groups, biases, drift = self.groups, self.biases, self.drift
+        return cascade(model, self.order, self.way, self.seed, groups=groups, biases=biases, drift=drift)
+
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
@@ -92,11 +97,7 @@ class Cascade(SharedMetric):
         names, asked = ["original"], tuple(asked for metric in metrics for asked in metric.asks)
         grades = {metric: [metric.grade(case, case)] for metric in metrics}
         targets = "auto" if self.target == "argmax" else case.targets
-        groups, biases, drift = self.groups, self.biases, self.drift
-        copies = cascade(
-            case.explained, self.order, self.way, self.seed, groups=groups, biases=biases, drift=drift
-        )
-        for randomized, copy in copies:
+        for randomized, copy in self.copies(case.explained):
             names.append(randomized[-1])
             step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
             for metric in metrics:
