@@ -32,7 +32,7 @@ from .metrics.noise import RawTotalVariation, TotalVariation
 from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
 from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
 from .metrics.sensitivity import AdversarialChange, ClassChange
-from .sampling import Noise, Path
+from .sampling import Noise, Path, Sampling
 from .training.criteria import Kar, RandomRemoval, Roar, TrainingOcclusion
 from .variants.base import VARIANTS as VARIANTS
 from .variants.base import Variant
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Entry] = {
     "integrated_guided_backprop": Entry("integrated(guided_backprop)", f"{_NIELSEN}, Eq. 9"),
 }
 
-COMBINATORS: Mapping[str, type[Noise] | type[Path]] = {"smoothed": Noise, "integrated": Path}
+COMBINATORS: Mapping[str, type[Sampling]] = {"smoothed": Noise, "integrated": Path}
 
 METRICS: Mapping[str, type[Criterion]] = {
     metric.name: metric
@@ -150,7 +150,7 @@ def metric(text: str, **settings: Any) -> Criterion:
         raise UnknownName("metric", name, METRICS)
     if inner is not None:
         raise InvalidParameter(f"{name} takes nothing inside; write {name}(parameter=value)")
-    return cast(Criterion, _call_checked(name, METRICS[name], METRICS[name], written | settings))
+    return cast(Criterion, _call_checked(name, METRICS[name], written | settings))
 
 
 def variant(text: str) -> Variant:
@@ -192,8 +192,7 @@ def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, 
             raise InvalidParameter(f"{name}(...) needs a method inside, such as {name}(gradient)")
         own, rest = _taken(COMBINATORS[name], settings)
         wrapped, rest = _built(inner, rest)
-        combine = wrapped.smoothed if name == "smoothed" else wrapped.integrated
-        return cast(Method, _call_checked(name, COMBINATORS[name], combine, written | own)), rest
+        return wrapped.sampled(_call_checked(name, COMBINATORS[name], written | own)), rest
     if name not in METHODS:
         raise UnknownName("method", name, [*METHODS, *COMBINATORS])
     if inner is not None:
@@ -202,7 +201,7 @@ def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, 
     if isinstance(made_of, str):
         return _built(_parsed(made_of), written | settings)
     own, rest = _taken(made_of, settings)
-    return cast(Method, _call_checked(name, made_of, made_of, written | own)), rest
+    return cast(Method, _call_checked(name, made_of, written | own)), rest
 
 
 def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, dict[str, Any]]:
@@ -243,12 +242,12 @@ def _parameters(node: ast.expr) -> list[str]:
     return _parameters(_parsed(made_of)) if isinstance(made_of, str) else _names(made_of)
 
 
-def _call_checked(name: str, taker: Callable[..., Any], make: Callable[..., Any], settings: dict[str, Any]) -> Any:
+def _call_checked(name: str, taker: Callable[..., Any], settings: dict[str, Any]) -> Any:
     for key in settings:
         if key not in _names(taker):
             raise UnknownName(f"parameter of {name!r}", key, _names(taker))
     try:
-        return make(**settings)
+        return taker(**settings)
     except PellucidError:
         raise
     except TypeError as error:

@@ -11,6 +11,7 @@ from torch import nn
 
 import pellucid as pl
 from pellucid.errors import InvalidImage, InvalidLayer, InvalidModel, InvalidParameter, InvalidTarget, UnknownName
+from pellucid.methods.baselines import Random
 
 FAST = {"steps": 3, "samples": 2, "q": 60.0}
 LAYERS = ["input", "stem", "block"]
@@ -135,7 +136,8 @@ def test_same_seed_same_map_and_another_seed_another_where_there_is_noise(
 ) -> None:
     first, again = explain(name, net, images, seed=3), explain(name, net, images, seed=3)
     other = explain(name, net, images, seed=4)
-    noisy = "smooth" in name or name == "random"
+    method = pl.method(name)
+    noisy = isinstance(method, Random) or any(isinstance(one, pl.Noise) for one in method.samplings)
     for layer in LAYERS:
         assert torch.equal(first[layer], again[layer])
     assert torch.equal(first["input"], other["input"]) != noisy

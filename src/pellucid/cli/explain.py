@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import counted, require_count
+from ..passes import DEFAULT_MAX_BATCH
 from .options import COMMAND, DEVICE, FOLDER, MAX_BATCH, chosen_device, parted
 from .output import staged, write_facts
 from .terminal import percent, show_left_out, show_notes
@@ -67,7 +68,7 @@ def explain(
         str | None, typer.Option(help="A table's column of labels, for `--target label`.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
-    max_batch: Annotated[int, MAX_BATCH] = 64,
+    max_batch: Annotated[int, MAX_BATCH] = DEFAULT_MAX_BATCH,
     device: Annotated[str, DEVICE] = "auto",
     attributions: Annotated[
         bool, typer.Option(help="Whether to write the raw attributions: large, and in memory until the end.")

@@ -25,6 +25,7 @@ from ..heatmap import Channels, Upsampling
 from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
+from ..passes import DEFAULT_MAX_BATCH
 from ..training.degradation import Replacement
 from ..training.hyperparameters import TrainingPrecision
 
@@ -172,7 +173,7 @@ class Spec(Part):
     pictures: Number = 3
     seed: Number = 0
     images_per_cell: Count = 16
-    max_batch: Count = 64
+    max_batch: Count = DEFAULT_MAX_BATCH
     device: str = "auto"
     training: Training | None = None
 

@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..layers import INPUT, require_explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
+from ..passes import DEFAULT_MAX_BATCH, rows_per_pass
 from ..rules.base import Rule
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
@@ -101,13 +102,17 @@ class Method(ABC):
         """The layers explained if none are named."""
         return (INPUT,)
 
+    def sampled(self, sampling: Sampling) -> Self:
+        """This method at the points that a sampling draws, folded as the sampling says."""
+        return replace(self, samplings=(sampling, *self.samplings))
+
     def smoothed(self, samples: int = 15, std: float = 0.15, **settings: Any) -> Self:
         """This method averaged over noisy copies of the image: settings of ``Noise``."""
-        return replace(self, samplings=(Noise(samples, std, **settings), *self.samplings))
+        return self.sampled(Noise(samples, std, **settings))
 
     def integrated(self, steps: int = 50, **settings: Any) -> Self:
         """This method integrated along a path from a baseline: settings of ``Path``."""
-        return replace(self, samplings=(Path(steps, **settings), *self.samplings))
+        return self.sampled(Path(steps, **settings))
 
     @final
     def __call__(
@@ -119,7 +124,7 @@ class Method(ABC):
         *,
         variant: AnyVariant = ORIGINAL,
         seed: int | Sequence[int] = 0,
-        max_batch: int = 64,
+        max_batch: int = DEFAULT_MAX_BATCH,
         layouts: Mapping[str, str | Layout] | None = None,
     ) -> Attributions:
         """Explain each image's target class at the named layers.
@@ -133,7 +138,7 @@ class Method(ABC):
             variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``,
                 a ``Surrogate``, any ``Variant``, or a single rule.
             seed: of all noise; one for all images, so each sees the same noise, or one per image.
-            max_batch: no forward pass sees more rows than this.
+            max_batch: no forward pass sees more rows than this (``passes.rows_per_pass``).
             layouts: of layers by name or glob, where they cannot be told: ``{"blocks.*": "tokens(prefix=1)"}``,
                 ``"channels_last"``, or letters such as ``"bwhc"``.
 
@@ -160,7 +165,7 @@ class Method(ABC):
                 rules,
                 images,
                 require_targets(targets, images),
-                max_batch // self.rows_per_point,
+                rows_per_pass(max_batch, images.device) // self.rows_per_point,
                 frozenset(name for name, outright in chosen.items() if outright),
                 {name: one for name, one in found.items() if one is not None},
             )
@@ -216,7 +221,7 @@ class Method(ABC):
         folded = _Fold(sampling, len(points))
         # Of gradients where the draws lie only the weighted sum is wanted, one for each point.
         tied = self.is_gradient and not inner and sampling.weights is not None and set(layers) == {points.layer}
-        for row, draw in _chunks(sampling, len(points), network.max_batch, points.values.device):
+        for row, draw in _chunks(sampling, len(points), network.max_batch, points.values.device, tied):
             drawn = _drawn(network, sampling, points, row, draw, tied)
             estimates = self._evaluate(network, inner, drawn, layers)
             folded.add(estimates, row, draw, summed=drawn.draws is not None)
@@ -279,10 +284,12 @@ class _Fold:
         return self._expected.get(layer)
 
 
-def _chunks(sampling: Sampling, rows: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(
+    sampling: Sampling, rows: int, size: int, device: torch.device, tied: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Every draw of every row, at most ``size`` at a time, as numbers of rows and of draws."""
     for index in torch.arange(rows * sampling.draws, device=device).split(size):
-        if isinstance(sampling, Path):  # path by path, so that a chunk has few ends
+        if tied or sampling.needs_reference:  # point by point, so that the draws of a chunk share few points
             yield index // sampling.draws, index % sampling.draws
         else:  # draw by draw: rows with one seed share the noise of a draw
             yield index % rows, index // rows

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..heatmap import Channels, Upsampling, heatmap
 from ..methods.base import Attributions, Method
+from ..passes import DEFAULT_MAX_BATCH
 from ..variants.base import ORIGINAL, Variant
 from .scoring import Scorer
 
@@ -66,7 +67,7 @@ class Case:
     variant: Variant = ORIGINAL
     seed: int = 0
     seeds: tuple[int, ...] = ()
-    max_batch: int = 64
+    max_batch: int = DEFAULT_MAX_BATCH
     labels: Tensor | None = None
     masks: Tensor | None = None
     boxes: Sequence[Sequence[Box]] | None = None

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import require_choice, require_count
 from ..layers import require_explainable
 from ..methods.checks import not_finite, require_logits
+from ..passes import DEFAULT_MAX_BATCH
 from ..rules.base import Rule, Rules
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 
@@ -37,7 +38,7 @@ class Scorer:
     model: nn.Module
     variant: AnyVariant = ORIGINAL
     output: Output = "softmax"
-    max_batch: int = 64
+    max_batch: int = DEFAULT_MAX_BATCH
     precision: Precision = "full"
     rules: tuple[Rule, ...] = field(init=False, repr=False)  # of the variant
     rows: int = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, require_choice
 from ..methods.base import Attributions
 from ..methods.checks import require_in_range, require_logits
+from ..passes import DEFAULT_MAX_BATCH
 from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
@@ -65,7 +66,7 @@ def _clean_logits(case: Case) -> Tensor:
 
 
 def fgsm(
-    model: nn.Module, images: Tensor, classes: Tensor, epsilon: Tensor | float, max_batch: int = 64
+    model: nn.Module, images: Tensor, classes: Tensor, epsilon: Tensor | float, max_batch: int = DEFAULT_MAX_BATCH
 ) -> Tensor:
     """Images (B, C, H, W) moved by one step of the fast gradient sign method, away from ``classes`` (B,).
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, require_choice, require_count
 from ..layers import captured, layer_names, require_explainable
+from ..passes import DEFAULT_MAX_BATCH
 
 Pooling = Literal["mean", "predicted"]
 _VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
@@ -82,7 +83,7 @@ class Segmentation(_Shared):
         chosen = chosen | ~chosen.any(3, keepdim=True).any(2, keepdim=True)
         return torch.where(chosen, logits, 0).sum((2, 3)) / chosen.sum((2, 3))
 
-    def targets(self, images: Tensor, max_batch: int = 64) -> Tensor:
+    def targets(self, images: Tensor, max_batch: int = DEFAULT_MAX_BATCH) -> Tensor:
         """The class to explain (B,) by the model's own segmentation (``segmentation_targets``)."""
         require_count("max_batch", max_batch)
         with torch.no_grad():
