@@ -145,15 +145,16 @@ class Statistics:
         ``rank`` among the methods of the same variant: 1 + how many are better, that is, whose paired
         difference has an interval without 0. Rows that grade a variant are compared with the original.
         """
-        differences = self.values - self.values.reindex(self._references()).to_numpy()
+        values = self.values.to_numpy()
+        differences = values - self.values.reindex(self._references()).to_numpy()
         return pd.DataFrame(
             {
-                "n": self.values.count(axis=1),
+                "n": (~np.isnan(values)).sum(1),
                 "undefined": self.undefined,
-                **self._means(self.values, "mean", "low", "high"),
-                "std": _deviation(self.values.to_numpy()),
+                **self._means(values, "mean", "low", "high"),
+                "std": _deviation(values),
                 **self._means(differences, "difference", "difference_low", "difference_high"),
-                "paired": differences.count(axis=1),
+                "paired": (~np.isnan(differences)).sum(1),
                 "rank": self._ranks(),
             }
         )
@@ -161,12 +162,12 @@ class Statistics:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The mean and its interval at each point of each curve, indexed as ``points``."""
-        return pd.DataFrame(self._means(self.points, "mean", "low", "high"), index=self.points.index)
+        return pd.DataFrame(self._means(self.points.to_numpy(), "mean", "low", "high"), index=self.points.index)
 
-    def _means(self, values: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Any]:
+    def _means(self, values: Numbers, mean: str, low: str, high: str) -> dict[str, Any]:
         """The mean and its interval of each row, by these names."""
-        ends = self.resamples.interval(values.to_numpy())
-        return {mean: _mean(values.to_numpy()), low: ends[0], high: ends[1]}
+        ends = self.resamples.interval(values)
+        return {mean: _mean(values), low: ends[0], high: ends[1]}
 
     def _references(self) -> pd.MultiIndex:
         """The row that each row is compared with."""
