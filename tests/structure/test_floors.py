@@ -1,6 +1,8 @@
-"""Imports only go down the floors, and each list stands in one place (ARCHITECTURE.md)."""
+"""Imports only go down the floors, files form no circle, and each name means one thing (ARCHITECTURE.md)."""
 
 import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,56 @@ def test_every_room_has_a_floor() -> None:
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
     assert rooms - {"__init__", "__main__"} == FLOORS.keys()
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {dotted(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def files_imported(name: str) -> set[str]:
+    """The files of this package that a file imports: within functions and for its types alone, too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*name.split(".")[: -node.level], *(node.module or "").split(".")]
+            module = ".".join(part for part in base if part)
+            found |= {module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)}
+    return found & MODULES.keys()
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Nor do they within a room, nor for their types alone: what needs each other stands together or is cut."""
+    graph = {name: files_imported(name) for name in MODULES if not name.endswith("__init__")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def public_names(path: Path) -> set[str]:
+    """The classes, functions, constants and types that a file defines at its top level, less private ones."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {
+                name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_public_name_means_one_thing() -> None:
+    places = defaultdict(list)
+    for path in PACKAGE.rglob("*.py"):
+        for name in public_names(path):
+            places[name].append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_only_two_files_touch_modules() -> None:
