@@ -10,7 +10,6 @@ parameters frozen, at the best of the batch sizes tried for it. Captum's rows ne
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 import pellucid as pl
-from timing import Work, timed
+from timing import Work, machine, timed
 
 SIZE, BATCH = 224, 4
 
@@ -296,9 +295,7 @@ def memory(device: str) -> str:
 def speed(runs: int, device: str, wanted: str) -> str:
     rows = [row for row in rows_of(resnet18(device), device) if wanted in row.name]
     measure(rows, runs)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {where}"
-    return f"{versions}, medians of {runs} runs in turn.\n\n{table(rows)}"
+    return f"{machine()}, medians of {runs} runs in turn.\n\n{table(rows)}"
 
 
 def main() -> None:

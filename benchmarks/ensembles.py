@@ -10,7 +10,6 @@ unless --data gives some. The ways run in turn, so that a busy machine slows all
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -25,6 +24,7 @@ from pellucid.models.zoo import load_model
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import processors, train_ensemble
 from pellucid.training.hyperparameters import HYPERPARAMETERS
+from timing import machine
 
 NAME = "cifar-cnn"
 
@@ -74,11 +74,10 @@ def table(options: argparse.Namespace, times: dict[str, list[float]]) -> str:
         middle = statistics.median(found)
         rate = options.networks * options.images * options.epochs / middle
         lines.append(f"| {way} | {middle:.2f} | {rate:.0f} | {first / middle:.2f} |")
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{processors()} processors"
     return "\n".join(
         [
-            f"{options.networks} CIFAR CNNs, {options.images} images, {options.epochs} epoch(s), {where}, torch "
-            f"{torch.__version__.partition('+')[0]}, Python {platform.python_version()}, {options.runs} runs.",
+            f"{options.networks} CIFAR CNNs, {options.images} images, {options.epochs} epoch(s), "
+            f"{options.runs} runs, on {processors()} processors: {machine()}.",
             "",
             *lines,
         ]

@@ -11,7 +11,6 @@ machine slows all of them; a ratio is of medians. Quantus' row needs quantus ins
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import warnings
@@ -29,7 +28,7 @@ from pellucid.metrics.faithfulness import curves
 from pellucid.metrics.perturbation import Kind
 from pellucid.metrics.randomization import groups
 from pellucid.metrics.scoring import Precision, Scorer
-from timing import Work, timed
+from timing import Work, machine, timed
 
 SIZE, STEPS, FINEST = 224, 28, 224
 UNIFORM = (7, 14, 28, 56)
@@ -298,9 +297,8 @@ def with_network(options: argparse.Namespace) -> list[str]:
     whole = setting(options)
     few = Setting(whole.model, *(value[: options.timed] for value in (whole.images, whole.targets, whole.maps)))
     batch = best_batch(few, (4, 8, 16, 32) if options.device == "cpu" else (32, 64, 128, 256))
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     weights = "ImageNet weights" if options.weights else "random weights"
-    parts = [f"torch {torch.__version__}, Python {platform.python_version()}, {where}, ResNet-18 with {weights}"]
+    parts = [f"{machine()}, ResNet-18 with {weights}"]
     if options.part != "steps":
         parts.append(
             f"{len(few.images)} images of 224 x 224, {STEPS} steps, batches of {batch}, medians of {options.runs} "

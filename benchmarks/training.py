@@ -23,6 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pellucid.training.surrogates import train_surrogate
+from timing import machine
 
 Step = Callable[[], object]
 Features = dict[str, tuple[Tensor, Tensor]]
@@ -116,7 +117,7 @@ def main() -> None:
     one, other = statistics.median(ours), statistics.median(bare)
     print(
         f"surrogate of {options.model}, {options.size} x {options.size}, batch {options.batch}, "
-        f"{torch.get_num_threads()} threads on {options.device}: by hand {other:.3f} s a step, "
+        f"on {options.device} ({machine()}): by hand {other:.3f} s a step, "
         f"ours {one:.3f} s, {one / other:.2f} of it (to reach: <= 1.1); {options.batch / one:.0f} images/s"
     )
 
