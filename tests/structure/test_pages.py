@@ -29,7 +29,9 @@ def test_the_table_of_metrics_names_each_metric() -> None:
 
 def test_set_up_is_two_commands() -> None:
     section = README.split("## Set up\n")[1].split("\n## ")[0]
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()
+    ]
     assert len(commands) == 2
     assert "pellucid demo" in commands[0]
     assert commands[1].endswith("pytest")

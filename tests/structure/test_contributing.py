@@ -1,0 +1,69 @@
+"""CONTRIBUTING's recipes, carried out on a copy of the project, which must then keep the contract."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("src", "tests", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "pyproject.toml")
+# What the recipes add, and the tests that must take notice of it.
+ADDED = ("halved", "jittered", "twice_smoothed", "entropy")
+TESTS = (
+    "tests/contract",
+    "tests/rules/test_oracle.py",
+    "tests/structure/test_floors.py",
+    "tests/structure/test_pages.py",
+)
+
+
+def recipes(text: str) -> list[tuple[str, str, str]]:
+    """Each block of code with a file: (language, file, lines), in order."""
+    found = []
+    for language, body in re.findall(r"^```(python|toml|diff)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        first, _, rest = body.partition("\n")
+        found.append((language, first.lstrip("#- ").strip(), rest))
+    return found
+
+
+def carry_out(root: Path, language: str, name: str, lines: str) -> None:
+    """Append a block to its file; of a diff, put the added lines behind the line that stands above them."""
+    path = root / name
+    text = path.read_text()
+    if language != "diff":
+        path.write_text(f"{text}\n\n{lines}")
+        return
+    above = ""
+    for line in lines.splitlines():
+        if line.startswith("+"):
+            added = f"{above}\n{line[1:]}"
+            assert text.count(f"{above}\n") == 1, f"{name}: {above!r} stands there {text.count(above)} times"
+            text, above = text.replace(above, added), line[1:]
+        else:
+            above = line[1:]
+    path.write_text(text)
+
+
+@pytest.mark.slow
+def test_the_recipes_add_what_they_say(tmp_path: Path) -> None:
+    for name in COPIED:
+        place = ROOT / name
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
+    for recipe in recipes((ROOT / "CONTRIBUTING.md").read_text()):
+        carry_out(tmp_path, *recipe)
+    chosen = " or ".join([*ADDED, "structure", "oracle"])
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS, "-k", chosen],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    passed = result.stdout
+    assert "passed" in passed
