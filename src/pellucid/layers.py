@@ -90,7 +90,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
         if pattern in modules:
             selected[pattern] = True
             continue
-        chosen = layer_names(model) if pattern == "all" else [name for name in modules if matches(name, pattern)]
+        chosen = layer_names(model) if pattern == "all" else [name for name in modules if fits_glob(name, pattern)]
         if not chosen:
             raise UnknownName("layer", pattern, [*modules, "all"])
         for name in chosen:
@@ -100,7 +100,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
     return selected
 
 
-def matches(name: str, pattern: str) -> bool:
+def fits_glob(name: str, pattern: str) -> bool:
     """Whether a glob fits a module's name; ``*`` stays within one level of the module tree, as in a path."""
     return name.count(".") == pattern.count(".") and lies_in(name, pattern)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InvalidParameter
-from .layers import INPUT, captured, matches
+from .layers import INPUT, captured, fits_glob
 
 # Names of common layouts, as they may be declared; all others are written as letters, such as "bwhc".
 NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "vector": "bc"}
@@ -276,7 +276,7 @@ def layouts_of(
     not run are left out.
     """
     given: dict[str, Layout | None] = {INPUT: Layout()}
-    given |= {name: one for name in layers for pattern, one in declared.items() if matches(name, pattern)}
+    given |= {name: one for name in layers for pattern, one in declared.items() if fits_glob(name, pattern)}
     found = _FOUND.setdefault(model, {})
     size = images.shape[1:]
     unknown = [name for name in layers if name not in given and (name, size) not in found]

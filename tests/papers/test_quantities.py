@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pellucid.findings.statistics import Statistics
-from pellucid.papers.quantities import chosen, found, per_image, verdict
-from pellucid.papers.recipe import Claim, Quantity, Where
+from pellucid.papers.quantities import found, per_image, selected, verdict
+from pellucid.papers.recipe import Claim, Quantity, RowFilter
 from pellucid.papers.recipe import Test as Bound
 from tests.tables import NAN, plausible, results
 
@@ -53,18 +53,18 @@ def test_rows_are_chosen_by_patterns_and_never_those_of_all_layers():
     values = {key(method, layer): [1.0] * 3 for method in ("gradient", "gradcam") for layer in ("input", "deep")}
     table = statistics_of(values).values
     assert len(table) == 6
-    assert [row[2:4] for row in chosen(table, Where()).index] == [
+    assert [row[2:4] for row in selected(table, RowFilter()).index] == [
         ("gradient", "input"), ("gradient", "deep"), ("gradcam", "input"), ("gradcam", "deep")
     ]  # fmt: skip
-    assert len(chosen(table, Where(method="grad*", layer="deep"))) == 2
-    assert len(chosen(table, Where(method=("gradient", "grad?am"), layer="inp*"))) == 2
-    assert len(chosen(table, Where(method="Gradient"))) == 0
+    assert len(selected(table, RowFilter(method="grad*", layer="deep"))) == 2
+    assert len(selected(table, RowFilter(method=("gradient", "grad?am"), layer="inp*"))) == 2
+    assert len(selected(table, RowFilter(method="Gradient"))) == 0
 
 
 def test_a_name_with_brackets_is_found_by_itself():
     name = "occluded(gradient, shape=[2, 2])"
     table = statistics_of({key(name): [1.0] * 3, key(): [2.0] * 3}).values
-    assert len(chosen(table, Where(method=name))) == 1
+    assert len(selected(table, RowFilter(method=name))) == 1
 
 
 # Means and deviations.
@@ -72,7 +72,7 @@ def test_a_name_with_brackets_is_found_by_itself():
 
 def test_a_mean_is_over_rows_of_the_means_over_images():
     statistics = statistics_of({key(): NOISE[0], key(layer="deep"): [*NOISE[1][:5], NAN, NAN, *NOISE[1][7:]]})
-    table = chosen(statistics.values, Where()).to_numpy()
+    table = selected(statistics.values, RowFilter()).to_numpy()
     check(statistics, Quantity(), lambda at: np.mean([np.mean(known(row[at])) for row in table]), 7, 2)
 
 

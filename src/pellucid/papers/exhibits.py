@@ -18,7 +18,7 @@ from ..findings.statistics import GROUP, Statistics
 from ..heatmap import clip_percentiles
 from ..report.album import read_map, read_photo
 from ..report.charts import BoxPlot, Line, Panel
-from .quantities import Found, chosen, found, found_in, per_image, rows_of
+from .quantities import Found, found, found_in, per_image, rows_of, selected
 from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Key, MapsExhibit, Quantity, Recipe, TableExhibit, matches
 
 WHISKER = 1.5  # times the box: where whiskers end at the latest
@@ -94,14 +94,14 @@ class _Content:
 
     def parts(self, rows: pd.DataFrame, where: Quantity, key: Key) -> Iterator[tuple[str, Quantity]]:
         """Each entry of a key and the quantity of it alone."""
-        for label, names in self.entries(_names(chosen(rows, where), key), where, key).items():
+        for label, names in self.entries(_names(selected(rows, where), key), where, key).items():
             yield label, _narrowed(where, **{key: names})
 
     def unit(self, rows: pd.DataFrame, where: Quantity) -> str:
         """What the values are, if all are of one unit."""
         if where.how in ("ratio", "reduction"):
             return where.how
-        units = {self.statistics.metrics[metric].unit for metric in _names(chosen(rows, where), "metric")}
+        units = {self.statistics.metrics[metric].unit for metric in _names(selected(rows, where), "metric")}
         return units.pop() if len(units) == 1 else ""
 
     # Tables.
@@ -109,7 +109,7 @@ class _Content:
     def table(self, exhibit: TableExhibit) -> ComparedTable:
         """Our numbers beside the paper's, times ``by``."""
         where, paper = exhibit.where, exhibit.paper
-        kept = chosen(rows_of(self.statistics, where), where)
+        kept = selected(rows_of(self.statistics, where), where)
         rows, columns = (self.entries(_names(kept, key), where, key) for key in (exhibit.rows, exhibit.columns))
 
         def compared(row: str, column: str) -> Compared:
@@ -130,11 +130,11 @@ class _Content:
         along = exhibit.across == "layer"
         rows = rows_of(self.statistics, exhibit.where) if along else self.statistics.points
         for title, where in self.parts(rows, exhibit.where, exhibit.panels):
-            order = self.layers(chosen(rows, where)) if along else []
+            order = self.layers(selected(rows, where)) if along else []
             lines, ticks = [], {float(x): self.recipe.label(layer) for x, layer in enumerate(order)}
             for name, inside in self.parts(rows, where, exhibit.lines):
                 places = list(self.at_layers(order, inside) if along else self.on_curve(inside))
-                if line := self.line(name, places, inside, _floor(chosen(rows, inside))):
+                if line := self.line(name, places, inside, _floor(selected(rows, inside))):
                     lines.append(line)
                     ticks |= {place.x: self.recipe.label(place.name) for place in places if place.name}
             if lines:
@@ -156,7 +156,7 @@ class _Content:
     def on_curve(self, where: Quantity) -> Iterator[_Place]:
         """The places at which the rows have points; others, to compare with, are looked up there."""
         points = self.statistics.points
-        index = chosen(points, where).index
+        index = selected(points, where).index
         places = dict(zip(index.get_level_values("at"), index.get_level_values("step"), strict=True))
         for at in sorted(places):
             rows = points[points.index.get_level_values("at") == at].droplevel(["at", "step"])
@@ -180,7 +180,7 @@ class _Content:
             for name, inside in self.parts(rows, where, exhibit.boxes):
                 values = per_image(self.statistics, inside)
                 if values is not None and np.isfinite(values).any():
-                    drawn.append(_box(name, values[np.isfinite(values)], _floor(chosen(rows, inside))))
+                    drawn.append(_box(name, values[np.isfinite(values)], _floor(selected(rows, inside))))
             if drawn:
                 yield Panel(title, exhibit.y or self.unit(rows, where), boxes=tuple(drawn))
 

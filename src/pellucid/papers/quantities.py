@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..findings.intervals import LEAST, ROUNDING, Numbers, Resamples, moments, percentiles
 from ..findings.statistics import ALL_LAYERS, GROUP, Statistics
-from .recipe import Claim, How, Quantity, Test, Where, matches
+from .recipe import Claim, How, Quantity, RowFilter, Test, matches
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Verdict:
         return f"{self.word}, because {self.reason}" if self.reason else self.word
 
 
-def chosen(rows: pd.DataFrame, where: Where) -> pd.DataFrame:
+def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
     """The rows of ``Statistics.values`` or ``.points`` that match; never those of all layers."""
     index = rows.index
     kept = np.ones(len(rows), bool)
@@ -112,10 +112,10 @@ def _sides(rows: pd.DataFrame, quantity: Quantity) -> tuple[Numbers, Numbers | N
 
     Rows are compared that are alike but for ``against``; what it makes several is averaged first.
     """
-    ours = chosen(rows, quantity)
+    ours = selected(rows, quantity)
     if not quantity.against:
         return ours.to_numpy(float), None
-    mine, others = (_averaged(side, quantity) for side in (ours, chosen(rows, compared_with(quantity))))
+    mine, others = (_averaged(side, quantity) for side in (ours, selected(rows, compared_with(quantity))))
     shared = [place for place in mine if place in others]
     if not shared:
         return np.empty((0, rows.shape[1])), None

@@ -83,7 +83,7 @@ class Experiment(Scaled):
     spec: Mapping[str, Any]
 
 
-class Where(_Part):
+class RowFilter(_Part):
     """Rows of a results table: glob patterns; what is left out matches all."""
 
     model: Patterns = ("*",)
@@ -93,7 +93,7 @@ class Where(_Part):
     metric: Patterns = ("*",)
 
 
-class Quantity(Where):
+class Quantity(RowFilter):
     """One number with its interval: a mean over the images, and over the rows that are chosen.
 
     Attributes:

@@ -27,7 +27,7 @@ from .state import State
 
 TRAINED, RUNS = "trained", "runs"
 
-Advance = Callable[[str, str, int, int], None]
+AdvanceStep = Callable[[str, str, int, int], None]
 """Called with the step, what of it is being done, how much of that is done, and how much there is."""
 
 Settings = NetworkSettings | SurrogateSettings
@@ -68,7 +68,7 @@ def reproduce(
     data: Sequence[str] = (),
     weights: Sequence[str] = (),
     device: str = "auto",
-    advance: Advance = lambda step, what, done, total: None,
+    advance: AdvanceStep = lambda step, what, done, total: None,
     command: str = "",
 ) -> Reproduction:
     """Run a recipe, or what is left of it.
@@ -143,7 +143,7 @@ class _Work:
     folder: Path
     places: Mapping[str, str]
     device: str
-    advance: Advance
+    advance: AdvanceStep
     command: str
 
     def settings(self, part: NetworkTraining | SurrogateTraining) -> Settings:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from ..errors import OutputNotWritable, first_difference
 from ..files import replace_file
 
-STATE, LOCK = "reproduce.json", ".lock"
+STATE, _LOCK = "reproduce.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class State:
         _facts(folder, paper, scale)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / LOCK, timeout=0)
+            lock = FileLock(folder / _LOCK, timeout=0)
             lock.acquire()
         except Timeout as error:
             raise OutputNotWritable(
