@@ -80,7 +80,10 @@ METHODS: Mapping[str, Entry] = {
     "integrated_guided_backprop": Entry("integrated(guided_backprop)", f"{_NIELSEN}, Eq. 9"),
 }
 
-COMBINATORS: Mapping[str, type[Sampling]] = {"smoothed": Noise, "integrated": Path}
+COMBINATORS: Mapping[str, type[Sampling]] = {
+    "smoothed": Noise,
+    "integrated": Path,
+}
 
 METRICS: Mapping[str, type[Criterion]] = {
     metric.name: metric

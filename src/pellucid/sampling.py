@@ -32,6 +32,7 @@ class Sampling(ABC):
 
     space: Space
     needs_reference: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False  # whether draws depend on the seed
     keeps_sum: bool  # whether the folded attribution sums to the mean of what the draws sum to
 
     @property
@@ -78,6 +79,7 @@ class Noise(Sampling):
     relative: bool = False
     moment: Moment = "mean"
     space: Space = "input"
+    is_random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_count("samples", self.samples)

@@ -137,7 +137,7 @@ def test_same_seed_same_map_and_another_seed_another_where_there_is_noise(
     first, again = explain(name, net, images, seed=3), explain(name, net, images, seed=3)
     other = explain(name, net, images, seed=4)
     method = pl.method(name)
-    noisy = isinstance(method, Random) or any(isinstance(one, pl.Noise) for one in method.samplings)
+    noisy = isinstance(method, Random) or any(sampling.is_random for sampling in method.samplings)
     for layer in LAYERS:
         assert torch.equal(first[layer], again[layer])
     assert torch.equal(first["input"], other["input"]) != noisy
