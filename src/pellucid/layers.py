@@ -29,9 +29,9 @@ def layer_names(model: nn.Module) -> list[str]:
     these) that is more than a plain container (``nn.Sequential``, ``nn.ModuleList``): a residual or inception
     block, a dense block, a Conv-Norm-ReLU, a transformer's block. One that holds more than half of these layers
     is taken for the model's body, and one that is hardly more than a chain of modules of one class for a stage:
-    their own blocks count. The block of the last such layer, the classifier, is left out. A model without blocks
-    (VGG, LeNet) offers its convolutions instead. Attributions are of the named module's output. Any other module
-    may be named too (``dict(model.named_modules())``).
+    their own blocks count. The block of the classifier is left out. A model without blocks (VGG, LeNet) offers
+    its convolutions instead. Attributions are of the named module's output. Any other module may be named too
+    (``dict(model.named_modules())``).
     """
     kinds = _CONVOLUTIONS
     if _count(model, (nn.Linear,)) > _count(model, kinds):
@@ -39,7 +39,10 @@ def layer_names(model: nn.Module) -> list[str]:
     blocks = list(_blocks(model, "", kinds, _count(model, kinds) / 2))
     *_, last = [name for name, module in model.named_modules() if isinstance(module, (*kinds, nn.Linear))] or [""]
     if len(blocks) > 1 and blocks[-1] == last.split(".")[0]:
-        del blocks[-1]
+        # A head of convolutions, as of a segmentation model, still has places.
+        head = model.get_submodule(blocks[-1])
+        if isinstance(model.get_submodule(last), nn.Linear) or _count(head, kinds) == 1:
+            del blocks[-1]
     if not blocks:
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]

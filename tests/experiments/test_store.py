@@ -331,7 +331,7 @@ class Picky(TotalVariation):
     failing = True
 
     def measure(self, case):
-        if self.failing and case.variant == "backward":
+        if self.failing and case.variant.name == "backward":
             raise RuleNotApplied("no rule for it")
         return super().measure(case)
 
