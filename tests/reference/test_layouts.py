@@ -276,6 +276,7 @@ def test_every_readout_gives_maps_of_the_grid(name: str, family: str, layer: str
     model, images, _ = made(family)
     attribution = pl.method(name)(model, images, [3], [layer])[layer]
     assert attribution.shape[-2:] == (size, size)
+    assert attribution.is_contiguous()  # so that it can be saved
     assert pl.heatmap(attribution, (64, 64)).shape == (1, 64, 64)
 
 

@@ -183,9 +183,9 @@ class Method(ABC):
             size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
             network.require_finite(size, layer)
             maps, prefix = network.split(layer, attribution.to(network.images.dtype))
-            attributions[layer] = maps
+            attributions[layer] = maps.contiguous()
             if prefix.numel():
-                prefixes[layer] = prefix
+                prefixes[layer] = prefix.contiguous()
             expected = [part[layer].expected for part in parts]
             if all(value is not None for value in expected):
                 wanted = _joined([value for value in expected if value is not None])
