@@ -77,6 +77,7 @@ def test_training_refuses_an_output_it_cannot_write_before_it_starts(tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
     monkeypatch.setattr("pellucid.cli.demo._METHODS", ("gradient", "rectgrad(q=90)"))
     monkeypatch.setattr("pellucid.cli.demo._COUNT", 4)

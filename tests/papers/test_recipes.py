@@ -252,6 +252,7 @@ def test_the_copied_ratings_of_combination_methods_are_best_where_the_paper_says
     assert set(sorted(means, key=means.get)[-len(best) :]) == best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_smoke_run_shows_every_table_and_figure(paper, real_data, tmp_path):
     folder = tmp_path / "run"
