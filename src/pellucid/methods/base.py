@@ -165,7 +165,7 @@ class Method(ABC):
                 rules,
                 images,
                 require_targets(targets, images),
-                rows_per_pass(max_batch, images.device) // self.rows_per_point,
+                rows_per_pass(max_batch, images) // self.rows_per_point,
                 frozenset(name for name, outright in chosen.items() if outright),
                 {name: one for name, one in found.items() if one is not None},
             )
