@@ -306,6 +306,8 @@ def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
     The modules that hold the layer are asked, the innermost first, as timm's networks answer: ``output_fmt``,
     ``num_prefix_tokens`` and ``patch_embed.grid_size``.
     """
+    if len(output) != 1:  # rows that are windows, not images, whatever made them
+        return None
     if of_convolutions(output):
         return Layout()
     parts = name.split(".")

@@ -156,6 +156,19 @@ def test_rows_that_are_no_images_cannot_be_told() -> None:
     assert layouts_of(Windows().eval(), ["layer"], torch.randn(1, 3, 16, 16), {}, 64)["layer"] is None
 
 
+def test_convolutions_of_windows_are_no_maps_of_images() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = x.unflatten(2, (2, 8)).unflatten(4, (2, 8)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+            return self.layer(windows).unflatten(0, (-1, 4)).mean((1, 3, 4))
+
+    assert layouts_of(Windows().eval(), ["layer"], torch.randn(1, 3, 16, 16), {}, 64)["layer"] is None
+
+
 def test_what_is_declared_is_believed() -> None:
     model, images, _ = made("swin")
     declared = {"layers.*": Layout("bwhc")}
