@@ -13,7 +13,7 @@ from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..rules.base import Rule, Rules
-from ..rules.draws import Draws, with_draws
+from ..rules.draws import DrawnRules, Draws
 from ..sampling import Baseline, reference_images
 from .checks import not_finite, require_in_range, require_logits
 
@@ -101,7 +101,7 @@ class Network:
             values = values.detach()
             if points.draws is not None:
                 draws = replace(points.draws, points=points.draws.points.detach().requires_grad_())
-                activations, logits = self._run(draws.tied(lambda: values), points, layers)
+                activations, logits = self._run(draws.tied(lambda: values), replace(points, draws=draws), layers)
                 activations[points.layer] = draws.points
             else:
                 if points.layer in layers:
@@ -186,7 +186,7 @@ class Network:
     def _run(self, values: Tensor, points: Points, layers: Sequence[str]) -> tuple[Activations, Tensor]:
         if points.layer == INPUT:
             # A clone: the model's first operation may be in place.
-            activations, logits = self._pass(values.clone(), layers, {})
+            activations, logits = self._pass(values.clone(), layers, {}, points.draws)
             activations[INPUT] = values
             return activations, logits
         # The rows enter at their layer. An empty batch flows through the network below it, which therefore
@@ -194,7 +194,7 @@ class Network:
         injected = {points.layer: values}
         if points.layer not in self._spanned:
             try:
-                activations, logits = self._pass(self.images[:0], layers, injected)
+                activations, logits = self._pass(self.images[:0], layers, injected, points.draws)
                 if len(logits) == len(values) and (points.layer in self._entered or bool(logits.isfinite().all())):
                     self._entered.add(points.layer)
                     return activations, logits
@@ -204,12 +204,14 @@ class Network:
                 pass
             self._spanned.add(points.layer)
         images = self.images[points.origin].repeat(len(values) // len(points), 1, 1, 1)
-        return self._pass(images, layers, injected)
+        return self._pass(images, layers, injected, points.draws)
 
     def _pass(
-        self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor]
+        self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor], draws: Draws | None
     ) -> tuple[Activations, Tensor]:
-        rules = Rules(with_draws(self.rules), self._copies, self.model)
+        given = self.rules, self._copies, self.model
+        rows = next(iter(injected.values()), images)
+        rules = Rules(*given) if draws is None else DrawnRules(*given, rows, draws)
         with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()

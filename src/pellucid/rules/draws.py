@@ -9,14 +9,16 @@ where they lie on a straight path, one forward pass at either end, since A((1 - 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .base import Rule, Run
+from .base import Rule, Rules, Run
 from .operations import Operation
 
 
@@ -51,64 +53,103 @@ class Draws:
 class _Tied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, draws: Draws, make: Callable[[], Tensor]) -> Tensor:
-        rows = make()
-        ctx.tied = draws, rows._version
-        return rows
+        ctx.draws = draws
+        return make()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        draws, _ = ctx.tied
-        return draws.sums(gradient), None, None
+        return ctx.draws.sums(gradient), None, None
 
 
-def draws_of(x: Tensor) -> Draws | None:
-    """How the rows of ``x`` were drawn; None of a tensor that is anything but such rows or a copy of them.
+_COPIES = frozenset({Tensor.clone, torch.clone})
+# Calls that leave a tensor as it is, and hand out nothing through which it could be changed.
+_READS = _COPIES | {F.conv2d, F.batch_norm, Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__} | {
+    getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad")
+}  # fmt: skip
 
-    The graph tells, and the count of changes in place: rows that were overwritten are not what was drawn.
+
+class DrawnRules(Rules):
+    """Rules for a pass over drawn ``rows``: while they are known to be what was drawn, ``AffineOnce`` serves them.
+
+    Every call goes through here. What is done to rows by a call that may overwrite them, or that hands out
+    another way to them (a view, ``x.data``), ends what is known of them.
     """
-    node, copied = x.grad_fn, False
-    if node is not None and node.name() == "CloneBackward0":
-        node, copied = node.next_functions[0][0], True
-    draws, version = getattr(node, "tied", (None, 0))
-    return draws if x._version == (0 if copied else version) else None
+
+    def __init__(self, rules: Sequence[Rule], copies: bool, model: nn.Module, rows: Tensor, draws: Draws) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, Draws]] = {}
+        linear = all(rule.linear for rule in rules if rule.operations & AffineOnce.operations)
+        super().__init__((AffineOnce(self), *rules) if linear else rules, copies, model)
+        self.know(rows, draws)
+
+    def know(self, rows: Tensor, draws: Draws) -> Tensor:
+        """From now on the rows are known to be drawn so."""
+        self._known[id(rows)] = weakref.ref(rows), rows._version, draws
+        return rows
+
+    def draws_of(self, x: Tensor) -> Draws | None:
+        """How the rows of ``x`` were drawn; None of a tensor that is not known to be such rows."""
+        rows, version, draws = self._known.get(id(x), (None, 0, None))
+        return draws if rows is not None and rows() is x and x._version == version else None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` under the rules, and follow what becomes of drawn rows."""
+        result = super().__torch_function__(func, types, args, kwargs)
+        for x in _tensors((*args, *(kwargs or {}).values())):
+            draws = self.draws_of(x)
+            if draws is not None and func in _COPIES:
+                self.know(result, draws)
+            elif func not in _READS:
+                self._known.pop(id(x), None)
+        return result
 
 
-@dataclass(frozen=True)
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+@dataclass(frozen=True, eq=False)
 class AffineOnce(Rule):
-    """Run a convolution or a frozen normalisation of drawn rows at the points that they were drawn from.
+    """Run a convolution or a frozen normalization of drawn rows at the points that they were drawn from.
 
-    The same function and, summed over the draws, the same gradient, with less work (benchmarks/README.md tells how
-    much). It stands before the other rules, which must be linear (``Rule.linear``).
+    It gives the same function and, summed over the draws, the same gradient with less work (benchmarks/README.md
+    tells how much). It stands before the other rules, which must be linear (``Rule.linear``).
     """
+
+    rows: DrawnRules
 
     required: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d", "batch_norm"})
 
     @property
     def alters_gradient(self) -> bool:
-        """It does not."""
+        """Never: what propagates back is the gradient."""
         return False
 
     def concerns(self, operation: Operation) -> bool:
         """Operations on drawn rows, with constants for weights and statistics."""
         settings = operation.settings
         constant = all(value.grad_fn is None for value in settings.values() if isinstance(value, Tensor))
-        return constant and not settings.get("training") and draws_of(operation.input) is not None
+        return constant and not settings.get("training") and self.rows.draws_of(operation.input) is not None
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run it at the points and, where the draws lie on paths, at the references instead of at the rows."""
-        draws = draws_of(x)
+        draws = self.rows.draws_of(x)
         assert draws is not None
         points, path = run(draws.points), draws.path
         if path is None or draws.references is None:
-            return replace(draws, points=points).tied(lambda: run(x.detach()))
+            moved = replace(draws, points=points)
+            return self.rows.know(moved.tied(lambda: run(x.detach())), moved)
         with torch.no_grad():
             references = run(draws.references)
         moved = replace(draws, points=points, references=references)
-        return moved.tied(lambda: path(points, references))
-
-
-def with_draws(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rules, with ``AffineOnce`` before them if those of its operations are all linear."""
-    met = [rule for rule in rules if rule.operations & AffineOnce.operations]
-    return (AffineOnce(), *rules) if all(rule.linear for rule in met) else tuple(rules)
+        return self.rows.know(moved.tied(lambda: path(points, references)), moved)
