@@ -77,7 +77,7 @@ def test_a_run_writes_the_page_and_says_which_claims_hold():
     }
     assert "holds" in verdicts["smoother"]
     assert "does not hold" in verdicts["rougher"]
-    assert "not tested, because nobody was asked" in result.stdout
+    assert "not tested: nobody was asked" in result.stdout
     assert result.stdout.splitlines()[-1] == (
         "open sanity-checks-smoke/index.html, or read sanity-checks-smoke/README.md"
     )
@@ -117,7 +117,7 @@ def test_failed_cells_are_told_and_the_page_is_written_all_the_same(monkeypatch)
     assert result.exit_code == 1
     assert "noise: 1 cell failed; the same command tries them again:" in result.stderr
     assert "no such luck" in result.stderr
-    assert "not tested, because this run has no such results" in result.stdout
+    assert "not tested: this run has no such results" in result.stdout
     assert Path("here/README.md").exists()
 
 

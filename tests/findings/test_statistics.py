@@ -1,15 +1,13 @@
 """Means, intervals, paired differences and ranks on tables whose answers are known."""
 
-import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 
-from pellucid.errors import InvalidData, InvalidParameter, UnknownName
-from pellucid.findings.intervals import Resamples
+from pellucid.errors import InvalidData, UnknownName
+from pellucid.findings.intervals import interval
 from pellucid.findings.statistics import ALL_LAYERS, Statistics
 from tests.tables import FACTS, NAN, fact, plausible, results
 
@@ -24,51 +22,6 @@ def row(values, of=KEY, reference=None, **settings):
     return Statistics.of(results(values, reference, **settings)).summary.loc[of]
 
 
-def every_resample(images):
-    """All N^N ordered draws, as counts."""
-    draws = np.array(list(itertools.product(range(images), repeat=images)))
-    return Resamples(np.stack([(draws == index).sum(1) for index in range(images)], 1))
-
-
-# Intervals.
-
-
-def test_the_interval_is_the_percentiles_over_all_resamples():
-    values = np.array([1.0, 2.0, 7.0])
-    low, high = every_resample(3).interval(values[None])
-    means = [np.mean(draw) for draw in itertools.product(values, repeat=3)]
-    expected = np.percentile(means, [2.5, 97.5])
-    np.testing.assert_allclose([low[0], high[0]], expected, rtol=1e-12)
-
-
-def test_drawn_resamples_agree_with_scipy():
-    values = np.random.default_rng(1).exponential(size=40)
-    number = 100_000
-    low, high = Resamples.of(40, number).interval(values[None])
-    oracle = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=number, method="percentile", rng=np.random.default_rng(2), batch=10_000
-    ).confidence_interval
-    # The standard error of the 2.5 % quantile of 1e5 normal draws is 0.0085 standard deviations.
-    error = 5 * 0.0085 * values.std() / math.sqrt(40)
-    np.testing.assert_allclose([low[0], high[0]], oracle, atol=error)
-
-
-def test_undefined_values_leave_the_others_resampled_alone():
-    values = np.array([1.0, NAN, 2.0, 7.0])
-    low, high = every_resample(4).interval(values[None])
-    means = [
-        np.mean([v for v in draw if v == v])
-        for draw in itertools.product(values, repeat=4)
-        if any(v == v for v in draw)
-    ]
-    np.testing.assert_allclose([low[0], high[0]], np.percentile(means, [2.5, 97.5]), rtol=1e-12)
-
-
-def test_constant_values_have_an_interval_of_no_width():
-    low, high = Resamples.of(7).interval(np.full((1, 7), 0.3))
-    np.testing.assert_allclose([low[0], high[0]], 0.3, rtol=1e-14)
-
-
 @pytest.mark.parametrize("values", [[1.0], [1.0, 2.0], [1.0, 2.0, NAN, NAN]])
 def test_one_or_two_values_have_no_interval_and_no_rank(values):
     found = row({KEY: values, key("random"): values})
@@ -76,26 +29,6 @@ def test_one_or_two_values_have_no_interval_and_no_rank(values):
     assert math.isnan(found["high"])
     assert math.isnan(found["rank"])
     assert found["mean"] == np.nanmean(values)
-
-
-def test_resamples_are_seeded_and_leave_global_chance_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    first, again, other = Resamples.of(9), Resamples.of(9), Resamples.of(9, seed=1)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
-    assert (first.counts == again.counts).all()
-    assert (first.counts != other.counts).any()
-    assert (first.counts.sum(1) == 9).all()
-    with pytest.raises(InvalidParameter, match="resamples=0"):
-        Resamples.of(9, 0)
-
-
-def test_rows_are_resampled_alike_however_many_there_are():
-    values = np.random.default_rng(0).normal(size=(2500, 6))
-    resamples = Resamples.of(6, 50)
-    low, high = resamples.interval(values)
-    for index in (0, 1023, 1024, 2499):
-        one = resamples.interval(values[index : index + 1])
-        np.testing.assert_allclose([low[index], high[index]], np.ravel(one), rtol=1e-12)
 
 
 # The summary.
@@ -187,12 +120,8 @@ def test_ranks_agree_with_a_loop_over_pairs():
     for name, mine in values.iterrows():
         better = 0
         for other, theirs in values.iterrows():
-            pairs = (mine - theirs).to_numpy()
-            means = []
-            for counts in stats.resamples.counts:
-                chosen = [v for v, count in zip(pairs, counts, strict=True) for _ in range(count) if v == v]
-                means += [np.mean(chosen)] if chosen else []
-            better += np.percentile(means, 2.5) > 0 and name != other
+            low, _ = interval((mine - theirs).to_numpy()[None])
+            better += low[0] > 0 and name != other
         assert summary.loc[name, "rank"] == 1 + better
 
 

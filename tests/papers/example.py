@@ -110,5 +110,5 @@ class Example:
 @lru_cache
 def example():
     results = plausible()
-    statistics = Statistics.of(results, resamples=300)
+    statistics = Statistics.of(results)
     return Example(Recipe.model_validate(RECIPE), {"all": results}, {"all": statistics})

@@ -99,17 +99,17 @@ def test_how_it_was_made_stands_on_the_page(text):
 def test_each_claim_has_its_verdict_and_its_numbers(text):
     _, *rows = rows_of(text, "The claims")
     verdicts = page.judged(example())
-    assert [row[0].split(",")[0] for row in rows] == [one.word for one in verdicts]
+    assert [row[0].split(":")[0] for row in rows] == [one.word for one in verdicts]
     assert rows[1][0] == "does not hold"
     assert rows[1][1] == "SmoothGrad is worse than random (Sec. 5)"
     number = verdicts[1].found[0]
     value, low, high = (f"{part:.3f}" for part in (number.value, number.low, number.high))
     expected = f"SmoothGrad, Insertion, difference to random: {value} \\[{low},\N{NO-BREAK SPACE}{high}\\]"
     assert rows[1][2] == f"{expected}; claimed &lt;\N{NO-BREAK SPACE}0"
-    assert rows[2][0] == "not tested, because it asks people"
+    assert rows[2][0] == "not tested: it asks people"
     assert rows[0][3] == "As far as made-up results can say."
     assert len(rows[0][2].split("<br>")) == 2
-    assert "Of 4 claims, 0 hold, 1 does not, 3 were not tested." in text
+    assert "Of 4 claims, 0 hold, 1 does not, 1 is undecided and 2 were not tested." in text
 
 
 def test_tables_have_our_numbers_over_the_papers(text):
@@ -184,7 +184,7 @@ def test_what_failed_or_was_not_run_is_said(tmp_path):
     text = (tmp_path / "none" / "README.md").read_text()
     assert text.count("This run has no results for it.") == 7
     assert "| Experiment: all | no results |" in text
-    assert "0 hold, 0 do not, 4 were not tested" in text
+    assert "0 hold, 0 do not, 0 are undecided and 4 were not tested" in text
 
 
 def test_one_image_has_numbers_without_intervals(tmp_path):
@@ -239,7 +239,7 @@ def test_words():
     assert page.place_of("figure-5a") == "Figure 5a"
     assert page.place_of("segmentation") == "segmentation"
     assert [page.duration(seconds) for seconds in (0.4, 89, 125, 7500)] == ["0 s", "89 s", "2 min", "2 h 5 min"]
-    assert page.told(Found(1e-9, NAN, NAN, 2, 1), 3) == "1.0 × 10⁻⁹"
+    assert page.told(Found(1e-9, np.array([NAN, NAN]), 2, 1), 3) == "1.0 × 10⁻⁹"
     assert page.told(None, 3) == "–"
 
 

@@ -1,10 +1,11 @@
-"""Quantities and verdicts against loops over images, rows and the same resamples."""
+"""Quantities and verdicts against loops over images and rows."""
 
 import math
 
 import numpy as np
 import pytest
 
+from pellucid.findings.intervals import interval
 from pellucid.findings.statistics import Statistics
 from pellucid.papers.quantities import found, per_image, selected, verdict
 from pellucid.papers.recipe import Claim, Quantity, RowFilter
@@ -19,15 +20,7 @@ def key(method="gradient", layer="input", metric="insertion", variant="original"
 
 
 def statistics_of(values, **more):
-    return Statistics.of(results(values, **more), resamples=400)
-
-
-def resampled(statistics):
-    """The images as they are, then each resample, as lists of places."""
-    images = range(statistics.images)
-    yield list(images)
-    for counts in statistics.resamples.counts:
-        yield [image for image in images for _ in range(counts[image])]
+    return Statistics.of(results(values, **more))
 
 
 def known(values):
@@ -35,12 +28,19 @@ def known(values):
 
 
 def check(statistics, quantity, one, images, rows):
-    """``one`` (places of images) -> the number; NaN where it is undefined."""
+    """``one`` (places of images) -> the number; its interval is that of the jackknife's values."""
     number = found(statistics, quantity)
-    value, *drawn = [one(places) for places in resampled(statistics)]
-    assert number.value == pytest.approx(value, rel=1e-10, nan_ok=True)
+    whole = list(range(statistics.images))
+    value = one(whole)
+    assert number.value == pytest.approx(value, rel=1e-10)
     assert (number.images, number.rows) == (images, rows)
-    np.testing.assert_allclose([number.low, number.high], np.percentile(known(drawn), [2.5, 97.5]), rtol=1e-10)
+    measured = [place for place, of in enumerate(number.values) if not math.isnan(of)]
+    left = np.array([one([place for place in whole if place != gone]) for gone in measured])
+    values = (len(left) - 1) * (value - left)
+    values = value + values - values.mean()
+    np.testing.assert_allclose(number.values[measured], values, rtol=1e-6, atol=1e-6)
+    ends = interval(values[None])
+    np.testing.assert_allclose([number.low, number.high], np.ravel(ends), rtol=1e-6)
 
 
 NOISE = np.random.default_rng(0).uniform(1, 2, size=(6, 9))
@@ -263,9 +263,10 @@ STEADY = {
         ([a_test("high", below=0.5)], "does not hold", ""),
         ([a_test("low", above=0.5)], "does not hold", ""),
         ([a_test("high", above=0.5), a_test("low", above=0.5)], "does not hold", ""),
-        ([a_test("high", above=0.8)], "not tested", "its interval includes 0.8"),
+        ([a_test("high", above=0.8)], "undecided", "12 values do not tell it from 0.8, nor would a million"),
+        ([a_test("high", above=0.799)], "undecided", "12 values do not tell it from 0.799; about 570 would"),
         ([a_test("high", above=0.8), a_test("low", above=0.5)], "does not hold", ""),
-        ([a_test("few", above=0.5)], "not tested", "2 values are too few for an interval"),
+        ([a_test("few", above=0.5)], "undecided", "2 values are too few for an interval"),
         ([a_test("nobody", above=0.5)], "not tested", "this run has no such results"),
         ([a_test("high", above=0.5), a_test("nobody", above=0.5)], "not tested", "no such results"),
         ([a_test("low", above=0.5), a_test("nobody", above=0.5)], "does not hold", ""),
@@ -286,13 +287,32 @@ def test_an_experiment_that_was_not_run_decides_nothing():
 
 def test_an_interval_that_ends_at_the_bound_but_for_rounding_is_open():
     same = {"run": statistics_of({key(): [0.5, 0.5, 0.5]})}
-    assert verdict(claim(a_test(above=0.5)), same).word == "not tested"
-    assert verdict(claim(a_test(above=0.5 - 1e-8)), same).word == "not tested"
+    assert verdict(claim(a_test(above=0.5)), same).word == "undecided"
+    assert verdict(claim(a_test(above=0.5 - 1e-8)), same).word == "undecided"
     assert verdict(claim(a_test(above=0.499)), same).word == "holds"
-    assert verdict(claim(a_test(below=0.5)), same).word == "not tested"
+    assert verdict(claim(a_test(below=0.5)), same).word == "undecided"
     assert verdict(claim(a_test(below=0.499)), same).word == "does not hold"
 
 
 def test_a_claim_without_tests_says_why():
     judged = verdict(Claim(text="people prefer it", place="Sec. 5", because="it asks people"), STEADY)
     assert (judged.word, judged.found, judged.reason) == ("not tested", (), "it asks people")
+
+
+def test_one_of_many_tests_is_not_refuted_by_chance():
+    """Holm: of twenty true claims one lies beyond its interval, and the claim does not fall for it."""
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(20, 60))
+    rows = (rows - rows.mean(1, keepdims=True)) / rows.std(1, ddof=1, keepdims=True)
+    rows[7] -= 2.3 / math.sqrt(60)  # beyond 95 % (2.0), not beyond 1 - 0.05 / 20 (3.2)
+    run = {"run": statistics_of({key(f"m{place}"): row for place, row in enumerate(rows)})}
+    assert verdict(claim(a_test("m7", above=0)), run).word == "does not hold"
+    judged = verdict(claim(*(a_test(f"m{place}", above=0) for place in range(20))), run)
+    assert (judged.word, set(judged.sides)) == ("undecided", {0})
+    # Holm's second step: with one clearly refuted, the next has to pass a nineteenth of the level alone.
+    rows[3] -= 9 / math.sqrt(60)
+    run = {"run": statistics_of({key(f"m{place}"): row for place, row in enumerate(rows)})}
+    judged = verdict(claim(*(a_test(f"m{place}", above=0) for place in (3, 7))), run)
+    assert judged.sides == (-1, -1)
+    judged = verdict(claim(*(a_test(f"m{place}", above=0) for place in range(20))), run)
+    assert (judged.word, judged.sides.count(-1), judged.sides[7]) == ("does not hold", 1, 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..experiments.store import is_of_variant
 from .digits import shared_decimals
-from .intervals import LEAST, Numbers, rounding_of
+from .intervals import LEAST, Numbers, interval, rounding_of
 from .statistics import UNCHANGED, Statistics
 
 # The methods that know nothing of the network, in words.
@@ -115,7 +115,7 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
     originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == UNCHANGED]
     against = originals[0] if originals else 0
     rounding = rounding_of(numbers)
-    low, high = statistics.resamples.interval(numbers - numbers[against : against + 1])
+    low, high = interval(numbers - numbers[against : against + 1])
     best = tuple(
         one for one, tied in zip(contenders, (low <= rounding) & (high >= -rounding), strict=True) if tied
     )

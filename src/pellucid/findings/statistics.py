@@ -1,7 +1,7 @@
-"""What a results table says and how sure that is: means, bootstrap intervals, paired differences, ranks.
+"""What a results table says and how sure that is: means, intervals, paired differences, ranks.
 
-Everything is over images. One set of resampled images serves all methods, so that what is compared stays
-paired. A value that is undefined (NaN) enters no mean; it is counted.
+Everything is over images, and what is compared is compared image by image. A value that is undefined (NaN)
+enters no mean; it is counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..errors import InvalidData, UnknownName
 from ..experiments.store import is_of_variant
-from .intervals import RESAMPLES, Numbers, Resamples
+from .intervals import Numbers, deviation, interval, mean, paired_ranks
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
@@ -39,7 +39,6 @@ class Statistics:
             or not measured. The layer ``"all layers"`` holds each image's mean over the shared layers.
         undefined: how many images were measured without a defined value, for each row of ``values``.
         points: the curves, like ``values`` with the levels ``at`` and ``step`` added.
-        resamples: of the images.
         shared: the layers (model, metric, layer) that ``"all layers"`` are the mean of: those at which every
             method is defined for at least half of the images.
     """
@@ -49,11 +48,10 @@ class Statistics:
     values: pd.DataFrame
     undefined: pd.Series[int]
     points: pd.DataFrame
-    resamples: Resamples
     shared: pd.DataFrame
 
     @classmethod
-    def of(cls, results: Results, resamples: int = RESAMPLES, seed: int = 0) -> Statistics:
+    def of(cls, results: Results) -> Statistics:
         """Arrange a results table.
 
         Raises:
@@ -76,7 +74,6 @@ class Statistics:
             values,
             missing.reindex(values.index),
             _wide(curves, [*GROUP, "at", "step"], images),
-            Resamples.of(len(images), resamples, seed),
             shared,
         )
 
@@ -151,9 +148,9 @@ class Statistics:
             {
                 "n": (~np.isnan(values)).sum(1),
                 "undefined": self.undefined,
-                **self._means(values, "mean", "low", "high"),
-                "std": _deviation(values),
-                **self._means(differences, "difference", "difference_low", "difference_high"),
+                **_means(values, "mean", "low", "high"),
+                "std": deviation(values),
+                **_means(differences, "difference", "difference_low", "difference_high"),
                 "paired": (~np.isnan(differences)).sum(1),
                 "rank": self._ranks(),
             }
@@ -162,12 +159,7 @@ class Statistics:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The mean and its interval at each point of each curve, indexed as ``points``."""
-        return pd.DataFrame(self._means(self.points.to_numpy(), "mean", "low", "high"), index=self.points.index)
-
-    def _means(self, values: Numbers, mean: str, low: str, high: str) -> dict[str, Any]:
-        """The mean and its interval of each row, by these names."""
-        ends = self.resamples.interval(values)
-        return {mean: _mean(values), low: ends[0], high: ends[1]}
+        return pd.DataFrame(_means(self.points.to_numpy(), "mean", "low", "high"), index=self.points.index)
 
     def _references(self) -> pd.MultiIndex:
         """The row that each row is compared with."""
@@ -181,11 +173,11 @@ class Statistics:
         # Variants compete where they are graded themselves, methods within their variant.
         rows = self.values.index.to_frame(index=False)
         rows["variant"] = rows["variant"].mask(is_of_variant(rows["method"]), "")
-        ranks = np.full(len(rows), np.nan)
+        found = np.full(len(rows), np.nan)
         values = self.values.to_numpy()
         for key, group in rows.groupby(["model", "variant", "layer", "metric"], sort=False):
-            ranks[group.index] = self.resamples.ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
-        return pd.Series(ranks, index=self.values.index)
+            found[group.index] = paired_ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
+        return pd.Series(found, index=self.values.index)
 
 
 def rows_at(rows: pd.DataFrame, **asked: str) -> pd.DataFrame:
@@ -262,18 +254,7 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
-def _mean(values: Numbers) -> Numbers:
-    """The mean of each row's known values, NaN where there is none."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):  # no known value: 0 / 0
-        mean: Numbers = np.where(known, values, 0).sum(1) / known.sum(1)
-    return mean
-
-
-def _deviation(values: Numbers) -> Numbers:
-    """The standard deviation of each row as a sample, NaN for a single value."""
-    known = ~np.isnan(values)
-    squares = np.where(known, values - _mean(values)[:, None], 0) ** 2
-    with np.errstate(invalid="ignore"):  # one known value: 0 / 0
-        deviation: Numbers = np.sqrt(squares.sum(1) / np.maximum(known.sum(1) - 1, 0))
-    return deviation
+def _means(values: Numbers, name: str, low: str, high: str) -> dict[str, Any]:
+    """The mean and its interval of each row, by these names."""
+    ends = interval(values)
+    return {name: mean(values), low: ends[0], high: ends[1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -116,7 +116,8 @@ class _Content:
             ours = None
             if row in rows and column in columns:
                 place = {exhibit.rows: rows[row], exhibit.columns: columns[column]}
-                ours = _times(found(self.statistics, _narrowed(where, **place)), exhibit.by)
+                ours = found(self.statistics, _narrowed(where, **place))
+            ours = ours and ours.times(exhibit.by)
             return Compared(ours, paper.get(row, {}).get(column))
 
         names = tuple(dict.fromkeys([*rows, *paper]))
@@ -163,7 +164,7 @@ class _Content:
             yield _Place(float(at), places[at], rows, where)
 
     def line(self, name: str, places: Sequence[_Place], where: Quantity, floor: str) -> Line | None:
-        numbers = [found_in(place.rows, self.statistics.resamples, place.quantity) for place in places]
+        numbers = [found_in(place.rows, place.quantity) for place in places]
         if not any(numbers):
             return None
         ends = [(np.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in numbers]
@@ -245,13 +246,6 @@ def _floor(rows: pd.DataFrame) -> str:
     """Which floor the rows' methods are, if all are one."""
     floors = {floor_of(name) for name in _names(rows, "method")}
     return floors.pop() if len(floors) == 1 else ""
-
-
-def _times(number: Found | None, factor: float) -> Found | None:
-    if number is None:
-        return None
-    low, high = sorted((number.low * factor, number.high * factor))
-    return replace(number, value=number.value * factor, low=low, high=high)
 
 
 def _box(name: str, values: Numbers, floor: str) -> BoxPlot:

@@ -40,8 +40,9 @@ SCALES = {
 COMPARED_WITH = {"difference": "difference to", "ratio": "ratio to", "reduction": "reduction from"}
 READING = (
     "Behind each of our numbers stands its 95 % interval: where the number would lie for other images of the same "
-    "kind (percentile bootstrap over images). A claim holds where all its intervals lie on the claimed side, does "
-    "not hold where one lies on the other side, and is not tested where the images do not decide."
+    "kind. A claim holds where all its intervals lie on the claimed side. It does not hold where one lies on the "
+    "other side, by Holm's correction for the claim's several numbers. It is undecided where the images are too "
+    "few to tell: as many as are said there would tell four times out of five, mean and spread being so."
 )
 BANDS = "Bands are 95 % intervals of the means over {over}."
 BOXES = (
@@ -257,10 +258,11 @@ def map_figure(maps: MapGrid, photos: bool = True) -> Figure | None:
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many of the claims hold, in one sentence."""
     words = [one.word for one in verdicts]
-    hold, refuted, untested = (words.count(word) for word in ("holds", "does not hold", "not tested"))
-    of = f"Of {len(words)} claims" if len(words) > 1 else "Of the one claim"
+    counts = [words.count(word) for word in ("holds", "does not hold", "undecided", "not tested")]
+    hold, refuted, open_, untested = counts
     return (
-        f"{of}, {hold} {'holds' if hold == 1 else 'hold'}, {refuted} {'does' if refuted == 1 else 'do'} not, "
+        f"Of {counted(len(words), 'claim')}, {hold} {'holds' if hold == 1 else 'hold'}, "
+        f"{refuted} {'does' if refuted == 1 else 'do'} not, {open_} {'is' if open_ == 1 else 'are'} undecided and "
         f"{untested} {'was' if untested == 1 else 'were'} not tested."
     )
 

@@ -1,41 +1,79 @@
-"""A recipe's quantities as numbers: chosen rows of a results table, compared, with bootstrap intervals."""
+"""A recipe's quantities as numbers: chosen rows of a results table, compared, with intervals; and verdicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from ..findings.intervals import LEAST, ROUNDING, Numbers, Resamples, moments, percentiles
+from ..findings.intervals import (
+    COVERAGE,
+    LEAST,
+    ROUNDING,
+    Numbers,
+    deciding,
+    deviation,
+    interval,
+    mean,
+    without_each,
+)
 from ..findings.statistics import ALL_LAYERS, GROUP, Statistics
 from .recipe import Claim, How, Quantity, RowFilter, Test, matches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
-    """A number, its 95 % interval (NaN from fewer than 3 images), and over how many images and rows it is."""
+    """A number, over how many images and rows it is, and what each image adds to it.
+
+    ``values`` (N,) are the jackknife's: n times the number less n - 1 times that without the image, moved so that
+    their mean is the number. Of a plain mean they are the images' own values. NaN where there is no interval.
+    """
 
     value: float
-    low: float
-    high: float
+    values: Numbers
     images: int
     rows: int
+
+    def interval(self, coverage: float = COVERAGE) -> tuple[float, float]:
+        """The ends of its interval, NaN from fewer than 3 images."""
+        low, high = interval(self.values[None], coverage)
+        return float(low[0]), float(high[0])
+
+    @cached_property
+    def low(self) -> float:
+        """The lower end of its 95 % interval."""
+        return self.interval()[0]
+
+    @cached_property
+    def high(self) -> float:
+        """The upper end of its 95 % interval."""
+        return self.interval()[1]
+
+    def times(self, factor: float) -> Found:
+        """The number in another unit."""
+        return Found(self.value * factor, self.values * factor, self.images, self.rows)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim: ``"holds"``, ``"does not hold"`` or ``"not tested"``, and why."""
+    """What became of a claim: ``"holds"``, ``"does not hold"``, ``"undecided"`` or ``"not tested"``, and why.
+
+    ``sides`` says of each test whether its number lies on the claimed side of its bound (1), on the other (-1), or
+    whether that is open (0).
+    """
 
     claim: Claim
     word: str
     found: tuple[Found | None, ...] = ()
+    sides: tuple[int, ...] = ()
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.word}, because {self.reason}" if self.reason else self.word
+        return f"{self.word}: {self.reason}" if self.reason else self.word
 
 
 def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
@@ -56,29 +94,27 @@ def compared_with(quantity: Quantity) -> Quantity:
 
 
 def found(statistics: Statistics, quantity: Quantity) -> Found | None:
-    """The number and its interval; None if the results have no such rows, or no value is defined in them.
-
-    The interval is the percentile bootstrap's over images, all rows resampled together.
-    """
-    return found_in(rows_of(statistics, quantity), statistics.resamples, quantity)
+    """The number and its interval; None if the results have no such rows, or no value is defined in them."""
+    return found_in(rows_of(statistics, quantity), quantity)
 
 
-def found_in(rows: pd.DataFrame, resamples: Resamples, quantity: Quantity) -> Found | None:
+def found_in(rows: pd.DataFrame, quantity: Quantity) -> Found | None:
     """As ``found``, in rows of one (model, variant, method, layer, metric) each, a column for each image."""
     ours, theirs = _sides(rows, quantity)
-    defined = ~np.isnan(ours).all(1)
-    if not defined.any():
+    known = ~np.isnan(ours)
+    if not known.any():
         return None
-    ours, theirs = ours[defined], None if theirs is None else theirs[defined]
-    weights = np.vstack([np.ones(ours.shape[1]), resamples.counts]).T
-    drawn = moments(ours, weights, quantity.how == "std")
+    defined = known.any(1)
+    ours, known, theirs = ours[defined], known[defined], None if theirs is None else theirs[defined]
+    spread = quantity.how == "std"
+    whole = deviation(ours) if spread else mean(ours)
+    each = without_each(ours, spread)
     if theirs is not None:
-        drawn = _compared(drawn, moments(theirs, weights), quantity.how)
-    means = drawn.mean(0)
-    images = int((~np.isnan(ours)).sum(1).min())
-    sure = images >= LEAST and math.isfinite(means[0])
-    low, high = map(float, percentiles(means[None, 1:])[0]) if sure else (math.nan, math.nan)
-    return Found(float(means[0]), low, high, images, len(ours))
+        whole = _compared(whole, mean(theirs), quantity.how)
+        each = _compared(each, without_each(theirs), quantity.how)
+    value, images = float(whole.mean()), int(known.sum(1).min())
+    values = np.where(known.any(0) & (images >= LEAST), (known.any(0).sum() - 1) * (value - each.mean(0)), np.nan)
+    return Found(value, value + values - mean(values[None]), images, len(ours))
 
 
 def per_image(statistics: Statistics, quantity: Quantity) -> Numbers | None:
@@ -91,8 +127,8 @@ def per_image(statistics: Statistics, quantity: Quantity) -> Numbers | None:
     if not len(ours):
         return None
     values = ours if theirs is None else _compared(ours, theirs, quantity.how)
-    mean: Numbers = values.mean(0)
-    return mean
+    means: Numbers = values.mean(0)
+    return means
 
 
 def rows_of(statistics: Statistics, quantity: Quantity) -> pd.DataFrame:
@@ -148,44 +184,66 @@ def _compared(ours: Numbers, theirs: Numbers, how: How) -> Numbers:
 def verdict(claim: Claim, statistics: Mapping[str, Statistics]) -> Verdict:
     """Judge a claim by its tests.
 
-    It holds if every interval lies on the claimed side of its bound, does not hold if one lies on the other side,
-    and is not tested where the images do not decide, or results are missing.
+    It holds if every interval lies on the claimed side of its bound, and does not hold if one lies on the other
+    side: by Holm's correction, so that of several tests none does by chance. It is undecided where the images do
+    not tell, and not tested where numbers are missing.
     """
     if not claim.tests:
         return Verdict(claim, "not tested", reason=claim.because)
     numbers = tuple(
         found(statistics[test.experiment], test) if test.experiment in statistics else None for test in claim.tests
     )
-    sides = [_side(test, number) for test, number in zip(claim.tests, numbers, strict=True)]
-    if all(side == 1 for side in sides):
-        return Verdict(claim, "holds", numbers)
+    sides = tuple(_sides_of(claim.tests, numbers))
     if -1 in sides:
-        return Verdict(claim, "does not hold", numbers)
+        return Verdict(claim, "does not hold", numbers, sides)
     if None in numbers:
-        return Verdict(claim, "not tested", numbers, "this run has no such results")
-    open_ = [(test, number) for test, number, side in zip(claim.tests, numbers, sides, strict=True) if not side]
-    return Verdict(claim, "not tested", numbers, _undecided(*open_[0]))
+        return Verdict(claim, "not tested", numbers, sides, "this run has no such results")
+    if any(math.isnan(number.value) for number in numbers if number is not None):
+        return Verdict(claim, "not tested", numbers, sides, "the number is undefined")
+    if all(side == 1 for side in sides):
+        return Verdict(claim, "holds", numbers, sides)
+    return Verdict(claim, "undecided", numbers, sides, _lacking(claim.tests, numbers, sides))
 
 
-def _undecided(test: Test, number: Found | None) -> str:
-    """Why a number does not decide its test."""
-    assert number is not None
-    if number.images < LEAST:
-        return f"{number.images} {'value is' if number.images == 1 else 'values are'} too few for an interval"
-    if math.isnan(number.low):
-        return "the number is undefined"
-    bound = test.above if test.above is not None else test.below
-    return f"{number.images} values do not decide it: its interval includes {bound:g}"
+def _sides_of(tests: Sequence[Test], numbers: Sequence[Found | None]) -> list[int]:
+    """On which side of its bound each number lies; on the other than claimed by Holm's steps."""
+    sides = [max(_side(test, number, COVERAGE), 0) for test, number in zip(tests, numbers, strict=True)]
+    while True:
+        level = (1 - COVERAGE) / (len(tests) - sides.count(-1) or 1)
+        refuted = [_side(test, number, 1 - level) == -1 for test, number in zip(tests, numbers, strict=True)]
+        if sum(refuted) == sides.count(-1):
+            return sides
+        sides = [-1 if other else side for side, other in zip(sides, refuted, strict=True)]
 
 
-def _side(test: Test, number: Found | None) -> int:
+def _lacking(tests: Sequence[Test], numbers: Sequence[Found | None], sides: Sequence[int]) -> str:
+    """How many values there are, and how many would decide the test that needs the most."""
+    open_ = [(test, one) for test, one, side in zip(tests, numbers, sides, strict=True) if one and not side]
+    few = min(one.images for _, one in open_)
+    if few < LEAST:
+        return f"{few} {'value is' if few == 1 else 'values are'} too few for an interval"
+    strict = 1 - (1 - COVERAGE) / len(tests)  # what refutes one of several
+    counts = [
+        deciding(one.values, test.bound, COVERAGE if _claimed(test, one.value) else strict) for test, one in open_
+    ]
+    wanted = max(counts)
+    test, one = open_[counts.index(wanted)]
+    told = f"{one.images} values do not tell it from {test.bound:g}"
+    if math.isinf(wanted):
+        return f"{told}, nor would a million"
+    return f"{told}; about {float(f'{wanted:.2g}'):,.0f} would"
+
+
+def _claimed(test: Test, value: float) -> bool:
+    return value > test.bound if test.above is not None else value < test.bound
+
+
+def _side(test: Test, number: Found | None, coverage: float) -> int:
     """1 on the claimed side of the bound, -1 on the other, 0 if that is open."""
-    if number is None or math.isnan(number.low):
+    if number is None:
         return 0
-    bound, sign = (test.above, 1) if test.above is not None else (test.below, -1)
-    assert bound is not None
+    low, high = number.interval(coverage)
     # An interval that ends so near the bound leaves it open.
-    room = ROUNDING * max(abs(number.value), abs(bound))
-    if sign * (number.low if sign > 0 else number.high) > sign * bound + room:
-        return 1
-    return -1 if sign * (number.high if sign > 0 else number.low) < sign * bound - room else 0
+    room = ROUNDING * max(abs(number.value), abs(test.bound))
+    sign = 1 if test.above is not None else -1
+    return sign * (int(low > test.bound + room) - int(high < test.bound - room))

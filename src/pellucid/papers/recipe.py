@@ -129,6 +129,11 @@ class Test(Quantity):
             raise ValueError("a test needs `above` or `below`, one of them")
         return self
 
+    @property
+    def bound(self) -> float:
+        """The number that it compares with."""
+        return self.above if self.above is not None else self.below or 0.0
+
 
 class Claim(_Part):
     """What a paper says, where, what it is tested by, or why it is not; and what a disagreement comes from."""

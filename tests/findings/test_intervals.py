@@ -1,0 +1,124 @@
+"""Intervals: closed forms, and how often they hold the mean that they are of."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from pellucid.findings.intervals import (
+    better,
+    deciding,
+    deviation,
+    interval,
+    mean,
+    paired_ranks,
+    quantile,
+    without_each,
+)
+from tests.tables import NAN
+
+# What values may be like: their mean, and how to draw them.
+KINDS = {
+    "normal": (0.0, lambda rng, size: rng.normal(size=size)),
+    "flat": (0.5, lambda rng, size: rng.uniform(size=size)),
+    "gamma": (2.0, lambda rng, size: rng.gamma(2, size=size)),
+    "lognormal": (math.exp(0.125), lambda rng, size: np.exp(0.5 * rng.normal(size=size))),
+    "heavy tails": (0.0, lambda rng, size: rng.standard_t(3, size=size)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [3, 10, 30, 100])
+def test_the_interval_holds_the_mean_as_often_as_it_says(kind, n):
+    expected, draw = KINDS[kind]
+    low, high = interval(draw(np.random.default_rng(n), (10_000, n)))
+    held = np.mean((low <= expected) & (expected <= high))
+    assert 0.93 <= held <= 0.985, held  # the standard error of 10 000 such trials is 0.2 %
+
+
+@pytest.mark.parametrize("n", [10, 30, 100])
+def test_it_holds_the_mean_of_exponential_values_too(n):
+    low, high = interval(np.random.default_rng(n).exponential(size=(10_000, n)))
+    assert np.mean((low <= 1) & (high >= 1)) >= 0.93
+
+
+def test_the_percentiles_of_resamples_would_not():
+    """Why there is no bootstrap here: of three values it is their range."""
+    values = np.random.default_rng(0).normal(size=(10_000, 3))
+    low, high = values.min(1), values.max(1)
+    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("n", [3, 4, 10, 1000])
+def test_quantiles_are_students(n, coverage):
+    assert quantile(n, coverage) == pytest.approx(scipy.stats.t.ppf((1 + coverage) / 2, n - 1), rel=1e-6)
+
+
+def test_of_symmetric_values_the_interval_is_students():
+    values = np.array([[1.0, 2.0, 4.0, 6.0, 7.0]])
+    low, high = interval(values)
+    expected = scipy.stats.t.interval(0.95, 4, 4, scipy.stats.sem(values[0]))
+    assert (low[0], high[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("coverage", [0.9, 0.99])
+def test_of_skewed_values_the_interval_reaches_to_where_halls_transformation_ends(coverage):
+    values = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 1.0, 4.0])
+    n, g, t = 7, scipy.stats.skew(values), scipy.stats.t.ppf((1 + coverage) / 2, 6) / math.sqrt(7)
+
+    def transformed(x):
+        return x + g * x**2 / 3 + g**2 * x**3 / 27 + g / (6 * n)
+
+    low, high = (end[0] for end in interval(values[None], coverage))
+    s = values.std(ddof=1)
+    assert (values.mean() - low) / s == pytest.approx(t, rel=1e-6)  # Hall's end lies inside
+    assert transformed((values.mean() - high) / s) == pytest.approx(-t, rel=1e-6)
+    mirrored = [end[0] for end in interval(-values[None], coverage)]
+    assert mirrored == pytest.approx([-high, -low], rel=1e-12)
+
+
+def test_undefined_values_are_left_out_and_constant_ones_have_no_width():
+    low, high = interval(np.array([[1.0, NAN, 2.0, 7.0], [0.3] * 4, [1.0, 2.0, NAN, NAN], [NAN] * 4]))
+    alone = interval(np.array([[1.0, 2.0, 7.0]]))
+    assert (low[0], high[0]) == (alone[0][0], alone[1][0])
+    assert (low[1], high[1]) == pytest.approx((0.3, 0.3), rel=1e-12)
+    assert np.isnan([*low[2:], *high[2:]]).all()
+
+
+def test_as_many_values_as_said_decide_four_times_out_of_five():
+    known = np.random.default_rng(0).normal(size=40)
+    known = (known - known.mean()) / known.std(ddof=1)
+    wanted = deciding(known + 0.4, 0.0)
+    normal = NormalDist().inv_cdf
+    assert wanted == math.ceil(((normal(0.975) + normal(0.8)) / 0.4) ** 2)
+    low, _ = interval(np.random.default_rng(1).normal(0.4, 1, size=(20_000, wanted)))
+    assert np.mean(low > 0) == pytest.approx(0.8, abs=0.03)
+
+
+def test_no_number_of_values_decides_what_lies_at_the_bound():
+    assert deciding(np.array([1.0, 2.0, 3.0]), 2.0) == math.inf
+    assert deciding(np.array([-1.0, 0.0, 1.001]), 0.0) == math.inf  # more than a million
+    assert deciding(np.array([1.0, NAN, 1.1, 1.2]), 0.0) == 4  # at least one more
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_what_is_left_without_each_value(spread):
+    values = np.array([[1.0, 2.0, 6.0, NAN, 8.0], [3.0, 1.0, 4.0, 1.0, 5.0]])
+    found = without_each(values, spread)
+    for row, left in zip(values, found, strict=True):
+        for place in range(5):
+            rest = np.delete(row, place)[None]
+            expected = deviation(rest)[0] if spread else mean(rest)[0]
+            assert left[place] == pytest.approx(expected, rel=1e-12)
+
+
+def test_better_and_ranks_of_paired_rows():
+    noise = np.array([0.2, -0.2, 0.1, -0.1, 0.05, -0.05])
+    values = np.stack([5 + noise, 5 - noise, 4 + noise])
+    assert better(values, True).tolist() == [[False, False, True], [False, False, True], [False] * 3]
+    assert paired_ranks(values, True).tolist() == [1, 1, 3]
+    assert paired_ranks(values, False).tolist() == [2, 2, 1]
+    assert np.isnan(paired_ranks(np.array([[1.0, 2.0, NAN]]), True)).all()
