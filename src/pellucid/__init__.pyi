@@ -21,6 +21,7 @@ from .metrics.scoring import Scorer
 from .metrics.similarity import hog_similarity, spearman, ssim
 from .models.segmentation import Segmentation, segmentation_targets
 from .models.zoo import LoadedModel, load_model
+from .outputs import Classifier, Difference, two_answers
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
@@ -40,10 +41,12 @@ __all__ = [
     "Attributions",
     "BackwardRule",
     "Case",
+    "Classifier",
     "CompletenessWarning",
     "Curve",
     "DeconvReLU",
     "DeepLift",
+    "Difference",
     "Edges",
     "EmptyMapWarning",
     "EpsilonLRP",
@@ -98,5 +101,6 @@ __all__ = [
     "total_variation",
     "train_surrogate",
     "trust_card",
+    "two_answers",
     "variant",
 ]

@@ -33,7 +33,7 @@ def layer_names(model: nn.Module) -> list[str]:
     its convolutions instead. Attributions are of the named module's output. Any other module may be named too
     (``dict(model.named_modules())``).
     """
-    kinds = _CONVOLUTIONS
+    model, kinds = unwrapped(model), _CONVOLUTIONS
     if _count(model, (nn.Linear,)) > _count(model, kinds):
         kinds = (*kinds, nn.Linear)
     blocks = list(_blocks(model, "", kinds, _count(model, kinds) / 2))
@@ -114,8 +114,33 @@ def lies_in(name: str, pattern: str) -> bool:
     return len(levels) >= len(globs) and all(map(fnmatchcase, levels, globs))
 
 
-def require_explainable(model: nn.Module) -> None:
-    """Raise ``InvalidModel`` for a model whose operations are hidden or whose output is random."""
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The module itself: inside ``torch.compile``, DataParallel and DistributedDataParallel, or a ``LoadedModel``.
+
+    Raises:
+        InvalidModel: it is no module.
+    """
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        return unwrapped(model._orig_mod)
+    if isinstance(model, _WRAPPERS):
+        return unwrapped(model.module)
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(inside := getattr(model, "model", None), nn.Module):
+        return unwrapped(inside)
+    raise InvalidModel(f"the model is {type(model).__name__}; give a torch.nn.Module")
+
+
+def explainable(model: Any) -> nn.Module:
+    """The module to explain (``unwrapped``).
+
+    Raises:
+        InvalidModel: its operations are hidden, or its output is random.
+    """
+    model = unwrapped(model)
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -124,9 +149,10 @@ def require_explainable(model: nn.Module) -> None:
                 "load the Python model and its state dict instead"
             )
         if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-            raise InvalidModel(f"{where} is compiled; pass the module that torch.compile was given")
+            raise InvalidModel(f"{where} is compiled; put the module there that torch.compile was given")
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
+    return model
 
 
 class Activations(dict[str, Tensor]):

@@ -343,7 +343,7 @@ def test_bad_calls(net: nn.Module, images: torch.Tensor) -> None:
         (InvalidTarget, "target -1 is out of range", lambda: gradient(net, images, [0, -1, 1])),
         (InvalidTarget, "2 targets for 3 images", lambda: gradient(net, images, [0, 1])),
         (InvalidTarget, "whole numbers", lambda: gradient(net, images, 0.5)),
-        (InvalidTarget, "'auto'", lambda: gradient(net, images, "cat")),
+        (InvalidTarget, "have no names", lambda: gradient(net, images, "cat")),
         (UnknownName, "did you mean block", lambda: gradient(net, images, 0, "blok")),
         (UnknownName, "unknown layer 'stage", lambda: gradient(net, images, 0, "stage*.0")),
         (InvalidLayer, "runs more than once", lambda: gradient(net, images, 0, "block.relu")),
@@ -357,7 +357,7 @@ def test_bad_calls(net: nn.Module, images: torch.Tensor) -> None:
          lambda: pl.Gradient(rules=(pl.GuidedReLU(), pl.DeconvReLU()))(net, images, 0)),
         (InvalidModel, "training mode", lambda: gradient(copy.deepcopy(net).train(), images, 0)),
         (InvalidModel, "TorchScript", lambda: gradient(torch.jit.trace(net, images), images, 0)),
-        (InvalidModel, "not a tensor of logits", lambda: gradient(Tupled(net), images, 0)),
+        (InvalidModel, "no logits are found", lambda: gradient(Hidden(net), images, 0)),
         (InvalidModel, "explained are logits", lambda: gradient(net.stem, images, 0)),
     ]  # fmt: skip
     for error, message, call in cases:
@@ -365,13 +365,13 @@ def test_bad_calls(net: nn.Module, images: torch.Tensor) -> None:
             call()
 
 
-class Tupled(nn.Module):
+class Hidden(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.net(x),)
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"answers": self.net(x)}
 
 
 def test_nan_weights_are_named(net: nn.Module, images: torch.Tensor) -> None:

@@ -417,3 +417,27 @@ def test_targets_without_a_background() -> None:
     assert segmentation_targets(maps("0001", "1122")).tolist() == [1]
     with pytest.raises(InvalidTarget, match="no pixel"):
         segmentation_targets(torch.full((1, 2, 2), 255), background=None)
+
+
+def test_a_pixel_and_a_region_are_explained():
+    model = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1, stride=2))
+    )
+    x = random_images(2, 8)
+    logits = model(x)  # (2, 5, 4, 4)
+    pixel = pl.Segmentation(model, region=(5, 2))
+    assert torch.allclose(pixel(x), logits[:, :, 2, 1])
+    mask = torch.zeros(8, 8)
+    mask[:4, :2] = 1
+    assert torch.allclose(pl.Segmentation(model, region=mask)(x), logits[:, :, :2, 0].mean(2))
+    mask[:, :2] = 0
+    mask[0, 0] = 1  # one pixel of four, which lies in one place
+    assert torch.allclose(pl.Segmentation(model, region=mask)(x), logits[:, :, 0, 0])
+    seen = pl.method("gradient")(pixel, x, 3)["input"].abs().sum((0, 1))
+    assert seen[2:7, :5].all()
+    assert not seen[:2].any()
+    for region, match in (((8, 0), "a pixel"), (torch.ones(4, 4), "give one size")):
+        with pytest.raises(InvalidParameter, match=match):
+            pl.Segmentation(model, region=region)(x)
+    with pytest.raises(InvalidParameter, match="with a pixel in it"):
+        pl.Segmentation(model, region=torch.zeros(8, 8))

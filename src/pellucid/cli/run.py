@@ -15,10 +15,11 @@ from torch import Tensor
 from ..errors import InvalidData, InvalidImage, InvalidLayer, LayerWarning
 from ..experiments.cells import Note, noted
 from ..heatmap import heatmap
-from ..layers import require_explainable, select_layers
+from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
-from ..methods.checks import not_finite, require_in_range, require_logits
+from ..methods.checks import not_finite, require_in_range
 from ..models.zoo import LoadedModel, load_model
+from ..outputs import logits_in, probabilities
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
@@ -48,7 +49,7 @@ class ExplainRun:
     def of(cls, request: Request, folder: Path) -> ExplainRun:
         """Load the model, check that it has the layers, and find the photos."""
         loaded = load_model(request.model, request.weights, device=request.device)
-        require_explainable(loaded.model)
+        explainable(loaded.model)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
         places, wrong = find_photos(request)
@@ -111,7 +112,7 @@ class ExplainRun:
         predicted = logits.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        shares = logits.softmax(1)
+        shares = probabilities(logits)
         for row, photo in enumerate(photos):
             for what, classes in (("target", targets), ("predicted", predicted)):
                 number = int(classes[row])
@@ -124,7 +125,7 @@ class ExplainRun:
         with torch.no_grad():
             # The model's first operation may be in place, so it is given clones.
             parts = images.split(self.request.max_batch)
-            return torch.cat([require_logits(self.loaded.model(part.clone())) for part in parts])
+            return torch.cat([logits_in(self.loaded.model(part.clone())) for part in parts])
 
     def targets(self, photos: Sequence[Photo], predicted: Tensor) -> Tensor:
         """The class to explain of each photo."""

@@ -11,7 +11,7 @@ from typing import Any
 from .. import catalog
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidModel
-from ..layers import require_explainable, select_layers
+from ..layers import explainable, select_layers
 from ..metrics.base import Criterion
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
@@ -55,7 +55,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     layers, models = {}, {}
     for model in spec.models:
         loaded = inputs.model_of(spec, model.key)
-        require_explainable(loaded.model)
+        explainable(loaded.model)
         layers[model.key] = tuple(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
     spec, images = _usable(spec, metrics)

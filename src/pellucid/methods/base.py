@@ -20,8 +20,9 @@ from ..errors import (
     SkippedLayerWarning,
     require_count,
 )
-from ..layers import INPUT, require_explainable, select_layers
+from ..layers import INPUT, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
+from ..outputs import class_names
 from ..passes import DEFAULT_MAX_BATCH, rows_per_pass
 from ..rules.base import Rule
 from ..rules.draws import Draws
@@ -29,7 +30,7 @@ from ..rules.norm import FrozenBatchNorm
 from ..sampling import Noise, Path, Sampling
 from ..seeds import fold_in
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
-from .checks import predicted, require_images, require_targets
+from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
@@ -48,9 +49,10 @@ class Estimate:
 class Attributions(Mapping[str, Tensor]):
     """Attributions by layer, each (B, C, h, w), whatever the layer's own layout; (B, C) of a layer without places.
 
-    ``targets`` (B,) are the explained classes. ``residuals`` holds, for the layers of a method that promises
-    completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix tokens are in the sum.
-    ``prefixes`` holds the attributions (B, C, prefix) of tokens that stand for no place, such as a class token.
+    ``targets`` (B,) are the explained classes, 0 for a function of the output. ``residuals`` holds, for the layers
+    of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
+    tokens are in the sum. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no place, such
+    as a class token.
     """
 
     by_layer: dict[str, Tensor]
@@ -131,8 +133,12 @@ class Method(ABC):
 
         Args:
             model: any module that maps images (B, C, H, W) to logits (B, classes), in eval mode; unchanged after.
+                It may return them inside a tuple, mapping or object (``Classifier``), be a ``LoadedModel``,
+                compiled, or in DataParallel.
             images: (B, C, H, W), normalised as the model expects.
-            targets: class numbers (B,) or one for all; ``"auto"`` is the highest logit.
+            targets: classes (B,) or one for all, by number, or by name where the model has names; ``"auto"`` is
+                the highest logit; ``"tabby - tiger cat"`` the difference of two (``Difference``); or any function
+                of what the model returns, which gives a value for each image (B,).
             layers: ``"all"``, names, or globs of modules; None is the method's own choice (the input, for
                 Grad-CAM the last block).
             variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``,
@@ -146,7 +152,7 @@ class Method(ABC):
             InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
             RuleNotApplied: as their names say; the model is unchanged then, too.
         """
-        require_explainable(model)
+        names, model = class_names(model), explainable(model)
         require_images(images)
         require_count("max_batch", max_batch)
         if max_batch < self.rows_per_point:
@@ -156,12 +162,13 @@ class Method(ABC):
         parameter = next(model.parameters(), images)
         with torch.inference_mode(False):
             images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())
+            answering, targets = asked(model, targets, names)
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
             found = {} if self.gives_maps else _layouts(model, chosen, images, layouts or {}, max_batch)
             shown = tuple(name for name in chosen if found.get(name, name) is not None)
             network = Network(
-                model,
+                answering,
                 rules,
                 images,
                 require_targets(targets, images),

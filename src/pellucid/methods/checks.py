@@ -8,17 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget
-
-
-def require_logits(output: Any) -> Tensor:
-    """Raise ``InvalidModel`` unless a model's output is logits (B, classes)."""
-    if not isinstance(output, Tensor):
-        raise InvalidModel(
-            f"the model returns {type(output).__name__}, not a tensor of logits; wrap it so that it returns them"
-        )
-    if output.dim() != 2:
-        raise InvalidModel(f"the model returns shape {tuple(output.shape)}; explained are logits (batch, classes)")
-    return output
+from ..outputs import Classifier, Names, answer, logits_in
 
 
 def not_finite(model: nn.Module, what: str) -> InvalidModel:
@@ -44,10 +34,27 @@ def require_images(images: Tensor) -> None:
 def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
     """The class (B,) with the highest logit of the model as it is, without any rule."""
     with torch.no_grad():
-        logits = torch.cat([require_logits(model(part.clone())) for part in images.split(max_batch)])
+        logits = torch.cat([logits_in(model(part.clone())) for part in images.split(max_batch)])
     if not bool(logits.isfinite().all()):
         raise not_finite(model, "a logit")
     return logits.argmax(1)
+
+
+def asked(model: nn.Module, targets: Any, classes: Names) -> tuple[nn.Module, Any]:
+    """The model and the class numbers that stand for targets: names become numbers, of ``classes``.
+
+    What is no class is the one output of another classifier with the same layers: a difference of two classes, or
+    any function of the model's output.
+    """
+    if isinstance(targets, str) and targets != "auto":
+        targets = answer(targets, classes)
+    elif isinstance(targets, list | tuple) and any(isinstance(one, str) for one in targets):
+        targets = [answer(one, classes) if isinstance(one, str) else one for one in targets]
+        if any(callable(one) for one in targets):
+            raise InvalidTarget(
+                "a list of targets may hold classes alone; give a difference or function for all images"
+            )
+    return (Classifier(model, targets), 0) if callable(targets) else (model, targets)
 
 
 def require_targets(targets: Any, images: Tensor) -> Tensor:
@@ -55,7 +62,7 @@ def require_targets(targets: Any, images: Tensor) -> Tensor:
     try:
         given = torch.as_tensor(targets, device=images.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidTarget(f"targets={targets!r}; give 'auto', a class number or one per image") from error
+        raise InvalidTarget(f"targets={targets!r}; give 'auto', a class or one per image") from error
     if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1:
         raise InvalidTarget(
             f"targets are {given.dtype} of shape {tuple(given.shape)}; give whole numbers (batch,)"

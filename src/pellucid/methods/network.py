@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
+from ..outputs import logits_in
 from ..rules.base import Rule, Rules
 from ..rules.draws import DrawnRules, Draws
 from ..sampling import Baseline, reference_images
-from .checks import not_finite, require_in_range, require_logits
+from .checks import not_finite, require_in_range
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Network:
         for layer in layers:
             if layer != INPUT and layer not in activations and layer in self.required:
                 raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")
-        return activations, require_logits(output)
+        return activations, logits_in(output)
 
     def _scores(self, logits: Tensor, origin: Tensor) -> Tensor:
         if not self._in_range:  # once: on a GPU the comparison waits for the device

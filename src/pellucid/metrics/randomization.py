@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, UnknownName, require_choice
-from ..layers import INPUT, layer_names
+from ..layers import INPUT, layer_names, unwrapped
 from ..seeds import fold_in
 
 RandomizationOrder = Literal["cascading", "independent"]
@@ -81,6 +81,7 @@ def cascade(
     require_way(order, way, biases, drift)
     if way == "moments" and fresh is not None:
         raise InvalidParameter("fresh is for way='initializers' or 'fresh'; way='moments' draws its own weights")
+    model = unwrapped(model)
     chosen = _chosen(model, groups, weights_only=way == "moments" and not biases)
     if way == "moments":
         return _steps(_normal, model, order, chosen, seed, drift)
@@ -103,6 +104,7 @@ def randomized(model: nn.Module, down_to: str, way: RandomizationWay = "moments"
         InvalidParameter, InvalidModel: as ``cascade``.
     """
     require_way("cascading", way, biases=False, drift=False)
+    model = unwrapped(model)
     names = list(_chosen(model, None, weights_only=way == "moments"))
     inside = names if down_to == ALL else [name for name in names if _within(name, down_to)]
     if not inside:

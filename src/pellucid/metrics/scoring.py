@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import require_choice, require_count
-from ..layers import require_explainable
-from ..methods.checks import not_finite, require_logits
+from ..layers import explainable
+from ..methods.checks import not_finite
+from ..outputs import logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH
 from ..rules.base import Rule, Rules
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
@@ -31,8 +32,7 @@ class Scorer:
     (benchmarks/grading.py --part steps prints by how much).
 
     Raises:
-        InvalidModel: a model in training mode, compiled or TorchScript; later, an output that is no finite
-            tensor (B, classes).
+        InvalidModel: a model in training mode or TorchScript; later, an output without finite logits (B, classes).
     """
 
     model: nn.Module
@@ -49,7 +49,7 @@ class Scorer:
     def __post_init__(self) -> None:
         self.variant = as_variant(self.variant)
         self.rules = self.variant.rules
-        require_explainable(self.model)
+        self.model = explainable(self.model)
         require_choice("output", self.output, Output)
         require_choice("precision", self.precision, Precision)
         require_count("max_batch", self.max_batch)
@@ -63,7 +63,7 @@ class Scorer:
         return logits
 
     def scores(self, images: Tensor) -> Tensor:
-        """Scores (B, classes): softmax or sigmoid probabilities, or logits as they are."""
+        """Scores (B, classes): ``probabilities`` (softmax), sigmoids, or logits as they are."""
         return self._scored(self.logits(images))
 
     def of(self, images: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ class Scorer:
         """
         half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with half, Rules(self.rules, model=self.model) as running:
-            logits = require_logits(self.model(rows)).to(rows.dtype)
+            logits = logits_in(self.model(rows)).to(rows.dtype)
         running.require_all_applied()
         return logits
 
     def _scored(self, logits: Tensor) -> Tensor:
         match self.output:
             case "softmax":
-                return logits.softmax(1)
+                return probabilities(logits)
             case "sigmoid":
                 return logits.sigmoid()
             case _:

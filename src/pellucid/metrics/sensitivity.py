@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, require_choice
 from ..methods.base import Attributions
-from ..methods.checks import require_in_range, require_logits
+from ..methods.checks import require_in_range
+from ..outputs import logits_in
 from ..passes import DEFAULT_MAX_BATCH
 from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
@@ -82,7 +83,7 @@ def fgsm(
         for rows, labels in zip(images.split(max_batch), classes.split(max_batch), strict=True):
             points = rows.detach().clone().requires_grad_()
             # A clone: the model's first operation may be in place.
-            logits = require_logits(model(points.clone()))
+            logits = logits_in(model(points.clone()))
             require_in_range(labels, logits.shape[1])
             loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
             signs.append(torch.autograd.grad(loss, points)[0].sign())

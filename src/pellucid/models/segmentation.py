@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, require_choice, require_count
-from ..layers import captured, layer_names, require_explainable
+from ..layers import captured, explainable, layer_names
+from ..outputs import Sharing, tensor_in
 from ..passes import DEFAULT_MAX_BATCH
 
 Pooling = Literal["mean", "predicted"]
 _VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
 
 
-class _Shared(nn.Module):
-    """Another way to run a model: it holds the model's own parts under their own names."""
-
-    _model: nn.Module
-
-    def __init__(self, model: nn.Module) -> None:
-        nn.Module.__init__(self)
-        # The same dicts: what is moved, loaded or replaced here is so in the model, which is no part itself.
-        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
-        object.__setattr__(self, "_model", model)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of both."""
-        self._model.train(mode)
-        self.training = mode
-        return self
-
-
-class Segmentation(_Shared):
+class Segmentation(Sharing):
     """A dense model (B, C, H, W) -> (B, K, h, w) as a classifier: logits (B, K), pooled over the pixels.
 
     It shares the dense model's own parts: layers, parameters and state dict are the same, and both are one
-    network ever after. The dense model may return torchvision's dict with ``"out"``.
+    network ever after. The dense model may return logits inside a tuple, mapping or object, under ``"logits"``, or
+    ``"out"`` as torchvision's.
 
     Args:
         model: the dense model, in eval mode.
@@ -46,35 +30,48 @@ class Segmentation(_Shared):
         pooling: ``"mean"``, each class's mean logit over all pixels; ``"predicted"``, over the pixels where it
             is the highest, and over all pixels for a class that nowhere is (so that the highest pooled logit is
             always a predicted class's). The choice of pixels has no gradient.
+        region: where to pool, instead: one pixel (row, column), or a mask (H, W), each of the images' size.
 
     Raises:
-        InvalidModel: TorchScript, compiled or in training mode; when run, an output that is not (B, K, h, w).
-        InvalidParameter: an unknown pooling, a background that is no class number.
+        InvalidModel: TorchScript or in training mode; when run, an output that is not (B, K, h, w).
+        InvalidParameter: an unknown pooling, a background that is no class number, a region without a pixel or,
+            when run, beyond the images.
     """
 
-    def __init__(self, model: nn.Module, background: int | None = 0, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        background: int | None = 0,
+        pooling: Pooling = "mean",
+        region: tuple[int, int] | Tensor | None = None,
+    ) -> None:
         require_choice("pooling", pooling, Pooling)
         _require_background(background)
-        require_explainable(model)
-        _Shared.__init__(self, model)
+        super().__init__(explainable(model))
         self.background = background
         self.pooling = pooling
+        self.region = torch.as_tensor(region) if isinstance(region, Tensor) else region
+        if isinstance(self.region, Tensor) and (self.region.dim() != 2 or not bool(self.region.any())):
+            raise InvalidParameter(
+                f"region of shape {tuple(self.region.shape)}: give a mask (H, W) with a pixel in it"
+            )
 
     def dense(self, images: Tensor) -> Tensor:
         """The dense model's logits (B, K, h, w) of images (B, C, H, W)."""
-        output = self._model(images)
-        logits = output.get("out") if isinstance(output, dict) else output
-        if not isinstance(logits, Tensor) or logits.dim() != 4:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        logits = tensor_in(self._model(images))
+        if logits.dim() != 4:
             raise InvalidModel(
-                f"the model returns {shape}; a segmentation model returns logits (batch, classes, h, w), or a "
-                "dict with them under 'out'"
+                f"the model returns {tuple(logits.shape)}; a segmentation model returns logits "
+                "(batch, classes, h, w)"
             )
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled logits (B, K)."""
         logits = self.dense(images)
+        if self.region is not None:
+            shares = self._shares((images.shape[-2], images.shape[-1]), logits)
+            return (logits * shares).sum((2, 3)) / shares.sum()
         if self.pooling == "mean":
             return logits.mean((2, 3))
         highest = logits.detach().argmax(1, keepdim=True)
@@ -82,6 +79,22 @@ class Segmentation(_Shared):
         # A class that is nowhere the highest is pooled over all pixels.
         chosen = chosen | ~chosen.any(3, keepdim=True).any(2, keepdim=True)
         return torch.where(chosen, logits, 0).sum((2, 3)) / chosen.sum((2, 3))
+
+    def _shares(self, size: tuple[int, int], logits: Tensor) -> Tensor:
+        """How much of each place (h, w) of the logits lies in the region of images of this size."""
+        if isinstance(self.region, Tensor):
+            if self.region.shape != size:
+                raise InvalidParameter(
+                    f"region is {tuple(self.region.shape)}, and images are {size}; give one size"
+                )
+            mask = self.region.to(logits) != 0
+        else:
+            row, column = self.region or (0, 0)
+            if not (0 <= row < size[0] and 0 <= column < size[1]):
+                raise InvalidParameter(f"region={self.region}: a pixel (row, column) of images of {size}")
+            mask = torch.zeros(size, dtype=torch.bool, device=logits.device)
+            mask[row, column] = True
+        return F.adaptive_avg_pool2d(mask[None].to(logits.dtype), (logits.shape[-2], logits.shape[-1]))[0]
 
     def targets(self, images: Tensor, max_batch: int = DEFAULT_MAX_BATCH) -> Tensor:
         """The class to explain (B,) by the model's own segmentation (``segmentation_targets``)."""
@@ -91,7 +104,7 @@ class Segmentation(_Shared):
             return torch.cat([segmentation_targets(part, self.background) for part in parts])
 
 
-class Dense(_Shared):
+class Dense(Sharing):
     """A classifier run at every place: (B, C, H, W) -> logits (B, K, h, w).
 
     Its global average pooling is taken out, and its linear layer is a 1x1 convolution; so the mean of its logits
@@ -103,7 +116,7 @@ class Dense(_Shared):
     """
 
     def __init__(self, classifier: nn.Module) -> None:
-        _Shared.__init__(self, classifier)
+        Sharing.__init__(self, classifier)
         self._block, self._linear = _ends(classifier)
 
     def forward(self, images: Tensor) -> Tensor:

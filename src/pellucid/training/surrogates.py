@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, require_choice, require_count
+from ..layers import unwrapped
 from ..models.preprocess import Preprocess
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
@@ -88,6 +89,7 @@ def train_surrogate(
         raise InvalidParameter(f"lr={lr!r}: give a number above 0")
     with torch.inference_mode(False):
         source = training_images(images, preprocess, batch_size)
+        model = unwrapped(model)
         half = in_bfloat16(precision, _parameter(model))
         facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
         facts["precision"] = "bfloat16" if half else "full"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InvalidModel
-from ..layers import require_explainable
+from ..layers import explainable
 from ..rules.base import Rule, Rules, Run
 from ..rules.conv import pair
 from ..rules.operations import Operation
@@ -192,9 +192,9 @@ def strided_convolutions(model: nn.Module, images: Tensor) -> tuple[Convolution,
     """The strided 2-D convolutions of a model in execution order, found by running the first image.
 
     Raises:
-        InvalidModel: there is none; or the model is in training mode, compiled or TorchScript.
+        InvalidModel: there is none; or the model is in training mode or TorchScript.
     """
-    require_explainable(model)
+    model = explainable(model)
     listing = _Listing({})
     with torch.no_grad(), Rules((listing,)) as running:
         model(images[:1].clone())

@@ -1,0 +1,245 @@
+"""What models return: where the logits are, what of them is explained, and what classes are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidModel, InvalidTarget, UnknownName, shortened
+from .files import run_file
+from .layers import unwrapped
+
+Answer = Callable[[Any], Tensor]
+Names = Sequence[str] | None
+
+_KEYS = ("logits", "out")  # Hugging Face's, and torchvision's segmentation models'
+
+
+def tensor_in(output: Any) -> Tensor:
+    """The tensor that matters in what a model returns.
+
+    In this order: the output itself; what is called ``logits`` in it, then ``out``, by key or attribute; the first
+    item of a tuple or list.
+
+    Raises:
+        InvalidModel: it is nowhere there.
+    """
+    found = output
+    for key in _KEYS:
+        if not isinstance(output, Tensor) and (named := _member(output, key)) is not None:
+            return tensor_in(named)
+    if isinstance(output, tuple | list) and output:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    keys = f" with {shortened(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise InvalidModel(
+        f"the model returns {type(output).__name__}{keys}, in which no logits are found; say where they are: "
+        "pellucid.Classifier(model, output='KEY'), or a function of the output"
+    )
+
+
+def logits_in(output: Any) -> Tensor:
+    """The logits (B, classes) in what a model returns (``tensor_in``); a single output (B,) is (B, 1).
+
+    Raises:
+        InvalidModel: they are nowhere there, or of another shape or kind.
+    """
+    logits = tensor_in(output)
+    if logits.dim() < 2:
+        logits = logits.reshape(-1, 1)
+    if logits.dim() != 2 or not logits.is_floating_point():
+        way_out = (
+            "; explain a segmentation model through pellucid.Segmentation(model)" if logits.dim() == 4 else ""
+        )
+        raise InvalidModel(
+            f"the model returns {logits.dtype} of shape {tuple(logits.shape)}; explained are logits "
+            f"(batch, classes){way_out}"
+        )
+    return logits
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over classes (B, K); of a single output (B, 1) the sigmoid, since a softmax of one is 1."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
+def two_answers(output: Any) -> Tensor:
+    """The one logit z of a yes-no classifier as two, (-z/2, z/2): class 1 is yes, and its softmax is sigmoid(z).
+
+    Raises:
+        InvalidModel: the model has more than one output.
+    """
+    logit = logits_in(output)
+    if logit.shape[1] != 1:
+        raise InvalidModel(f"the model has {logit.shape[1]} outputs; two answers are made of one")
+    return torch.cat([-logit / 2, logit / 2], 1)
+
+
+def _member(output: Any, name: str | int) -> Any:
+    if isinstance(output, Mapping) or isinstance(name, int):
+        try:
+            return output[name]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return getattr(output, name, None)
+
+
+class Sharing(nn.Module):
+    """Another way to run a model: it holds the model's own parts under their own names."""
+
+    _model: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        # The same dicts: what is moved, loaded or replaced here is so in the model, which is no part itself.
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        object.__setattr__(self, "_model", model)
+        self.training = model.training
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model says of itself, such as ``num_classes``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_model"), name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of both."""
+        self._model.train(mode)
+        self.training = mode
+        return self
+
+
+class Classifier(Sharing):
+    """Any model as a classifier: (B, C, H, W) -> (B, K), read from what the model returns.
+
+    It shares the model's own parts: layers, parameters and state dict are the same.
+
+    Args:
+        model: any module.
+        output: a key, attribute or index of the output; a function of it that gives (B, K), or (B,) for K = 1,
+            such as ``two_answers``; None finds the logits in a documented order (``tensor_in``).
+
+    Raises:
+        InvalidModel: when run: the output has no such part, or it is no (B, K).
+    """
+
+    def __init__(self, model: nn.Module, output: str | int | Answer | None = None) -> None:
+        super().__init__(unwrapped(model))
+        self.output = output
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        output = self._model(images)
+        if callable(self.output):
+            return logits_in(self.output(output))
+        if self.output is None:
+            return logits_in(output)
+        found = _member(output, self.output)
+        if found is None:
+            known = list(output) if isinstance(output, Mapping) else [n for n in dir(output) if n[0] != "_"]
+            raise UnknownName(f"part of the output ({type(output).__name__})", str(self.output), map(str, known))
+        return logits_in(found)
+
+
+# What is explained.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Why one class rather than another: output -> z_one - z_other (B,). Its sigmoid is p_one / (p_one + p_other).
+
+    Raises:
+        InvalidTarget: when asked: a class that the model does not have.
+    """
+
+    one: int
+    other: int
+
+    def __call__(self, output: Any) -> Tensor:
+        """The difference of the two logits (B,)."""
+        logits = logits_in(output)
+        if not 0 <= min(self.one, self.other) <= max(self.one, self.other) < logits.shape[1]:
+            raise InvalidTarget(
+                f"the difference of classes {self.one} and {self.other} is out of range; "
+                f"the model has classes 0 to {logits.shape[1] - 1}"
+            )
+        return logits[:, self.one] - logits[:, self.other]
+
+
+def answer(text: str, classes: Names) -> int | Answer:
+    """What a text asks for: a class number or name, ``tabby - tiger cat``, or ``path/to/file.py:function``.
+
+    The function takes what the model returns and gives one value for each image (B,).
+
+    Raises:
+        InvalidTarget: a name where the model has none; no such file, or it fails.
+        UnknownName: no such class or function, with the nearest ones that are there.
+    """
+    if re.search(r"\.py(:|$)", text):
+        return _function(text)
+    if text.strip().isdecimal():
+        return int(text)
+    one, minus, other = text.partition(" - ")
+    if minus and text not in (classes or ()):
+        found = [int(name) if name.isdecimal() else class_number(name, classes) for name in (one, other)]
+        return Difference(*found)
+    return class_number(text, classes)
+
+
+def class_number(name: str, classes: Names) -> int:
+    """The number of the class of this name; capitals do not matter, and one of several synonyms will do."""
+    if classes is None:
+        raise InvalidTarget(
+            f"target {name!r}: the model's classes have no names; give a number, or names (classes=)"
+        )
+    if name in classes:
+        return list(classes).index(name)
+    wanted = name.strip().casefold()
+    fits = {number for number, known in enumerate(classes) if wanted == known.casefold()}
+    fits = fits or {
+        number
+        for number, known in enumerate(classes)
+        if wanted in [synonym.strip() for synonym in known.casefold().split(",")]
+    }
+    if len(fits) == 1:
+        return fits.pop()
+    if fits:
+        same = ", ".join(f"{number} ({classes[number]})" for number in sorted(fits))
+        raise InvalidTarget(f"target {name!r} may be any of the classes {same}; give the number")
+    raise UnknownName("class", name, classes)
+
+
+def _function(text: str) -> Answer:
+    path, _, name = text.rpartition(":")
+    if not path:
+        raise InvalidTarget(f"{text!r} names no function; write it as 'path/to/file.py:function'")
+    module = run_file(Path(path), InvalidTarget, "file of targets", "function")
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
+        raise UnknownName(f"function in {path}", name, known)
+    return function  # type: ignore[no-any-return]
+
+
+def class_names(model: Any) -> tuple[str, ...] | None:
+    """What a model says its classes are called: a ``LoadedModel``'s names, or Hugging Face's ``id2label``."""
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
+    named = getattr(model, "classes", None)
+    if isinstance(named, tuple | list) and all(isinstance(name, str) for name in named):
+        return tuple(named)
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    return of_labels(labels) if isinstance(labels, Mapping) else None
+
+
+def of_labels(labels: Mapping[Any, str]) -> tuple[str, ...] | None:
+    """The names of ``id2label`` in order; None where they are mere numbers (``LABEL_0``)."""
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names

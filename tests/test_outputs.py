@@ -1,0 +1,216 @@
+"""Whatever a model returns and whatever is asked of it, the map is that of the plain tensor."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import pellucid as pl
+from pellucid.errors import InvalidModel, InvalidTarget, UnknownName
+from pellucid.outputs import answer, class_names, logits_in, probabilities, tensor_in
+
+from .networks import Chain, attributed, images, logits_of, relative_error, seeded
+
+
+@dataclass
+class Output:
+    """As Hugging Face's: an object, no mapping."""
+
+    loss: object
+    logits: torch.Tensor
+
+
+Pair = namedtuple("Pair", ["logits", "aux_logits"])
+
+
+class Returning(Chain):
+    """A network that returns its logits in some form."""
+
+    def __init__(self, form):
+        super().__init__([nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.ReLU()])
+        self.form = form
+
+    def forward(self, x):
+        return self.form(super().forward(x))
+
+
+FORMS = {
+    "object": lambda z: Output(None, z),
+    "named tuple": lambda z: Pair(z, z * 0),
+    "tuple": lambda z: (z, [z * 0]),
+    "list": lambda z: [z],
+    "mapping": lambda z: {"loss": z.sum(), "logits": z},
+    "nested": lambda z: {"out": {"logits": z}},
+}
+
+
+def network(form=lambda z: z):
+    return seeded(lambda: Returning(form))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("method", ["gradient", "deeplift", "integrated(gradient, steps=200)", "gradcam"])
+def test_logits_are_found_in_what_a_model_returns(form, method):
+    x, call = images(), pl.method(method)
+    found, expected = (call(model, x, [1, 3], "conv2") for model in (network(form), network()))
+    assert torch.equal(found["conv2"], expected["conv2"])
+    assert pl.Scorer(network(form)).scores(x).equal(pl.Scorer(network()).scores(x))
+
+
+def test_what_cannot_be_found_is_told():
+    model, x = network(lambda z: {"a": z, "b": z.flip(1)}), images()
+    with pytest.raises(InvalidModel, match=r"dict with a, b.*Classifier\(model, output="):
+        pl.method("gradient")(model, x, 0)
+    found = pl.method("gradient")(pl.Classifier(model, "b"), x, 0)["input"]
+    assert torch.equal(found, pl.method("gradient")(network(), x, 4)["input"])
+    found = pl.method("gradient")(pl.Classifier(model, lambda output: output["a"]), x, 0)["input"]
+    assert torch.equal(found, pl.method("gradient")(network(), x, 0)["input"])
+    with pytest.raises(UnknownName, match=r"part of the output \(dict\) 'c'"):
+        pl.Classifier(model, "c")(x)
+    with pytest.raises(InvalidModel, match="Segmentation"):
+        logits_in(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(InvalidModel, match="int64"):
+        logits_in(torch.zeros(2, 3).long())
+
+
+def test_a_classifier_is_the_same_network():
+    model = network(lambda z: (z * 0, z))
+    wrapped = pl.Classifier(model, 1)
+    assert wrapped.state_dict().keys() == model.state_dict().keys()
+    assert [*dict(wrapped.named_modules())][1:] == [*dict(model.named_modules())][1:]
+    assert pl.layer_names(wrapped) == pl.layer_names(model)
+    assert wrapped.form is model.form
+    assert relative_error(wrapped(images()), network()(images())) == 0
+
+
+def test_wrappers_are_taken_off():
+    model, x = network(), images()
+    expected = pl.method("guided_backprop")(model, x, 2, "all")
+    for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
+        found = pl.method("guided_backprop")(wrapped, x, 2, "all")
+        assert list(found) == list(expected) == pl.layer_names(wrapped)
+        assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+        assert torch.equal(pl.Scorer(wrapped).scores(x), pl.Scorer(model).scores(x))
+        assert next(pl.cascade(wrapped))[0] == next(pl.cascade(model))[0]
+    with pytest.raises(InvalidModel, match="module 'inner' is compiled"):
+        pl.method("gradient")(Holding(model), x, 0)
+    with pytest.raises(InvalidModel, match="the model is int"):
+        pl.method("gradient")(3, x, 0)
+
+
+class Holding(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.inner = torch.compile(model)
+        self.eval()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+NAMES = ("ant", "Bee", "tiger cat, tabby", "tabby - domestic", "ant hill")
+
+
+def test_targets_by_name():
+    model, x = network(), images()
+    model.classes = NAMES
+    expected = attributed(model, x, [1, 4])["input"]
+    assert relative_error(pl.method("gradient")(model, x, ["bee", "ant hill"])["input"], expected) < 1e-12
+    assert pl.method("gradient")(model, x, ["bee", 4]).targets.tolist() == [1, 4]
+    assert answer("tabby", NAMES) == 2
+    assert answer("tabby - domestic", NAMES) == 3
+    with pytest.raises(UnknownName, match="did you mean ant"):
+        pl.method("gradient")(model, x, "annt")
+    with pytest.raises(InvalidTarget, match="have no names"):
+        pl.method("gradient")(network(), x, "ant")
+    with pytest.raises(InvalidTarget, match=r"any of the classes 0 \(a, x\), 1 \(b, x\)"):
+        answer("x", ("a, x", "b, x"))
+
+
+def test_a_difference_of_classes():
+    model, x = network(), images()
+    model.classes = NAMES
+    expected = attributed(model, x, [1, 1], ["conv3"])
+    other = attributed(model, x, [0, 0], ["conv3"])
+    found = pl.method("gradient")(model, x, "Bee - ant", ["input", "conv3"])
+    for layer in expected:
+        assert relative_error(found[layer], expected[layer] - other[layer]) < 1e-12
+    # Completeness is that of the difference.
+    residual = pl.method("integrated(gradient, steps=400)")(model, x, "1 - 0").residuals["input"]
+    attribution = pl.method("integrated(gradient, steps=400)")(model, x, "1 - 0")["input"]
+    zero = torch.zeros_like(x)
+    wanted = logits_of(model, x, [1, 1]) - logits_of(model, x, [0, 0])
+    wanted -= logits_of(model, zero, [1, 1]) - logits_of(model, zero, [0, 0])
+    assert torch.allclose(attribution.flatten(1).sum(1) - residual, wanted)
+    with pytest.raises(InvalidTarget, match="classes 0 to 4"):
+        pl.method("gradient")(model, x, pl.Difference(0, 5))
+
+
+def test_any_function_of_the_output(tmp_path):
+    model, x = network(FORMS["tuple"]), images()
+    direction = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
+    point = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.cosine_similarity(model(point)[0], direction[None]).sum(), point)
+    found = pl.method("gradient")(model, x, lambda output: torch.cosine_similarity(output[0], direction[None]))
+    assert relative_error(found["input"], expected) < 1e-12
+    assert found.targets.tolist() == [0, 0]
+    (tmp_path / "asked.py").write_text("def total(output):\n    return output[0].sum(1)\n")
+    found = pl.method("gradient")(model, x, f"{tmp_path}/asked.py:total")["input"]
+    assert relative_error(found, sum(attributed(network(), x, [k, k])["input"] for k in range(5))) < 1e-12
+    with pytest.raises(UnknownName, match="did you mean total"):
+        pl.method("gradient")(model, x, f"{tmp_path}/asked.py:totl")
+    with pytest.raises(InvalidTarget, match="for all images"):
+        pl.method("gradient")(model, x, [f"{tmp_path}/asked.py:total", 1])
+
+
+class OneOutput(Chain):
+    def __init__(self, squeezed=False):
+        super().__init__([nn.ReLU()] * 4)
+        self.head, self.squeezed = nn.Linear(6, 1), squeezed
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z.squeeze(1) if self.squeezed else z
+
+
+def test_a_network_with_one_output():
+    model, x = seeded(OneOutput), images(3)
+    z = model(x)
+    assert torch.equal(probabilities(z), z.sigmoid())
+    assert torch.equal(pl.Scorer(model).scores(x), z.sigmoid())
+    maps = pl.heatmap(pl.method("gradient")(model, x)["input"], (8, 8))
+    for curve in (pl.deletion(model, x, 0, maps, steps=4), pl.insertion(model, x, 0, maps, steps=4)):
+        assert curve.scores.std(1).min() > 0  # a softmax of one output would be 1 everywhere
+    both = pl.Classifier(model, pl.two_answers)
+    assert torch.allclose(both(x).softmax(1)[:, 1:], z.sigmoid())
+    no, yes = (pl.method("gradient")(both, x, answer)["input"] for answer in (0, 1))
+    assert torch.equal(no, -yes)
+    assert relative_error(2 * yes, attributed(model, x, [0, 0, 0])["input"]) < 1e-12
+    squeezed = seeded(lambda: OneOutput(squeezed=True))
+    assert squeezed(x).shape == (3,)
+    assert torch.equal(pl.method("gradient")(squeezed, x, 0)["input"], pl.method("gradient")(model, x, 0)["input"])
+    with pytest.raises(InvalidModel, match="5 outputs"):
+        pl.Classifier(network(), pl.two_answers)(x)
+
+
+def test_names_of_classes():
+    class Config:
+        id2label = {1: "b", 0: "a", 10: "k"}  # noqa: RUF012
+
+    model = network()
+    assert class_names(model) is None
+    model.config = Config
+    assert class_names(model) == class_names(nn.DataParallel(model)) == ("a", "b", "k")
+    model.config.id2label = {"0": "LABEL_0", "1": "LABEL_1"}
+    assert class_names(model) is None
+
+
+def test_the_order_in_which_an_output_is_searched():
+    one, other = torch.zeros(1, 2), torch.ones(1, 2)
+    assert tensor_in({"out": one, "logits": other}) is other
+    assert tensor_in(Pair(one, other)) is one
+    assert tensor_in((one, other)) is one
+    with pytest.raises(InvalidModel, match="NoneType"):
+        tensor_in(None)
