@@ -26,7 +26,7 @@ QUICK = {
     "background_occlusion": {"levels": 3, "orders": 2},
     "object_occlusion": {"levels": 3, "orders": 2},
 }
-# Those measured by training have no value of a case: tests/experiments/test_training_cells.py.
+# Those measured by training have no value of a case: tests/experiments/test_trainings.py.
 METRICS = [
     pl.metric(name, **QUICK.get(name, {})) for name, kind in pl.METRICS.items() if not issubclass(kind, Retraining)
 ]

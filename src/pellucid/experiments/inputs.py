@@ -1,12 +1,11 @@
-"""What cells share: models, images with their masks and boxes on the model's pixels, scores of clean images."""
+"""What cells share: values for texts, models, images with their masks and boxes, scores of clean images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from .. import catalog
 from ..data.sources import Box, Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage, UnknownName
 from ..methods.base import Method
+from ..metrics.base import Criterion
 from ..metrics.localization import box_mask
 from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
@@ -26,10 +26,44 @@ from ..models.preprocess import Preprocess
 from ..models.segmentation import Segmentation
 from ..models.zoo import LoadedModel, load_model
 from ..variants.base import Variant
-from .spec import Images, Model, Spec
+from .spec import Images, Model, Spec, shown
 
 # RectGrad's masks: grey below 200 is background (released code); exact masks are black and white anyway.
 OBJECT = 200
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedSpec:
+    """A spec whose texts have become values.
+
+    Attributes:
+        methods, variants: by what tables call them.
+        metrics: by their texts.
+    """
+
+    spec: Spec
+    methods: Mapping[str, Method]
+    variants: Mapping[str, Variant]
+    metrics: Mapping[str, Criterion]
+
+    @property
+    def entrants(self) -> list[tuple[str, str]]:
+        """Every variant and method, by their names."""
+        return [(variant, method) for variant in self.variants for method in self.methods]
+
+
+@lru_cache(maxsize=1)
+def parsed(spec: Spec) -> ParsedSpec:
+    """The values of a spec's texts, made once for all cells that a process computes.
+
+    Raises ``UnknownName`` and ``InvalidParameter`` as the catalogue does.
+    """
+    return ParsedSpec(
+        spec,
+        metrics={text: catalog.metric(text) for text in spec.metrics},
+        methods={shown(text): catalog.method(text) for text in spec.methods},
+        variants={catalog.variant_name(text): catalog.variant(text) for text in spec.variants},
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +86,14 @@ class Batch:
     def scorer(self, variant: Variant) -> Scorer:
         """The model under a variant, as it is scored."""
         if variant not in self.scorers:
-            self.scorers[variant] = Scorer(
-                self.loaded.model, variant, self.spec.score, self.spec.max_batch, self.spec.precision
-            )
+            spec = self.spec
+            self.scorers[variant] = Scorer(self.loaded.model, variant, spec.score, spec.max_batch, spec.precision)
         return self.scorers[variant]
 
 
+@lru_cache(maxsize=1)
 def batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     """The images ``start`` to ``stop`` as a model takes them, those of one size together, in order."""
-    return _batches(spec, model, start, stop)
-
-
-@lru_cache(maxsize=1)
-def _batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     loaded = model_of(spec, model)
     samples: dict[tuple[int, ...], list[tuple[Sample, Tensor]]] = {}
     for sample in chosen(spec.images)[start:stop]:
@@ -75,23 +104,17 @@ def _batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
 
 def _batch(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor]]) -> Batch:
     device = place(spec)
-    samples = [sample for sample, _ in group]
-    labels, masks, boxes = (
-        _all_or_none(found) for found in zip(*(annotated(sample, loaded) for sample in samples), strict=True)
-    )
+    known = zip(*(annotated(sample, loaded) for sample, _ in group), strict=True)
+    labels, masks, boxes = (None if any(value is None for value in values) else values for values in known)
     return Batch(
         spec,
         loaded,
-        tuple(sample.name for sample in samples),
+        tuple(sample.name for sample, _ in group),
         torch.stack([pixels for _, pixels in group]).to(device),
         None if labels is None else torch.tensor(labels, device=device),
         None if masks is None else torch.stack(masks).to(device),
-        None if boxes is None else tuple(boxes),
+        boxes,
     )
-
-
-def _all_or_none(values: Sequence[Any]) -> list[Any] | None:
-    return None if any(value is None for value in values) else list(values)
 
 
 @lru_cache(maxsize=2)
@@ -116,18 +139,6 @@ def model_of(spec: Spec, key: str) -> LoadedModel:
     return _prepared(spec.model(key), place(spec))
 
 
-@lru_cache(maxsize=256)
-def method_of(text: str) -> Method:
-    """The method that a text means."""
-    return catalog.method(text)
-
-
-@lru_cache(maxsize=16)
-def variant_of(text: str) -> Variant:
-    """The variant that a text means."""
-    return catalog.variant(text)
-
-
 def place(spec: Spec) -> str:
     """The device; a GPU for ``auto`` if there is one."""
     return zoo.device_named(spec.device)
@@ -135,7 +146,7 @@ def place(spec: Spec) -> str:
 
 def forget() -> None:
     """Let go of everything shared."""
-    for cache in (_batches, _loaded, _prepared, method_of, variant_of, chosen):
+    for cache in (parsed, batches, _loaded, _prepared, chosen):
         cache.cache_clear()
 
 
@@ -180,13 +191,11 @@ def annotated(sample: Sample, loaded: LoadedModel) -> tuple[int | None, Tensor |
     preprocess = loaded.preprocess
     if not isinstance(preprocess, Preprocess):
         return sample.label, None, None
-    mask = None if sample.mask is None else _moved(sample.mask.point(_is_object), preprocess)
+    mask = (
+        None if sample.mask is None else _moved(sample.mask.point(lambda grey: 255 * (grey >= OBJECT)), preprocess)
+    )
     boxes = None if sample.boxes is None else moved_boxes(sample.boxes, sample.image.size, preprocess)
     return sample.label, None if mask is None else transforms.pil_to_tensor(mask)[0] > 0, boxes
-
-
-def _is_object(grey: int) -> int:
-    return 255 * (grey >= OBJECT)
 
 
 def _moved(mask: Image.Image, preprocess: Preprocess) -> Image.Image:
@@ -208,21 +217,16 @@ def moved_boxes(boxes: Sequence[Box], size: tuple[int, int], preprocess: Preproc
 
     A box is cut at the crop's border; one that lies beyond it is left out.
     """
-    resized = _resized(Image.new("L", size), preprocess).size
-    crop = preprocess.crop
-    scales = [new / old for new, old in zip(resized, size, strict=True)]
+    resized, crop = _resized(Image.new("L", size), preprocess).size, preprocess.crop
     offsets = [0 if crop is None else _offset(length, crop) for length in resized]
     ends = [length if crop is None else crop for length in resized]
-    moved = []
-    for box in boxes:
-        x0, x1 = (_along(value, scales[0], offsets[0]) for value in (box[0], box[2]))
-        y0, y1 = (_along(value, scales[1], offsets[1]) for value in (box[1], box[3]))
-        moved.append((max(x0, 0.0), max(y0, 0.0), min(x1, float(ends[0])), min(y1, float(ends[1]))))
+
+    def along(axis: int, value: float) -> float:
+        moved = value * (resized[axis] / size[axis]) - offsets[axis]
+        return min(max(moved, 0.0), float(ends[axis]))
+
+    moved = [(along(0, x0), along(1, y0), along(0, x1), along(1, y1)) for x0, y0, x1, y1 in boxes]
     return tuple(box for box in moved if box[0] < box[2] and box[1] < box[3])
-
-
-def _along(value: float, scale: float, offset: int) -> float:
-    return value * scale - offset
 
 
 def _offset(length: int, crop: int) -> int:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .. import catalog
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidModel
 from ..layers import explainable, select_layers
-from ..metrics.base import Criterion
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..training.criteria import Retraining
 from . import inputs
 from .cells import Cell
+from .inputs import ParsedSpec
 from .record import MetricRecord, RunRecord, hashed, versions
 from .spec import Spec, shown
-from .training_cells import TrainingCell, require_trainable, training_cells
-from .training_inputs import cache_of
+from .store import WHOLE_VARIANT
+from .trainings import TrainingCell, cache_of, require_trainable, training_cells
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
 MOST_NAMED = 12  # images in an error
@@ -45,36 +45,35 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         PellucidError: whatever is wrong with models, methods, layers, variants, metrics or images.
         InvalidData: a metric needs what the images lack.
     """
-    metrics = {text: catalog.metric(text) for text in spec.metrics}
-    if not spec.methods and not all(metric.of_model for metric in metrics.values()):
+    parsed = inputs.parsed(spec)
+    if not spec.methods and not all(metric.of_model for metric in parsed.metrics.values()):
         raise InvalidData("no methods are named, and some metrics grade maps; name methods")
-    for text in spec.methods:
-        inputs.method_of(text)
-    for text in spec.variants:
-        inputs.variant_of(text)
     layers, models = {}, {}
     for model in spec.models:
         loaded = inputs.model_of(spec, model.key)
         explainable(loaded.model)
         layers[model.key] = tuple(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
-    spec, images = _usable(spec, metrics)
-    _require_fitting(spec)
-    trained = {text: metric for text, metric in metrics.items() if isinstance(metric, Retraining)}
-    training = require_trainable(spec, trained, [text for text in metrics if text not in trained])
-    names = list(inputs.chosen(spec.images).names)
+    spec, images = _usable(parsed)
+    parsed = replace(parsed, spec=spec)
+    _require_fitting(parsed)
+    trained = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, Retraining)}
+    training = require_trainable(parsed, trained)
+    names = inputs.chosen(spec.images).names
     identity = _identity(spec, {"models": models, "images": images, "files": _files(spec), "training": training})
     key = hashed(identity)
-    graded = {text: metric for text, metric in metrics.items() if text not in trained}
     cells: list[Cell | TrainingCell] = [
-        *_cells(spec, graded, len(names), key),
-        *training_cells(spec, trained, key, folder or cache_of(key)),
+        *_cells(parsed, len(names), key),
+        *training_cells(parsed, trained, key, folder or cache_of(key)),
     ]
     record = RunRecord(
         hash=key,
         versions=versions(),
         spec=_dumped(spec),
-        metrics={text: _recorded(metric) for text, metric in metrics.items()},
+        metrics={
+            text: MetricRecord.model_validate(metric, from_attributes=True)
+            for text, metric in parsed.metrics.items()
+        },
         layers=layers,
         images=tuple(names),
         cells=tuple(cell.id for cell in cells),
@@ -84,26 +83,27 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     return Plan(spec, cells, record)
 
 
-def _cells(spec: Spec, metrics: Mapping[str, Criterion], images: int, key: str) -> Iterator[Cell]:
+def _cells(parsed: ParsedSpec, images: int, key: str) -> Iterator[Cell]:
     """A model's cells on the same images follow each other, so that they share them."""
-    of_model = [""] if any(metric.of_model for metric in metrics.values()) else []
-    of_map = list(spec.method_texts) if any(not metric.of_model for metric in metrics.values()) else []
+    spec = parsed.spec
+    graded = [metric for metric in parsed.metrics.values() if not isinstance(metric, Retraining)]
+    methods: list[str | None] = [None] if any(metric.of_model for metric in graded) else []
+    methods += parsed.methods if not all(metric.of_model for metric in graded) else []
     for model in spec.models:
         for start in range(0, images, spec.images_per_cell):
             stop = min(start + spec.images_per_cell, images)
-            for variant in spec.variant_texts:
-                for method in [*of_model, *of_map]:
-                    content = [key, model.key, variant, method, start, stop]
-                    yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
+            for variant, method in product(parsed.variants, methods):
+                content = [key, model.key, variant, method or WHOLE_VARIANT, start, stop]
+                yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
 
 
-def _usable(spec: Spec, metrics: Mapping[str, Criterion]) -> tuple[Spec, str]:
+def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
     """The spec without images that cannot be used, if it says to skip them; and a digest of the others."""
-    needs: dict[str, str] = {need: text for text, metric in metrics.items() for need in metric.needs}
+    spec, images = parsed.spec, parsed.spec.images
+    needs: dict[str, str] = {need: text for text, metric in parsed.metrics.items() for need in metric.needs}
     if spec.target == "label":
         needs["labels"] = "target = 'label'"
     models = [inputs.model_of(spec, model.key) for model in spec.models]
-    images = spec.images
     count, source = len(inputs.chosen(images)), inputs.candidates(images)
     digest, wrong = inputs.survey(
         source if images.skip_unusable else source[:count], count, lambda sample: _problem(sample, needs, models)
@@ -118,15 +118,15 @@ def _usable(spec: Spec, metrics: Mapping[str, Criterion]) -> tuple[Spec, str]:
     return spec.model_copy(update={"images": images}), digest
 
 
-def _require_fitting(spec: Spec) -> None:
+def _require_fitting(parsed: ParsedSpec) -> None:
     """Run one image under each surrogate: it fits the network and weights that it was trained for, no others."""
-    for variant in [made for made in map(inputs.variant_of, spec.variants) if made.bound]:
-        for model in spec.models:
-            [batch] = inputs.batches(spec, model.key, 0, 1)
-            try:
-                batch.scorer(variant).of(batch.images)
-            except InvalidModel as error:
-                raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
+    bound = [variant for variant in parsed.variants.values() if variant.bound]
+    for variant, model in product(bound, parsed.spec.models):
+        [batch] = inputs.batches(parsed.spec, model.key, 0, 1)
+        try:
+            batch.scorer(variant).of(batch.images)
+        except InvalidModel as error:
+            raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
 
 
 def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> str:
@@ -136,9 +136,7 @@ def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedMo
         known = {"labels": sample.label, "boxes": sample.boxes, "masks": sample.mask or sample.boxes}[need]
         if known is None:
             return f"{text} needs {need}, and {sample.name} has none"
-        if need == "labels":
-            continue
-        for loaded in models:
+        for loaded in models if need != "labels" else ():
             if not isinstance(loaded.preprocess, Preprocess):
                 return f"{text} needs {need}, and the preprocess of {loaded.name} does not say where pixels go"
             if problem := inputs.object_problem(sample, loaded):
@@ -179,7 +177,3 @@ def _files(spec: Spec) -> dict[str, str]:
     files = {shown(text): text.rpartition(":")[0] for text in texts}
     files |= {name: text for name, text in spec.variant_texts.items() if name != text}
     return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
-
-
-def _recorded(metric: Criterion) -> MetricRecord:
-    return MetricRecord.model_validate(metric, from_attributes=True)

@@ -12,8 +12,7 @@ from .cells import Cell, Finished, photos, run_cell
 from .planning import plan
 from .spec import Spec
 from .store import PHOTOS, Results, Store
-from .training_cells import TrainingCell, run_training
-from .training_inputs import forget_images
+from .trainings import TrainingCell, images_of, run_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ def benchmark(
                 advance(done, len(ids))
     finally:
         inputs.forget()
-        forget_images()
+        images_of.cache_clear()
     return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
 
 

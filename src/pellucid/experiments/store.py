@@ -20,7 +20,7 @@ from ..errors import InvalidData, OutputNotWritable, first_difference
 from ..files import replace_file
 from .record import RUN, RunRecord
 
-_WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
+WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
@@ -47,7 +47,7 @@ PICTURE_ROWS = pyarrow.schema(
 
 def is_of_variant(method: Any) -> Any:
     """Whether the row of a method, or each row of a column of them, grades a variant as a whole."""
-    return method == _WHOLE_VARIANT
+    return method == WHOLE_VARIANT
 
 
 @dataclass(frozen=True, eq=False)

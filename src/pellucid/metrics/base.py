@@ -58,7 +58,7 @@ class Case:
         metrics: all that will be measured, so that those which can run together do.
     """
 
-    method: Method
+    method: Method | None  # None where the variant alone is graded
     explained: Any  # nn.Module
     images: Tensor
     attributions: Attributions
@@ -112,6 +112,7 @@ class Case:
 
         Fewer images come with their own ``seeds``.
         """
+        assert self.method is not None
         return self.method(
             self.explained if model is None else model,
             self.images if images is None else images,

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..errors import OutputNotWritable
 from ..files import replace_file
-from ..models.zoo import LoadedModel, load_model
+from ..models.zoo import LoadedModel
 from .batches import preprocess_of
 from .checkpoints import Checkpoints
 from .classifiers import save_weights, train
@@ -36,7 +36,7 @@ class Artifacts:
         """Make what ``done`` is the last file of, unless it is there; one process at a time.
 
         Raises:
-            OutputNotWritable: the folder cannot be untrained.
+            OutputNotWritable: the folder cannot be made.
         """
         locks = self.folder / ".locks"
         try:
@@ -63,28 +63,25 @@ class Artifacts:
     def network(
         self,
         name: str,
-        untrained: LoadedModel,
+        untrained: Callable[[], LoadedModel],
         sets: tuple[Dataset[Any], Dataset[Any]],
         recipe: Hyperparameters,
         seed: int,
-    ) -> LoadedModel:
-        """A trained network: ``untrained`` is what it starts from, and the sets are to train and to score it."""
+    ) -> Path:
+        """The file of a trained network; ``untrained`` makes what it starts from, the sets train and score it."""
         path = self.folder / "networks" / f"{name}.safetensors"
 
         def make() -> None:
-            checkpoint, preprocess = self._checkpoint(name), preprocess_of(untrained)
-            report = train(untrained.model, *sets, recipe, seed, preprocess, checkpoint, score_each_epoch=False)
-            known = {
-                "model": untrained.name,
-                "classes": list(untrained.classes or ()),
-                "accuracy": report.accuracy,
-            }
-            known |= {"preprocess": untrained.preprocess.as_dict(), "epochs": recipe.epochs, "seed": seed}
-            save_weights(untrained.model, path, known)
+            checkpoint, loaded = self._checkpoint(name), untrained()
+            preprocess = preprocess_of(loaded)
+            report = train(loaded.model, *sets, recipe, seed, preprocess, checkpoint, score_each_epoch=False)
+            known = {"model": loaded.name, "classes": list(loaded.classes or ()), "accuracy": report.accuracy}
+            known |= {"preprocess": preprocess.as_dict(), "epochs": recipe.epochs, "seed": seed}
+            save_weights(loaded.model, path, known)
             Checkpoints(checkpoint, {}).remove()
 
         self.once(path.with_suffix(".json"), make)  # written last
-        return load_model(untrained.name, path, device=str(next(untrained.model.parameters()).device))
+        return path
 
     def ranks(self, name: str, parts: Iterable[Tensor], count: int) -> Tensor:
         """The ranks (count, ...) of maps that come in parts, mapped from their file."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -130,9 +130,16 @@ def accuracy(
     return share
 
 
-@torch.inference_mode()
-def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Preprocess) -> tuple[float, float]:
+class Score(NamedTuple):
     """Top-1 accuracy, and the mean softmax score of the true class; both in [0, 1]."""
+
+    accuracy: float
+    score: float
+
+
+@torch.inference_mode()
+def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Preprocess) -> Score:
+    """How well a network knows images."""
     like, right, score = next(model.parameters()), 0.0, 0.0
     for rows in torch.arange(image_count(images)).split(SCORED):
         pixels, labels = fetch(images, rows)
@@ -140,7 +147,7 @@ def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Prepr
         labels = labels.to(shares.device)
         right += float((shares.argmax(1) == labels).sum())
         score += float(shares.gather(1, labels[:, None]).sum())
-    return right / image_count(images), score / image_count(images)
+    return Score(right / image_count(images), score / image_count(images))
 
 
 @dataclass

@@ -21,8 +21,7 @@ from pellucid.experiments import inputs
 from pellucid.experiments.planning import plan
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.training_cells import TrainingCell
-from pellucid.experiments.training_inputs import Trainings, forget_images
+from pellucid.experiments.trainings import TrainingCell, Trainings, images_of
 from pellucid.findings.statistics import Statistics
 from pellucid.metrics.base import Criterion, Metric
 from pellucid.models.zoo import load_model
@@ -83,7 +82,7 @@ def build():
 def _forgotten():
     yield
     inputs.forget()
-    forget_images()
+    images_of.cache_clear()
 
 
 def draw(folder, count, seed):
@@ -199,7 +198,7 @@ def test_one_point_is_that_of_a_training_by_hand(results, data):
 
     seed = fold_in(0, 1)
     loaded = load_model(f"{data}/net.py:build", "random", seed=seed)
-    recipe = Trainings(spec(data), Path()).recipe(f"{data}/net.py:build")
+    recipe = Trainings(inputs.parsed(spec(data)), Path()).recipe(f"{data}/net.py:build")
     assert (recipe.epochs, recipe.keep) == (12, "last")
     report = train(loaded.model, gapped("train", 0), gapped("test", 1), recipe, seed, loaded.preprocess)
     table = results.table
