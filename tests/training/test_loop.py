@@ -17,7 +17,6 @@ from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
-from pellucid.training.batches import in_memory
 from pellucid.training.classifiers import accuracy, save_weights, train
 from pellucid.training.from_source import train_network
 from pellucid.training.hyperparameters import (
@@ -147,15 +146,6 @@ def test_a_diverging_loss_is_an_error_not_a_result():
     images = TensorDataset(torch.full((4, 3, 8, 8), float("nan")), torch.zeros(4, dtype=torch.long))
     with pytest.raises(InvalidParameter, match="loss is nan at step 1 of 1"):
         train(small_net(), images, images, Hyperparameters(epochs=1, batch_size=4))
-
-
-def test_in_memory_holds_what_the_set_draws():
-    shapes = ShapesDataset(5, size=16)
-    state = torch.get_rng_state()
-    images, labels = in_memory(shapes).tensors
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(images[4], shapes[4][0])
-    assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_trained_shapes_can_be_loaded_with_their_facts(tmp_path):

@@ -1,14 +1,12 @@
 """Training: what a naive loop does, taken up where it was ended, together as alone, and on real images."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -27,9 +25,10 @@ from pellucid.models.zoo import load_model
 from pellucid.seeds import fold_in
 from pellucid.training.classifiers import accuracy, train
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
-from pellucid.training.ensemble import Stacked, fastest, train_ensemble
+from pellucid.training.ensemble import fastest, train_ensemble
 from pellucid.training.from_source import train_network
 from pellucid.training.hyperparameters import HYPERPARAMETERS, Hyperparameters, one_cycle
+from pellucid.training.networks import Stacked
 
 HALF = Preprocess(None, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 QUICK = Hyperparameters(epochs=3, batch_size=4, learning_rate=1e-2)
@@ -282,36 +281,32 @@ def test_a_checkpoint_of_another_training_is_refused_and_stands(tmp_path, settin
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-KILLED = """
-import sys
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {folder!r})
-from tests.training.test_loop_laws import *
-train_network("shapes-resnet", images_of(), {output!r}, images_of(seed=1), recipe=LONG, seed=3)
-"""
-
-LONG = replace(QUICK, epochs=25, augmentation="symmetry", keep="best")
+LONG = replace(QUICK, epochs=6, augmentation="symmetry", keep="best")
 
 
-def start_training(output):
-    program = KILLED.format(folder=str(Path(__file__).parents[2]), output=str(output))
-    return subprocess.Popen([sys.executable, "-c", program])
+def train_long(output):
+    torch.set_num_threads(1)
+    train_network("shapes-resnet", images_of(), output, images_of(seed=1), recipe=LONG, seed=3)
 
 
 def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(tmp_path):
     output, undisturbed = tmp_path / "killed.safetensors", tmp_path / "undisturbed.safetensors"
-    program = start_training(output)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pellucid.training.from_source"])
+    program = server.Process(target=train_long, args=(output,))
+    program.start()
     deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("killed.checkpoint/epoch-*")):
-        assert program.poll() is None
+    while not list(tmp_path.glob("killed.checkpoint/epoch-*2.safetensors")):
+        assert program.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    program.send_signal(signal.SIGKILL)
-    program.wait()
+    os.kill(program.pid, signal.SIGKILL)
+    program.join()
     assert not output.exists()
-    assert start_training(output).wait() == 0
-    train_network("shapes-resnet", images_of(), undisturbed, images_of(seed=1), recipe=LONG, seed=3)
+    begun = max(tmp_path.glob("killed.checkpoint/epoch-*"))
+    train_long(output)
+    train_long(undisturbed)
+    assert begun.stem < f"epoch-{LONG.epochs:05d}"
     assert output.read_bytes() == undisturbed.read_bytes()
     one, other = (json.loads(path.with_suffix(".json").read_text()) for path in (output, undisturbed))
     assert one["training"]["accuracies"] == other["training"]["accuracies"]

@@ -1,10 +1,9 @@
 """Training a surrogate: what is learnt, that stopping leaves no trace, and what is refused."""
 
 import copy
+import multiprocessing
 import os
-import subprocess
-import sys
-import textwrap
+import signal
 from dataclasses import replace
 
 import pytest
@@ -251,34 +250,24 @@ def epochs(folder):
     return [read(file)[1].facts["epoch"] for file in sorted(folder.iterdir(), reverse=True)]
 
 
-TRAINING = """
-    import os, signal, sys
-    import torch
-    torch.set_num_threads(1)
-    from tests.training.test_surrogates import network
-    from tests.networks import images
-    from pellucid.training.surrogates import train_surrogate
-
+def killed_at(step, checkpoint):
     def stop(done, steps, loss):
-        if done == int(sys.argv[2]):
+        if done == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train_surrogate(network(), images(7, 12), 4, 1e-2, batch_size=2, checkpoint=sys.argv[1], progress=stop)
-"""
+    torch.set_num_threads(1)
+    train_surrogate(network(), images(7, 12), 4, 1e-2, batch_size=2, checkpoint=checkpoint, progress=stop)
 
 
 @pytest.mark.parametrize("step", [3, 11])  # in the first epoch, and in the third
 def test_after_a_kill_the_training_ends_as_if_nothing_had_happened(tmp_path, step):
     checkpoint = tmp_path / "c"
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRAINING), str(checkpoint), str(step)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert killed.returncode == -9, killed.stderr
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pellucid.training.surrogates"])
+    killed = server.Process(target=killed_at, args=(step, checkpoint))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert epochs(checkpoint)[0] == step // 4
     steps = []
     settings = {"epochs": 4, "lr": 1e-2, "batch_size": 2}

@@ -66,11 +66,6 @@ def preprocess_of(network: str | LoadedModel) -> Preprocess:
     return found
 
 
-def in_memory(images: Dataset[Any]) -> TensorDataset:
-    """Load every image and label once, for data sets that are slow to draw or decode anew in each epoch."""
-    return TensorDataset(*fetch(images, torch.arange(image_count(images))))
-
-
 def check_labels(labels: Tensor, outputs: int) -> None:
     """Refuse labels that are no output of the network.
 

@@ -35,12 +35,8 @@ class Checkpoint:
 
     def part(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The tensors of one part by name, on a device."""
-        start = f"{part}/"
-        return {
-            name.removeprefix(start): value.to(device)
-            for name, value in self.tensors.items()
-            if name.startswith(start)
-        }
+        found = {name: value for name, value in self.tensors.items() if name.startswith(f"{part}/")}
+        return {name.removeprefix(f"{part}/"): value.to(device) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -115,12 +111,8 @@ def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of an optimizer as tensors by name; its settings are the recipe's."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": value
-        for index, values in state.items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
+    named = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

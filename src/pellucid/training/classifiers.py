@@ -25,7 +25,7 @@ from .batches import check_labels, check_set, fetch, image_count, prepared, slic
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from .hyperparameters import AUGMENTATIONS, Hyperparameters, in_bfloat16
 from .loop import Learner, Progress, fit, seeded
-from .networks import Networks, One
+from .networks import Networks
 
 SCORED = 256  # images in one forward pass of the validation
 
@@ -126,7 +126,7 @@ def accuracy(
         batch_size: images in one forward pass.
     """
     with torch.inference_mode():
-        [share] = accuracies(One(model), [images], preprocess, batch_size)
+        [share] = accuracies(Networks(model), [images], preprocess, batch_size)
     return share
 
 
@@ -150,40 +150,94 @@ def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Prepr
     return Score(right / image_count(images), score / image_count(images))
 
 
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What networks that are trained together learn: each from its own set, by its own seed, all by one recipe."""
+
+    train_sets: Sequence[Dataset[Any]]
+    validation_sets: Sequence[Dataset[Any]]
+    seeds: Sequence[int]
+    recipe: Hyperparameters
+    preprocess: Preprocess | None = None
+    score_each_epoch: bool = True
+
+    def of(self, network: int) -> Lessons:
+        """Those of one network alone."""
+        train_set, validation_set = self.train_sets[network], self.validation_sets[network]
+        return replace(self, train_sets=[train_set], validation_sets=[validation_set], seeds=[self.seeds[network]])
+
+    def check(self) -> None:
+        """Refuse what no network could be trained by.
+
+        Raises:
+            InvalidParameter: settings that exclude each other.
+            InvalidData: sets of differing sizes, or no validation images.
+        """
+        if self.recipe.keep == "best" and not self.score_each_epoch:
+            raise InvalidParameter("train: keep='best' needs every epoch scored; leave score_each_epoch on")
+        pairs = zip(self.train_sets, self.validation_sets, strict=True)
+        sizes = {(image_count(one), image_count(other)) for one, other in pairs}
+        if len(sizes) > 1:
+            raise InvalidData(
+                f"train: sets of differing sizes {sorted(sizes)}; networks trained together need one size"
+            )
+        if not image_count(self.validation_sets[0]):
+            raise InvalidData("train: the validation set has no images")
+
+    def empty(self, outputs: int) -> list[tuple[int, ...]]:
+        """Refuse sets that networks of so many outputs cannot learn; the labels that no image of each has.
+
+        Raises:
+            InvalidData: as ``check_set``.
+        """
+        found = [check_set(images, outputs, self.recipe) for images in self.train_sets]
+        for images in self.validation_sets:
+            check_set(images, outputs, replace(self.recipe, shuffle=True))  # its order does not matter
+        return found
+
+    def identity(self, networks: Networks) -> dict[str, Any]:
+        """What decides the weights, but the first ones: who takes up another training's checkpoint is told so."""
+        sets = (*self.train_sets, *self.validation_sets)
+        return {
+            "network": {name: list(value.shape) for name, value in networks.state().items()},
+            "recipe": asdict(self.recipe),
+            "seeds": list(self.seeds),
+            "preprocess": None if self.preprocess is None else self.preprocess.as_dict(),
+            "images": [getattr(images, "fingerprint", image_count(images)) for images in sets],
+        }
+
+
 @dataclass
 class ClassifierLearner(Learner):
     """A training under way: ``networks.count`` networks, each with its own sets and its own seed."""
 
     networks: Networks
-    train_sets: Sequence[Dataset[Any]]
-    validation_sets: Sequence[Dataset[Any]]
-    recipe: Hyperparameters
-    seeds: Sequence[int]
-    preprocess: Preprocess | None
-    score_each_epoch: bool
+    lessons: Lessons
     outputs: int
     draws: bool
     history: list[list[float]] = field(default_factory=list)  # accuracies: epochs x networks
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.recipe = self.lessons.recipe
         self.optimizer = self.recipe.build(self.networks.parameters())
-        self.batches = slices(image_count(self.train_sets[0]), self.recipe.batch_size)
+        self.batches = slices(image_count(self.lessons.train_sets[0]), self.recipe.batch_size)
         self.steps = len(self.batches)
         self.like = next(iter(self.networks.parameters().values()))
         self.device = self.like.device
 
     def key(self, epoch: int) -> int:
         """The first network's; its order and augmentation come from it, too."""
-        return fold_in(self.seeds[0], epoch)
+        return fold_in(self.lessons.seeds[0], epoch)
 
     def learn(self, epoch: int) -> Iterator[Tensor]:
         """One epoch; its order and augmentation follow from each network's seed and the epoch alone."""
         self.networks.base.train()
-        generators = [Generator().manual_seed(fold_in(seed, epoch)) for seed in self.seeds]
-        orders = [self._order(images, draw) for images, draw in zip(self.train_sets, generators, strict=True)]
+        sets = self.lessons.train_sets
+        generators = [Generator().manual_seed(fold_in(seed, epoch)) for seed in self.lessons.seeds]
+        orders = [self._order(images, draw) for images, draw in zip(sets, generators, strict=True)]
         for number, part in enumerate(self.batches):
-            parts = zip(self.train_sets, orders, generators, strict=True)
+            parts = zip(sets, orders, generators, strict=True)
             pairs = [self._batch(images, order[part], draw) for images, order, draw in parts]
             self.recipe.set_rate(self.optimizer, epoch * self.steps + number, self.recipe.epochs * self.steps)
             pixels, labels = zip(*pairs, strict=True)
@@ -191,10 +245,10 @@ class ClassifierLearner(Learner):
 
     def close(self, epoch: int, seconds: float) -> None:
         """Score the networks, and remember each that was never better where the recipe keeps the best."""
-        if not self.score_each_epoch and epoch < self.recipe.epochs - 1:
+        if not self.lessons.score_each_epoch and epoch < self.recipe.epochs - 1:
             return
         self.networks.base.eval()
-        found = accuracies(self.networks, self.validation_sets, self.preprocess)
+        found = accuracies(self.networks, self.lessons.validation_sets, self.lessons.preprocess)
         if self.recipe.keep == "best":
             self._keep(found)
         self.history.append(found)
@@ -238,7 +292,7 @@ class ClassifierLearner(Learner):
         if getattr(images, "labels", None) is None:
             check_labels(labels, self.outputs)
         pixels = AUGMENTATIONS[self.recipe.augmentation](prepared(pixels, None, self.like), draw)
-        return prepared(pixels, self.preprocess, self.like), labels.to(self.device)
+        return prepared(pixels, self.lessons.preprocess, self.like), labels.to(self.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of every network, each by its own mean cross-entropy; return their mean before it."""
@@ -299,93 +353,33 @@ def train(
         InvalidWeights: a checkpoint of another training.
         OutputNotWritable: the checkpoint cannot be written.
     """
-    [report] = train_networks(
-        One(model.requires_grad_(True)),
-        [train_set],
-        [validation_set],
-        recipe,
-        [seed],
-        preprocess,
-        checkpoint,
-        progress,
-        score_each_epoch,
-    )
+    lessons = Lessons([train_set], [validation_set], [seed], recipe, preprocess, score_each_epoch)
+    [report] = train_networks(Networks(model.requires_grad_(True)), lessons, checkpoint, progress)
     return report
 
 
 def train_networks(
-    networks: Networks,
-    train_sets: Sequence[Dataset[Any]],
-    validation_sets: Sequence[Dataset[Any]],
-    recipe: Hyperparameters,
-    seeds: Sequence[int],
-    preprocess: Preprocess | None = None,
-    checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
-    score_each_epoch: bool = True,
+    networks: Networks, lessons: Lessons, checkpoint: str | Path | None, progress: Progress | None
 ) -> list[TrainingReport]:
-    """Check and train networks of one architecture together, as :func:`train`; one report for each.
-
-    Raises:
-        InvalidData: as :func:`train`; or sets of differing sizes.
-    """
-    if recipe.keep == "best" and not score_each_epoch:
-        raise InvalidParameter("train: keep='best' needs every epoch scored; leave score_each_epoch on")
-    sizes = {
-        (image_count(one), image_count(other)) for one, other in zip(train_sets, validation_sets, strict=True)
-    }
-    if len(sizes) > 1:
-        raise InvalidData(
-            f"train: sets of differing sizes {sorted(sizes)}; networks trained together need one size"
-        )
-    if not image_count(validation_sets[0]):
-        raise InvalidData("train: the validation set has no images")
+    """Check and train networks of one architecture together, as :func:`train`; one report for each."""
+    lessons.check()
     start = time.perf_counter()
-    count, random = check_network(networks.base, train_sets[0], preprocess)
-    empty = [check_set(images, count, recipe) for images in train_sets]
-    for images in validation_sets:
-        check_set(images, count, replace(recipe, shuffle=True))  # the order of a validation does not matter
-    checkpoints = None
-    if checkpoint is not None:
-        who = identity(networks, train_sets, validation_sets, recipe, seeds, preprocess)
-        checkpoints = Checkpoints(Path(checkpoint), who)
-    learner = ClassifierLearner(
-        networks, train_sets, validation_sets, recipe, seeds, preprocess, score_each_epoch, count, random
-    )
+    count, random = check_network(networks.base, lessons.train_sets[0], lessons.preprocess)
+    empty, recipe = lessons.empty(count), lessons.recipe
+    checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), lessons.identity(networks))
+    learner = ClassifierLearner(networks, lessons, count, random)
     fit(learner, recipe.epochs, checkpoints, progress)
     learner.finish()
-    seconds = time.perf_counter() - start
+    seconds, histories = time.perf_counter() - start, zip(*learner.history, strict=True)
     return [
         TrainingReport(found, kept(found, recipe), seconds, recipe, seed, image_count(images), none)
-        for found, seed, images, none in zip(
-            zip(*learner.history, strict=True), seeds, train_sets, empty, strict=True
-        )
+        for found, seed, images, none in zip(histories, lessons.seeds, lessons.train_sets, empty, strict=True)
     ]
 
 
 def kept(found: Sequence[float], recipe: Hyperparameters) -> int:
     """The position of the epoch whose weights are kept: the first of the best, or the last."""
     return found.index(max(found)) if recipe.keep == "best" else len(found) - 1
-
-
-def identity(
-    networks: Networks,
-    train_sets: Sequence[Dataset[Any]],
-    validation_sets: Sequence[Dataset[Any]],
-    recipe: Hyperparameters,
-    seeds: Sequence[int],
-    preprocess: Preprocess | None,
-) -> dict[str, Any]:
-    """What decides the weights, but the first ones: who takes up another training's checkpoint is told so."""
-    return {
-        "network": {name: list(value.shape) for name, value in networks.state().items()},
-        "recipe": asdict(recipe),
-        "seeds": list(seeds),
-        "preprocess": None if preprocess is None else preprocess.as_dict(),
-        "images": [
-            getattr(images, "fingerprint", image_count(images)) for images in (*train_sets, *validation_sets)
-        ],
-    }
 
 
 # Weights and facts.

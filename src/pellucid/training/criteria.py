@@ -6,7 +6,6 @@ training is one value of the statistics.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from ..errors import InvalidData, InvalidParameter, require_count
 from ..heatmap import Channels
 from ..metrics.base import Axis, Criterion, Need
 from ..metrics.localization import RECTGRAD, Mass, PatchMass
-from .degradation import RemovalKind, Replacement, removal_aoc, removal_auc
+from .degradation import RemovalKind, Replacement, removal_auc
 
 TENTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TWENTIETHS = tuple(part / 20 for part in range(1, 20))  # the shares of images whose quantiles are kept
@@ -54,9 +53,10 @@ class Removal(Retraining):
     replacement: ClassVar[Replacement]
     fractions: ClassVar[tuple[float, ...]] = TENTHS
 
-    @abstractmethod
     def area(self, fractions: Sequence[float], values: Sequence[float], clean: float, chance: float) -> float:
         """The value of a curve, in [0, 1]; ``clean`` is what the network reaches on whole images."""
+        under = removal_auc(fractions, values, clean, chance, self.how)
+        return 1 - under if self.how == "kar" else under
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,7 @@ class Roar(Removal):
     """Remove and retrain: AUC of test accuracy over p, the share of pixels removed, the most salient first.
 
     For each p a new network is trained on the degraded training images and tested on the degraded test images.
-    AUC: trapezoid rule over p in [0, 1], with the clean accuracy at 0 and chance, 1 / classes, at 1
-    (``removal_auc``; Kim et al. released no formula). In [0, 1].
+    The area lies in [0, 1], with the clean accuracy at p = 0 and chance, 1 / classes, at 1 (``removal_auc``).
     """
 
     name = "roar"
@@ -75,17 +74,12 @@ class Roar(Removal):
     how = "roar"
     replacement = "dataset_mean"
 
-    def area(self, fractions: Sequence[float], values: Sequence[float], clean: float, chance: float) -> float:
-        """The area under the curve."""
-        return removal_auc(fractions, values, clean, chance, "roar")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kar(Removal):
     """Keep and retrain: AOC of test accuracy over p, the share of pixels kept, the most salient first.
 
-    AOC = 1 - AUC, by the trapezoid rule over p in [0, 1], with chance, 1 / classes, at 0 and the clean accuracy
-    at 1 (``removal_aoc``; Kim et al. released no formula). In [0, 1].
+    AOC = 1 - AUC, in [0, 1], with chance, 1 / classes, at p = 0 and the clean accuracy at 1 (``removal_auc``).
     """
 
     name = "kar"
@@ -95,10 +89,6 @@ class Kar(Removal):
     how = "kar"
     replacement = "dataset_mean"
 
-    def area(self, fractions: Sequence[float], values: Sequence[float], clean: float, chance: float) -> float:
-        """The area over the curve."""
-        return removal_aoc(fractions, values, clean, chance, "kar")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomRemoval(Removal):
@@ -106,8 +96,7 @@ class RandomRemoval(Removal):
 
     For each p one network is trained on images that lost a share p of their pixels at random; it scores test
     images that lost their p most salient ones. So no network sees a map in training, and one serves all
-    methods. AUC: trapezoid rule over p in [0, 1], with the clean network's score at 0 and 1 / classes at 1
-    (Nielsen et al. show curves and give no number). In [0, 1].
+    methods. The area (``removal_auc``) begins with the clean network's score; the paper shows curves alone.
     """
 
     name = "random_removal"
@@ -117,10 +106,6 @@ class RandomRemoval(Removal):
     how = "roar"
     replacement = "image_mean"
     fractions = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-    def area(self, fractions: Sequence[float], values: Sequence[float], clean: float, chance: float) -> float:
-        """The area under the curve."""
-        return removal_auc(fractions, values, clean, chance, "roar")
 
 
 # A patch on every image.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,53 +29,38 @@ from ..seeds import fold_in
 RemovalKind = Literal["roar", "kar"]
 Counting = Literal["percentile", "floor"]
 Replacement = Literal["dataset_mean", "image_mean", "random"]
-Ties = Literal["random", "first"]
 
 
 # Ranks.
 
 
-def salience_ranks(maps: Tensor, positions: Sequence[int], ties: Ties = "random", seed: int = 0) -> Tensor:
+def salience_ranks(maps: Tensor, positions: Sequence[int], seed: int = 0) -> Tensor:
     """Rank the values of each map, 0 the most salient: (B, ...) -> (B, ...) int32, each row a permutation.
 
-    Maps (B, H, W) rank pixels (Kim et al.), maps (B, C, H, W) rank channel values (Hooker et al.). Equal
-    values would be removed from the top left on if their order decided (``ties="first"``, as ``top_k`` does);
-    ``"random"`` orders them at random, by ``seed`` and the image's position alone. That is what the N(0, 1e-4)
-    jitter of the RectGrad code is for, but leaves maps of small values their order.
-
-    Args:
-        maps: real values of any sign; take the absolute value before where it is meant.
-        positions: the images' positions in their data set.
+    Maps (B, H, W) rank pixels (Kim et al.), maps (B, C, H, W) rank channel values (Hooker et al.). Equal values
+    would be removed from the top left on if their order decided; they are ordered at random, by ``seed`` and the
+    image's position in its data set alone. That is what the N(0, 1e-4) jitter of the RectGrad code is for, but
+    leaves maps of small values their order.
 
     Raises:
         InvalidMap: NaN or infinite values.
     """
-    require_choice("ties", ties, Ties)
     values = maps.detach().flatten(1)
     finite = values.isfinite().all(1)
     if not bool(finite.all()):
         broken = positions[int((~finite).nonzero()[0])]
         raise InvalidMap(f"the map of image {broken} holds NaN or infinite values; it cannot be ranked")
-    count = values.shape[1]
-    if ties == "first":
-        shuffle = torch.arange(count).expand(len(values), -1).to(values.device)
-    else:
-        shuffle = torch.stack([permutation(count, fold_in(seed, p)) for p in positions]).to(values.device)
+    shuffle = random_ranks(values.shape[1:], positions, seed).long().to(values.device)
     by_value = values.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     order = shuffle.gather(1, by_value)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand_as(order))
-    return ranks.view(maps.shape).int()
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape).int()
 
 
 def random_ranks(shape: Sequence[int], positions: Sequence[int], seed: int = 0) -> Tensor:
     """Ranks (B, \\*shape) of a random map: Nielsen et al.'s random removal, and the floor of every comparison."""
-    count = math.prod(shape)
-    return torch.stack([permutation(count, fold_in(seed, p)) for p in positions]).view(-1, *shape).int()
-
-
-def permutation(count: int, key: int) -> Tensor:
-    """A permutation drawn from a seed alone."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(key))
+    draws = [torch.Generator().manual_seed(fold_in(seed, position)) for position in positions]
+    return torch.stack([torch.randperm(math.prod(shape), generator=draw) for draw in draws]).view(-1, *shape).int()
 
 
 def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
@@ -88,27 +73,20 @@ def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
         OutputNotWritable: the folder is missing, cannot be written, or the disk is full.
         InvalidData: the parts hold more or fewer than ``count`` images, or differ in shape.
     """
-    path = Path(path)
-    with replaced(path) as file:
-        found = append_all(file, parts, count)
+    found, shape = 0, None
+    with replaced(Path(path)) as file:
+        for part in parts:
+            if shape is None:
+                shape = tuple(part.shape[1:])
+                kind = np.dtype("<u2" if math.prod(shape) <= 1 << 16 else "<i4")
+                header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if tuple(part.shape[1:]) != shape:
+                raise InvalidData(f"ranks {tuple(part.shape[1:])} follow ranks {shape}; all maps need one shape")
+            file.write(part.cpu().numpy().astype(kind).tobytes())
+            found += len(part)
         if found != count:
             raise InvalidData(f"{path}: ranks of {found} images came, not of {count}; rank every image once")
-
-
-def append_all(file: Any, parts: Iterable[Tensor], count: int) -> int:
-    """Write the header and every part, and count the images."""
-    found, shape = 0, None
-    for part in parts:
-        if shape is None:
-            shape = tuple(part.shape[1:])
-            kind = np.dtype("<u2" if math.prod(shape) <= 1 << 16 else "<i4")
-            header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-        if tuple(part.shape[1:]) != shape:
-            raise InvalidData(f"ranks {tuple(part.shape[1:])} follow ranks {shape}; all maps need one shape")
-        file.write(part.cpu().numpy().astype(kind).tobytes())
-        found += len(part)
-    return found
 
 
 def open_ranks(path: str | Path) -> Tensor:
@@ -126,11 +104,6 @@ def open_ranks(path: str | Path) -> Tensor:
     if ranks.dtype.str not in ("<u2", "<i4") or ranks.ndim not in (3, 4):
         raise InvalidData(f"{path} holds {ranks.dtype} {ranks.shape}, no ranks; remove it and rank again")
     return torch.from_numpy(ranks.view("<i2") if ranks.dtype.str == "<u2" else ranks)
-
-
-def _unsigned(ranks: Tensor) -> Tensor:
-    """Ranks as numbers of at least 0: 16-bit ones were written without a sign."""
-    return ranks.int() & 0xFFFF if ranks.dtype == torch.int16 else ranks
 
 
 # Degraded images.
@@ -249,7 +222,9 @@ class DegradedImages(AlteredImages):
         """Degraded images (B, C, H, W) float32 in [0, 1] and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
         rows = self.images.rows[indices]
-        ranks = _unsigned(self.ranks[rows.to(self.ranks.device)])
+        ranks = self.ranks[rows.to(self.ranks.device)]
+        if ranks.dtype == torch.int16:  # written without a sign
+            ranks = ranks.int() & 0xFFFF
         return self.degradation(pixels, ranks, rows.tolist(), self.mean), labels
 
     @cached_property
@@ -261,57 +236,27 @@ class DegradedImages(AlteredImages):
             digest.update(self.ranks[rows.to(self.ranks.device)].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> DegradedImages:
-        """The same set with its pixels and ranks on a device."""
-        return replace(self, images=self.images.to(device), ranks=self.ranks.to(device))
-
 
 # The curve.
 
 
 def removal_auc(
-    fractions: Sequence[float],
-    accuracies: Sequence[float],
-    clean: float | None = None,
-    chance: float | None = None,
-    how: RemovalKind = "roar",
+    fractions: Sequence[float], accuracies: Sequence[float], clean: float, chance: float, how: RemovalKind = "roar"
 ) -> float:
-    """The area under accuracy over p by the trapezoid rule, in [0, 1]; lower is better for ROAR.
+    """The area under accuracy over p in [0, 1] by the trapezoid rule, in [0, 1].
 
-    With ``clean`` and ``chance`` p runs over [0, 1]: a ROAR curve starts at the clean accuracy (p = 0) and ends
-    at chance (p = 1), a KAR curve, whose p is kept, the other way round. Without them the area is the curve's
-    own, divided by the range of its fractions. Kim et al. released neither formula (their Table 1).
-
-    Args:
-        fractions: p, strictly rising: two at least, or one within (0, 1) where the ends are given.
-        accuracies: one in [0, 1] for each.
+    A ROAR curve starts at the clean accuracy (p = 0) and ends at chance (p = 1), a KAR curve, whose p is kept, the
+    other way round. Kim et al. released no formula for their Table 1.
 
     Raises:
-        InvalidParameter: fractions that do not rise, too few, of another number than the accuracies, or only
-            one of ``clean`` and ``chance``.
+        InvalidParameter: fractions that do not rise within (0, 1), or of another number than the accuracies.
     """
-    require_choice("how", how, RemovalKind)
-    x, y = list(fractions), list(accuracies)
-    if (clean is None) != (chance is None):
-        raise InvalidParameter("removal_auc: give both clean and chance, or neither")
-    if clean is not None and chance is not None:
-        ends = (clean, chance) if how == "roar" else (chance, clean)
-        x, y = [0.0, *x, 1.0], [ends[0], *y, ends[1]]
-    if len(x) != len(y) or len(x) < 2 or any(b <= a for a, b in pairwise(x)):
+    first, last = (clean, chance) if how == "roar" else (chance, clean)
+    x, y = [0.0, *fractions, 1.0], [first, *accuracies, last]
+    if len(x) != len(y) or any(b <= a for a, b in pairwise(x)):
         raise InvalidParameter(
-            f"removal_auc: fractions {list(fractions)} with {len(accuracies)} accuracies; give rising fractions "
-            "(within 0 and 1 where clean and chance are given) and one accuracy each"
+            f"removal_auc: fractions {list(fractions)} with {len(accuracies)} accuracies; give fractions that "
+            "rise within 0 and 1, and one accuracy each"
         )
     steps = zip(pairwise(x), pairwise(y), strict=True)
-    return sum((b - a) * (low + high) / 2 for (a, b), (low, high) in steps) / (x[-1] - x[0])
-
-
-def removal_aoc(
-    fractions: Sequence[float],
-    accuracies: Sequence[float],
-    clean: float | None = None,
-    chance: float | None = None,
-    how: RemovalKind = "kar",
-) -> float:
-    """The area over the curve, 1 - :func:`removal_auc`, in [0, 1]; lower is better for KAR."""
-    return 1 - removal_auc(fractions, accuracies, clean, chance, how)
+    return sum((b - a) * (low + high) / 2 for (a, b), (low, high) in steps)

@@ -2,75 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import InvalidData, InvalidParameter
+from ..errors import InvalidData, InvalidParameter, require_choice
 from ..models.preprocess import Preprocess
-from .classifiers import TrainingReport, check_network, train_networks
+from .classifiers import Lessons, TrainingReport, check_network, train_networks
 from .hyperparameters import Hyperparameters
 from .loop import Progress
-from .networks import Networks, One
+from .networks import Networks, Stacked
 
 Arrangement = Literal["stacked", "threads", "one_by_one"]
-
-
-class Stacked(Networks):
-    """Networks of one architecture as one: parameters (networks, ...), every operation once for all of them.
-
-    Convolutions become grouped ones. Optimizers work value by value, so each network learns as if alone;
-    dropout draws other numbers than it would alone.
-    """
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        self.models = [model.requires_grad_(True) for model in models]
-        self.count = len(models)
-        self.base = copy.deepcopy(models[0])
-        try:
-            self.weights, self.buffers = stack_module_state(self.models)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InvalidData(f"these networks differ and cannot be trained as one: {error}") from error
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The stacked ones."""
-        return dict(self.weights)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """All networks at once, each on its own images."""
-
-        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.base, (weights, buffers), (images,))
-            return logits
-
-        logits: Tensor = vmap(one, randomness="different")(self.weights, self.buffers, images)
-        return logits
-
-    def state(self) -> dict[str, Tensor]:
-        """Weights and buffers, stacked."""
-        return {**self.weights, **self.buffers}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy weights and buffers into the stacked ones."""
-        with torch.no_grad():
-            for name, value in self.state().items():
-                value.copy_(state[name])
-
-    def finish(self) -> None:
-        """Give every network its own weights back."""
-        state = self.state()
-        for network, model in enumerate(self.models):
-            own = {name: state[name].detach()[network] for name in model.state_dict()}
-            model.load_state_dict(own)
-            model.eval().requires_grad_(False)
 
 
 def train_ensemble(
@@ -111,28 +60,20 @@ def train_ensemble(
         )
     _, random = check_network(models[0], train_sets[0], preprocess)
     way = fastest(models[0], random) if way is None else way
-    if way not in get_args(Arrangement):
-        raise InvalidParameter(f"way={way!r}: give one of {', '.join(get_args(Arrangement))}")
+    require_choice("way", way, Arrangement)
     if way == "threads" and random:
         raise InvalidParameter(
             "way='threads': these networks draw random numbers, which threads share; leave way out"
         )
-
-    def train_some(
-        networks: Networks, some: slice, folder: str | Path | None, progress: Progress | None
-    ) -> list[TrainingReport]:
-        sets = train_sets[some], validation_sets[some]
-        own = seeds[some]
-        return train_networks(networks, *sets, recipe, own, preprocess, folder, progress, score_each_epoch)
-
+    lessons = Lessons(train_sets, validation_sets, seeds, recipe, preprocess, score_each_epoch)
     if way == "stacked":
-        return train_some(Stacked(models), slice(None), checkpoint, progress)
-    count = Counted(progress, len(models))
+        return train_networks(Stacked(models), lessons, checkpoint, progress)
+    advance = added_up(progress, len(models))
 
     def train_one(number: int) -> TrainingReport:
-        network = One(models[number].requires_grad_(True))
+        network = Networks(models[number].requires_grad_(True))
         folder = None if checkpoint is None else Path(checkpoint) / f"network-{number:03d}"
-        [report] = train_some(network, slice(number, number + 1), folder, count.of(number))
+        [report] = train_networks(network, lessons.of(number), folder, advance(number))
         return report
 
     return side_by_side(train_one, len(models), processors() if way == "threads" else 1)
@@ -167,21 +108,17 @@ def side_by_side(work: Callable[[int], TrainingReport], count: int, workers: int
         torch.set_num_threads(threads)
 
 
-class Counted:
-    """One progress made of those of several networks: their steps added up."""
+def added_up(progress: Progress | None, networks: int) -> Callable[[int], Progress | None]:
+    """What each network, by its number, reports to, so that the steps of all are told as one."""
+    if progress is None:
+        return lambda network: None
+    done = [0] * networks
 
-    def __init__(self, progress: Progress | None, networks: int) -> None:
-        self.progress = progress
-        self.done = [0] * networks
-
-    def of(self, network: int) -> Progress | None:
-        """What one network reports to."""
-        progress = self.progress
-        if progress is None:
-            return None
-
-        def advance(done: int, steps: int, loss: float) -> None:
-            self.done[network] = done
-            progress(sum(self.done), steps * len(self.done), loss)
+    def of(network: int) -> Progress:
+        def advance(own: int, steps: int, loss: float) -> None:
+            done[network] = own
+            progress(sum(done), steps * networks, loss)
 
         return advance
+
+    return of

@@ -32,17 +32,17 @@ _WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split 
 TellProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_Count = Annotated[int, Field(strict=True, ge=1)]
-_Number = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[int, Field(strict=True, ge=0)]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """Frozen, and without keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NetworkSettings(_Settings):
+class NetworkSettings(Settings):
     """A network trained from scratch with its paper's settings.
 
     Attributes:
@@ -60,10 +60,10 @@ class NetworkSettings(_Settings):
     test: str = ""
     label_column: str | None = None
     count: Annotated[int, Field(strict=True, ge=16)] | None = None
-    epochs: _Count | None = None
+    epochs: Count | None = None
     shuffle: bool | None = None
     precision: TrainingPrecision | None = None
-    seed: _Number = 0
+    seed: Number = 0
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
@@ -72,19 +72,19 @@ class NetworkSettings(_Settings):
         return self
 
 
-class SurrogateSettings(_Settings):
+class SurrogateSettings(Settings):
     """A surrogate's training: ``train_surrogate``'s arguments for a model by name, and the images' source."""
 
     model: str
     weights: str | None = None
     source: str
-    count: _Count | None = None  # the first images of the source; None is all
-    epochs: _Count = 10
+    count: Count | None = None  # the first images of the source; None is all
+    epochs: Count = 10
     lr: float = 1e-3
-    batch_size: _Count = 64
+    batch_size: Count = 64
     include_first: bool = False
     precision: TrainingPrecision = "auto"
-    seed: _Number = 0
+    seed: Number = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +102,8 @@ class Trained:
 def train_classifier(settings: NetworkSettings, output: Path, device: str, advance: TellProgress) -> Trained:
     """Train a network and write its weights to a .safetensors file, with the facts beside it.
 
-    Stopped and called again, it goes on from the checkpoints beside the file.
-
-    Raises:
-        PellucidError: whatever is wrong with the network, the images or the file.
+    Stopped and called again, it goes on from the checkpoints beside the file. Raises a ``PellucidError`` that
+    names whatever is wrong with the network, the images or the file.
     """
     recipe = hyperparameters_of(
         settings.name, epochs=settings.epochs, shuffle=settings.shuffle, precision=settings.precision
@@ -116,12 +114,10 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     else:
         validation_set, test_set = test_set, None  # it chooses nothing, so it may be scored in each epoch
 
-    def step(done: int, steps: int, loss: float) -> None:
-        advance(f"training, loss {loss:.3f}", done, steps)
-
     report = train_network(
-        settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device, step
-    )
+        settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
+        lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
+    )  # fmt: skip
     return Trained(report, train_set, validation_set)
 
 
@@ -188,7 +184,16 @@ def _train_and_test(
     """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
 
     def read(source: Any, split: str, count: int | None = None) -> LabeledImages:
-        return _read(settings, source, split, count, folder, advance)
+        """Decode the images of one place, or as many, drawn at random, cropped as the network wants them."""
+        images = open_images(source, settings.label_column, split)
+        return load_images(
+            images,
+            preprocess_of(settings.name).display,
+            origin=f"{source} ({split})" if str(source).startswith(_WITH_TEST_SPLIT) else str(source),
+            positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
+            folder=folder,
+            progress=lambda done, total: advance("reading images", done, total),
+        )
 
     if not settings.source:  # procedural shapes, as the included weights were trained and scored with
         count = settings.count or SHAPES_COUNT
@@ -198,42 +203,19 @@ def _train_and_test(
     return read(settings.source, "train", settings.count), read(test, "test") if test else None
 
 
-def _read(
-    settings: NetworkSettings, source: Any, split: str, count: int | None, folder: Path, advance: TellProgress
-) -> LabeledImages:
-    """Decode the images of one place, or as many, drawn at random, cropped as the network wants them."""
-    images = open_images(source, settings.label_column, split)
-    return load_images(
-        images,
-        preprocess_of(settings.name).display,
-        origin=f"{source} ({split})" if str(source).startswith(_WITH_TEST_SPLIT) else str(source),
-        positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
-        folder=folder,
-        progress=lambda done, total: advance("reading images", done, total),
-    )
-
-
 def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate:
-    """Train a surrogate and write it to a .safetensors file.
-
-    Stopped and called again, it goes on from the checkpoints beside the file.
-
-    Raises:
-        PellucidError: whatever is wrong with the model, the images or the file.
-    """
+    """Train a surrogate and write it to a .safetensors file; else as :func:`train_classifier`."""
     checkpoint = output.with_suffix(".checkpoint")
     loaded = load_model(settings.model, settings.weights, device=device)
     images = open_images(settings.source)[: settings.count]
     if not len(images):
         raise InvalidData(f"{settings.source}: there are no images")
 
-    def step(done: int, steps: int, loss: float) -> None:
-        advance(f"training, loss {loss:.4f}", done, steps)
-
     trained = train_surrogate(
         loaded.model, images, settings.epochs, settings.lr, batch_size=settings.batch_size,
         preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
-        seed=settings.seed, precision=settings.precision, progress=step,
+        seed=settings.seed, precision=settings.precision,
+        progress=lambda done, steps, loss: advance(f"training, loss {loss:.4f}", done, steps),
         about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
     )  # fmt: skip
     trained.save(output)

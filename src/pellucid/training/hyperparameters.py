@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -61,28 +61,27 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         require_count("epochs", self.epochs)
         require_count("batch_size", self.batch_size)
-        if self.batch_size < 2:
-            raise InvalidParameter(f"batch_size={self.batch_size}: give 2 or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise InvalidParameter(f"learning_rate={self.learning_rate}: give a number above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InvalidParameter(f"weight_decay={self.weight_decay}: give a number of at least 0")
-        if not 0 < self.validation < 1:
-            raise InvalidParameter(f"validation={self.validation}: give a share between 0 and 1")
-        require_choice("optimizer", self.optimizer, Optimizer)
-        require_choice("schedule", self.schedule, Schedule)
-        require_choice("keep", self.keep, Keep)
-        require_choice("precision", self.precision, TrainingPrecision)
-        if self.augmentation not in AUGMENTATIONS:
-            raise InvalidParameter(f"augmentation={self.augmentation!r}: give one of {', '.join(AUGMENTATIONS)}")
+        ranges = (
+            ("batch_size", self.batch_size >= 2, "2 or more"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0"),
+            ("validation", 0 < self.validation < 1, "a share between 0 and 1"),
+            ("augmentation", self.augmentation in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}"),
+        )
+        for name, fits, wanted in ranges:
+            if not fits:
+                raise InvalidParameter(f"{name}={getattr(self, name)!r}: give {wanted}")
+        kinds = {"optimizer": Optimizer, "schedule": Schedule, "keep": Keep, "precision": TrainingPrecision}
+        for name, kind in kinds.items():
+            require_choice(name, getattr(self, name), kind)
 
     def build(self, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """Make the optimizer of parameters by name."""
+        decayed = {name for pattern in self.decayed for name in fnmatch.filter(parameters, pattern)}
         groups = []
-        for decays in (True, False):
-            values = [value for name, value in parameters.items() if self.decays(name) == decays]
-            if values:
-                groups.append({"params": values, "weight_decay": self.weight_decay if decays else 0.0})
+        for decays, rate in ((True, self.weight_decay), (False, 0.0)):
+            values = [value for name, value in parameters.items() if (name in decayed) == decays]
+            groups += [{"params": values, "weight_decay": rate}] if values else []
         match self.optimizer:
             case "adam":
                 return torch.optim.Adam(groups, self.learning_rate)
@@ -90,10 +89,6 @@ class Hyperparameters:
                 return torch.optim.AdamW(groups, self.learning_rate)
             case _:
                 return torch.optim.SGD(groups, self.learning_rate, momentum=0.9, nesterov=True)
-
-    def decays(self, name: str) -> bool:
-        """Tell whether the weight decay touches the parameter of this name."""
-        return any(fnmatch(name, pattern) for pattern in self.decayed)
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
         """Set the optimizer for step number ``step`` of ``steps``; a function of the step alone."""
@@ -125,18 +120,11 @@ def one_cycle(step: int, steps: int) -> tuple[float, float]:
     else:
         rate, momentum, done = (1.0, 1 / 25e4), (0.85, 0.95), (step - peak) / (last - peak)
 
-    def between(ends: tuple[float, float]) -> float:
-        return ends[1] + (ends[0] - ends[1]) / 2 * (1 + math.cos(math.pi * done))
-
-    return between(rate), between(momentum)
+    rise, fall = ((end + (start - end) / 2 * (1 + math.cos(math.pi * done))) for start, end in (rate, momentum))
+    return rise, fall
 
 
 # Augmentations: images (B, C, H, W) and a generator on the CPU -> images of the same shape.
-
-
-def unchanged(images: Tensor, draw: Generator) -> Tensor:
-    """Leave a batch as it is."""
-    return images
 
 
 def random_symmetry(images: Tensor, draw: Generator) -> Tensor:
@@ -169,7 +157,7 @@ def random_crop_flip(images: Tensor, draw: Generator) -> Tensor:
 
 
 AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
-    "none": unchanged,
+    "none": lambda images, draw: images,
     "symmetry": random_symmetry,
     "flip": random_flip,
     "crop_flip": random_crop_flip,
@@ -178,35 +166,27 @@ AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
 
 # The papers' settings.
 
-_RESNET = (
-    "after He et al., Deep Residual Learning, Sec. 4.2; its user, Nielsen et al., gives none; ours: one cycle"
-)
+_CONSTANT = Hyperparameters(optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0)
+_RESNET = Hyperparameters(
+    epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
+    source="after He et al., Deep Residual Learning, Sec. 4.2; its user, Nielsen et al., gives none; "
+    "ours: one cycle",
+)  # fmt: skip
 
 HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
-    "sanity-cnn": Hyperparameters(
-        epochs=50, batch_size=50, optimizer="adam", learning_rate=1e-4, schedule="constant", weight_decay=0.0,
-        validation=1 / 12, keep="best",
+    "sanity-cnn": replace(
+        _CONSTANT, epochs=50, batch_size=50, learning_rate=1e-4, validation=1 / 12, keep="best",
         source="Wienecke and Hinrichs, Sanity Checks for Saliency Maps, section 2.1: Adam 1e-4, 5 000 of 60 000 "
         "images held out, the best weights kept",
     ),
-    "selu-cnn": Hyperparameters(
-        epochs=10, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
-        source="ours: Nielsen et al. give no settings",
-    ),
-    "cifar-cnn": Hyperparameters(
-        epochs=20, batch_size=100, optimizer="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0,
-        shuffle=False,
+    "selu-cnn": replace(_CONSTANT, source="ours: Nielsen et al. give no settings"),
+    "cifar-cnn": replace(
+        _CONSTANT, epochs=20, batch_size=100, shuffle=False,
         source="Kim et al., Why are Saliency Maps Noisy?, released code: Adam 1e-3, batches of 100 in the order "
         "of the data, no augmentation",
     ),
-    "cifar-resnet18": Hyperparameters(
-        epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
-        source=_RESNET,
-    ),
-    "tiny-resnet18": Hyperparameters(
-        epochs=30, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, augmentation="crop_flip",
-        source=_RESNET,
-    ),
+    "cifar-resnet18": _RESNET,
+    "tiny-resnet18": _RESNET,
     "shapes-resnet": Hyperparameters(epochs=12, augmentation="symmetry"),
 }  # fmt: skip
 """The papers' settings by network. Adebayo et al.'s regularised sanity-check CNN is

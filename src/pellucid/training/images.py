@@ -5,41 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..data.labeled import decode
-from ..data.sources import Source, open_images
+from ..data.sources import open_images
 from ..errors import InvalidData, InvalidImage, InvalidParameter
 from ..models.preprocess import CustomPreprocess, Preprocess
 
 AnyPreprocess = Preprocess | CustomPreprocess
 
 
-class TrainingImages(Protocol):
-    """Batches of images (B, C, H, W), normalised as the model expects."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: how many images, and their digest where it is known."""
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """What was wrong with the images that could not be read."""
-
-    def steps(self) -> int:
-        """The batches of an epoch."""
-
-    def batches(self, seed: int, device: torch.device) -> Iterator[Tensor]:
-        """An epoch's batches, in the order of its seed."""
-
-
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Images (N, C, H, W), all at hand; ``finish`` makes a batch of them the model's input."""
+    """Images (N, C, H, W), all at hand; ``finish`` makes a batch of them the model's input.
+
+    ``left_out`` says what was wrong with images that could not be read.
+    """
 
     pixels: Tensor
     batch_size: int
@@ -48,7 +33,7 @@ class StoredImages:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How many images, and the digest of their pixels."""
+        """What a checkpoint must agree with: how many images, and the digest of their pixels."""
         found = sha256()
         for part in self.pixels.split(256):
             found.update(part.detach().cpu().contiguous().numpy())
@@ -59,7 +44,7 @@ class StoredImages:
         return -(-len(self.pixels) // self.batch_size)
 
     def batches(self, seed: int, device: torch.device) -> Iterator[Tensor]:
-        """An epoch's batches."""
+        """An epoch's batches (B, C, H, W), in the order of its seed."""
         order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(seed))
         for part in order.split(self.batch_size):
             yield self.finish(self.pixels[part.to(self.pixels.device)].to(device))
@@ -95,14 +80,18 @@ class LoadedImages:
             yield images.to(device)
 
 
+TrainingImages = StoredImages | LoadedImages
+
+
 def training_images(images: Any, preprocess: AnyPreprocess | None, batch_size: int) -> TrainingImages:
     """Whatever holds images, as batches.
 
     A tensor (N, C, H, W) that the model takes as it is; a ``Source``, or what ``open_images`` opens, which the
-    preprocess makes such tensors of; or batches: a list of them, or a ``DataLoader``.
+    preprocess makes such tensors of, less the images that cannot be read; or batches: a list of them, or a
+    ``DataLoader``.
 
     Raises:
-        InvalidImage: a tensor of another shape, or no image can be read.
+        InvalidImage: a tensor of another shape, no image can be read, or the preprocess leaves sizes that differ.
         InvalidData: nothing that holds images.
         InvalidParameter: a source without a preprocess.
         OutputNotWritable: no room for the decoded images.
@@ -119,21 +108,11 @@ def training_images(images: Any, preprocess: AnyPreprocess | None, batch_size: i
         return LoadedImages(images)
     if preprocess is None:
         raise InvalidParameter("preprocess is missing; give the one that load_model returns with the model")
-    return decoded_once(open_images(images), preprocess, batch_size)
-
-
-def decoded_once(source: Source, preprocess: AnyPreprocess, batch_size: int) -> StoredImages:
-    """Decode and crop every image once, in order, into a nameless temporary file that epochs then read.
-
-    Pixels are kept as bytes, 150 KB an image of 224 x 224, and normalised when a batch is made. Images that
-    cannot be read are left out.
-
-    Raises:
-        InvalidImage: none can be read, or the preprocess leaves them with different sizes.
-        OutputNotWritable: there is no room for them.
-    """
-    cropped, finish = _halves(preprocess)
-    pixels, _, left_out = decode(source, range(len(source)), lambda sample: cropped(sample.image), memory=0)
+    # Every image is decoded and cropped once, into a nameless temporary file that epochs then read: as bytes,
+    # 150 KB an image of 224 x 224, which are normalized when a batch is made.
+    kept, finish = _halves(preprocess)
+    source = open_images(images)
+    pixels, _, left_out = decode(source, range(len(source)), lambda sample: kept(sample.image), memory=0)
     return StoredImages(pixels, batch_size, finish, tuple(left_out))
 
 

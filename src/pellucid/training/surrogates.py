@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, require_choice, require_count
-from ..layers import unwrapped
 from ..models.preprocess import Preprocess
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
@@ -89,16 +88,29 @@ def train_surrogate(
         raise InvalidParameter(f"lr={lr!r}: give a number above 0")
     with torch.inference_mode(False):
         source = training_images(images, preprocess, batch_size)
-        model = unwrapped(model)
-        half = in_bfloat16(precision, _parameter(model))
-        facts = _facts(model, source, about or {}) | {"batch_size": batch_size, "lr": lr, "seed": seed}
-        facts["precision"] = "bfloat16" if half else "full"
-        learner = SurrogateLearner.begun(model, source, include_first, facts)
+        settings = SurrogateTraining(batch_size, lr, seed, in_bfloat16(precision, _parameter(model)))
+        facts = _facts(model, source, about or {}) | settings.as_dict()
+        learner = SurrogateLearner.begun(model, source, include_first, settings, facts)
         checkpoints = None
         if checkpoint is not None:
             checkpoints = Checkpoints(Path(checkpoint), learner.identity(preprocess))
         fit(learner, epochs, checkpoints, progress)
         return learner.surrogate()
+
+
+@dataclass(frozen=True)
+class SurrogateTraining:
+    """How the paths are trained."""
+
+    batch_size: int
+    lr: float
+    seed: int
+    in_bfloat16: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """What facts and checkpoints say of it."""
+        precision = "bfloat16" if self.in_bfloat16 else "full"
+        return {"batch_size": self.batch_size, "lr": self.lr, "seed": self.seed, "precision": precision}
 
 
 @dataclass(eq=False)
@@ -109,22 +121,30 @@ class SurrogateLearner(Learner):
     images: TrainingImages
     convolutions: tuple[Convolution, ...]
     paths: tuple[BilinearPath | None, ...]
+    settings: SurrogateTraining
     facts: dict[str, Any]
-    optimizer: torch.optim.Optimizer
     losses: list[list[float]] = field(default_factory=list)  # of each epoch and path
     mean_losses: list[float] = field(default_factory=list)  # of each path in the epoch under way
     seconds: float = 0.0
     draws: bool = field(default=True, init=False)  # a loader may, and a model
 
     def __post_init__(self) -> None:
-        self.steps, self.device = self.images.steps(), _parameter(self.model).device
+        self.steps, self.like = self.images.steps(), _parameter(self.model)
+        self.device = self.like.device
+        trained = [tensor.requires_grad_() for path in self.paths if path for tensor in path.tensors.values()]
+        self.optimizer = torch.optim.Adam(trained, self.settings.lr)
 
     @classmethod
     def begun(
-        cls, model: nn.Module, images: TrainingImages, include_first: bool, facts: dict[str, Any]
+        cls,
+        model: nn.Module,
+        images: TrainingImages,
+        include_first: bool,
+        settings: SurrogateTraining,
+        facts: dict[str, Any],
     ) -> SurrogateLearner:
         """A training before its first step."""
-        like, key = _parameter(model), fold_in(facts["seed"], 0)
+        like, key = _parameter(model), fold_in(settings.seed, 0)
         with seeded(key, like.device):
             first = next(iter(images.batches(key, like.device)))
         found = strided_convolutions(model, first.to(like.dtype))
@@ -134,31 +154,31 @@ class SurrogateLearner(Learner):
                 "the model's only strided convolution is its first, which is kept by default, since maps of "
                 "interest lie above it; give include_first=True"
             )
-        generator = torch.Generator().manual_seed(facts["seed"])
+        generator = torch.Generator().manual_seed(settings.seed)
         drawn = [BilinearPath.drawn(c, generator) if want else None for c, want in zip(found, wanted, strict=True)]
         paths = tuple(path and path.to(like.device, like.dtype) for path in drawn)
-        return cls(model, images, found, paths, facts, torch.optim.Adam(_trainable(paths), facts["lr"]))
+        return cls(model, images, found, paths, settings, facts)
 
     def identity(self, preprocess: AnyPreprocess | None) -> dict[str, Any]:
         """What decides the paths: who takes up another training's checkpoint is told what differs."""
         forms = {f"{convolution.place:03}": convolution.form for convolution in self.convolutions}
-        return {
+        return self.settings.as_dict() | {
             "model": {"convolutions": forms, "weights": self.facts["model_digest"]},
             "include_first": self.paths[0] is not None,
-            # Normalisation comes after the images' digest; what a function of one's own does, before it.
+            # Normalization comes after the images' digest; what a function of one's own does, before it.
             "preprocess": preprocess.as_dict() if isinstance(preprocess, Preprocess) else None,
-            **{name: self.facts[name] for name in ("images", "batch_size", "lr", "seed", "precision")},
+            "images": self.images.facts,
         }
 
     def key(self, epoch: int) -> int:
         """The epoch's order of images comes from it, too; the paths were drawn before, by the 0th."""
-        return fold_in(self.facts["seed"], epoch + 1)
+        return fold_in(self.settings.seed, epoch + 1)
 
     def learn(self, epoch: int) -> Iterator[Tensor]:
         """One pass over the images; the losses of each path."""
-        like, total, count = _parameter(self.model), torch.zeros((), dtype=torch.float64), 0
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for batch in self.images.batches(self.key(epoch), self.device):
-            losses = self.step(batch.to(like.dtype)).cpu()
+            losses = self.step(batch.to(self.like.dtype)).cpu()
             total, count = total + losses.double(), count + 1
             yield losses
         self.mean_losses = (total / max(count, 1)).tolist()
@@ -188,14 +208,13 @@ class SurrogateLearner(Learner):
     def divergence(self, loss: float, epoch: int, step: int) -> str:
         """Name the step of the epoch, and the learning rate."""
         return (
-            f"the loss is not finite at step {step} of epoch {epoch + 1}; lower lr={self.facts['lr']} "
+            f"the loss is not finite at step {step} of epoch {epoch + 1}; lower lr={self.settings.lr} "
             "or look for NaN in the images"
         )
 
     def surrogate(self) -> Surrogate:
         """The paths as they are now."""
-        like = _parameter(self.model)
-        frozen = tuple(path and path.to(like.device, like.dtype) for path in self.paths)
+        frozen = tuple(path and path.to(self.device, self.like.dtype) for path in self.paths)
         done = {"epochs": len(self.losses), "losses": [*self.losses], "seconds": round(self.seconds, 1)}
         return Surrogate(self.convolutions, frozen, self.facts | done)
 
@@ -205,7 +224,7 @@ class SurrogateLearner(Learner):
         teaching = _Teaching({c: path for c, path in learners.items() if path is not None})
         batch = batch.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
-        mixed = torch.autocast(batch.device.type, torch.bfloat16, enabled=self.facts["precision"] == "bfloat16")
+        mixed = torch.autocast(batch.device.type, torch.bfloat16, enabled=self.settings.in_bfloat16)
         with torch.no_grad(), mixed, Rules((teaching,)):
             self.model(batch.clone())  # a clone: its first operation may be in place
         self.optimizer.step()
@@ -236,14 +255,6 @@ class _Teaching(Rule):
 
 def _parameter(model: nn.Module) -> Tensor:
     return next(model.parameters(), torch.empty(0))
-
-
-def _present(paths: Iterable[BilinearPath | None]) -> list[BilinearPath]:
-    return [path for path in paths if path is not None]
-
-
-def _trainable(paths: Iterable[BilinearPath | None]) -> list[Tensor]:
-    return [tensor.requires_grad_() for path in _present(paths) for tensor in path.tensors.values()]
 
 
 def _facts(model: nn.Module, images: TrainingImages, about: Mapping[str, Any]) -> dict[str, Any]:
