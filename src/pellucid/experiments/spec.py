@@ -9,15 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from ..catalog import SURROGATE, variant_name
 from ..errors import InvalidData, InvalidParameter, UnknownName
@@ -27,6 +19,7 @@ from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 from ..passes import DEFAULT_MAX_BATCH
 from ..training.degradation import Replacement
+from ..training.from_source import Checked, Count, Number
 from ..training.hyperparameters import TrainingPrecision
 
 TargetRule = Literal["scored", "explained", "label"]
@@ -38,15 +31,16 @@ def _several(value: Any) -> Any:
     return tuple(dict.fromkeys(texts)) if isinstance(texts, list | tuple) else texts
 
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[int, Field(strict=True, ge=0)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
-class Part(BaseModel):
-    """Frozen, and without keys that it does not know."""
+class Part(Checked):
+    """A part of a spec; a plain text stands for its first key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return {next(iter(cls.model_fields)): value} if isinstance(value, str) else value
 
 
 class Model(Part):
@@ -96,7 +90,7 @@ class Images(Part):
     root: str = "data"
 
 
-class Training(Part):
+class Training(Checked):
     """The trainings of metrics that are measured by training, such as ROAR.
 
     Attributes:
@@ -134,7 +128,7 @@ class Training(Part):
         return value
 
 
-class Spec(Part):
+class Spec(Checked):
     """An experiment: models x variants x methods x layers x metrics x images.
 
     Attributes:
@@ -179,14 +173,8 @@ class Spec(Part):
 
     @field_validator("models", mode="before")
     @classmethod
-    def _named_models(cls, value: Any) -> Any:
-        parts = value if isinstance(value, list | tuple) else [value]
-        return tuple({"name": part} if isinstance(part, str) else part for part in parts)
-
-    @field_validator("images", mode="before")
-    @classmethod
-    def _named_images(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+    def _one_model(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
 
     @field_validator("target", mode="before")
     @classmethod
@@ -198,13 +186,10 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        for what, names in (
-            ("models", [model.key for model in self.models]),
-            ("methods", list(self.method_texts)),
-            ("variants", list(self.variant_texts)),
-        ):
-            texts = getattr(self, what)
-            if len(set(names)) < len(texts):
+        keys = [model.key for model in self.models]
+        named = {"models": keys, "methods": list(self.method_texts), "variants": list(self.variant_texts)}
+        for what, names in named.items():
+            if len(set(names)) < len(getattr(self, what)):
                 same = f"two of {what} have the same name ({', '.join(names)})"
                 raise ValueError(f"{same}; rename a file, or give models an alias")
         if self.reference is not None and shown(self.reference) not in self.method_texts:
@@ -273,9 +258,8 @@ def _content(path: Path) -> dict[str, Any]:
         raise InvalidData(f"the spec {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidParameter(f"{path} is no TOML: {error}") from error
-    if isinstance(content.get("images"), str):
-        content["images"] = {"source": content["images"]}
-    return content
+    images = content.get("images")
+    return content | {"images": {"source": images}} if isinstance(images, str) else content
 
 
 def _weighted(models: Sequence[Any], weights: Sequence[str]) -> list[Any]:
@@ -373,7 +357,7 @@ def _told(error: ValidationError, place: str) -> Exception:
 
 
 def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | InvalidParameter:
-    parts: dict[str, type[Part]] = {"": Spec, "models": Model, "images": Images, "training": Training}
+    parts: dict[str, type[Checked]] = {"": Spec, "models": Model, "images": Images, "training": Training}
     here = table[0] if table else ""
     for other, part in parts.items():
         if key in part.model_fields and other != here:

@@ -36,13 +36,13 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Number = Annotated[int, Field(strict=True, ge=0)]
 
 
-class Settings(BaseModel):
-    """Frozen, and without keys that it does not know."""
+class Checked(BaseModel):
+    """Settings as they are read: frozen, and without keys that are not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NetworkSettings(Settings):
+class NetworkSettings(Checked):
     """A network trained from scratch with its paper's settings.
 
     Attributes:
@@ -72,7 +72,7 @@ class NetworkSettings(Settings):
         return self
 
 
-class SurrogateSettings(Settings):
+class SurrogateSettings(Checked):
     """A surrogate's training: ``train_surrogate``'s arguments for a model by name, and the images' source."""
 
     model: str

@@ -88,7 +88,7 @@ def train_surrogate(
         raise InvalidParameter(f"lr={lr!r}: give a number above 0")
     with torch.inference_mode(False):
         source = training_images(images, preprocess, batch_size)
-        settings = SurrogateTraining(batch_size, lr, seed, in_bfloat16(precision, _parameter(model)))
+        settings = PathTraining(batch_size, lr, seed, in_bfloat16(precision, _parameter(model)))
         facts = _facts(model, source, about or {}) | settings.as_dict()
         learner = SurrogateLearner.begun(model, source, include_first, settings, facts)
         checkpoints = None
@@ -99,7 +99,7 @@ def train_surrogate(
 
 
 @dataclass(frozen=True)
-class SurrogateTraining:
+class PathTraining:
     """How the paths are trained."""
 
     batch_size: int
@@ -121,7 +121,7 @@ class SurrogateLearner(Learner):
     images: TrainingImages
     convolutions: tuple[Convolution, ...]
     paths: tuple[BilinearPath | None, ...]
-    settings: SurrogateTraining
+    settings: PathTraining
     facts: dict[str, Any]
     losses: list[list[float]] = field(default_factory=list)  # of each epoch and path
     mean_losses: list[float] = field(default_factory=list)  # of each path in the epoch under way
@@ -140,7 +140,7 @@ class SurrogateLearner(Learner):
         model: nn.Module,
         images: TrainingImages,
         include_first: bool,
-        settings: SurrogateTraining,
+        settings: PathTraining,
         facts: dict[str, Any],
     ) -> SurrogateLearner:
         """A training before its first step."""
