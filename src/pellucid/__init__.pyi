@@ -24,7 +24,7 @@ from .models.zoo import LoadedModel, load_model
 from .outputs import Classifier, Difference, two_answers
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
-from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct
+from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
 from .rules.lrp import AlphaBetaLRP, EpsilonLRP, GammaLRP, ZBoxLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
@@ -69,6 +69,7 @@ __all__ = [
     "RescaleElementwise",
     "RescaleMaxPool",
     "RescaleProduct",
+    "RescaleSoftmax",
     "Results",
     "Rule",
     "RuleNotApplied",

@@ -54,11 +54,11 @@ def network(name: str) -> nn.Module:
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.normal_(0, 0.1)
-        _calibrate(model, torch.randn(4, 3, 64, 64))
+        calibrate(model, torch.randn(4, 3, 64, 64))
     return model
 
 
-def _calibrate(model: nn.Module, x: Tensor) -> None:
+def calibrate(model: nn.Module, x: Tensor) -> None:
     """Batch-norm running statistics near those of a batch, so that no activation dies or explodes."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import require_choice
 from ..rules.base import Rule
 from ..rules.conv import PaddingTrick
-from ..rules.deeplift import ImagesBackward, RescaleElementwise, RescaleMaxPool, RescaleProduct
+from ..rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
 from ..rules.lrp import EpsilonLRP
 from ..rules.pool import ProportionalPooling
 from ..rules.relu import DeconvReLU, Gate, GuidedReLU, Interpolation, RectifiedReLU
@@ -58,7 +58,7 @@ class Gradient(Method):
 
 @dataclass(frozen=True, eq=False)
 class DeepLift(Method):
-    """DeepLIFT: (a - a') m, with multipliers m by the rescale rule, from images and references in one batch.
+    """DeepLIFT: (a - a') m, with multipliers m by the rescale rule, from images and references side by side.
 
     ``baseline`` is the reference image (as for ``Path``). ``max_pool="rescale"`` carries each window's
     difference of maxima, so that attributions sum to f(x) - f(x') at the input and at every layer;
@@ -76,20 +76,21 @@ class DeepLift(Method):
 
     @property
     def backward_rules(self) -> tuple[Rule, ...]:
-        """Rescale at non-linearities and gates, and at max-pools if asked for."""
+        """Rescale at non-linearities, products and softmax, and at max-pools if asked for."""
         pools = (RescaleMaxPool(),) if self.max_pool == "rescale" else ()
-        return (ImagesBackward(), RescaleElementwise(), RescaleProduct(), *pools)
+        return (RescaleElementwise(), RescaleProduct(), RescaleSoftmax(), *pools)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
-        """One pass over images and references, for all layers."""
-        passed = network.gradients(points, layers, self.baseline)
-        here, there = passed.scores.chunk(2)
+        """One pass over images and one over references, for all layers."""
+        here = network.gradients(points, layers, self.baseline)
+        there = here.reference
+        assert there is not None
         own = all(rule.needs_reference or not rule.alters_gradient for rule in network.rules)
-        expected = here - there if own and self.max_pool == "rescale" else None
+        expected = here.scores - there.scores if own and self.max_pool == "rescale" else None
         estimates = {}
-        for layer, multiplier in passed.gradients.items():
-            activation, reference = passed.activations[layer].detach().chunk(2)
-            estimates[layer] = Estimate(multiplier * (activation - reference), expected)
+        for layer, multiplier in here.gradients.items():
+            difference = here.activations[layer].detach() - there.activations[layer]
+            estimates[layer] = Estimate(multiplier * difference, expected)
         return estimates
 
 

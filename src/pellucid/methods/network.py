@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from ..errors import InvalidLayer, PellucidError
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..outputs import logits_in
-from ..rules.base import Rule, Rules
+from ..rules.base import ReferenceRules, Rule, Rules
 from ..rules.draws import DrawnRules, Draws
+from ..rules.operations import Counterpart
 from ..sampling import Baseline, reference_images
 from .checks import not_finite, require_in_range
 
@@ -43,11 +45,13 @@ class Passed:
     """What one pass found at each row: activations and gradients by layer, and the explained logit (n,).
 
     Of points with draws, the gradient at their layer is the sum for each point that they were drawn from.
+    ``reference`` is what was found at the references beside them.
     """
 
     activations: Activations
     gradients: dict[str, Tensor]
     scores: Tensor
+    reference: Passed | None = None
 
 
 @dataclass
@@ -78,28 +82,22 @@ class Network:
     def gradients(self, points: Points, layers: Sequence[str], reference: Baseline | None = None) -> Passed:
         """Gradients of the explained logits at all layers, from one forward and one backward pass.
 
-        With a reference the batch is doubled, points first and their references second, as DeepLIFT's rules
-        expect; activations and scores then hold both halves, gradients the points' half.
+        With a reference a second forward pass runs over the points' references, beside which DeepLIFT's rules
+        hold the first.
         """
-        values = points.values
-        if reference is not None:
-            values = torch.cat([values, self.reference_at(reference, points.layer, points).expand_as(values)])
         try:
-            activations, scores, gradients = self._differentiate(values, points, layers)
+            return self._differentiate(points, layers, reference)
         except RuntimeError:
             # The model overwrites in place what a rule's backward pass needs: once more, with copies.
             if self._copies or not self.rules:
                 raise
             self._copies = True
-            activations, scores, gradients = self._differentiate(values, points, layers)
-        halves = {layer: gradient[: len(points)] for layer, gradient in gradients.items()}
-        return Passed(activations, halves, scores.detach())
+            return self._differentiate(points, layers, reference)
 
-    def _differentiate(
-        self, values: Tensor, points: Points, layers: Sequence[str]
-    ) -> tuple[Activations, Tensor, dict[str, Tensor]]:
+    def _differentiate(self, points: Points, layers: Sequence[str], reference: Baseline | None) -> Passed:
+        beside: dict[int, Counterpart] | None = None if reference is None else {}
         with torch.enable_grad():
-            values = values.detach()
+            values = points.values.detach()
             if points.draws is not None:
                 draws = replace(points.draws, points=points.draws.points.detach().requires_grad_())
                 activations, logits = self._run(draws.tied(lambda: values), replace(points, draws=draws), layers)
@@ -107,9 +105,20 @@ class Network:
             else:
                 if points.layer in layers:
                     values.requires_grad_()
-                activations, logits = self._run(values, points, layers)
-            scores = self._scores(logits, points.origin.repeat(len(values) // len(points)))
-            return activations, scores, self._gradients(scores[: len(points)].sum(), activations)
+                activations, logits = self._run(values, points, layers, beside)
+            scores = self._scores(logits, points.origin)
+            there = None if reference is None else self._beside(points, layers, reference, beside)
+            gradients = self._gradients(scores.sum(), activations)
+            return Passed(activations, gradients, scores.detach(), there)
+
+    def _beside(
+        self, points: Points, layers: Sequence[str], baseline: Baseline, beside: dict[int, Counterpart] | None
+    ) -> Passed:
+        """The pass over the points' references, which fills in what rules asked for in the points' own."""
+        rows = self.reference_at(baseline, points.layer, points).expand_as(points.values).contiguous()
+        with torch.no_grad():
+            activations, logits = self._run(rows, points, layers, beside, ReferenceRules)
+        return Passed(activations, {}, self._scores(logits, points.origin))
 
     def _gradients(self, score: Tensor, activations: Activations) -> dict[str, Tensor]:
         wanted = [layer for layer, value in activations.items() if value.requires_grad]
@@ -184,10 +193,18 @@ class Network:
         """The points' images, as points of a captured layer."""
         return replace(points, values=passed.activations[layer], layer=layer, scores=passed.scores)
 
-    def _run(self, values: Tensor, points: Points, layers: Sequence[str]) -> tuple[Activations, Tensor]:
+    def _run(
+        self,
+        values: Tensor,
+        points: Points,
+        layers: Sequence[str],
+        beside: dict[int, Counterpart] | None = None,
+        kind: type[Rules] = Rules,
+    ) -> tuple[Activations, Tensor]:
+        make = partial(self._rules, kind, points.draws, beside)
         if points.layer == INPUT:
             # A clone: the model's first operation may be in place.
-            activations, logits = self._pass(values.clone(), layers, {}, points.draws)
+            activations, logits = self._pass(values.clone(), layers, {}, make)
             activations[INPUT] = values
             return activations, logits
         # The rows enter at their layer. An empty batch flows through the network below it, which therefore
@@ -195,7 +212,7 @@ class Network:
         injected = {points.layer: values}
         if points.layer not in self._spanned:
             try:
-                activations, logits = self._pass(self.images[:0], layers, injected, points.draws)
+                activations, logits = self._pass(self.images[:0], layers, injected, make)
                 if len(logits) == len(values) and (points.layer in self._entered or bool(logits.isfinite().all())):
                     self._entered.add(points.layer)
                     return activations, logits
@@ -204,15 +221,26 @@ class Network:
             except Exception:  # whatever a model makes of an empty batch: the full pass will tell
                 pass
             self._spanned.add(points.layer)
-        images = self.images[points.origin].repeat(len(values) // len(points), 1, 1, 1)
-        return self._pass(images, layers, injected, points.draws)
+        return self._pass(self.images[points.origin], layers, injected, make)
+
+    def _rules(
+        self, kind: type[Rules], draws: Draws | None, beside: dict[int, Counterpart] | None, rows: Tensor
+    ) -> Rules:
+        given = self.rules, self._copies, self.model
+        if draws is not None:
+            return DrawnRules(*given, rows, draws)
+        if beside is not None and kind is Rules:
+            beside.clear()  # of an attempt that failed
+        return kind(*given, beside)
 
     def _pass(
-        self, images: Tensor, layers: Sequence[str], injected: dict[str, Tensor], draws: Draws | None
+        self,
+        images: Tensor,
+        layers: Sequence[str],
+        injected: dict[str, Tensor],
+        make: Callable[[Tensor], Rules],
     ) -> tuple[Activations, Tensor]:
-        given = self.rules, self._copies, self.model
-        rows = next(iter(injected.values()), images)
-        rules = Rules(*given) if draws is None else DrawnRules(*given, rows, draws)
+        rules = make(next(iter(injected.values()), images))
         with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InvalidParameter, RuleNotApplied, UnknownName, shortened
+from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
-from .operations import Operation, recognise
+from .compositions import parts_of
+from .operations import Counterpart, Operation, is_inplace, recognise
 
 Run = Callable[[Tensor], Tensor]
 
@@ -32,13 +33,16 @@ class Rule(ABC):
     ``run``, which computes it with any further rules applied; what it returns takes the place of the result.
     Rules hold no state, so one instance serves many threads. A rule of an affine operation may say that it is
     ``linear``: that it keeps the operation affine, and propagates back by a linear map that does not depend on
-    the input.
+    the input. Under a rule ``of_parts`` operations made of others, such as attention, run part by part
+    (rules/compositions.py), and parameters are constants. A rule with ``needs_reference`` finds in
+    ``operation.reference`` what the operation computed of the reference.
     """
 
     operations: ClassVar[frozenset[str]]
     replaces_backward: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     linear: ClassVar[bool] = False
+    of_parts: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
 
     @property
@@ -114,7 +118,7 @@ class ConfinedRule(Rule):
     def __post_init__(self) -> None:
         if not self.patterns:
             raise InvalidParameter(f"{self.rule}.at(): name at least one module, such as 'layer[34].*'")
-        for name in ("operations", "replaces_backward", "needs_reference", "linear", "required"):
+        for name in ("operations", "replaces_backward", "needs_reference", "linear", "of_parts", "required"):
             object.__setattr__(self, name, getattr(self.rule, name))
 
     def __repr__(self) -> str:
@@ -157,12 +161,21 @@ class Rules(TorchFunctionMode):
 
     Several rules may concern one operation: the first is outermost. Only one of them may replace its
     backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
-    confined to modules need the ``model`` that runs.
+    confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
+    the operation's place; the same model's pass over the references then fills them in, as ``Beside`` that pass.
     """
 
-    def __init__(self, rules: Sequence[Rule], copies: bool = False, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        copies: bool = False,
+        model: nn.Module | None = None,
+        references: dict[int, Counterpart] | None = None,
+    ) -> None:
         super().__init__()
         self.copies = copies
+        self.references = references
+        self.of_parts = any(rule.of_parts for rule in rules)
         self.model = model
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
@@ -208,24 +221,65 @@ class Rules(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, under the rules that concern it."""
         kwargs = kwargs or {}
+        if not self.of_parts:
+            return self._run(func, args, kwargs)
+        given = [x for x in tensors((*args, *kwargs.values())) if x.requires_grad]
+        constant = bool(given) and all(isinstance(x, nn.Parameter) for x in given)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            return self._run(func, args, kwargs)
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
         if operation is None:
-            return func(*args, **kwargs)
+            parts = parts_of(func, kwargs) if self.of_parts else None
+            return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
-        rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
+        return self._perform(operation, lambda: func(*args, **kwargs))
+
+    def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
+        """Run an operation, as the model called it if no rule concerns it."""
+        rules = self._concerned(operation)
         if not rules:
-            return func(*args, **kwargs)
+            return call()
         if sum(rule.replaces_backward for rule in rules) > 1:
             raise InvalidParameter(
                 f"rules {rules} each replace the backward pass of {operation.name}; give only one of them"
             )
         return self._apply(rules, operation)
 
+    def _concerned(self, operation: Operation) -> list[Rule]:
+        """The rules that concern an operation, with what it will compute of the reference if they ask."""
+        rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
+        comparing = [rule for rule in rules if rule.needs_reference]
+        if comparing and self.references is not None and any(map(is_differentiated, operation.inputs)):
+            operation.reference = self.references[operation.place] = Counterpart(operation.name)
+        elif comparing:
+            return [rule for rule in rules if not rule.needs_reference]
+        return rules
+
+    def _run_parts(
+        self, parts: Callable[..., Any], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a composed operation as its parts, each of which comes here again."""
+        if not any(x.is_floating_point() for x in tensors((*args, *kwargs.values()))):
+            return func(*args, **kwargs)
+        named = dict(kwargs)
+        first = [named.pop(name) for name in ("self", "input") if name in named]
+        mode: Any = super()
+        mode.__enter__()
+        try:
+            result = parts(*first, *args, **named)
+        finally:
+            mode.__exit__(None, None, None)
+        return args[0].copy_(result) if is_inplace(func) else result
+
     def _apply(self, rules: list[Rule], operation: Operation) -> Tensor:
-        run = operation.run
+        run, others = operation.run, operation.others
+        if others:
+            run = lambda x: operation.run(x, *others)  # noqa: E731
         for rule in reversed(rules):
             run = partial(_applied, rule, operation, run)
         self.met.update(rules)
@@ -250,6 +304,43 @@ class Rules(TorchFunctionMode):
         """Where operations of a confined rule's kind ran instead, for its error message."""
         homes = [home for home, name in zip(self._homes, self.trace, strict=True) if name in rule.operations]
         return f"; those of its kind in {shortened(dict.fromkeys(homes))}" if any(_confined([rule])) else ""
+
+
+class ReferenceRules(Rules):
+    """The rules of the pass over the references, which fills in what the pass over the images asked for."""
+
+    def _concerned(self, operation: Operation) -> list[Rule]:
+        rules = self._by_name.get(operation.name, ())
+        return [rule for rule in rules if not rule.needs_reference and rule.concerns(operation)]
+
+    def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
+        reference = (self.references or {}).get(operation.place)
+        if reference is None:
+            return super()._perform(operation, call)
+        if reference.operation != operation.name:
+            raise InvalidModel(
+                f"the model runs {operation.name} on the reference where it runs {reference.operation} on the "
+                "image; DeepLIFT compares the two step by step. Choose another baseline or method"
+            )
+        copied = operation.inplace or operation.copies
+        inputs = [x.clone() if copied else x for x in operation.inputs]
+        y = super()._perform(operation, call)
+        reference.fill(*inputs, y.clone() if operation.copies else y)
+        return y
+
+
+def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call, and in their lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Whether a gradient is asked for at ``x``: a parameter is a constant."""
+    return x.requires_grad and torch.is_grad_enabled() and not isinstance(x, nn.Parameter)
 
 
 def _confined(rules: Sequence[Rule]) -> Iterator[ConfinedRule]:

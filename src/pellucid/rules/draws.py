@@ -10,7 +10,7 @@ where they lie on a straight path, one forward pass at either end, since A((1 - 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Rule, Rules, Run
+from .base import Rule, Rules, Run, tensors
 from .operations import Operation
 
 
@@ -100,21 +100,13 @@ class DrawnRules(Rules):
     ) -> Any:
         """Run ``func`` under the rules, and follow what becomes of drawn rows."""
         result = super().__torch_function__(func, types, args, kwargs)
-        for x in _tensors((*args, *(kwargs or {}).values())):
+        for x in tensors((*args, *(kwargs or {}).values())):
             draws = self.draws_of(x)
             if draws is not None and func in _COPIES:
                 self.know(result, draws)
             elif func not in _READS:
                 self._known.pop(id(x), None)
         return result
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 @dataclass(frozen=True, eq=False)

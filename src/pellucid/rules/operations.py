@@ -17,15 +17,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], "Operation | None"]
+
+
+@dataclass(slots=True, eq=False)
+class Counterpart:
+    """What an operation took and gave in the pass over the references: inputs and output, to be read once."""
+
+    operation: str
+    values: tuple[Tensor, ...] = ()
+    versions: tuple[int, ...] = ()
+
+    def fill(self, *values: Tensor) -> None:
+        """Remember the values, and how often they have been overwritten."""
+        self.values, self.versions = values, tuple(value._version for value in values)
+
+    def read(self) -> tuple[Tensor, ...]:
+        """The values; a RuntimeError, as autograd's own, if the model overwrote one."""
+        values, self.values = self.values, ()
+        if tuple(value._version for value in values) != self.versions:
+            raise RuntimeError(f"what {self.operation} computed of the reference was overwritten in place")
+        return values
 
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """One intercepted call with all arguments but its input bound.
+    """One intercepted call with all arguments but its inputs bound.
 
-    ``run(x)`` is the functional form; ``original(x)`` the call as the model wrote it, so with ``inplace``
-    it overwrites ``x``. ``settings`` holds the bound arguments by name (stride, padding, other, ...); an affine
-    operation runs with others as ``run(x, weight=...)``.
+    ``run(x, *others)`` is the functional form, where ``others`` are the further inputs of a product;
+    ``original(x)`` the call as the model wrote it, so with ``inplace`` it overwrites ``x``. ``settings`` holds the
+    bound arguments by name (stride, padding, dim, ...); an affine operation runs with others as
+    ``run(x, weight=...)``. ``reference`` is the same operation in the pass over the references, if there is one.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
@@ -42,6 +64,13 @@ class Operation:
     trace: list[str] = field(default_factory=list)
     place: int = 0
     modules: tuple[str, ...] = ()
+    others: tuple[Tensor, ...] = ()
+    reference: Counterpart | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors that it computes from."""
+        return (self.input, *self.others)
 
     def is_first_of(self, names: Container[str]) -> bool:
         """Whether no operation of these names ran before this one."""
@@ -60,13 +89,24 @@ RECTIFIERS = frozenset(
     | {"hardswish", "softplus"}
 )
 # Activations with f(0) = 0, for which f(z) / z is bounded: the non-linearities of LRP.
-ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign"}
+ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign", "tanhshrink", "softshrink", "hardshrink", "atan"}
 # Every elementwise non-linearity.
 ELEMENTWISE = (
     ACTIVATIONS
-    | {"sigmoid", "hardsigmoid", "log_sigmoid", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square"}
-    | {"reciprocal", "abs", "erf", "sin", "cos", "clamp", "pow"}
+    | {"sigmoid", "hardsigmoid", "log_sigmoid", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10"}
+    | {"sqrt", "rsqrt", "square", "reciprocal", "abs", "erf", "erfc", "sin", "cos", "tan", "sinh", "cosh"}
+    | {"asinh", "asin", "acos", "logit", "clamp", "pow", "threshold", "sign", "round", "floor", "ceil"}
 )
+# Linear in each of their inputs.
+PRODUCTS = frozenset({"mul", "matmul", "einsum"})
+# Other names of some.
+_ALIASES = {
+    "expit": "sigmoid",
+    "arctan": "atan",
+    "arcsinh": "asinh",
+    "logsigmoid": "log_sigmoid",
+    "absolute": "abs",
+}
 
 _FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
     name: getattr(F, name, None) or getattr(torch, name)
@@ -74,12 +114,12 @@ _FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
 } | {"relu6": F.relu6, "log_sigmoid": F.logsigmoid, "clamp": torch.clamp}
 
 
-def _owners(name: str) -> Iterator[Callable[..., Any]]:
+def owners(name: str) -> Iterator[Callable[..., Any]]:
     """Every public function that computes ``name``, in place or not, down to its ATen overloads."""
-    owners = (F, torch, Tensor, torch.Tensor, torch._C._nn, torch.special)
+    places = (F, torch, Tensor, torch.Tensor, torch._C._nn, torch.special, torch.linalg)
     for spelling in (name, name + "_"):
-        for owner in owners:
-            if callable(function := getattr(owner, spelling, None)):
+        for place in places:
+            if callable(function := getattr(place, spelling, None)):
                 yield function
         packet = getattr(torch.ops.aten, spelling, None)
         if packet is not None:
@@ -87,10 +127,15 @@ def _owners(name: str) -> Iterator[Callable[..., Any]]:
             yield from (getattr(packet, overload) for overload in packet.overloads())
 
 
-def _is_inplace(function: Callable[..., Any]) -> bool:
+def is_inplace(function: Callable[..., Any]) -> bool:
+    """Whether a call of the function overwrites its first argument."""
     name = getattr(function, "__name__", "") or str(function)
     name = name.split("::")[-1].split(".")[0]
-    return (name.endswith("_") and not name.endswith("__")) or name in ("__imul__", "__ipow__")
+    return (name.endswith("_") and not name.endswith("__")) or name in (
+        "__imul__",
+        "__ipow__",
+        "__itruediv__",
+    )
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any], bool]:
@@ -120,7 +165,7 @@ def _elementwise(
         x,
         run=lambda t: functional(t, *values, **named),
         original=lambda t: function(t, *rest, **options_as_written),
-        inplace=inplace or _is_inplace(function),
+        inplace=inplace or is_inplace(function),
     )
 
 
@@ -172,7 +217,7 @@ def _threshold(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     bounds = dict(zip(("threshold", "value"), rest, strict=False)) | options
     if bounds.get("threshold") == 0 and bounds.get("value") == 0:
         return _elementwise("relu", function, args, kwargs, ((), {}))
-    return None
+    return _elementwise("threshold", function, args, kwargs)
 
 
 def _maximum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -230,20 +275,30 @@ def _mean(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return Operation("adaptive_avg_pool2d", x, run, run)
 
 
-def _product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
-    """A product of two tensors that both depend on the image, such as a squeeze-and-excitation gate."""
-    x, rest, options, _ = _split(args, kwargs)
-    other = rest[0] if rest else options.get("other")
-    if not (isinstance(x, Tensor) and isinstance(other, Tensor)):
+def _product(name: str, functional: Callable[..., Tensor]) -> Reader:
+    """A product of two tensors, such as a squeeze-and-excitation gate, or attention weights times values."""
+
+    def read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        x, rest, options, _ = _split(args, kwargs)
+        found = [*rest, *(options[key] for key in ("other", "mat2", "vec", "vec2", "tensor") if key in options)]
+        if not isinstance(x, Tensor) or len(found) != 1 or not isinstance(found[0], Tensor):
+            return None
+        return Operation(
+            name, x, functional, lambda t: function(t, *found), inplace=is_inplace(function), others=(found[0],)
+        )
+
+    return read
+
+
+def _einsum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """Sums of products, where the equation is given as text."""
+    equation, *operands = args
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or len(operands) < 2:
         return None
-    return Operation(
-        "mul",
-        x,
-        lambda t: torch.mul(t, other),
-        lambda t: function(t, other),
-        inplace=_is_inplace(function),
-        settings={"other": other},
-    )
+    run = lambda *inputs: function(equation, *inputs)  # noqa: E731
+    return Operation("einsum", operands[0], run, run, others=tuple(operands[1:]))
 
 
 def _matrix_product(
@@ -253,7 +308,7 @@ def _matrix_product(
     x, rest, options, _ = _split(args, kwargs)
     weight = rest[0] if rest else options.get("other", options.get("mat2"))
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2 or not _is_leaf(weight):
-        return None
+        return None if bias is not None else _MATMUL(function, args, kwargs)
     return _LINEAR(function, (x, weight.mT, bias), {})
 
 
@@ -264,7 +319,7 @@ def _is_leaf(weight: Tensor) -> bool:
 
 def _addmm(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     """``addmm(b, x, w)``, neither scaled nor in place, is a linear layer with a bias."""
-    if kwargs or len(args) != 3 or args[0].dim() != 1 or _is_inplace(function):
+    if kwargs or len(args) != 3 or args[0].dim() != 1 or is_inplace(function):
         return None
     return _matrix_product(function, args[1:], {}, args[0])
 
@@ -277,10 +332,47 @@ def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     return Operation("reciprocal", x, run := lambda t: number / t, run)
 
 
-Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Operation | None]
+def _softmax(name: str) -> Reader:
+    """A softmax or its logarithm."""
+
+    def read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        x, rest, options, _ = _split(args, kwargs)
+        dim = rest[0] if rest else options.get("dim")
+        if not isinstance(x, Tensor):
+            return None
+        run = lambda t: function(t, *rest, **options)  # noqa: E731
+        dim = dim if dim is not None else int(x.dim() not in (0, 1, 3))  # as torch chooses it
+        return Operation(name, x, run, run, settings={"dim": dim})
+
+    return read
+
+
+def _amax(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """The greatest values along dimensions."""
+    x, rest, options, _ = _split(args, kwargs)
+    run = lambda t: function(t, *rest, **options)  # noqa: E731
+    return Operation("amax", x, run, run)
+
+
+def _power(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """A power of a tensor, or a number to the power of one."""
+    x, rest, options, _ = _split(args, kwargs)
+    exponent = rest[0] if rest else options.get("exponent")
+    if isinstance(x, Tensor) or not isinstance(exponent, Tensor):
+        return _elementwise("pow", function, args, kwargs)
+    return Operation("exp2", exponent, run := lambda t: torch.pow(x, t), run)
+
+
+def _reflected_power(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Operation | None:
+    """``number ** x``."""
+    return _power(torch.pow, args[::-1], kwargs)
+
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _NORM = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+_MUL, _MATMUL = _product("mul", torch.mul), _product("matmul", torch.matmul)
 _LINEAR: Reader = _with_signature("linear", F.linear, "weight", "bias", bias=None)
 _MAX_POOL = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
 _AVG_POOL = {
@@ -300,14 +392,17 @@ _SPECIAL: dict[str, Reader] = {
     "maximum": _maximum,
     "max": _maximum,
     "mean": _mean,
-    "__pow__": lambda function, args, kwargs: _elementwise("pow", function, args, kwargs),
+    "pow": _power,
+    "__pow__": _power,
+    "__rpow__": _reflected_power,
     "__rtruediv__": _reciprocal,
     "__rdiv__": _reciprocal,
-    "mul": _product,
-    "multiply": _product,
-    "__mul__": _product,
-    "__rmul__": _product,
-    "__imul__": _product,
+    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _MUL),
+    **dict.fromkeys(("bmm", "mv", "dot"), _MATMUL),
+    "einsum": _einsum,
+    "softmax": _softmax("softmax"),
+    "log_softmax": _softmax("log_softmax"),
+    "amax": _amax,
     "linear": _LINEAR,
     "addmm": _addmm,
     "mm": _matrix_product,
@@ -329,9 +424,11 @@ def _reader(name: str) -> Reader:
 def _table() -> dict[Any, Reader]:
     table: dict[Any, Reader] = {}
     for name in ELEMENTWISE - _SPECIAL.keys():
-        table |= dict.fromkeys(_owners(name), _reader(name))
+        table |= dict.fromkeys(owners(name), _reader(name))
+    for alias, name in _ALIASES.items():
+        table |= dict.fromkeys(owners(alias), _reader(name))
     for name, reader in _SPECIAL.items():
-        table |= dict.fromkeys(_owners(name), reader)
+        table |= dict.fromkeys(owners(name), reader)
     # torch.batch_norm orders its arguments otherwise; modules call this one.
     table[F.batch_norm] = _with_signature(
         "batch_norm", F.batch_norm, "running_mean", "running_var", *_NORM, **_NORM

@@ -1,0 +1,286 @@
+"""Operations made of others: rules that act on the parts alone have them computed part by part.
+
+Layer, group, instance and root-mean-square normalization, attention, quotients, variances, norms and maxima
+hide a handful of sums, products and elementwise functions. ``parts_of`` gives each as a Python function of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .operations import owners
+
+Dims = int | Sequence[int] | None
+
+
+def _centered(x: Tensor, dim: Dims) -> Tensor:
+    return x - x.mean(_dims(x, dim), keepdim=True)
+
+
+def _dims(x: Tensor, dim: Dims) -> tuple[int, ...]:
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+        return tuple(range(x.dim()))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def _scaled(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """x over the root of its mean square."""
+    return x * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    return _affine(_scaled(_centered(x, dims), dims, eps), weight, bias)
+
+
+def _rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    return _affine(_scaled(x, dims, torch.finfo(x.dtype).eps if eps is None else eps), weight, None)
+
+
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    groups = x.reshape(len(x), num_groups, -1)
+    y = _scaled(_centered(groups, -1), (-1,), eps).reshape(x.shape)
+    return _affine(y, *(_of_channels(x, value) for value in (weight, bias)))
+
+
+def _of_channels(x: Tensor, value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.view(-1, *[1] * (x.dim() - 2))
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    if use_input_stats:
+        return _group_norm(x, x.shape[1], weight, bias, eps)
+    return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
+    scores = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = torch.softmax(scores, -1)
+    if attn_mask is not None:  # a query that may look nowhere sees nothing
+        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
+    return F.dropout(weights, dropout_p) @ value
+
+
+def _var(
+    x: Tensor,
+    dim: Dims | bool = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    dims = _dims(x, dim)
+    if correction is None:
+        correction = 0 if unbiased is False else 1
+    count = math.prod(x.shape[d] for d in dims)
+    return _centered(x, dims).square().sum(dims, keepdim=keepdim) / max(count - correction, 0)
+
+
+def _std(*args: Any, **kwargs: Any) -> Tensor:
+    return _var(*args, **kwargs).sqrt()
+
+
+def _with_mean(of: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def both(
+        x: Tensor,
+        dim: Dims | bool = None,
+        unbiased: bool | None = None,
+        keepdim: bool = False,
+        *,
+        correction: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        dims = None if isinstance(dim, bool) else dim
+        spread = of(x, dim, unbiased, keepdim, correction=correction)
+        return spread, x.mean(_dims(x, dims), keepdim=keepdim)
+
+    return both
+
+
+def _vector_norm(
+    x: Tensor,
+    ord: float = 2,  # noqa: A002
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    x, dims = x.to(dtype or x.dtype), _dims(x, dim)
+    if ord == math.inf:
+        return x.abs().amax(dims, keepdim)
+    if ord == 1:
+        return x.abs().sum(dims, keepdim)
+    if ord == 2:
+        return x.square().sum(dims, keepdim).sqrt()
+    return x.abs().pow(ord).sum(dims, keepdim).pow(1 / ord)
+
+
+def _quotient(x: Any, other: Any, *, rounding_mode: None = None) -> Any:
+    return x * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    value, gate = x.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _extreme(sign: int) -> Callable[..., Any]:
+    """``max`` or ``min``: of everything, along a dimension, or of two tensors."""
+
+    def extreme(x: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor | None = None) -> Any:
+        other = dim if isinstance(dim, Tensor) else other
+        if other is not None:
+            return sign * torch.stack(torch.broadcast_tensors(sign * x, sign * other)).amax(0)
+        values = sign * (sign * x).amax(_dims(x, dim), keepdim)
+        if dim is None:
+            return values
+        kind = torch.return_types.max if sign > 0 else torch.return_types.min
+        return kind((values, (sign * x).argmax(dim, keepdim)))
+
+    return extreme
+
+
+def _amin(x: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    return -(-x).amax(_dims(x, dim), keepdim)
+
+
+def _logsumexp(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
+    for d in sorted((d % x.dim() for d in _dims(x, dim)), reverse=True):
+        # The same at every place; the first stands for all.
+        x = (x - x.log_softmax(d)).narrow(d, 0, 1)
+        x = x if keepdim else x.squeeze(d)
+    return x
+
+
+def _sum_and_product(
+    x: Tensor,
+    one: Tensor,
+    two: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Tensor:
+    return beta * x + alpha * (one @ two)
+
+
+def _addcmul(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor:
+    return x + value * (one * two)
+
+
+def _addcdiv(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor:
+    return x + value * (one / two)
+
+
+_PARTS: dict[str, Callable[..., Any]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "scaled_dot_product_attention": _attention,
+    "var": _var,
+    "std": _std,
+    "var_mean": _with_mean(_var),
+    "std_mean": _with_mean(_std),
+    "vector_norm": _vector_norm,
+    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _quotient),
+    "glu": _glu,
+    "max": _extreme(1),
+    "min": _extreme(-1),
+    "maximum": _extreme(1),
+    "minimum": _extreme(-1),
+    "amin": _amin,
+    "logsumexp": _logsumexp,
+    "baddbmm": _sum_and_product,
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+}
+
+
+def _table() -> dict[Any, Callable[..., Any]]:
+    table = {owner: parts for name, parts in _PARTS.items() for owner in owners(name)}
+    return table | {torch.instance_norm: _instance_norm}
+
+
+_TABLE = _table()
+_ASK = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def parts_of(function: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+    """The function of sums, products and elementwise functions that a call is; None if it has no parts.
+
+    Of a function that torch wrote in Python, such as ``F.multi_head_attention_forward``, it is its own body.
+    """
+    known = None if kwargs.get("rounding_mode") else _TABLE.get(function)
+    if known is not None or not isinstance(function, FunctionType):
+        return known
+    hides = function.__module__ in ("torch.nn.functional", "torch.functional") or function is Tensor.norm
+    return _body(function) if hides else None
+
+
+@cache
+def _body(function: FunctionType) -> FunctionType:
+    """The function without its first lines, which hand the call over as a whole."""
+    names = {**function.__globals__, **dict.fromkeys(_ASK, lambda *_: False)}
+    body = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body

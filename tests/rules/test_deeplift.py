@@ -1,0 +1,457 @@
+"""DeepLIFT's rules for what attention and normalization are made of: by formulas in loops, and complete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pellucid as pl
+from pellucid.rules.operations import ELEMENTWISE
+from tests.networks import images, logits_of, plain, relative_error, seeded
+
+EXACT = 1e-11
+REFERENCE = 0.3
+
+
+class Through(nn.Module):
+    """An operation on the image, then a linear head, whose row of weights is the multiplier of what comes out."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (3, 2, 2)) -> None:
+        super().__init__()
+        self.operation = operation
+        self.head = nn.Linear(operation(torch.zeros(1, *shape, dtype=torch.float64)).numel(), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(x).flatten(1))
+
+
+def multipliers(operation: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The multipliers at the operation's output and at its input, for target 1; checked to be complete."""
+    model = seeded(lambda: Through(operation, tuple(x.shape[1:])))
+    found = pl.DeepLift(baseline=reference)(model, x, 1)
+    assert float(found.residuals["input"].abs().max()) < 1e-12 * float(found["input"].abs().max())
+    above = model.head.weight[1].view(operation(x[:1]).shape[1:])
+    return above, found["input"] / (x - reference)
+
+
+def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
+    return images(2, 2, seed), images(1, 2, seed + 50)[0]
+
+
+def logarithmic_mean(y: float, y0: float) -> float:
+    return y if y == y0 else (y - y0) / (math.log(y) - math.log(y0))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.array([math.exp(value) for value in x])
+    return e / e.sum()
+
+
+def softmax_multipliers(x: np.ndarray, x0: np.ndarray, m: np.ndarray) -> np.ndarray:
+    l = np.array([logarithmic_mean(y, y0) for y, y0 in zip(softmax(x), softmax(x0), strict=True)])  # noqa: E741
+    return np.array([li * (mi - sum(l * m) / sum(l)) for li, mi in zip(l, m, strict=True)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_softmax_is_its_formula(seed: int) -> None:
+    x, reference = pair(seed)
+    above, found = multipliers(lambda t: t.flatten(1).softmax(-1), x, reference)
+    for row in range(2):
+        wanted = softmax_multipliers(x[row].flatten().numpy(), reference.flatten().numpy(), above.numpy())
+        assert np.abs(found[row].flatten().numpy() - wanted).max() < EXACT
+
+
+def test_log_softmax_is_its_formula() -> None:
+    x, reference = pair()
+    above, found = multipliers(lambda t: t.flatten(1).log_softmax(-1), x, reference)
+    for row in range(2):
+        ys = softmax(x[row].flatten().numpy()), softmax(reference.flatten().numpy())
+        l = np.array([logarithmic_mean(y, y0) for y, y0 in zip(*ys, strict=True)])  # noqa: E741
+        wanted = above.numpy() - l * above.numpy().sum() / l.sum()
+        assert np.abs(found[row].flatten().numpy() - wanted).max() < EXACT
+
+
+def test_softmax_of_far_and_of_equal_logits_is_complete() -> None:
+    """1000 apart every exponential but one is 0; where image and reference agree it is the gradient."""
+    x = torch.tensor([1000.0, 0, -5, 3, 3, 3, 3, -1000, 2, 1, 0, 0], dtype=torch.float64).view(1, 3, 2, 2)
+    reference = torch.zeros(3, 2, 2, dtype=torch.float64)
+    reference[0, 1, 1], reference[2] = 900.0, x[0, 2]
+    model = seeded(lambda: Through(lambda t: t.flatten(1).softmax(-1)))
+    found = pl.DeepLift(baseline=reference)(model, x, 1)
+    assert float(found.residuals["input"].abs().max()) < 1e-12
+    x, step = images(1, 2), 1e-9 * images(1, 2, 1)
+    here = pl.DeepLift(baseline=x[0])(model, x + step, 1)["input"] / (x + step - x)
+    assert relative_error(here, pl.Gradient()(model, x, 1)["input"]) < 1e-7
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layer_normalization_is_its_formula(seed: int) -> None:
+    """m_c = mean(r, r') m - mean(c, c') / (s s' (s + s')) 2/n sum(m mean(c, c')), then centered.
+
+    Here c = x - mean(x), s is the root of the mean of its square plus epsilon, and r = 1 / s.
+    """
+    x, reference = pair(seed)
+    eps, n = 0.1, 12
+    above, found = multipliers(lambda t: F.layer_norm(t, t.shape[1:], eps=eps), x, reference)
+
+    def parts(value: np.ndarray) -> tuple[np.ndarray, float]:
+        c = value - value.mean()
+        return c, math.sqrt((c**2).mean() + eps)
+
+    for row in range(2):
+        (c, s), (c0, s0) = parts(x[row].flatten().numpy()), parts(reference.flatten().numpy())
+        m, middle = above.flatten().numpy(), (c + c0) / 2
+        of_centered = (1 / s + 1 / s0) / 2 * m - 2 * middle / n * (m @ middle) / (s * s0 * (s + s0))
+        wanted = of_centered - of_centered.mean()
+        assert np.abs(found[row].flatten().numpy() - wanted).max() < EXACT
+
+
+def test_quotients_and_products_are_their_formulas() -> None:
+    x, reference = pair()
+    above, found = multipliers(lambda t: t[:, 0] / (t[:, 1] + 9), x, reference)
+    a, b, a0, b0 = x[:, 0], x[:, 1] + 9, reference[0], reference[1] + 9
+    assert relative_error(found[:, 0], above * (1 / b + 1 / b0) / 2) < EXACT
+    assert relative_error(found[:, 1], -above * (a + a0) / 2 / (b * b0)) < EXACT
+    above, found = multipliers(lambda t: t[:, 0] @ t[:, 1], x, reference)
+    assert relative_error(found[:, 0], above @ (x[:, 1] + reference[1]).mT / 2) < EXACT
+    assert relative_error(found[:, 1], (x[:, 0] + reference[0]).mT / 2 @ above) < EXACT
+
+
+def test_a_product_of_three_by_einsum_is_the_mean_of_its_gradient_on_the_line() -> None:
+    """Integral of b(t) c(t) from b' c' to b c: b' c' + (b' dc + c' db) / 2 + db dc / 3."""
+    x, reference = pair()
+    above, found = multipliers(lambda t: torch.einsum("bij,bij,bij->bij", t[:, 0], t[:, 1], t[:, 2]), x, reference)
+    for first, one, two in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+        b, c = reference[one], reference[two]
+        db, dc = x[:, one] - b, x[:, two] - c
+        wanted = above * (b * c + (b * dc + c * db) / 2 + db * dc / 3)
+        assert relative_error(found[:, first], wanted) < EXACT
+
+
+def test_maxima_are_carried_by_their_arg_maxima() -> None:
+    """Image [1, 2, 3, 4], reference [5, 0, 0, 0]: y - y' = -1 falls on the reference's; minima likewise."""
+    x = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64).view(1, 1, 2, 2)
+    reference = torch.tensor([5.0, 0, 0, 0], dtype=torch.float64).view(1, 2, 2)
+    for operation in (
+        lambda t: t.flatten(1).amax(1, keepdim=True),
+        lambda t: t.flatten(1).max(1, keepdim=True)[0],
+        lambda t: -(-t).flatten(1).amin(1, keepdim=True),
+    ):
+        model = nn.Sequential(Through(operation, (1, 2, 2))).double().eval()
+        nn.init.ones_(model[0].head.weight)
+        found = pl.DeepLift(baseline=reference)(model, x, 0)["input"]
+        assert found.flatten().tolist() == [-1, 0, 0, 0]
+
+
+DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "pow"), lambda t: t.abs() + 0.1),
+    **dict.fromkeys(("asin", "acos"), lambda t: t.tanh()),
+    "logit": lambda t: t.sigmoid(),
+    "log1p": lambda t: t.abs(),
+}
+SETTINGS: dict[str, tuple[object, ...]] = {
+    "clamp": (-0.5, 0.7),
+    "pow": (1.7,),
+    "threshold": (0.2, -1.0),
+    "prelu": (torch.tensor([0.25], dtype=torch.float64),),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ELEMENTWISE))
+def test_every_elementwise_function_is_complete_and_its_multiplier_the_chord(name: str) -> None:
+    function = getattr(F, name, None) or getattr(torch, name, None) or F.logsigmoid
+    within = DOMAINS.get(name, lambda t: t)
+    operation = lambda t: function(within(t), *SETTINGS.get(name, ()))  # noqa: E731
+    x, reference = pair(3)
+    above, found = multipliers(operation, x, reference)
+    wanted = above * (operation(x) - operation(reference[None])) / (x - reference)
+    assert relative_error(found, wanted) < EXACT
+
+
+def attention(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, heads, tokens, 4) of an image (B, 3, 4, 8)."""
+    q, k, v = (x * torch.tensor([1.0, 2, -1], dtype=x.dtype).view(3, 1, 1)).unflatten(3, (2, 4)).unbind(1)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+MASK = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+BIAS = torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4)
+
+
+def naive_attention(x: np.ndarray, x0: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Multipliers through weights @ values, softmax, and the scaled products of queries and keys."""
+    (q, k, v), (q0, k0, v0) = x, x0
+    found = [np.zeros_like(q) for _ in range(3)]
+    for i in range(len(q)):
+        s, s0 = (
+            np.array([a[i] @ b[j] / math.sqrt(len(a[i])) for j in range(len(q))]) for a, b in ((q, k), (q0, k0))
+        )
+        w, w0 = softmax(s), softmax(s0)
+        of_weights = np.array([(v[j] + v0[j]) / 2 @ m[i] for j in range(len(q))])
+        of_scores = softmax_multipliers(s, s0, of_weights) / math.sqrt(q.shape[1])
+        for j in range(len(q)):
+            found[2][j] += (w[j] + w0[j]) / 2 * m[i]
+            found[0][i] += of_scores[j] * (k[j] + k0[j]) / 2
+            found[1][j] += of_scores[j] * (q[i] + q0[i]) / 2
+    return np.array(found)
+
+
+def test_attention_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, reference = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64).split(1)
+    above, found = multipliers(lambda t: F.scaled_dot_product_attention(*t.unbind(1)), x, reference[0])
+    wanted = naive_attention(x[0].numpy(), reference[0].numpy(), above.numpy())
+    assert np.abs(found[0].numpy() - wanted).max() < EXACT
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, scores: Callable[[Tensor], Tensor] = lambda s: s) -> Tensor:
+    return scores(q @ k.transpose(-2, -1) / 2).softmax(-1) @ v
+
+
+def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bhij,bhjd->bhid", F.softmax(torch.einsum("bhid,bhjd->bhij", q, k) * 0.5, dim=3), v)
+
+
+def by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    scores = torch.baddbmm(torch.zeros(1, 4, 4, dtype=q.dtype), q, k.mT, alpha=0.5)
+    return torch.bmm(scores.softmax(2), v).unflatten(0, (-1, 2))
+
+
+def normalized_by_hand(x: Tensor, eps: float = 1e-5) -> Tensor:
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + eps)
+
+
+def in_place_quotient(a: Tensor, b: Tensor) -> Tensor:
+    a = a * 1.0
+    a /= b
+    return a
+
+
+# Functions of an image (B, 3, 4, 8), each written in several ways.
+SPELLINGS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "attention": [
+        lambda x: F.scaled_dot_product_attention(*attention(x)),
+        lambda x: by_hand(*attention(x)),
+        lambda x: by_einsum(*attention(x)),
+        lambda x: by_bmm(*attention(x)),
+    ],
+    "attention, masked": [
+        lambda x: F.scaled_dot_product_attention(*attention(x), attn_mask=MASK),
+        lambda x: F.scaled_dot_product_attention(*attention(x), MASK.double().log()),
+        lambda x: by_hand(*attention(x), lambda s: s.masked_fill(~MASK, -math.inf)),
+    ],
+    "attention, with a bias": [
+        lambda x: F.scaled_dot_product_attention(*attention(x), attn_mask=BIAS),
+        lambda x: by_hand(*attention(x), lambda s: s + BIAS),
+    ],
+    "attention, causal": [
+        lambda x: F.scaled_dot_product_attention(*attention(x), is_causal=True),
+        lambda x: F.scaled_dot_product_attention(*attention(x), MASK.new_ones(4, 4).tril()),
+    ],
+    "layer normalization": [
+        lambda x: F.layer_norm(x, (8,)),
+        nn.LayerNorm(8),
+        lambda x: F.group_norm(x.flatten(0, 2).unsqueeze(-1), 1).view_as(x),
+        lambda x: F.instance_norm(x.flatten(1, 2)).view_as(x),
+        normalized_by_hand,
+        lambda x: (x - x.mean(-1, True)) * (torch.var_mean(x, -1, correction=0, keepdim=True)[0] + 1e-5).rsqrt(),
+        lambda x: (x - x.mean(-1, True)) / ((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-5) ** 0.5,
+    ],
+    "root-mean-square normalization": [
+        lambda x: F.rms_norm(x, (8,), eps=0.01),
+        lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.01),
+        lambda x: x / (x.norm(dim=-1, keepdim=True) ** 2 / 8 + 0.01).sqrt(),
+    ],
+    "normalization to length 1": [
+        lambda x: F.normalize(x, dim=-1),
+        lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
+        lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(),
+    ],
+    "quotient": [
+        lambda x: x[:, 0] / (x[:, 1].exp() + 1),
+        lambda x: torch.div(x[:, 0], x[:, 1].exp() + 1),
+        lambda x: x[:, 0] * (x[:, 1].exp() + 1).reciprocal(),
+        lambda x: x[:, 0] * (1 / (1 + x[:, 1].exp())),
+        lambda x: in_place_quotient(x[:, 0], x[:, 1].exp() + 1),
+        lambda x: torch.addcdiv(torch.zeros(1, dtype=x.dtype), x[:, 0], x[:, 1].exp() + 1),
+    ],
+    "gated linear unit": [
+        lambda x: F.glu(x, 2),
+        nn.GLU(2),
+        lambda x: x[:, :, :2] * torch.special.expit(x[:, :, 2:]),
+        lambda x: torch.addcmul(torch.zeros(1, dtype=x.dtype), x[:, :, :2], x[:, :, 2:].sigmoid()),
+    ],
+    "maximum": [
+        lambda x: x.amax(1),
+        lambda x: x.max(dim=1).values,
+        lambda x: torch.max(x, 1)[0],
+        lambda x: -(-x).amin(1),
+        lambda x: -torch.min(-x, 1).values,
+        lambda x: torch.maximum(torch.stack([x[:, 0], x[:, 1]], 1).amax(1), x[:, 2]),
+    ],
+    "standard deviation": [lambda x: x.std(1), lambda x: torch.std_mean(x, 1)[0], lambda x: x.var(1).sqrt()],
+    "softmax": [
+        lambda x: x.softmax(1),
+        lambda x: F.softmax(x, dim=1),
+        nn.Softmax(1),
+        nn.Softmax2d(),
+        lambda x: F.softmin(-x, 1),
+        lambda x: torch.exp(x - x.logsumexp(1, keepdim=True)),
+        lambda x: F.log_softmax(x, 1).exp(),
+    ],
+    "power": [lambda x: 2.0**x, lambda x: torch.exp2(x), lambda x: torch.pow(2.0, x)],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_gives_the_same_complete_map(name: str) -> None:
+    """Of a network that computes a convolution first and works on in the operation's place."""
+
+    class Net(nn.Module):
+        def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.operation = operation
+            self.head = nn.LazyLinear(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.operation(self.conv(x)).flatten(1))
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 8, generator=generator, dtype=torch.float64)
+    maps = []
+    for operation in SPELLINGS[name]:
+
+        def make(operation: Callable[[Tensor], Tensor] = operation) -> nn.Module:
+            net = Net(operation).double()
+            net(torch.zeros(1, 3, 4, 8))
+            return net
+
+        torch.set_default_dtype(torch.float64)
+        try:
+            model = seeded(make)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for norm in (part for part in model.modules() if isinstance(part, nn.LayerNorm)):
+            nn.init.ones_(norm.weight), nn.init.zeros_(norm.bias)
+        found = pl.DeepLift(baseline=REFERENCE)(model, x, [0, 2], layers=["input", "conv"])
+        for layer, value in found.items():
+            assert float(found.residuals[layer].abs().max()) < 1e-10 * float(value.abs().max()), layer
+        maps.append(found)
+    for found in maps[1:]:
+        for layer in found:
+            assert relative_error(found[layer], maps[0][layer]) < 1e-9
+
+
+class Attending(nn.Module):
+    """Multi-head attention over the pixels of a convolution."""
+
+    def __init__(self, batch_first: bool, weights: bool, mask: Tensor | None = None, **settings: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first, **settings)  # type: ignore[arg-type]
+        self.head = nn.Linear(8, 3)
+        self.weights, self.mask, self.batch_first = weights, mask, batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).mT
+        tokens = tokens if self.batch_first else tokens.transpose(0, 1)
+        y = self.attention(tokens, tokens, tokens, attn_mask=self.mask, need_weights=self.weights)[0]
+        return self.head(y.mean(1 if self.batch_first else 0))
+
+
+@pytest.mark.parametrize("mask", [None, MASK, BIAS], ids=["no mask", "mask", "bias"])
+@pytest.mark.parametrize("settings", [{}, {"add_bias_kv": True, "add_zero_attn": True}], ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_multi_head_attention_is_complete_and_the_same_in_every_form(
+    mask: Tensor | None, settings: dict[str, bool], frozen: bool
+) -> None:
+    mask = ~mask if mask is not None and mask.dtype == torch.bool else mask
+    x, maps = images(2, 2), []
+    for batch_first in (True, False):
+        for weights in (True, False):
+            model = seeded(lambda b=batch_first, w=weights: Attending(b, w, mask, **settings))
+            found = pl.DeepLift()(model.requires_grad_(not frozen), x, [0, 2], layers=["input", "conv"])
+            difference = logits_of(model, x, [0, 2]) - logits_of(model, torch.zeros_like(x), [0, 2])
+            for residual in found.residuals.values():
+                assert float((residual / difference).abs().max()) < 1e-10
+            maps.append(found)
+    for found in maps[1:]:
+        assert relative_error(found["input"], maps[0]["input"]) < 1e-11
+        assert relative_error(found["conv"], maps[0]["conv"]) < 1e-11
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_transformer_encoders_are_complete_with_the_batch_in_any_place(
+    batch_first: bool, norm_first: bool, activation: str
+) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+            layer = nn.TransformerEncoderLayer(
+                8, 2, 16, batch_first=batch_first, norm_first=norm_first, activation=activation
+            )
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).mT
+            tokens = tokens if batch_first else tokens.transpose(0, 1)
+            return self.head(self.layers(tokens).mean(1 if batch_first else 0))
+
+    model, x = seeded(Encoder), images(3, 2)
+    found = pl.DeepLift()(model, x, [0, 1, 2], layers=["input", "conv"])
+    difference = logits_of(model, x, [0, 1, 2]) - logits_of(model, torch.zeros_like(x), [0, 1, 2])
+    for residual in found.residuals.values():
+        assert float((residual / difference).abs().max()) < 1e-10
+
+
+def test_a_model_that_takes_another_way_on_the_reference_is_refused() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc((F.gelu(x) if x.abs().sum() > 0 else x.tanh()).flatten(1))
+
+    with pytest.raises(pl.PellucidError, match="tanh on the reference where it runs gelu"):
+        pl.DeepLift()(seeded(Branching), images(2, 2), 0)
+
+
+def test_a_reference_that_the_model_overwrites_is_kept() -> None:
+    """What follows a GELU in place would otherwise change the chords."""
+
+    def twin(x: Tensor, inplace: bool) -> Tensor:
+        y = F.gelu(x)
+        if inplace:
+            y += x
+            y *= 2.0
+            return y
+        return (y + x) * 2.0
+
+    x, reference = pair()
+    maps = [multipliers(lambda t, i=i: twin(t, i), x, reference)[1] for i in (True, False)]
+    assert torch.equal(maps[0], maps[1])
+
+
+def test_deeplift_in_single_precision_agrees_with_double_near_the_reference() -> None:
+    """A softmax and a normalization have no differences that cancel."""
+    model = plain(nn.Flatten(), nn.LayerNorm(12), nn.Softmax(1), nn.Linear(12, 3))
+    x = images(1, 2)
+    reference = x[0] - 1e-4 * images(1, 2, 9)[0]
+    expected = pl.DeepLift(baseline=reference)(model, x, 0)["input"] / (x - reference)
+    here, there = x.float(), reference.float()
+    found = pl.DeepLift(baseline=there)(model.float(), here, 0)["input"] / (here - there)
+    assert relative_error(found.double(), expected) < 2e-3
