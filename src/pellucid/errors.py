@@ -81,6 +81,10 @@ class EmptyMapWarning(LayerWarning):
     """An attribution is zero everywhere: a threshold or a padding trick let nothing through."""
 
 
+class WeightsWarning(UserWarning):
+    """What was done to the names of weights so that they fit."""
+
+
 def shortened(names: Iterable[str], most: int = 12) -> str:
     """Join at most ``most`` names for an error message, and count the rest."""
     listed = list(names)

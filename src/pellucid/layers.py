@@ -129,7 +129,8 @@ def unwrapped(model: Any) -> nn.Module:
         return unwrapped(model.module)
     if isinstance(model, nn.Module):
         return model
-    if isinstance(inside := getattr(model, "model", None), nn.Module):
+    inside = getattr(model, "model", None)
+    if isinstance(inside, nn.Module):
         return unwrapped(inside)
     raise InvalidModel(f"the model is {type(model).__name__}; give a torch.nn.Module")
 
@@ -140,8 +141,8 @@ def explainable(model: Any) -> nn.Module:
     Raises:
         InvalidModel: its operations are hidden, or its output is random.
     """
-    model = unwrapped(model)
-    for name, module in model.named_modules():
+    found = unwrapped(model)
+    for name, module in found.named_modules():
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise InvalidModel(
@@ -152,7 +153,7 @@ def explainable(model: Any) -> nn.Module:
             raise InvalidModel(f"{where} is compiled; put the module there that torch.compile was given")
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
-    return model
+    return found
 
 
 class Activations(dict[str, Tensor]):

@@ -110,6 +110,11 @@ class Sharing(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_model"), name)
 
+    @property
+    def settings(self) -> str:
+        """What tells it from another of the same weights, for digests."""
+        return self._model.settings if isinstance(self._model, Sharing) else ""
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of both."""
         self._model.train(mode)
@@ -134,6 +139,12 @@ class Classifier(Sharing):
     def __init__(self, model: nn.Module, output: str | int | Answer | None = None) -> None:
         super().__init__(unwrapped(model))
         self.output = output
+
+    @property
+    def settings(self) -> str:
+        """What is read from the output."""
+        named = getattr(self.output, "__name__", str(self.output))
+        return f"{super().settings} read {named}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K)."""
@@ -192,6 +203,20 @@ def answer(text: str, classes: Names) -> int | Answer:
         found = [int(name) if name.isdecimal() else class_number(name, classes) for name in (one, other)]
         return Difference(*found)
     return class_number(text, classes)
+
+
+def class_of(text: str, classes: Names) -> int:
+    """The number of the class that a text asks for; of a model that was made for the text, its one output.
+
+    Raises:
+        InvalidTarget, UnknownName: as ``answer``; the text asks for no class.
+    """
+    if text in (classes or ()):
+        return class_number(text, classes)
+    found = answer(text, classes)
+    if callable(found):
+        raise InvalidTarget(f"{text!r} is no class")
+    return found
 
 
 def class_number(name: str, classes: Names) -> int:

@@ -84,7 +84,7 @@ def test_every_option_reaches_the_spec():
         "variants": ["forward"], "layers": ["all"], "metrics": ["m"], "target": "label", "scored": "variant",
         "score": "logits", "precision": "bfloat16", "reference": "v",
         "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
-        "images_per_cell": 2, "max_batch": 3, "device": "cpu",
+        "images_per_cell": 2, "max_batch": 3, "device": "cpu", "layouts": ["a.*=tokens(prefix=1)"],
     }  # fmt: skip
     spec = read_spec(None, spec_content(options))
     assert [model.weights for model in spec.models] == [str(Path("a.pth").resolve()), "random"]
@@ -97,7 +97,7 @@ def test_every_option_reaches_the_spec():
         "variants": ("forward",), "layers": ("all",), "metrics": ("m",), "target": "label", "scored": "variant",
         "score": "logits", "precision": "bfloat16", "reference": "v",
         "channels": "sum", "upsampling": "bilinear", "pictures": 0, "seed": 1,
-        "images_per_cell": 2, "max_batch": 3, "device": "cpu",
+        "images_per_cell": 2, "max_batch": 3, "device": "cpu", "layouts": (("a.*", "tokens(prefix=1)"),),
     }  # fmt: skip
 
 

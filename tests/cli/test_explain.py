@@ -233,7 +233,7 @@ BAD = {
     "pickle": (["photo0.png", "--weights", "code.pth"], {}, "more than plain tensors"),
     "broken_weights": (["photo0.png", "--weights", "cut.pth.gz"], {}, "cut short"),
     "target": (["photo0.png", "--target", "4"], {}, "target 4 is out of range; the model has classes 0 to 3"),
-    "target_text": (["photo0.png", "--target", "cat"], {}, "--target cat: give auto, label or a class number"),
+    "target_text": (["photo0.png", "--target", "cat"], {}, "target 'cat': the model's classes have no names"),
     "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
     "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
     "flat_layer": (["photo0.png", "--layers", "4"], {}, "layer '4' gives gradient the shape (1, 4)"),
@@ -320,3 +320,55 @@ def test_pages_are_even():
 def test_every_method_has_files_of_its_own(work):
     names = method_names(["smoothed(gradient)", "smoothed( gradient )", "gradient", "gradient"])
     assert list(names) == ["smoothed-gradient", "smoothed-gradient-2", "gradient"]
+
+
+def test_a_classifier_of_one_output_has_two_answers(work):
+    Path("one.py").write_text(f"{TINY}\nclasses = ['benign', 'malignant']\ndef one():\n    return network(1)\n")
+    result = explain("photo0.png", "photo1.png", "--target", "malignant", model="one.py:one")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(Path("out/run.json").read_text())
+    malignant = [photo["target"]["probability"] for photo in facts["photos"]]
+    assert [photo["target"]["name"] for photo in facts["photos"]] == ["malignant"] * 2
+    result = explain("photo0.png", "photo1.png", "--target", "benign", model="one.py:one")
+    facts = json.loads(Path("out/run.json").read_text())
+    assert [1 - photo["target"]["probability"] for photo in facts["photos"]] == pytest.approx(malignant)
+
+
+def test_one_output_without_names_is_a_value(work):
+    Path("one.py").write_text(f"{TINY}\ndef one():\n    return network(1)\n")
+    result = explain("photo0.png", model="one.py:one")
+    assert result.exit_code == 0, result.output
+    assert "%" not in result.stdout
+    assert "--classes no,yes" in result.stderr
+
+
+def test_what_is_no_class_is_explained(work):
+    Path("asked.py").write_text("def spread(output):\n    return output.std(1)\n")
+    for target in ("asked.py:spread", "b - a"):
+        result = explain("photo0.png", "--target", target, "--classes", "a,b,c,d")
+        assert result.exit_code == 0, result.output
+        facts = json.loads(Path("out/run.json").read_text())
+        assert facts["photos"][0]["target"]["name"] == target
+        known = {}
+        exec(facts["python"], known)
+        written = load_file("out/attributions.safetensors")["photo0/gradient/input/original"]
+        assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], written)
+    result = explain("photo0.png", "--target", "dd", "--classes", "a,b,c,ddd")
+    assert "unknown class 'dd'; did you mean ddd?" in result.stderr
+    result = explain("photo0.png", "--classes", "a,b")
+    assert "2 classes are named, and tiny.py:network has 4" in result.stderr
+
+
+def test_layouts_are_declared(work):
+    text = TINY.replace("nn.AdaptiveAvgPool2d(1)", "Last(), nn.AdaptiveAvgPool2d(1)")
+    last = "class Last(nn.Module):\n    def forward(self, x):\n        return x.flip(-1) * 0 + x\n"
+    Path("other.py").write_text(text.replace("def network", f"{last}\n\ndef network"))
+    arguments = ["--layers", "2", "--layouts"]
+    result = explain("photo0.png", *arguments, "2=bcwh,3=tokens(prefix=1, grid=(8, 8))", model="other.py:network")
+    assert result.exit_code == 0, result.output
+    turned = load_file("out/attributions.safetensors")["photo0/gradient/2/original"]
+    explain("photo0.png", *arguments, "2=bchw", model="other.py:network")
+    assert torch.equal(turned, load_file("out/attributions.safetensors")["photo0/gradient/2/original"].mT)
+    for wrong, message in (("2", "write it as"), ("2=map", "is no layout")):
+        result = explain("photo0.png", *arguments, wrong)
+        assert message in result.stderr

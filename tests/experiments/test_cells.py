@@ -532,3 +532,37 @@ def test_a_model_is_randomized_down_to_a_block_that_it_has():
 def test_a_dense_classifier_is_another_model_than_the_classifier():
     digests = [inputs.digest_of_model(load_model(name)) for name in ("shapes-resnet", "dense:shapes-resnet")]
     assert len(set(digests)) == 2
+
+
+def values(wanted):
+    rows = table(wanted)
+    return rows[rows["at"].isna()].set_index(["layer", "image"])["value"].sort_index()
+
+
+def test_classes_by_name_differences_and_functions(tmp_path):
+    names = load_model("shapes-resnet").classes
+    wanted = spec(metrics=["total_variation", "deletion"], target=2)
+    pd.testing.assert_series_equal(values(wanted), values(spec(metrics=wanted.metrics, target=names[2].upper())))
+    assert len(values(wanted)) == 2 * 2 * 5
+    (tmp_path / "asked.py").write_text("def other(output):\n    return output[:, 2] - output[:, 5]\n")
+    function, difference = f"{tmp_path}/asked.py:other", f"{names[2]} - {names[5]}"
+    found = [values(spec(metrics=wanted.metrics, target=target)) for target in (function, difference, "2 - 5")]
+    pd.testing.assert_series_equal(found[0], found[1])
+    pd.testing.assert_series_equal(found[0], found[2])
+    assert (found[0] - values(wanted)).abs().max() > 1e-3
+    before = plan(spec(target=function)).record.hash
+    (tmp_path / "asked.py").write_text("def other(output):\n    return output[:, 2] - output[:, 6]\n")
+    assert plan(spec(target=function)).record.hash != before  # the function is another
+    with pytest.raises(UnknownName, match="unknown class 'ringg'"):
+        plan(spec(target="ringg"))
+
+
+def test_layouts_of_a_spec_reach_every_method():
+    turned = spec(layers=["layer2.0"], layouts={"layer2.*": "bcwh"})
+    as_it_is = spec(layers=["layer2.0"])
+    maps = [run_cell(wanted, plan(wanted).cells[0]).pictures.to_pandas()["data"] for wanted in (turned, as_it_is)]
+    for one, other in zip(*maps, strict=True):
+        assert np.array_equal(np.load(io.BytesIO(one)), np.load(io.BytesIO(other)).T)
+    assert plan(turned).record.hash != plan(as_it_is).record.hash
+    with pytest.raises(InvalidParameter, match="layouts 'maps' is no layout"):
+        spec(layouts={"layer2.*": "maps"})

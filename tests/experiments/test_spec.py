@@ -141,7 +141,6 @@ TABLES = '[images]\nsource = "shapes:2"\n[[models]]\nname = "m"\n'
         ("seed = -1", TABLES, InvalidParameter, "seed is -1; input should be greater"),
         ("max_batch = true", TABLES, InvalidParameter, "max_batch is True"),
         ("score = 'share'", TABLES, InvalidParameter, "score is 'share'; input should be 'softmax'"),
-        ("target = 'best'", TABLES, InvalidParameter, "target is 'best'; give 'scored'"),
         ("target = -1", TABLES, InvalidParameter, "target is -1; give"),
         ("methods = [", TABLES, InvalidParameter, "bench.toml is no TOML: .*line"),
         ("name = '$NOWHERE_SET/x'", TABLES, InvalidData, r"'\$NOWHERE_SET/x' names an environment variable"),

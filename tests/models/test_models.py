@@ -13,9 +13,17 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import pellucid as pl
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidImage, InvalidModel, InvalidParameter, InvalidWeights, UnknownName
+from pellucid.errors import (
+    InvalidImage,
+    InvalidModel,
+    InvalidParameter,
+    InvalidWeights,
+    UnknownName,
+    WeightsWarning,
+)
 from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
@@ -478,3 +486,82 @@ def test_real_weights_score_as_they_should(real_data):
         logits = loaded.model(torch.stack([loaded.preprocess(sample.image) for sample in rows]))
     right = (logits.argmax(1) == torch.tensor([sample.label for sample in rows])).float().mean()
     assert right == pytest.approx(0.66, abs=0.12)  # 50 images; 0.662 over 500
+
+
+# Names of weights, and of classes.
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "module.model.", "net."])
+def test_prefixes_of_checkpoints_are_taken_off_and_said(tmp_path, prefix):
+    model = load_model("selu-cnn", seed=3).model
+    state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    state["criterion.weight"] = torch.ones(10)
+    torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    with pytest.warns(
+        WeightsWarning, match=rf"took '{prefix}' off the weights' names; left out: criterion.weight"
+    ):
+        found = load_model("selu-cnn", tmp_path / "last.ckpt").model
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_prefix_is_put_before_where_the_model_holds_the_network(model_file):
+    state = load_model(f"{model_file}:net").model.state_dict()
+    path = written(state, model_file.parent / "w.safetensors")
+    holding = "\nclass Held(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    holding += "        self.body = net()\n"
+    model_file.write_text(FILE.format(preprocess="") + holding)
+    with pytest.warns(WeightsWarning, match="put 'body.' before"):
+        found = load_model(f"{model_file}:Held", path).model
+    assert torch.equal(found.body[2].weight, state["2.weight"])
+
+
+def test_prefixes_that_do_not_fit_exactly_are_refused(tmp_path):
+    state = load_model("selu-cnn").model.state_dict()
+    both = {f"{prefix}{name}": value.clone() for prefix in ("model.", "average.") for name, value in state.items()}
+    with pytest.raises(InvalidWeights, match=r"after each of 'average\.', 'model\.' fit"):
+        load_model("selu-cnn", written(both, tmp_path / "both.safetensors"))
+    short = {f"model.{name}": value for name, value in list(state.items())[:-1]}
+    with pytest.raises(InvalidWeights, match="does not fit selu-cnn"):
+        load_model("selu-cnn", written(short, tmp_path / "short.safetensors"))
+
+
+def test_nested_dicts_of_weights(tmp_path):
+    state = load_model("selu-cnn", seed=2).model.state_dict()
+    torch.save({"model": {"state_dict": state}, "epoch": 1}, tmp_path / "w.pth")
+    assert torch.equal(load_model("selu-cnn", tmp_path / "w.pth").model.conv1.weight, state["conv1.weight"])
+
+
+def test_a_file_tells_its_classes_and_where_its_logits_are(model_file):
+    more = "\nclasses = ['no', 'yes']\noutput = 'scores'\nclass Told(torch.nn.Module):\n"
+    more += "    def __init__(self):\n        super().__init__()\n        self.body = net()\n"
+    more += "    def forward(self, x):\n        return {'scores': self.body(x), 'other': x}\n"
+    model_file.write_text(FILE.format(preprocess="") + more)
+    loaded = load_model(f"{model_file}:Told")
+    assert loaded.classes == ("no", "yes")
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(loaded.model(images), loaded.model.body(images))
+    assert pl.method("gradient")(loaded, images, "yes").targets.tolist() == [1, 1]
+
+
+def test_names_of_classes_from_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog, hound\n\n")
+    (tmp_path / "names.json").write_text('{"1": "dog", "0": "cat"}')
+    assert load_model(SMALL, classes=[str(tmp_path / "names.txt")]).classes == ("cat", "dog, hound")
+    assert load_model(SMALL, classes=str(tmp_path / "names.json")).classes == ("cat", "dog")
+    (tmp_path / "names.json").write_text("[1")
+    with pytest.raises(InvalidParameter, match="holds no class names"):
+        load_model(SMALL, classes=str(tmp_path / "names.json"))
+    with pytest.raises(InvalidParameter, match="two classes are called 'a'"):
+        load_model(SMALL, classes=("a", "b", "a"))
+
+
+def test_two_names_make_one_output_a_classifier(model_file):
+    one = "\ndef one():\n    torch.manual_seed(0)\n"
+    one += "    return torch.nn.Sequential(*net()[:2], torch.nn.Linear(WIDTH * 4, 1))"
+    model_file.write_text(FILE.format(preprocess="") + one)
+    images = torch.randn(3, 3, 4, 4)
+    logit = load_model(f"{model_file}:one").model(images)
+    loaded = load_model(f"{model_file}:one", classes=("benign", "malignant"))
+    assert torch.allclose(loaded.model(images).softmax(1)[:, 1:], logit.sigmoid())
+    found = pl.method("gradient")(loaded, images, ["benign", "malignant", "benign"])
+    assert found.targets.tolist() == [0, 1, 0]

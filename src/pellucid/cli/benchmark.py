@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InvalidParameter, counted
-from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, parted
+from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, checked_layouts, parted
 from .terminal import progress, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def benchmark_command(
     metrics: Annotated[list[str] | None, typer.Option(help="Names of `pellucid list metrics`.")] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="CLASS", help="The class to explain: `scored`, `explained`, `label` or a number."),
+        typer.Option(metavar="TARGET", help="`scored`, `explained`, `label`, or as for `explain`."),
     ] = None,
+    layouts: Annotated[list[str] | None, AS_FOR_EXPLAIN] = None,
     scored: Annotated[str | None, typer.Option(help="The model that is scored: `original` or `variant`.")] = None,
     score: Annotated[str | None, typer.Option(help="`softmax`, `sigmoid` or `logits`.")] = None,
     precision: Annotated[
@@ -96,6 +97,8 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
         given["variants"] = given.pop("variant")
     lists = ("methods", "variants", "layers", "metrics")
     given |= {name: parted(given[name]) for name in lists if name in given}
+    if "layouts" in given:
+        given["layouts"] = checked_layouts(parted(given["layouts"]))
     names = ("count", "every", "label_column", "skip_unusable")
     of_images: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
     if "images" in given:

@@ -12,9 +12,9 @@ from rich.table import Column, Table
 
 from ..errors import counted, require_count
 from ..passes import DEFAULT_MAX_BATCH
-from .options import COMMAND, DEVICE, FOLDER, MAX_BATCH, chosen_device, parted
+from .options import COMMAND, DEVICE, FOLDER, MAX_BATCH, checked_layouts, chosen_device, parted
 from .output import staged, write_facts
-from .terminal import percent, show_left_out, show_notes
+from .terminal import show_left_out, show_notes
 
 if TYPE_CHECKING:
     from .run import ExplainRun
@@ -30,10 +30,18 @@ def explain(
     ],
     output: Annotated[Path, FOLDER],
     model: Annotated[
-        str, typer.Option(help="A name of `pellucid list models`, `timm:NAME` or `path/to/file.py:factory`.")
+        str,
+        typer.Option(
+            help="A name of `pellucid list models`, `timm:NAME`, `hf:NAME`, `hf:FOLDER` or "
+            "`path/to/file.py:factory`."
+        ),
     ] = "resnet50",
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="A .safetensors or .pth file, or `DEFAULT` to download.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|A,B,C", help="The classes' names; two name the answers of one output."),
     ] = None,
     methods: Annotated[
         list[str] | None,
@@ -50,8 +58,17 @@ def explain(
             show_default="original",
         ),
     ] = None,
+    layouts: Annotated[
+        list[str] | None,
+        typer.Option(help="Of layers whose dimensions cannot be told, as `blocks.*=tokens(prefix=1)`."),
+    ] = None,
     target: Annotated[
-        str, typer.Option(metavar="auto|label|INT", help="The class to explain; `auto` is the highest logit.")
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="The class to explain: `auto`, the highest logit; `label`; a number or name; a difference, as "
+            "`tabby - tiger cat`; or `path/to/file.py:function` of the output.",
+        ),
     ] = "auto",
     channels: Annotated[
         str, typer.Option(help="How channels become one map: mean, sum, abs_sum, abs_max, positive_sum.")
@@ -87,7 +104,7 @@ def explain(
     from ..catalog import method
     from ..catalog import variant as variant_of
     from .facts import run_facts
-    from .request import Request, checked_heatmap, checked_target, method_names, variant_names
+    from .request import Request, checked_heatmap, method_names, variant_names
     from .run import ExplainRun
 
     require_count("max_batch", max_batch)
@@ -102,7 +119,9 @@ def explain(
         layers=None if layers is None else parted(layers),
         variants={name: variant_of(text) for name, text in variants.items()},
         variant_texts=variants,
-        target=checked_target(target),
+        classes=None if classes is None else parted([classes]),
+        layouts=checked_layouts(parted(layouts or [])),
+        target=target,
         heatmap=checked_heatmap(channels, upsampling, clip),
         seed=seed,
         max_batch=max_batch,
@@ -124,15 +143,23 @@ def explain(
 
 def _show(run: ExplainRun, output: Path) -> None:
     """Show the photos' classes, where everything is, and what was amiss."""
-    table = Table("photo", "explained class", Column("probability", justify="right"), box=None, pad_edge=False)
+    from .photos import score
+
+    values = any("value" in facts["target"] for facts in run.photos)
+    column = Column("value" if values else "probability", justify="right")
+    table = Table("photo", "explained class", column, box=None, pad_edge=False)
     for facts in run.photos[:_MOST_ROWS]:
         target = facts["target"]
-        table.add_row(escape(facts["name"]), escape(target["name"]), percent(target["probability"]))
+        table.add_row(escape(facts["name"]), escape(target["name"]), score(target))
     Console().print(table)
     figures = list(output.glob("figure-*.png"))
     typer.echo(f"{counted(len(run.photos), 'photo')} explained; {counted(len(figures), 'figure')} in {output}")
     # A network from a file comes with the weights that its factory gave it.
     if run.loaded.weights == "random" and ".py:" not in run.loaded.name:
         typer.echo(f"note: {run.loaded.name} has random weights; give --weights FILE or DEFAULT", err=True)
+    if values and run.request.target == "auto":
+        typer.echo(
+            "note: one output is explained as a value; name a classifier's two answers: --classes no,yes", err=True
+        )
     show_notes(run.notes, "photo", see=", see residuals in run.json")
     show_left_out("photo", run.left_out)

@@ -72,7 +72,12 @@ def _described(part: Any) -> Any:
 def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str:
     """The same run from Python."""
     places = [(facts["source"], facts["index"]) for facts in photos]
-    targets = [facts["target"]["class"] for facts in photos]
+    by_name = (
+        request.target if request.target not in ("auto", "label") and not request.target.isdecimal() else None
+    )
+    targets: Any = by_name or [facts["target"]["class"] for facts in photos]
+    classes = "" if request.classes is None else f", classes={list(request.classes)!r}"
+    layouts = f", layouts={dict(request.layouts)!r}" if request.layouts else ""
     surrogates = _surrogate_files(request)
     variants = [
         f"{name!r}: pl.load_surrogate({surrogates[name]!r})" if name in surrogates else f"{name!r}: {name!r}"
@@ -84,15 +89,15 @@ import torch
 import pellucid as pl
 from pellucid.data.sources import open_images
 
-model, preprocess = pl.load_model({request.model!r}, weights={request.weights!r}, device={request.device!r})
+model = pl.load_model({request.model!r}, weights={request.weights!r}{classes}, device={request.device!r})
 photos = {places!r}
-images = torch.stack([preprocess(open_images(source)[index].image) for source, index in photos])
+images = torch.stack([model.preprocess(open_images(source)[index].image) for source, index in photos])
 targets = {targets!r}
 variants = {{{", ".join(variants)}}}
 attributions = {{
     (text, name): pl.method(text)(
         model, images, targets, layers={request.layers!r},
-        variant=variant, seed={request.seed!r}, max_batch={request.max_batch!r},
+        variant=variant, seed={request.seed!r}, max_batch={request.max_batch!r}{layouts},
     )
     for text in {list(request.texts.values())!r}
     for name, variant in variants.items()

@@ -41,3 +41,15 @@ def chosen_device(name: str) -> str:
     if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
     return device_named(name)
+
+
+def checked_layouts(given: Iterable[str]) -> dict[str, str]:
+    """Layouts by layer, from texts such as ``blocks.*=tokens(prefix=1)``."""
+    from ..layouts import layout
+
+    parts = [text.partition("=") for text in given]
+    for name, equals, told in parts:
+        if not equals or not name.strip():
+            raise InvalidParameter(f"--layouts {name}{equals}{told}: write it as 'blocks.*=tokens(prefix=1)'")
+        layout(told)
+    return {name.strip(): told.strip() for name, _, told in parts}

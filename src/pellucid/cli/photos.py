@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -44,10 +44,15 @@ class Photo:
     def captioned(self) -> CaptionedPhoto:
         """The photo with the explained class and its probability, and the predicted class if it is another."""
         target, predicted = self.facts["target"], self.facts["predicted"]
-        text = f"{target['name']} {percent(target['probability'])}"
+        text = f"{target['name']} {score(target)}"
         if predicted["class"] != target["class"]:
-            text += f"\n(predicted: {predicted['name']} {percent(predicted['probability'])})"
+            text += f"\n(predicted: {predicted['name']} {score(predicted)})"
         return CaptionedPhoto(self.picture, text, self.sample.name)
+
+
+def score(facts: Mapping[str, Any]) -> str:
+    """A class's probability, or the value of what is no class, as text."""
+    return percent(facts["probability"]) if "probability" in facts else f"{facts['value']:.4g}"
 
 
 def find_photos(request: Request) -> tuple[list[Place], list[str]]:
@@ -64,7 +69,7 @@ def find_photos(request: Request) -> tuple[list[Place], list[str]]:
     return places, wrong
 
 
-def prepared_photo(place: Place, loaded: LoadedModel, target: str | int, taken: Sequence[str]) -> Photo:
+def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequence[str]) -> Photo:
     """A photo as the model sees it, with a key that is not ``taken``.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -32,10 +33,17 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an error that is not the user's keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except PellucidError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as one line, without the place in the code where it arose."""
+    typer.echo(f"note: {' '.join(str(message).split())}", err=True)
 
 
 app = typer.Typer(

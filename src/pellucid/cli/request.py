@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..catalog import variant_name
-from ..errors import InvalidParameter, InvalidTarget
+from ..errors import InvalidParameter
 from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Method
@@ -32,9 +32,11 @@ class Request:
     methods: Mapping[str, Method]
     texts: Mapping[str, str]
     layers: Sequence[str] | None
+    classes: Sequence[str] | None
+    layouts: Mapping[str, str]
     variants: Mapping[str, Variant]
     variant_texts: Mapping[str, str]
-    target: str | int
+    target: str
     heatmap: Mapping[str, Any]
     seed: int
     max_batch: int
@@ -69,15 +71,6 @@ def variant_names(given: Iterable[str]) -> dict[str, str]:
         if other != text:
             raise InvalidParameter(f"--variant {other} and {text} would have one name; rename one of the files")
     return names
-
-
-def checked_target(text: str) -> str | int:
-    """``auto``, ``label`` or a class number."""
-    if text in ("auto", "label"):
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise InvalidTarget(f"--target {text}: give auto, label or a class number from 0")
 
 
 def checked_heatmap(channels: str, upsampling: str, clip: str | None) -> dict[str, Any]:

@@ -12,14 +12,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidImage, InvalidLayer, LayerWarning
+from ..errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
 from ..methods.checks import not_finite, require_in_range
 from ..models.zoo import LoadedModel, load_model
-from ..outputs import logits_in, probabilities
+from ..outputs import class_of, logits_in, probabilities
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
@@ -48,8 +48,10 @@ class ExplainRun:
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
         """Load the model, check that it has the layers, and find the photos."""
-        loaded = load_model(request.model, request.weights, device=request.device)
+        loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
+        if request.target not in ("auto", "label"):
+            loaded = loaded.asked(request.target)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
         places, wrong = find_photos(request)
@@ -112,12 +114,18 @@ class ExplainRun:
         predicted = logits.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
+        names = self.loaded.classes
+        if names is not None and len(names) != logits.shape[1]:
+            raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {logits.shape[1]}")
         shares = probabilities(logits)
         for row, photo in enumerate(photos):
             for what, classes in (("target", targets), ("predicted", predicted)):
                 number = int(classes[row])
-                name = self.loaded.classes[number] if self.loaded.classes else f"class {number}"
-                photo.facts[what] = {"class": number, "name": name, "probability": float(shares[row, number])}
+                facts = {"class": number, "name": self.loaded.class_name(number)}
+                # What has one output need not be a classifier at all.
+                value = logits if logits.shape[1] == 1 else shares
+                kind = "value" if logits.shape[1] == 1 else "probability"
+                photo.facts[what] = facts | {kind: float(value[row, number])}
         return targets
 
     def logits(self, images: Tensor) -> Tensor:
@@ -134,7 +142,7 @@ class ExplainRun:
             return predicted
         if target == "label":
             return torch.tensor([photo.sample.label for photo in photos], device=predicted.device)
-        return torch.full_like(predicted, int(target))
+        return torch.full_like(predicted, class_of(target, self.loaded.classes))
 
     def probe(self, image: Tensor, target: Tensor) -> None:
         """Run each method once on one image without its samplings, so that what cannot work fails at once."""
@@ -170,6 +178,7 @@ class ExplainRun:
             variant=request.variants[variant],
             seed=request.seed,
             max_batch=request.max_batch,
+            layouts=request.layouts,
         )
 
     def keep(self, photos: Sequence[Photo], name: str, variant: str, found: Attributions) -> None:

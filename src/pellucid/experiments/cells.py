@@ -21,6 +21,7 @@ from ..methods.base import Attributions, Method
 from ..methods.checks import require_in_range
 from ..metrics.base import Case, Measured, Metric
 from ..metrics.scoring import Scorer
+from ..outputs import class_of
 from ..seeds import image_seed
 from ..variants.base import ORIGINAL, Variant
 from . import inputs
@@ -104,7 +105,7 @@ def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[
     if method is not None:
         attributions = method(
             batch.loaded.model, batch.images, explained, spec.layers,
-            variant=variant, seed=seeds, max_batch=spec.max_batch,
+            variant=variant, seed=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         )  # fmt: skip
     for layer, attribution in attributions.items():
         if attribution.dim() != 4:
@@ -114,7 +115,7 @@ def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[
             )
     return Case(
         method, batch.loaded.model, batch.images, attributions, _scorer(variant, batch), scored, variant,
-        seed=spec.seed, seeds=seeds, max_batch=spec.max_batch,
+        seed=spec.seed, seeds=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         labels=batch.labels, masks=batch.masks, boxes=batch.boxes, names=batch.names,
         channels=spec.channels, upsampling=spec.upsampling, metrics=metrics,
     )  # fmt: skip
@@ -134,7 +135,7 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
     if target == "explained":
         return batch.scorer(variant).of(batch.images).argmax(1), highest
     if target != "label":
-        given = highest.new_full(highest.shape, target)
+        given = highest.new_full(highest.shape, class_of(batch.spec.asked, batch.loaded.classes))
     elif batch.labels is None:
         raise InvalidData("target = 'label', and images have no labels")
     else:

@@ -23,8 +23,8 @@ from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
 from ..models import zoo
 from ..models.preprocess import Preprocess
-from ..models.segmentation import Segmentation
 from ..models.zoo import LoadedModel, load_model
+from ..outputs import Sharing
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
 
@@ -118,25 +118,26 @@ def _batch(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, weights: str | None, device: str) -> LoadedModel:
-    return load_model(name, weights, device=device)
+def _loaded(name: str, weights: str | None, classes: tuple[str, ...], device: str) -> LoadedModel:
+    return load_model(name, weights, classes or None, device)
 
 
 @lru_cache(maxsize=2)
-def _prepared(model: Model, device: str) -> LoadedModel:
-    loaded = _loaded(model.name, model.weights, device)
-    if model.randomized is None:
-        return loaded
-    return replace(loaded, model=randomized(loaded.model, model.randomized, model.way or "moments"))
+def _prepared(model: Model, device: str, asked: str) -> LoadedModel:
+    loaded = _loaded(model.name, model.weights, model.classes, device)
+    if model.randomized is not None:
+        loaded = replace(loaded, model=randomized(loaded.model, model.randomized, model.way or "moments"))
+    return loaded.asked(asked) if asked else loaded
 
 
 def model_of(spec: Spec, key: str) -> LoadedModel:
-    """The model that tables call ``key``.
+    """The model that tables call ``key``, asked for the spec's target.
 
     Raises:
-        UnknownName: it is to be randomized down to a block that it does not have.
+        UnknownName: it is to be randomized down to a block that it does not have, or has no class of a name.
+        InvalidTarget: the target cannot be asked of it.
     """
-    return _prepared(spec.model(key), place(spec))
+    return _prepared(spec.model(key), place(spec), spec.asked)
 
 
 def place(spec: Spec) -> str:
@@ -262,8 +263,8 @@ def object_problem(sample: Sample, loaded: LoadedModel) -> str:
 def digest_of_model(loaded: LoadedModel) -> str:
     """A digest of a model's weights, preprocessing and, of a segmentation model, pooling."""
     known = sha256(repr(sorted(loaded.preprocess.as_dict().items())).encode())
-    if isinstance(loaded.model, Segmentation):  # it has the same weights as the network inside
-        known.update(f"pooled {loaded.model.pooling}".encode())
+    if isinstance(loaded.model, Sharing):  # it has the same weights as the network inside
+        known.update(loaded.model.settings.encode())
     for name, value in loaded.model.state_dict().items():
         known.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         known.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -149,11 +149,13 @@ def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedMo
 
 def _dumped(spec: Spec) -> dict[str, Any]:
     """The spec as plain values, methods and variants by the names that tables have."""
-    dumped = spec.model_dump(mode="json", exclude=None if spec.training else {"training"})
+    left_out = {name for name in ("training", "layouts") if not getattr(spec, name)}
+    dumped = spec.model_dump(mode="json", exclude=left_out)
     return dumped | {
         "methods": list(spec.method_texts),
         "variants": list(spec.variant_texts),
         "reference": None if spec.reference is None else shown(spec.reference),
+        "target": shown(spec.target) if isinstance(spec.target, str) else spec.target,
     }
 
 
@@ -172,7 +174,7 @@ def _identity(spec: Spec, digests: Mapping[str, Any]) -> dict[str, Any]:
 def _files(spec: Spec) -> dict[str, str]:
     """Digests of the user's own Python files, and of surrogates."""
     networks = [spec.training.network] if spec.training is not None else []
-    texts = (*spec.methods, *(model.name for model in spec.models), *networks)
+    texts = (*spec.methods, *(model.name for model in spec.models), *networks, spec.asked)
     texts = tuple(text for text in texts if ".py:" in text)
     files = {shown(text): text.rpartition(":")[0] for text in texts}
     files |= {name: text for name, text in spec.variant_texts.items() if name != text}

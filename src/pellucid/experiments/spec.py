@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from ..catalog import SURROGATE, variant_name
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
+from ..layouts import layout
 from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
@@ -31,6 +32,10 @@ def _several(value: Any) -> Any:
     return tuple(dict.fromkeys(texts)) if isinstance(texts, list | tuple) else texts
 
 
+Layouts = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(lambda value: tuple(value.items()) if isinstance(value, dict) else value),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
@@ -47,7 +52,7 @@ class Model(Part):
     """One model.
 
     Attributes:
-        name, weights: as ``load_model`` takes them.
+        name, weights, classes: as ``load_model`` takes them; a file of names stands alone.
         alias: what tables call it.
         randomized: all from the top down to this block is random, as in a ``cascade`` (``randomized``).
         way: how it is made random; None is ``"moments"``.
@@ -55,6 +60,7 @@ class Model(Part):
 
     name: str
     weights: str | None = None
+    classes: Texts = ()
     alias: str = ""
     randomized: str | None = None
     way: RandomizationWay | None = None
@@ -136,10 +142,12 @@ class Spec(Checked):
         models, images: as ``Model`` and ``Images``; a plain text stands for its name or source.
         methods, variants, layers, metrics: texts of the catalogue; layers as ``Method`` takes them.
             A surrogate is named by its file.
+        layouts: of layers by name or glob, where they cannot be told, as ``Method`` takes them.
         scored: the model whose scores metrics follow: the ``"original"`` one or the one under its ``"variant"``.
         target: the class explained: ``"scored"``, the highest score of the scored model on the clean image;
             ``"explained"``, that of the model under its variant, while metrics follow the scored model's own
-            class, as Smooth Deep Saliency's code does; ``"label"``; or a class number.
+            class, as Smooth Deep Saliency's code does; ``"label"``; a class number or name; a difference of two
+            classes; or a function, ``path/to/file.py:function`` (``pellucid.outputs.answer``).
         score: what a score is: ``"softmax"``, ``"sigmoid"`` or ``"logits"``.
         precision: of the scored model: ``"full"``, or ``"bfloat16"``, faster and less exact (``Scorer``).
         reference: the method that others are compared with, if any.
@@ -157,7 +165,8 @@ class Spec(Checked):
     variants: Texts = Field(("original",), min_length=1)
     layers: Texts = Field(("all",), min_length=1)
     metrics: Texts = Field(min_length=1)
-    target: TargetRule | int = "scored"
+    target: int | str = "scored"
+    layouts: Layouts = ()
     scored: Literal["original", "variant"] = "original"
     score: Output = "softmax"
     precision: Precision = "full"
@@ -179,9 +188,16 @@ class Spec(Checked):
     @field_validator("target", mode="before")
     @classmethod
     def _known_target(cls, value: Any) -> Any:
-        is_class = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if not is_class and value not in get_args(TargetRule):
-            raise ValueError("give 'scored', 'explained', 'label' or a class number from 0")
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not is_number and not (isinstance(value, str) and value.strip()):
+            raise ValueError("give 'scored', 'explained', 'label', a class number from 0 or name, or a function")
+        return value
+
+    @field_validator("layouts")
+    @classmethod
+    def _known_layouts(cls, value: Layouts) -> Layouts:
+        for _, text in value:
+            layout(text)
         return value
 
     @model_validator(mode="after")
@@ -195,6 +211,11 @@ class Spec(Checked):
         if self.reference is not None and shown(self.reference) not in self.method_texts:
             raise ValueError(f"reference {self.reference!r} is none of the methods")
         return self
+
+    @property
+    def asked(self) -> str:
+        """The target, if it is not a rule: a class by number or name, or what is no class."""
+        return "" if self.target in get_args(TargetRule) else str(self.target)
 
     @property
     def method_texts(self) -> dict[str, str]:
@@ -306,7 +327,9 @@ def _source(text: str, folder: Path) -> str:
 
 
 def _code(text: str, folder: Path) -> str:
-    """A name as it is; of ``path/to/file.py:name``, or a surrogate's file, the path made absolute."""
+    """A name as it is; of ``path/to/file.py:name``, ``hf:folder`` or a surrogate, the path made absolute."""
+    if text.startswith("hf:") and (place := Path(_absolute(text.removeprefix("hf:"), folder))).is_dir():
+        return f"hf:{place}"
     return _absolute(text, folder) if ".py:" in text or text.endswith(SURROGATE) else text
 
 
@@ -326,6 +349,8 @@ _PATHS: Mapping[str, Callable[[str, Path], str]] = {
     "models": _code,
     "models.name": _code,
     "models.weights": _file,
+    "models.classes": _file,
+    "target": _code,
     "weights": _file,
     "methods": _code,
     "variants": _code,

@@ -25,6 +25,7 @@ from ..metrics.base import Case, Measured
 from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess
 from ..models.zoo import BUNDLED, LoadedModel, load_model, outputs
+from ..outputs import class_of
 from ..seeds import fold_in
 from ..training import criteria
 from ..training.artifacts import Artifacts
@@ -314,13 +315,14 @@ class Trainings:
         for rows in torch.arange(image_count(images)).split(spec.max_batch):
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
-            targets: Any = labels if spec.target == "label" else spec.target
-            targets = "auto" if isinstance(targets, str) else targets
+            asked = class_of(spec.asked, loaded.classes) if spec.asked else "auto"
+            targets: Any = labels if spec.target == "label" else asked
             seeds = [fold_in(key, row) for row in rows.tolist()]
             with noted(method, self.notes):
                 found = self.parsed.methods[method](
                     loaded.model, pixels, targets,
                     variant=self.parsed.variants[variant], seed=seeds, max_batch=spec.max_batch,
+                    layouts=dict(spec.layouts),
                 )  # fmt: skip
             yield rows, pixels, found
 

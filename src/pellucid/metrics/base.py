@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from torch import Tensor
 
 from ..heatmap import Channels, Upsampling, heatmap
+from ..layouts import Layout
 from ..methods.base import Attributions, Method
 from ..passes import DEFAULT_MAX_BATCH
 from ..variants.base import ORIGINAL, Variant
@@ -46,8 +47,8 @@ class Case:
     Attributes:
         scorer: the model that is scored, which need not be the one that was explained.
         scored: the class (B,) of each image whose score is followed.
-        method, explained, variant, seed: what made the attributions; ``explain`` calls it again. ``seeds`` are
-            of each image's noise, where these differ.
+        method, explained, variant, seed, layouts: what made the attributions; ``explain`` calls it again.
+            ``seeds`` are of each image's noise, where these differ.
         images: (B, C, H, W), as the model takes them.
         attributions: by layer, with the explained ``targets`` (B,).
         labels: true classes (B,), where known.
@@ -68,6 +69,7 @@ class Case:
     seed: int = 0
     seeds: tuple[int, ...] = ()
     max_batch: int = DEFAULT_MAX_BATCH
+    layouts: Mapping[str, str | Layout] = field(default_factory=dict)
     labels: Tensor | None = None
     masks: Tensor | None = None
     boxes: Sequence[Sequence[Box]] | None = None
@@ -121,6 +123,7 @@ class Case:
             variant=self.variant,
             seed=seeds or self.seeds or self.seed,
             max_batch=self.max_batch,
+            layouts=self.layouts,
         )
 
 

@@ -56,6 +56,12 @@ class Segmentation(Sharing):
                 f"region of shape {tuple(self.region.shape)}: give a mask (H, W) with a pixel in it"
             )
 
+    @property
+    def settings(self) -> str:
+        """Where logits are pooled, and how."""
+        region = self.region.int().tolist() if isinstance(self.region, Tensor) else self.region
+        return f"pooled {self.pooling}" + ("" if region is None else f" {region}")
+
     def dense(self, images: Tensor) -> Tensor:
         """The dense model's logits (B, K, h, w) of images (B, C, H, W)."""
         logits = tensor_in(self._model(images))

@@ -7,9 +7,10 @@ import io
 import json
 import pickle
 import re
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidModel, InvalidWeights, shortened
+from ..errors import InvalidModel, InvalidParameter, InvalidWeights, WeightsWarning, shortened
 from .preprocess import Preprocess
 
 _StateDict = dict[str, Tensor]
@@ -39,8 +40,8 @@ def _unzipped(path: Path) -> Path:
 def read_state_dict(path: Path) -> _StateDict:
     """Read a file of weights as tensors by name; no code of the file is run.
 
-    Accepts weights nested under "state_dict" or "model" and the names of DataParallel, torch.compile and
-    old DenseNets.
+    Accepts weights nested under "state_dict", "model", "model_state_dict" or "net", and the names of DataParallel,
+    torch.compile and old DenseNets.
 
     Raises:
         InvalidWeights: missing, empty, truncated, of another format, not plain tensors, or not finite.
@@ -95,15 +96,67 @@ def refuse_torchscript(path: Path, content: bytes | None = None) -> None:
 
 def _nested(content: Any, path: Path) -> _StateDict:
     """The tensors by name in what a file holds."""
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while isinstance(content, Mapping) and (inside := [key for key in _NESTING if _is_nested(content, key)]):
+        content = content[inside[0]]
     if not isinstance(content, Mapping) or not content:
         raise InvalidWeights(f"{path} holds no tensors by name; save model.state_dict()")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise InvalidWeights(f"{path}: {name!r} is {type(value).__name__}, no tensor; save model.state_dict()")
     return dict(content)
+
+
+_NESTING = ("state_dict", "model", "model_state_dict", "net")
+
+
+def _is_nested(content: Mapping[str, Any], key: str) -> bool:
+    return isinstance(content.get(key), Mapping)
+
+
+def renamed(state: _StateDict, model: nn.Module, path: Path) -> _StateDict:
+    """Weights by the model's own names, where these alone differ, by what stands before them.
+
+    A Lightning checkpoint's ``model.``, or ``backbone.``, is taken off, and what does not begin with it is left
+    out, if the rest is exactly the model's weights; and put before them where the model itself is such a module.
+    A warning says so. What fits in no such way is given back as it is.
+
+    Raises:
+        InvalidWeights: two sets of weights fit, such as a network's and their moving average.
+    """
+    own = {name: value.shape for name, value in model.state_dict().items() if not _is_counter(name)}
+    first = next(iter(own), "")
+    if not own or own.keys() <= state.keys():
+        return state
+    before = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
+    fitting = {prefix: part for prefix in before if _shapes(part := _below(state, prefix)) == own}
+    if len(fitting) > 1:
+        raise InvalidWeights(
+            f"{path}: the weights after each of {', '.join(map(repr, sorted(fitting)))} fit; save one"
+        )
+    for prefix, part in fitting.items():
+        rest = [name for name in state if not name.startswith(prefix)]
+        others = f"; left out: {shortened(rest, 3)}" if rest else ""
+        warnings.warn(WeightsWarning(f"{path}: took {prefix!r} off the weights' names{others}"), stacklevel=4)
+        return part
+    for prefix in {first[: end + 1] for end, letter in enumerate(first) if letter == "."}:
+        longer = {f"{prefix}{name}": value for name, value in state.items()}
+        if _shapes(longer) == own:
+            warnings.warn(WeightsWarning(f"{path}: put {prefix!r} before the weights' names"), stacklevel=4)
+            return longer
+    return state
+
+
+def _below(state: _StateDict, prefix: str) -> _StateDict:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _shapes(state: _StateDict) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items() if not _is_counter(name)}
+
+
+def _is_counter(name: str) -> bool:
+    """Whether a name is that of a batch norm's counter, which old files lack."""
+    return name.endswith("num_batches_tracked")
 
 
 def plain_names(state: _StateDict) -> _StateDict:
@@ -120,7 +173,7 @@ def check_fit(model: nn.Module, state: _StateDict, name: str, path: Path) -> Non
     own = model.state_dict()
     forms, own_forms = _forms(state), _forms(own)
     differences = {
-        "missing": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
+        "missing": [key for key in own if key not in state and not _is_counter(key)],
         "unexpected": [key for key in state if key not in own],
         "differing": [
             f"{key} is {forms[key]} instead of {form}"
@@ -141,6 +194,34 @@ def _forms(state: Mapping[str, Tensor]) -> dict[str, str]:
     """What must agree: the shapes, and whether values are numbers with a fraction."""
     integers = {True: "", False: " of integers"}
     return {key: f"{tuple(value.shape)}{integers[value.is_floating_point()]}" for key, value in state.items()}
+
+
+def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Class names as they are, or of a file: one a line, or JSON, a list or the names by number.
+
+    Raises:
+        InvalidParameter: a file that cannot be read or holds something else; names that are not distinct.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    if len(names) == 1 and Path(names[0]).is_file():
+        names = _names_of(Path(names[0]))
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InvalidParameter(f"two classes are called {twice[0]!r}; give each a name of its own")
+    return tuple(names)
+
+
+def _names_of(path: Path) -> list[str]:
+    try:
+        text = path.read_text()
+        if path.suffix != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        told = json.loads(text)
+        return [str(told[key]) for key in sorted(told, key=int)] if isinstance(told, dict) else [*map(str, told)]
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidParameter(
+            f"{path} holds no class names ({error}); write one a line, or a JSON list"
+        ) from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
 from ..files import run_file
+from ..layers import unwrapped
+from ..outputs import Classifier, answer, two_answers
+from .hugging_face import HuggingFace
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
@@ -21,14 +24,17 @@ from .weights import (
     NO_TORCHSCRIPT,
     check_fit,
     is_file,
+    read_class_names,
     read_facts,
     read_state_dict,
     refuse_torchscript,
+    renamed,
 )
 
 BUNDLED = {"shapes-resnet": Path(__file__).with_name("shapes_resnet.safetensors")}
 _DENSE = "dense:"
-_Pretrained = tuple[nn.Module, Preprocess, tuple[str, ...] | None]
+_HUGGING_FACE = "hf:"
+_Pretrained = tuple[nn.Module, Preprocess | CustomPreprocess, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,21 @@ class LoadedModel:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.preprocess))
 
+    def class_name(self, number: int) -> str:
+        """What a class is called."""
+        return self.classes[number] if self.classes else f"class {number}"
+
+    def asked(self, target: str) -> LoadedModel:
+        """The model that a target is a class of: for a difference or a function one with this single output.
+
+        Raises:
+            InvalidTarget, UnknownName: as ``pellucid.outputs.answer``.
+        """
+        found = answer(target, self.classes)
+        if isinstance(found, int):
+            return self
+        return replace(self, model=Classifier(self.model, found).eval(), classes=(target,))
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -66,6 +87,7 @@ class Architecture:
             no weights have names.
         classes: the class names where there are ``len(classes)`` outputs and weights were given.
         sized: whether ``build`` heeds the number of classes.
+        weights: what None stands for.
     """
 
     build: Callable[[int | None], nn.Module]
@@ -73,6 +95,7 @@ class Architecture:
     pretrained: Callable[[str], _Pretrained] | None = None
     classes: tuple[str, ...] | None = None
     sized: bool = True
+    weights: str = "random"
 
 
 def device_named(device: str) -> str:
@@ -90,17 +113,21 @@ def load_model(
     """Load a classifier ready to be explained: in eval mode, every parameter frozen, on ``device``.
 
     Args:
-        name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; or
-            ``"path/to/file.py:factory"``, a file that is run and whose ``factory()`` returns the network
-            (the file's ``preprocess`` is used where it has one: a :class:`Preprocess` or any function of a
-            PIL image). ``"dense:NAME"`` is the classifier NAME run at every place (:class:`Dense`), a
+        name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; ``"hf:NAME"`` or
+            ``"hf:FOLDER"`` for an image classifier of Hugging Face, with its image processor and class names,
+            from safetensors alone; or ``"path/to/file.py:factory"``, a file that is run and whose ``factory()``
+            returns the network. The file may also hold ``preprocess``, a :class:`Preprocess` or any function of
+            a PIL image; ``classes``, the class names; and ``output``, where the logits are (:class:`Classifier`).
+            ``"dense:NAME"`` is the classifier NAME run at every place (:class:`Dense`), a
             segmentation model without a background, as a :class:`Segmentation` that pools over the places where
             a class is predicted; its weights are the classifier's.
         weights: a .safetensors, .pth or .pt file, plain or gzip-compressed (.gz); a name such as
             ``"DEFAULT"`` or ``"IMAGENET1K_V1"``, which is downloaded; ``"random"``; or None, which is
-            ``"bundled"`` for ``shapes-resnet`` and random for all others. A file decides the number of classes;
-            ``save_weights`` leaves class names and preprocessing beside it, and they are used.
-        classes: the class names, or how many; without weights they decide the number of outputs.
+            ``"bundled"`` for ``shapes-resnet``, ``"DEFAULT"`` for Hugging Face's and random for all others. A
+            file decides the number of classes; ``save_weights`` leaves class names and preprocessing beside it,
+            and they are used. Prefixes of names, as Lightning's ``model.``, are taken off with a warning.
+        classes: the class names (or a file of them, one a line or JSON), or how many; without weights they decide
+            the number of outputs. With two names a network of one output is a classifier of two (``two_answers``).
         device: where the network goes.
         seed: of a random initialization; the global random state is left as it was.
 
@@ -116,40 +143,53 @@ def load_model(
         return _dense(load_model(_inside(name), weights, classes, device, seed), name)
     architecture = find_architecture(name)
     if weights is None:
-        weights = "bundled" if name in BUNDLED else "random"
-    place = BUNDLED.get(name, weights) if weights == "bundled" else weights
-    count = classes if isinstance(classes, int) or classes is None else len(classes)
-    preprocess, known = architecture.preprocess, None
+        weights = "bundled" if name in BUNDLED else architecture.weights
+    if not isinstance(classes, int | None):
+        classes = read_class_names(classes)
+    count = classes if isinstance(classes, int | None) else len(classes)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        if is_file(place):
-            model = _with_file(architecture, name, Path(place))
-            facts = read_facts(Path(place))
-            preprocess = facts.get("preprocess", preprocess)
-            known = facts.get("classes", architecture.classes)
-        elif weights == "random":
-            model = architecture.build(count)
-        elif architecture.pretrained is None:
-            raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
-        else:
-            model, preprocess, known = architecture.pretrained(str(weights))
-    if classes is not None and architecture.sized and outputs(model) != count:
+        model, preprocess, known = _weighted(architecture, name, weights, count)
+    has_one = outputs(model) == 1
+    if classes is not None and architecture.sized and outputs(model) != count and not (has_one and count == 2):
         raise InvalidParameter(
             f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
             "leave classes out, or take weights='random'"
         )
-    if not isinstance(classes, int | None):
-        known = tuple(classes)
-    elif known is not None and len(known) != outputs(model):
-        known = None
+    names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
+    if has_one and names is not None and len(names) == 2:
+        model = Classifier(model, two_answers)
     model = _on_device(model.eval().requires_grad_(False), device)
-    return LoadedModel(model, preprocess, name, known, str(weights))
+    return LoadedModel(model, preprocess, name, names, str(weights))
+
+
+def _weighted(architecture: Architecture, name: str, weights: str | Path, count: int | None) -> _Pretrained:
+    """The network with its weights, its preprocessing and the class names that come with them."""
+    place = BUNDLED.get(name, weights) if weights == "bundled" else weights
+    if is_file(place):
+        facts = read_facts(Path(place))
+        preprocess = facts.get("preprocess", architecture.preprocess)
+        return _with_file(architecture, name, Path(place)), preprocess, facts.get("classes", architecture.classes)
+    if weights == "random":
+        known = None if architecture.sized else architecture.classes
+        return architecture.build(count), architecture.preprocess, known
+    if architecture.pretrained is None:
+        raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
+    return architecture.pretrained(str(weights))
+
+
+def _fitting(
+    names: tuple[str, ...] | None, architecture: Architecture, model: nn.Module
+) -> tuple[str, ...] | None:
+    """Class names if there are as many as outputs, or the network's own file tells them."""
+    fits = names is not None and (not architecture.sized or len(names) == outputs(model))
+    return names if fits else None
 
 
 def _inside(name: str) -> str:
     """The name of the classifier that is to be run at every place."""
     inside = name.removeprefix(_DENSE)
-    if inside.startswith(_DENSE) or re.search(r"\.py(:|$)", inside):
+    if inside.startswith((_DENSE, _HUGGING_FACE)) or re.search(r"\.py(:|$)", inside):
         raise InvalidModel(
             f"{name!r}: after {_DENSE} comes a network's name; a file's factory can return Segmentation"
         )
@@ -180,6 +220,8 @@ def find_architecture(name: str) -> Architecture:
         return Architecture(lambda count: paper.factory(**_sizes(count)), paper.preprocess)
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"))
+    if name.startswith(_HUGGING_FACE):
+        return _from_hugging_face(HuggingFace(name.removeprefix(_HUGGING_FACE)))
     if re.search(r"\.py(:|$)", name):
         return _from_file(name)
     if name in _torchvision_names():
@@ -271,6 +313,12 @@ def _timm_preprocess(name: str) -> Preprocess:
     )
 
 
+def _from_hugging_face(found: HuggingFace) -> Architecture:
+    return Architecture(
+        found.build, found.preprocess, found.pretrained, found.classes, sized=True, weights="DEFAULT"
+    )
+
+
 def _from_file(name: str) -> Architecture:
     """The network that a Python file's factory returns."""
     path, _, factory = name.rpartition(":")
@@ -290,10 +338,11 @@ def _from_file(name: str) -> Architecture:
             raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
         if not isinstance(model, nn.Module):
             raise InvalidModel(f"{name} returned {type(model).__name__}; it must return a torch.nn.Module")
-        return model
+        return Classifier(model, module.output) if hasattr(module, "output") else unwrapped(model)
 
-    own = getattr(module, "preprocess", IMAGENET)
-    return Architecture(build, own if isinstance(own, Preprocess) else CustomPreprocess(own), sized=False)
+    own, names = getattr(module, "preprocess", IMAGENET), getattr(module, "classes", None)
+    preprocess = own if isinstance(own, Preprocess) else CustomPreprocess(own)
+    return Architecture(build, preprocess, classes=None if names is None else read_class_names(names), sized=False)
 
 
 # Weights.
@@ -307,9 +356,10 @@ def _with_file(architecture: Architecture, name: str, path: Path) -> nn.Module:
         state = {
             key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))
         }
-    head = _output_layer(model)
-    if architecture.sized and head in state and len(state[head]) != outputs(model):
+    head = next((key for key in state if f".{key}".endswith(f".{_output_layer(model)}")), "")
+    if architecture.sized and head and len(state[head]) != outputs(model):
         model = architecture.build(len(state[head]))
+    state = renamed(state, model, path)
     check_fit(model, state, name, path)
     model.load_state_dict(state, strict=False)  # strict but for batch counters, which old files lack
     if isinstance(model, torchvision.models.GoogLeNet | torchvision.models.Inception3) and outputs(model) == 1000:
@@ -325,7 +375,7 @@ def _output_layer(model: nn.Module) -> str:
 
 def outputs(model: nn.Module) -> int:
     """Count the classes: as the model declares, as timm's do, or the rows of the last layer's weight."""
-    declared = getattr(model, "num_classes", None)
+    declared = getattr(model, "num_classes", getattr(getattr(model, "config", None), "num_labels", None))
     if isinstance(declared, int):
         return declared
     parameters = dict(model.named_parameters())

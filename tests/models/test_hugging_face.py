@@ -1,0 +1,126 @@
+"""Hugging Face's image classifiers: exactly their logits and pixels, no network and no pickles."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import pellucid as pl
+from pellucid.cli import app
+from pellucid.errors import InvalidModel, InvalidWeights, UnknownName
+from pellucid.models.preprocess import CustomPreprocess, Preprocess
+from pellucid.models.zoo import load_model
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NAMES = ("cat", "dog", "tabby, tabby cat")
+
+
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((100, 80))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A vision transformer with random weights, as ``save_pretrained`` writes it."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = dict(enumerate(NAMES))
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=32,
+        patch_size=8, id2label=names, label2id={name: number for number, name in names.items()},
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained("vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained("vit")
+    return tmp_path / "vit"
+
+
+def test_a_folder_is_the_model_with_its_processor_and_names(folder):
+    loaded = load_model(f"hf:{folder}")
+    assert loaded.classes == NAMES
+    assert loaded.weights == "DEFAULT"
+    assert isinstance(loaded.preprocess, Preprocess)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    expected = processor(images=picture(), return_tensors="pt")["pixel_values"]
+    found = loaded.preprocess(picture())
+    assert (found - expected[0]).abs().max() * 0.5 <= 4 / 255
+    model = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    assert torch.equal(loaded.model(found[None]).logits, model(found[None]).logits)
+
+
+def test_it_is_explained_at_its_blocks_by_name(folder):
+    loaded = load_model(f"hf:{folder}")
+    images = loaded.preprocess(picture())[None]
+    found = pl.method("gradient")(loaded, images, "tabby", "all")
+    assert found.targets.tolist() == [2]
+    blocks = [layer for layer in found if layer != "input"]
+    assert len(blocks) >= 2
+    assert all(found[layer].shape == (1, 24, 4, 4) for layer in blocks if layer in found.prefixes)
+    point = images.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loaded.model(point).logits[0, 2], point)
+    assert torch.allclose(found["input"], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_what_would_run_code_or_be_random_is_refused(folder):
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    save_file(
+        {name: value for name, value in state.items() if "classifier" not in name}, weights, {"format": "pt"}
+    )
+    with pytest.raises(InvalidWeights, match=r"would be random: classifier\."):
+        load_model(f"hf:{folder}")
+    torch.save(state, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(InvalidWeights, match=r"no \.safetensors.*could run code"):
+        load_model(f"hf:{folder}")
+    assert load_model(f"hf:{folder}", weights="random").weights == "random"
+    with pytest.raises(UnknownName, match="DEFAULT"):
+        load_model(f"hf:{folder}", weights="IMAGENET1K_V1")
+    (folder / "config.json").unlink()
+    with pytest.raises(InvalidModel, match="its configuration cannot be read"):
+        load_model(f"hf:{folder}")
+
+
+def test_a_file_of_weights_and_a_processor_of_another_kind(folder):
+    state = load_model(f"hf:{folder}").model.state_dict()
+    state["classifier.bias"] += 1
+    save_file(state, folder.parent / "tuned.safetensors")
+    tuned, plain = load_model(f"hf:{folder}", folder.parent / "tuned.safetensors"), load_model(f"hf:{folder}")
+    images = plain.preprocess(picture())[None]
+    assert torch.allclose(tuned.model(images).logits, plain.model(images).logits + 1, atol=1e-6)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 1 / 127.5}))
+    other = load_model(f"hf:{folder}")
+    assert isinstance(other.preprocess, CustomPreprocess)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    assert torch.equal(
+        other.preprocess(picture()), processor(images=picture(), return_tensors="pt")["pixel_values"][0]
+    )
+    (folder / "preprocessor_config.json").unlink()
+    assert load_model(f"hf:{folder}").preprocess == Preprocess(32, 32)
+
+
+def test_it_is_explained_from_the_command_line(folder):
+    picture().save("photo.png")
+    arguments = ["explain", "photo.png", "--model", "hf:vit", "--methods", "gradcam", "--target", "tabby - dog"]
+    result = CliRunner().invoke(app, [*arguments, "--no-attributions", "-o", "out"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads((folder.parent / "out" / "run.json").read_text())
+    loaded = load_model(f"hf:{folder}")
+    with torch.no_grad():
+        logits = loaded.model(loaded.preprocess(picture())[None]).logits[0]
+    target = facts["photos"][0]["target"]
+    assert target["name"] == "tabby - dog"
+    assert target["value"] == pytest.approx(float(logits[2] - logits[1]), rel=1e-4)
+
+
+def test_it_needs_transformers(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(InvalidModel, match=r"pip install 'pellucid\[hf\]'"):
+        load_model("hf:google/vit-base-patch16-224")
