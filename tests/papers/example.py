@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from pellucid.findings.statistics import Statistics
 from pellucid.papers.recipe import Recipe
+from pellucid.papers.running import LearntPart
 from tests.tables import plausible
 
 INSERTION = "insertion(steps='auto')"
@@ -13,7 +14,25 @@ RECIPE = {
     "title": "Clear maps of <networks>",
     "authors": "A. Author & B. Author, 2020",
     "lead": "Maps at hidden layers of 3 * 3 networks.",
-    "experiments": [{"key": "all", "spec": {"models": ["net"], "images": "shapes:12"}}],
+    "sources": {
+        "photos": {"path": "photos/few.parquet", "about": "few photos", "fact": "they were squashed."},
+    },
+    "weights": {
+        "net": {"path": "net.pth", "otherwise": "NAMED", "about": "a net", "fact": "it is of other weights."},
+    },
+    "experiments": [
+        {
+            "key": "all",
+            "spec": {
+                "models": ["net"], "images": {"source": "@photos"}, "metrics": ["insertion(steps=28)"],
+                "methods": ["smoothgrad(samples=50)", "gradient"], "layers": ["input", "layer1.1", "layer2.1"],
+            },
+            "cpu": {"images": {"count": 12}, "metrics": ["insertion(steps=7)"], "precision": "bfloat16"},
+            "smoke": {"images": {"count": 2}, "methods": ["smoothgrad(samples=5)"], "layers": ["input"]},
+            "published": {"class explained": "label"},
+        }
+    ],
+    "first": "figure8",
     "labels": {
         "original": "O", "backward": "B", "forward": "F", "total_variation": "TV", "insertion*": "Insertion",
         "smoothgrad": "SmoothGrad", "gradient": "Gradient", "input": "the image",
@@ -67,7 +86,7 @@ RECIPE = {
             ],
         },
         {
-            "text": "SmoothGrad is worse than random", "place": "Sec. 5",
+            "text": "SmoothGrad is worse than random", "place": "Sec. 5", "main": True,
             "tests": [{"experiment": "all", "metric": "insertion*", "method": "smoothgrad", "how": "difference",
                        "against": {"method": "random"}, "below": 0}],
         },
@@ -83,14 +102,9 @@ RECIPE = {
 
 
 TRAINED = {
-    "mnist": {
-        "kind": "network", "model": "mnist-cnn", "epochs": 3, "count": 60_000, "accuracy": 0.98765,
-        "accuracy_on": "10000 held-out images", "seconds": 95.0, "facts": {},
-    },
-    "paths": {
-        "kind": "surrogate", "model": "resnet18", "epochs": 1, "count": 2500, "loss": 0.012345, "seconds": 500.0,
-    },
-}  # fmt: skip
+    "mnist": LearntPart("network", "mnist-cnn", 3, 60_000, 95.0, accuracy=0.98765, held_out=10_000),
+    "paths": LearntPart("surrogate", "resnet18", 1, 2500, 500.0, loss=0.012345),
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,7 @@ class Example:
     statistics: dict
     scale: str = "cpu"
     trained: dict = field(default_factory=lambda: TRAINED)
+    places: dict = field(default_factory=lambda: {"photos": "/data/few.parquet", "net": "NAMED"})
     versions: dict = field(default_factory=lambda: {"pellucid": "0.1", "torch": "2.4"})
     command: str = "pellucid reproduce clear-maps --scale cpu"
     seconds: float = 125.0

@@ -41,7 +41,7 @@ def test_it_names_the_files_that_it_wrote(written):
     folder, files = written
     names = [path.relative_to(folder).as_posix() for path in files]
     assert names[:2] == ["README.md", "index.html"]
-    drawn = ["figure5-7", "figure8", "curves", "figure9", "figure1-1", "figure1-2"]
+    drawn = ["figure8", "figure5-7", "curves", "figure9", "figure1-1", "figure1-2"]
     assert names[2:] == [f"pictures/{name}.png" for name in drawn]
     assert all(path.is_file() for path in files)
     assert not list(folder.rglob(".*"))
@@ -77,7 +77,9 @@ def test_the_web_page_needs_nothing_else(web):
 
 def rows_of(text, heading):
     """The cells of the table below a heading of the Markdown."""
-    part = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    for mark, end in ((f"## {heading}\n", "\n## "), (f"<summary>{heading}</summary>\n", "\n</details>")):
+        if mark in text:
+            part = text.split(mark)[1].split(end)[0]
     lines = [line for line in part.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if "---" not in line]
 
@@ -86,9 +88,9 @@ def test_how_it_was_made_stands_on_the_page(text):
     facts = {row[0]: row[1] for row in rows_of(text, "How this was made")[1:]}
     assert facts == {
         "Command": "pellucid reproduce clear-maps --scale cpu",
-        "Scale": "cpu: what two processor cores compute in under two hours",
+        "Scale": page.SCALES["cpu"],
         "Trained: mnist": "network: mnist-cnn, 3 epochs of 60,000 images, "
-        "accuracy 98.77 % on 10000 held-out images, 2 min",
+        "accuracy 98.77 % on 10,000 held-out images, 2 min",
         "Trained: paths": "surrogate: resnet18, 1 epoch of 2,500 images, last loss 0.01235, 8 min",
         "Experiment: all": "12 images, 1 network, 3 variants, 6 methods, 10 measures",
         "Time": "2 min",
@@ -96,20 +98,47 @@ def test_how_it_was_made_stands_on_the_page(text):
     assert text.endswith("Made by pellucid 0.1, torch 2.4\n")
 
 
+def test_the_differences_from_the_paper_stand_before_the_results_with_facts_about_files(text):
+    assert rows_of(text, "How this differs from the paper")[1:] == [
+        ["images", "all of few photos", "12 of few photos", "", "all"],
+        ["class explained", "label", "scored", "", "all"],
+        ["precision of the network scored", "full", "bfloat16", "", "all"],
+        ["steps", "28", "7", "Insertion", "all"],
+    ]
+    assert text.index("differs from the paper") < text.index("## Table 5")
+    assert "Few photos: they were squashed." in text
+    assert "of other weights" not in text  # the weights of that name were used, not the file
+
+
+def test_a_run_at_the_papers_scale_says_so(tmp_path):
+    recipe = RECIPE | {"experiments": [RECIPE["experiments"][0] | {"published": {}}]}
+    page.write_paper_page(changed(scale="paper", recipe=Recipe.model_validate(recipe)), tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert page.ALIKE in text.split("differs from the paper\n")[1].split("\n##")[0]
+
+
 def test_each_claim_has_its_verdict_and_its_numbers(text):
     _, *rows = rows_of(text, "The claims")
     verdicts = page.judged(example())
-    assert [row[0].split(":")[0] for row in rows] == [one.word for one in verdicts]
-    assert rows[1][0] == "does not hold"
-    assert rows[1][1] == "SmoothGrad is worse than random (Sec. 5)"
+    assert [row[2].split(":")[0] for row in rows] == [one.word for one in verdicts]
+    assert rows[1][2] == "does not hold"
+    assert rows[1][0] == "SmoothGrad is worse than random (Sec. 5)"
     number = verdicts[1].found[0]
     value, low, high = (f"{part:.3f}" for part in (number.value, number.low, number.high))
     expected = f"SmoothGrad, Insertion, difference to random: {value} \\[{low},\N{NO-BREAK SPACE}{high}\\]"
-    assert rows[1][2] == f"{expected}; claimed &lt;\N{NO-BREAK SPACE}0"
-    assert rows[2][0] == "not tested: it asks people"
-    assert rows[0][3] == "As far as made-up results can say."
-    assert len(rows[0][2].split("<br>")) == 2
-    assert "Of 4 claims, 0 hold, 1 does not, 1 is undecided and 2 were not tested." in text
+    assert rows[1][1] == f"{expected}; claimed &lt;\N{NO-BREAK SPACE}0"
+    assert rows[1][3] == "12"
+    assert rows[0][1].endswith("(one of 2 numbers)")
+    assert rows[2][1:] == ["–", "not tested: it asks people", "–"]
+    _, *whole = rows_of(text, "The claims in all their numbers")
+    assert [row[2] for row in whole] == [one.word for one in verdicts if one.claim.tests]
+    assert whole[0][3] == "As far as made-up results can say."
+    assert len(whole[0][1].split("<br>")) == 2
+    [finding] = [line for line in text.splitlines() if line.startswith("Of 4 claims")]
+    assert finding == (
+        "Of 4 claims, 0 hold, 1 does not, 1 is undecided and 2 were not tested. "
+        "Does not hold: SmoothGrad is worse than random"
+    )
 
 
 def test_tables_have_our_numbers_over_the_papers(text):
@@ -123,20 +152,22 @@ def test_tables_have_our_numbers_over_the_papers(text):
 
 def test_every_section_is_there_in_order_on_both(text, web):
     headings = [
-        "How this was made",
+        "Figure 8: Randomization",
         "The claims",
+        "How this differs from the paper",
         "Table 5: Noise",
         "Figures 5–7: Insertion by layer",
-        "Figure 8: Randomization",
         "Insertion",
         "Figures 9 and 10: Mass",
         "Figure 1: Maps",
         "Table 9: Nothing",
-        "Not reproduced",
-        "How this differs from the paper",
     ]
+    folded = ["The claims in all their numbers", "Not reproduced", "How this was made"]
     assert re.findall("^## (.*)$", text, re.MULTILINE) == headings
     assert re.findall("<h2>(.*?)</h2>", web) == headings
+    for written in (text, web):
+        assert re.findall("<summary>(.*?)</summary>", written) == folded
+        assert written.count("<details>") == written.count("</details>") == 3
     assert "This run has no results for it." in text.split("## Table 9")[1]
     assert "\nIn the appendix.\n" in text.split("## Insertion\n")[1]
     assert rows_of(text, "Not reproduced")[1:] == [
@@ -246,6 +277,12 @@ def test_words():
 # Figures.
 
 
+def drawn_figure(panels, **options):
+    """A figure whose looks are those of its own lines and boxes."""
+    parts = [(part.name, part.floor) for panel in panels for part in panel.parts]
+    return charts.chart_figure(panels, charts.looks(parts, charts.MARKERS), **options)
+
+
 def line(name, floor="", count=3):
     x = np.arange(count, dtype=float)
     return Line(name, x, x, x - 1, x + 1, floor)
@@ -257,7 +294,7 @@ def drawn_axes(figure):
 
 def test_names_keep_their_looks_and_floors_are_gray():
     lines = (line("random", "random"), line("a"), line("b")), (line("b"), line("c"))
-    figure = charts.chart_figure([Panel("one", "", lines[0]), Panel("two", "", lines[1])])
+    figure = drawn_figure([Panel("one", "", lines[0]), Panel("two", "", lines[1])])
     colors = {}
     for axes in drawn_axes(figure):
         for drawn, name in zip(
@@ -272,9 +309,7 @@ def test_names_keep_their_looks_and_floors_are_gray():
 @pytest.mark.parametrize("count", [1, 12, 16])
 def test_lines_are_told_apart_and_the_legend_lies_outside(count):
     names = [f"method {number}" for number in range(count)]
-    figure = charts.chart_figure(
-        [Panel("", "score", tuple(map(line, names)), ticks=((0, "a long layer"), (1, "b")))] * 2
-    )
+    figure = drawn_figure([Panel("", "score", tuple(map(line, names)), ticks=((0, "a long layer"), (1, "b")))] * 2)
     looks = {(drawn.get_color(), str(drawn.get_linestyle())) for drawn in figure.axes[0].lines}
     assert len(looks) == count
     legend = figure.legends[0].get_window_extent()
@@ -287,7 +322,7 @@ def test_lines_are_told_apart_and_the_legend_lies_outside(count):
 
 def test_panels_have_one_scale_where_they_are_alike():
     panels = [Panel("a", "", (line("x"),)), Panel("b", "", (line("x", count=9),))]
-    apart, alike = (charts.chart_figure(panels, alike=same).axes for same in (False, True))
+    apart, alike = (drawn_figure(panels, alike=same).axes for same in (False, True))
     assert apart[0].get_ylim() != apart[1].get_ylim()
     lows, highs = zip(*(axes.get_ylim() for axes in apart), strict=True)
     assert [axes.get_ylim() for axes in alike] == [(min(lows), max(highs))] * 2
@@ -295,7 +330,7 @@ def test_panels_have_one_scale_where_they_are_alike():
 
 def test_boxes_stand_from_top_to_bottom():
     boxes = tuple(BoxPlot(name, 0, 1, 2, 3, 4, 9) for name in ("first", "second"))
-    [axes] = charts.chart_figure([Panel("", "share", boxes=boxes)]).axes
+    [axes] = drawn_figure([Panel("", "share", boxes=boxes)]).axes
     first, second = axes.get_yticklabels()
     assert (first.get_text(), second.get_text()) == ("first", "second")
     assert first.get_window_extent().y0 > second.get_window_extent().y1

@@ -64,7 +64,7 @@ BOUND = {"experiment": "all", "above": 0}
         ({"exhibits": [EXHIBIT | {"experiment": "al"}]}, "no experiment 'al'"),
         ({"exhibits": [EXHIBIT, EXHIBIT]}, "two parts are called figure5-7"),
         ({"experiments": [RECIPE["experiments"][0]] * 2}, "two parts are called all"),
-        ({"experiments": [{"key": "all", "spec": {"images": "@photos"}}]}, "@photos stands for nothing"),
+        ({"experiments": [{"key": "all", "spec": {"images": "@people"}}]}, "@people stands for nothing"),
         ({"experiments": [{"key": "all", "spec": {}, "cpu": {"images": "@p"}}]}, "@p stands for nothing"),
         ({"claims": [CLAIM | {"because": ""}]}, "needs either `tests` or `because`"),
         ({"claims": [CLAIM | {"tests": [BOUND]}]}, "needs either `tests` or `because`"),

@@ -16,7 +16,7 @@ from pellucid.metrics.randomization import ALL, groups, randomized
 from pellucid.models.zoo import load_model
 from pellucid.papers.page import place_of
 from pellucid.papers.recipe import PAPERS, MapsExhibit, NetworkTraining, Scale, TableExhibit, matches, read_recipe
-from pellucid.papers.sources import filled, needed, trainings_of
+from pellucid.papers.sources import filled, needed
 from pellucid.report.pages import escape_markdown
 from pellucid.training.criteria import Removal, Retraining
 from pellucid.training.from_source import NetworkSettings, SurrogateSettings
@@ -33,13 +33,13 @@ def places(paper):
     """A made-up place for each ``@key``; nothing is read there."""
     recipe = read_recipe(paper)
     found = {key: f"/nowhere/{source.path}" for key, source in (recipe.sources | recipe.weights).items()}
-    return found | {part.key: f"/nowhere/{part.key}.safetensors" for part in trainings_of(recipe)}
+    return found | {part.key: f"/nowhere/{part.key}.safetensors" for part in recipe.trainings}
 
 
 @lru_cache
 def spec_of(paper, key, scale):
     part = next(part for part in read_recipe(paper).experiments if part.key == key)
-    return read_spec(None, filled(part.replaced(part.spec, scale), places(paper)))
+    return read_spec(None, filled(part.at(scale), places(paper)))
 
 
 @lru_cache
@@ -104,10 +104,10 @@ def test_all_that_experiments_name_exists(paper, scale):
 @pytest.mark.parametrize("paper", PAPERS)
 def test_trainings_have_settings_and_all_is_needed_at_some_scale(paper):
     recipe = read_recipe(paper)
-    for part in trainings_of(recipe):
+    for part in recipe.trainings:
         kind = NetworkSettings if isinstance(part, NetworkTraining) else SurrogateSettings
         for scale in SCALES:
-            kind.model_validate(filled(part.replaced(part.settings, scale), places(paper)))
+            kind.model_validate(filled(part.at(scale), places(paper)))
     asked = {scale: set(needed(recipe, scale)) for scale in SCALES}
     assert set().union(*asked.values()) == set(places(paper))
     # What one has to ask ImageNet's owners for is for the papers' own scale.
@@ -138,6 +138,7 @@ def test_what_is_looked_up_is_computed(paper):
 def test_every_claim_says_what_and_where_and_finds_its_rows_at_cpu_scale(paper):
     recipe = read_recipe(paper)
     assert recipe.claims
+    assert recipe.first in {"", *(exhibit.key for exhibit in recipe.exhibits)}
     for claim in recipe.claims:
         assert claim.text
         assert claim.place
@@ -261,8 +262,10 @@ def test_the_smoke_run_shows_every_table_and_figure(paper, real_data, tmp_path):
     assert ended.exit_code == 0, ended.output
     text, web = (folder / "README.md").read_text(), (folder / "index.html").read_text()
     recipe = read_recipe(paper)
-    sections = re.split("^## ", text, flags=re.MULTILINE)[3:]  # after how it was made, and the claims
-    for exhibit, section in zip(recipe.exhibits, sections, strict=False):
+    sections = re.split("^## ", text.split("<details>")[0], flags=re.MULTILINE)[1:]
+    shown = [section for section in sections if not section.startswith(("The claims\n", "How this differs"))]
+    exhibits = sorted(recipe.exhibits, key=lambda exhibit: exhibit.key != recipe.first)
+    for exhibit, section in zip(exhibits, shown, strict=True):
         assert section.splitlines()[0].endswith(escape_markdown(exhibit.title))
         assert "This run has no results for it." not in section, exhibit.key
         drawn = r"^\| ---" if exhibit.kind == "table" else r"^!\["

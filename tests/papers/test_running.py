@@ -51,11 +51,11 @@ WHOLE = {
         "shapes": {"path": "shapes", "otherwise": "shapes:4", "about": "shapes"},
     },
     "weights": {"named": {"path": "net.safetensors.gz", "otherwise": "DEFAULT", "about": "a network"}},
-    "networks": [{"key": "cnn", "settings": NETWORK, "cpu": {"epochs": 3}}],
+    "networks": [{"key": "cnn", "spec": NETWORK, "cpu": {"epochs": 3}}],
     "surrogates": [
         {
             "key": "paths",
-            "settings": {"model": "shapes-resnet", "source": "@shapes", "epochs": 2, "batch_size": 4, "count": 4},
+            "spec": {"model": "shapes-resnet", "source": "@shapes", "epochs": 2, "batch_size": 4, "count": 4},
         }
     ],
     "experiments": [
@@ -168,17 +168,15 @@ def test_a_run_is_the_trainings_and_benchmarks_that_the_recipe_names(ran, digits
 def test_what_was_trained_is_told_from_its_files(ran, digits):
     folder, run, _ = ran
     cnn, paths = run.trained["cnn"], run.trained["paths"]
-    assert (cnn["kind"], cnn["model"], cnn["epochs"], cnn["count"]) == ("network", "selu-cnn", 2, 64)
+    assert (cnn.kind, cnn.model, cnn.epochs, cnn.images) == ("network", "selu-cnn", 2, 64)
     loaded = load_model("selu-cnn", folder / "trained" / "cnn.safetensors")
     source = open_images(digits / "mnist" / "test.parquet")
     rows = [(loaded.preprocess(sample.image), sample.label) for sample in source]
     right = [int(loaded.model(pixels[None]).argmax()) == label for pixels, label in rows]
-    assert cnn["accuracy"] == sum(right) / 32
-    assert cnn["accuracy_on"] == "32 held-out images"
-    assert cnn["facts"]["training"]["images"] == 64
+    assert (cnn.accuracy, cnn.held_out) == (sum(right) / 32, 32)
     surrogate = load_surrogate(folder / "trained" / "paths.safetensors")
-    assert (paths["kind"], paths["epochs"], paths["count"]) == ("surrogate", 2, 4)
-    assert paths["loss"] == sum(surrogate.facts["losses"][-1])
+    assert (paths.kind, paths.epochs, paths.images) == ("surrogate", 2, 4)
+    assert paths.loss == sum(surrogate.facts["losses"][-1])
     assert run.places == {
         "digits": str(digits / "mnist/train.parquet"),
         "others": str(digits / "mnist/test.parquet"),
@@ -199,7 +197,7 @@ def test_steps_are_told_as_they_proceed(ran):
 
 def test_a_scale_replaces_values(digits, tmp_path):
     run, _ = proceed(tmp_path / "run", digits, recipe().only(("table1",)), scale="cpu")
-    assert run.trained["cnn"]["epochs"] == 3
+    assert run.trained["cnn"].epochs == 3
     assert len(run.results["digits"].record.images) == 6
 
 
@@ -265,11 +263,11 @@ def test_the_same_images_elsewhere_are_the_same(copied, digits, tmp_path):
 
 
 def test_other_settings_train_again_and_say_why(copied, digits):
-    changed = recipe(networks=[{"key": "cnn", "settings": NETWORK | {"epochs": 1}}]).only(("table1",))
+    changed = recipe(networks=[{"key": "cnn", "spec": NETWORK | {"epochs": 1}}]).only(("table1",))
     shutil.rmtree(copied / "runs")
     run, steps = proceed(copied, digits, changed)
     assert steps == {"network cnn again (epochs is 2 there and 1 here)", "experiment digits"}
-    assert run.trained["cnn"]["epochs"] == 1
+    assert run.trained["cnn"].epochs == 1
     assert proceed(copied, digits, changed)[1] == set()
 
 
@@ -285,11 +283,11 @@ def test_other_images_train_again_even_in_place_of_a_training_that_was_stopped(d
     other = f"digits={digits / 'mnist' / 'test.parquet'}"
     run, steps = proceed(tmp_path / "run", digits, only, data=[other])
     assert any(step.startswith("network cnn again (source is 'sha256 ") for step in steps)
-    assert run.trained["cnn"]["count"] == 32
+    assert run.trained["cnn"].images == 32
 
 
 def test_a_network_trained_anew_is_refused_beside_results_of_the_old(copied, digits):
-    changed = recipe(networks=[{"key": "cnn", "settings": NETWORK | {"epochs": 1}}])
+    changed = recipe(networks=[{"key": "cnn", "spec": NETWORK | {"epochs": 1}}])
     with pytest.raises(OutputNotWritable, match=r"^experiment digits: .*runs/digits holds the results of another"):
         proceed(copied, digits, changed)
 
@@ -333,7 +331,7 @@ def test_what_is_needed_is_followed_through_trainings():
     assert needed(recipe(), "smoke") == {"cnn", "digits", "others", "shapes", "paths"}
     assert needed(recipe().only(("table1",)), "smoke") == {"cnn", "digits", "others"}
     chained = recipe(
-        surrogates=[{"key": "paths", "settings": {"model": "selu-cnn", "weights": "@cnn", "source": "@shapes"}}]
+        surrogates=[{"key": "paths", "spec": {"model": "selu-cnn", "weights": "@cnn", "source": "@shapes"}}]
     ).only(("table2",))
     assert needed(chained, "smoke") == {"paths", "cnn", "digits", "others", "shapes"}
 
@@ -428,7 +426,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, digits):
 
 def test_a_broken_state_is_refused(tmp_path, digits):
     (tmp_path / "reproduce.json").write_text("{}")
-    with pytest.raises(OutputNotWritable, match=r"reproduce\.json cannot be read \(keys are missing\)"):
+    with pytest.raises(OutputNotWritable, match=r"reproduce\.json cannot be read; choose another folder"):
         proceed(tmp_path, digits)
 
 
@@ -442,11 +440,11 @@ def test_two_processes_do_not_write_to_one_folder(copied, digits):
     [
         ({"experiments": [{"key": "digits", "spec": DIGITS | {"metric": "x"}}]}, UnknownName,
          "^experiment digits at scale smoke: .*'metric'"),
-        ({"networks": [{"key": "cnn", "settings": NETWORK | {"epoch": 1}}]}, InvalidParameter,
+        ({"networks": [{"key": "cnn", "spec": NETWORK | {"epoch": 1}}]}, InvalidParameter,
          "^network cnn at scale smoke: epoch: Extra inputs"),
-        ({"networks": [{"key": "cnn", "settings": {"name": "selu-cnn"}}]}, InvalidParameter,
+        ({"networks": [{"key": "cnn", "spec": {"name": "selu-cnn"}}]}, InvalidParameter,
          "^network cnn at scale smoke: the settings: .*selu-cnn needs a source"),
-        ({"networks": [{"key": "cnn", "settings": NETWORK | {"name": "selu-cn"}}]}, UnknownName,
+        ({"networks": [{"key": "cnn", "spec": NETWORK | {"name": "selu-cn"}}]}, UnknownName,
          "^network cnn: unknown model 'selu-cn'; did you mean"),
     ],
 )  # fmt: skip

@@ -1,13 +1,13 @@
-"""The page of a paper's reproduction: claims, and the paper's numbers beside ours, as Markdown and as HTML."""
+"""The page of a paper's reproduction: what holds, where the run differs, and the paper's numbers beside ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
@@ -17,15 +17,16 @@ from ..files import replace_file
 from ..findings.digits import decimals, number
 from ..findings.statistics import GROUP
 from ..findings.wording import joined
-from ..report.charts import Panel, chart_figure
+from ..report.charts import MARKERS, Look, Panel, chart_figure, looks
 from ..report.figures import CaptionedPhoto, grid, shrunk, write_figure
 from ..report.pages import Page, Picture, Section, Table
 from .exhibits import Compared, ComparedTable, MapGrid, Shown, exhibited
+from .protocol import differences
 from .quantities import Found, Verdict, verdict
 from .recipe import BoxesExhibit, CurvesExhibit, Exhibit, Patterns, Recipe, TableExhibit, Test, matches
 
 if TYPE_CHECKING:
-    from .running import Reproduction
+    from .running import LearntPart, Reproduction
 
 PICTURE_FOLDER = "pictures"
 LARGEST_PNG, LARGEST_SVG = 300_000, 150_000  # bytes of a picture
@@ -39,11 +40,12 @@ SCALES = {
 }
 COMPARED_WITH = {"difference": "difference to", "ratio": "ratio to", "reduction": "reduction from"}
 READING = (
-    "Behind each of our numbers stands its 95 % interval: where the number would lie for other images of the same "
-    "kind. A claim holds where all its intervals lie on the claimed side. It does not hold where one lies on the "
-    "other side, by Holm's correction for the claim's several numbers. It is undecided where the images are too "
-    "few to tell: as many as are said there would tell four times out of five, mean and spread being so."
+    "In brackets: the 95 % interval, where the number would lie for other images of the same kind. A claim holds "
+    "where all its intervals lie on the claimed side, and does not hold where one lies on the other side (Holm's "
+    "correction for several). It is undecided where the images are too few to tell; as many as are told would "
+    "decide four times out of five, if mean and spread stayed."
 )
+ALIKE = "Nothing that the recipe tells: networks, images, steps, samples, levels and precisions are the paper's."
 BANDS = "Bands are 95 % intervals of the means over {over}."
 BOXES = (
     "Boxes hold the middle half of the images' values, with the median; whiskers end at the last value within 1.5 "
@@ -96,27 +98,56 @@ class _PaperPage:
         return judged(self.run)
 
     def page(self) -> Page:
-        lead = [self.recipe.authors, self.recipe.lead, *([tally(self.verdicts)] if self.verdicts else [])]
+        lead = [*([self.finding()] if self.verdicts else []), self.recipe.lead, self.recipe.authors]
         footer = f"Made by {', '.join(f'{name} {of}' for name, of in self.run.versions.items())}"
         return Page(f"{self.recipe.title}, reproduced", lead, list(self.sections()), footer)
 
+    def finding(self) -> str:
+        """How many claims hold, and what became of the main ones."""
+        main = [f"{one.word.capitalize()}: {one.claim.text}" for one in self.verdicts if one.claim.main]
+        return " ".join([tally(self.verdicts), *main])
+
     def sections(self) -> Iterator[Section]:
-        yield Section("How this was made", list(self.problems()), [self.making()])
-        yield self.claims()
         for exhibit in self.recipe.exhibits:
-            yield self.exhibit(exhibit)
+            if exhibit.key == self.recipe.first:
+                yield self.exhibit(exhibit)
+        if self.verdicts:
+            yield self.claims()
+        yield self.deviations()
+        for exhibit in self.recipe.exhibits:
+            if exhibit.key != self.recipe.first:
+                yield self.exhibit(exhibit)
+        if self.verdicts:
+            yield self.all_numbers()
         if self.recipe.not_reproduced:
             rows = [(place_of(key), why) for key, why in self.recipe.not_reproduced.items()]
-            yield Section("Not reproduced", tables=[Table(("In the paper", "Why not here"), rows)])
-        if self.recipe.deviations:
-            yield Section("How this differs from the paper", self.recipe.deviations)
+            yield Section("Not reproduced", tables=[Table(("In the paper", "Why not here"), rows)], folded=True)
+        yield Section("How this was made", list(self.problems()), [self.making()], folded=True)
 
-    # How it was made.
+    # How it was made, and how the paper's was.
+
+    def deviations(self) -> Section:
+        """The paper's values beside this run's where they differ, facts about files, and what else is other."""
+        rows = [
+            (one.what, one.paper, one.here, joined(one.of), joined(one.parts))
+            for one in differences(self.recipe, self.run.scale)
+        ]
+        columns = ("What", "The paper", "This run", "Of", "Where")
+        tables = [Table(columns, rows)] if rows else []
+        sources = {**self.recipe.sources, **self.recipe.weights}
+        used = [(sources[key], Path(place).name) for key, place in self.run.places.items()]
+        facts = [
+            f"{source.about[:1].upper()}{source.about[1:]}: {source.fact}"
+            for source, name in used
+            if source.fact and Path(source.path).name.startswith(name)
+        ]
+        said = [*facts, *self.recipe.deviations]
+        return Section("How this differs from the paper", said if rows else [ALIKE, *said], tables)
 
     def making(self) -> Table:
         """The command, the scale, what was trained and what was run."""
         rows = [("Command", self.run.command), ("Scale", SCALES[self.run.scale])]
-        rows += [(f"Trained: {key}", training(facts)) for key, facts in self.run.trained.items()]
+        rows += [(f"Trained: {key}", training(part)) for key, part in self.run.trained.items()]
         rows += [(f"Experiment: {key}", self.experiment(key)) for key in self.run.results]
         return Table(("This run", ""), [*rows, ("Time", duration(self.run.seconds))])
 
@@ -144,17 +175,33 @@ class _PaperPage:
     # What the paper says.
 
     def claims(self) -> Section:
-        """A row for each claim: what became of it, and by which numbers."""
+        """A row for each claim: the number that its verdict hangs on, the verdict, and over how many images."""
+        rows = []
+        for one in self.verdicts:
+            place = one.deciding
+            found = None if place is None else one.found[place]
+            ours = "–" if place is None else self.tested(one.claim.tests[place], found)
+            if place is not None and len(one.found) > 1:
+                ours = f"{ours} (one of {len(one.found)} numbers)"
+            rows.append(
+                (f"{one.claim.text} ({one.claim.place})", ours, str(one), "–" if not found else str(found.images))
+            )
+        columns = ("The paper", "Ours", "Verdict", "n")
+        return Section("The claims", [READING], [Table(columns, rows, prose=True)])
+
+    def all_numbers(self) -> Section:
+        """All numbers of each claim, and the remarks on them."""
         rows = []
         for one in self.verdicts:
             numbers = "\n".join(self.tested(*pair) for pair in zip(one.claim.tests, one.found, strict=True))
-            rows.append((str(one), f"{one.claim.text} ({one.claim.place})", numbers or "–", one.claim.comment))
-        columns = ("Verdict", "What the paper says", "What we find", "Remark")
-        return Section("The claims", [READING], [Table(columns, rows, prose=True)] if rows else [])
+            if numbers or one.claim.comment:
+                rows.append((one.claim.text, numbers or "–", one.word, one.claim.comment))
+        columns = ("The paper", "All numbers", "Verdict", "Remark")
+        return Section("The claims in all their numbers", (), [Table(columns, rows, prose=True)], folded=True)
 
     def tested(self, test: Test, one: Found | None) -> str:
         """A test's quantity in words, its number, and on which side of the bound the claim sees it."""
-        side = f"> {test.above:g}" if test.above is not None else f"< {test.below:g}"
+        side = f"{'>' if test.above is not None else '<'} {test.bound:g}"
         side = side.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
         places = 3 if one is None else decimals((one.high - one.low) / 2)
         what = self.quantity(test)
@@ -183,14 +230,28 @@ class _PaperPage:
 
     # What it shows.
 
+    @cached_property
+    def shown(self) -> dict[str, Shown]:
+        """What each exhibit shows; empty where the run has no results for it."""
+        return {
+            exhibit.key: exhibited(exhibit, self.recipe, self.run.results[key], self.run.statistics[key])
+            if (key := exhibit.experiment) in self.run.statistics
+            else ()
+            for exhibit in self.recipe.exhibits
+        }
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """How each line and box is drawn, the same on the whole page."""
+        panels = [part for shown in self.shown.values() if isinstance(shown, tuple) for part in shown]
+        parts = [part for panel in panels if isinstance(panel, Panel) for part in panel.parts]
+        return looks(((part.name, part.floor) for part in parts), MARKERS)
+
     def exhibit(self, exhibit: Exhibit) -> Section:
         """A table or figure, and the note below it."""
         heading, where = headed(exhibit)
         after = [exhibit.note] if exhibit.note else []
-        key = exhibit.experiment
-        found: Shown = ()
-        if key in self.run.statistics:
-            found = exhibited(exhibit, self.recipe, self.run.results[key], self.run.statistics[key])
+        found = self.shown[exhibit.key]
         if not found or (isinstance(found, ComparedTable) and not found.rows):
             return Section(heading, [*where, "This run has no results for it.", *after])
         if isinstance(found, ComparedTable):
@@ -212,7 +273,7 @@ class _PaperPage:
         """Panels as one picture."""
         across = exhibit.x if isinstance(exhibit, CurvesExhibit) else ""
         alike = isinstance(exhibit, CurvesExhibit | BoxesExhibit) and exhibit.panels != "metric"
-        path = self.written(chart_figure(panels, across, alike), exhibit.key, LARGEST_SVG)
+        path = self.written(chart_figure(panels, self.looks, across, alike), exhibit.key, LARGEST_SVG)
         bands = BANDS.format(over=self.run.statistics[exhibit.experiment].over)
         below = BOXES if isinstance(exhibit, BoxesExhibit) else bands
         return Picture(path, f"{exhibit.title}: {in_words(panels)}", below)
@@ -329,17 +390,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def training(facts: Mapping[str, Any]) -> str:
+def training(part: LearntPart) -> str:
     """How a network or surrogate was trained, and how well it does."""
-    parts = [
-        f"{facts['kind']}: {facts['model']}",
-        f"{counted(facts['epochs'], 'epoch')} of {facts['count']:,} images",
-    ]
-    if "accuracy" in facts:
-        parts.append(f"accuracy {100 * facts['accuracy']:.2f} % on {facts['accuracy_on']}")
-    if "loss" in facts:
-        parts.append(f"last loss {facts['loss']:.4g}")
-    return ", ".join([*parts, duration(facts["seconds"])])
+    parts = [f"{part.kind}: {part.model}", f"{counted(part.epochs, 'epoch')} of {part.images:,} images"]
+    if part.accuracy is not None:
+        parts.append(f"accuracy {100 * part.accuracy:.2f} % on {part.held_out:,} held-out images")
+    if part.loss is not None:
+        parts.append(f"last loss {part.loss:.4g}")
+    return ", ".join([*parts, duration(part.seconds)])
 
 
 def in_words(panels: Sequence[Panel]) -> str:

@@ -75,6 +75,12 @@ class Verdict:
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}" if self.reason else self.word
 
+    @property
+    def deciding(self) -> int | None:
+        """The place of the test that the verdict hangs on; None if there is none."""
+        wanted = {"does not hold": -1, "undecided": 0}.get(self.word, min(self.sides, default=0))
+        return self.sides.index(wanted) if self.sides else None
+
 
 def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
     """The rows of ``Statistics.values`` or ``.points`` that match; never those of all layers."""

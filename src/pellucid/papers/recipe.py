@@ -39,48 +39,59 @@ class DataSource(_Part):
         otherwise: what stands for them where no folder is given (``torchvision:MNIST``, a name of weights); empty
             is nothing: the person is asked for them.
         about: what they have to be.
+        fact: what is particular about the file of that name, in a sentence; the page says it if the file was used.
     """
 
     path: str
     otherwise: str = ""
     about: str
+    fact: str = ""
 
 
 class Scaled(_Part):
-    """A part whose values a scale's own replace, tables key by key."""
+    """A part whose ``spec`` a scale's own values replace, tables key by key.
+
+    ``published`` is what the paper did where scale paper does otherwise, by the names of ``protocol_of``.
+    """
+
+    kind: ClassVar[str]
 
     key: str
+    spec: Mapping[str, Any]
     smoke: Mapping[str, Any] = {}
     cpu: Mapping[str, Any] = {}
     paper: Mapping[str, Any] = {}
+    published: Mapping[str, str] = {}
 
-    def replaced(self, values: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    @property
+    def step(self) -> str:
+        """What it is called while it is done."""
+        return f"{self.kind} {self.key}"
+
+    def at(self, scale: Scale) -> dict[str, Any]:
         """The values at a scale."""
-        return merged(values, getattr(self, scale))
+        return merged(self.spec, getattr(self, scale))
 
 
 class NetworkTraining(Scaled):
-    """A network that is trained before the experiments, which name its weights ``@key``.
+    """A network that is trained before the experiments, which name its weights ``@key``: ``NetworkSettings``."""
 
-    ``settings``: name (of ``pellucid train``), source, test, and as wanted label_column, count, epochs, seed.
-    """
-
-    settings: Mapping[str, Any]
+    kind = "network"
 
 
 class SurrogateTraining(Scaled):
-    """A surrogate that is trained before the experiments, which name its file ``@key``.
+    """A surrogate trained before the experiments, which name its file ``@key``: ``SurrogateSettings``."""
 
-    ``settings``: model, weights, source, epochs, and as wanted batch_size, count, seed.
-    """
-
-    settings: Mapping[str, Any]
+    kind = "surrogate"
 
 
 class Experiment(Scaled):
-    """A benchmark: ``spec`` has the form of a file of ``pellucid benchmark``, with ``@key`` for paths."""
+    """A benchmark: a ``Spec``, as of a file of ``pellucid benchmark``, with ``@key`` for paths."""
 
-    spec: Mapping[str, Any]
+    kind = "experiment"
+
+
+TrainingPart = NetworkTraining | SurrogateTraining
 
 
 class RowFilter(_Part):
@@ -136,13 +147,17 @@ class Test(Quantity):
 
 
 class Claim(_Part):
-    """What a paper says, where, what it is tested by, or why it is not; and what a disagreement comes from."""
+    """What a paper says, where, what it is tested by, or why it is not; and what a disagreement comes from.
+
+    The verdicts on ``main`` claims are what the page begins with.
+    """
 
     text: str
     place: str
     tests: tuple[Test, ...] = ()
     because: str = ""
     comment: str = ""
+    main: bool = False
 
     @model_validator(mode="after")
     def _tested_or_not(self) -> Self:
@@ -244,7 +259,7 @@ class Recipe(_Part):
         networks, surrogates: trained first; ``@key`` is their file.
         experiments: run next.
         labels: what methods, metrics, variants and layers are called, by pattern; the first that matches.
-        exhibits, claims: what is drawn and judged then.
+        exhibits, claims: what is drawn and judged then; the page shows exhibit ``first`` first.
         not_reproduced: tables and figures without an exhibit, and why.
         deviations: how this differs from the paper, whatever the scale.
     """
@@ -259,6 +274,7 @@ class Recipe(_Part):
     experiments: tuple[Experiment, ...]
     labels: Mapping[str, str] = {}
     exhibits: tuple[Exhibit, ...]
+    first: str = ""
     claims: tuple[Claim, ...]
     not_reproduced: Mapping[str, str] = {}
     deviations: tuple[str, ...] = ()
@@ -269,16 +285,20 @@ class Recipe(_Part):
         for part in (*self.exhibits, *(test for claim in self.claims for test in claim.tests)):
             if part.experiment not in known:
                 raise ValueError(f"no experiment {part.experiment!r}")
-        files = [*self.sources, *self.weights, *(part.key for part in (*self.networks, *self.surrogates))]
+        files = [*self.sources, *self.weights, *(part.key for part in self.trainings)]
         for names in ([exhibit.key for exhibit in self.exhibits], files, [part.key for part in self.experiments]):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"two parts are called {', '.join(sorted(twice))}")
-        if unknown := {name for part in self._scaled() for name in references(part.model_dump())} - set(files):
+        if unknown := {
+            name for part in (*self.trainings, *self.experiments) for name in references(part.model_dump())
+        } - set(files):
             raise ValueError(f"@{', @'.join(sorted(unknown))} stands for nothing")
         return self
 
-    def _scaled(self) -> tuple[Scaled, ...]:
-        return (*self.networks, *self.surrogates, *self.experiments)
+    @property
+    def trainings(self) -> tuple[TrainingPart, ...]:
+        """What is trained first, in an order in which each comes after what it refers to."""
+        return (*self.networks, *self.surrogates)
 
     def label(self, name: str) -> str:
         """What a method, metric, variant, layer or model is called on the page."""

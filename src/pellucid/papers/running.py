@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
 
-from ..errors import InvalidParameter, OutputNotWritable, PellucidError
+from ..errors import InvalidParameter, OutputNotWritable, PellucidError, first_difference
 from ..experiments import runners
 from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
+from ..files import replace_file
 from ..findings.statistics import Statistics
 from ..models.zoo import device_named
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
-from .recipe import Experiment, NetworkTraining, Recipe, Scale, SurrogateTraining, references
-from .sources import content, filled, located, needed, trainings_of
-from .state import State
+from .recipe import Experiment, NetworkTraining, Recipe, Scale, TrainingPart, references
+from .sources import content, filled, located, needed
 
-TRAINED, RUNS = "trained", "runs"
+TRAINED, RUNS, STATE, _LOCK = "trained", "runs", "reproduce.json", ".lock"
 
 AdvanceStep = Callable[[str, str, int, int], None]
 """Called with the step, what of it is being done, how much of that is done, and how much there is."""
 
 Settings = NetworkSettings | SurrogateSettings
+
+
+@dataclass(frozen=True)
+class LearntPart:
+    """A network or surrogate (``kind``) that was trained, in how many seconds of all calls, and how well it does.
+
+    A network has its ``accuracy`` in [0, 1] on ``held_out`` images, a surrogate its last ``loss``.
+    """
+
+    kind: str
+    model: str
+    epochs: int
+    images: int
+    seconds: float
+    accuracy: float | None = None
+    held_out: int = 0
+    loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +60,7 @@ class Reproduction:
         recipe: the paper's, with the chosen exhibits only.
         scale: the scale at which it ran.
         results, statistics: of each experiment, by key; one of which no cell finished has no statistics.
-        trained: of each network and surrogate: ``kind``, ``model``, ``epochs``, ``count`` (images), ``seconds``; a
-            network's ``accuracy`` in [0, 1] and the images it is ``accuracy_on``, a surrogate's last ``loss``;
-            ``facts``, all that stands with its weights.
+        trained: each network and surrogate, by key.
         places: what each ``@key`` of sources and weights stood for.
         seconds: the wall-clock time of the trainings and experiments, over all calls that they took.
         versions: of the libraries that ran now.
@@ -54,7 +71,7 @@ class Reproduction:
     scale: Scale
     results: Mapping[str, Results]
     statistics: Mapping[str, Statistics]
-    trained: Mapping[str, Mapping[str, Any]]
+    trained: Mapping[str, LearntPart]
     places: Mapping[str, str]
     seconds: float
     versions: Mapping[str, str]
@@ -94,16 +111,17 @@ def reproduce(
     """
     device = device_named(device)
     keys = needed(recipe, scale)
-    trainings = [part for part in trainings_of(recipe) if part.key in keys]
+    trainings = [part for part in recipe.trainings if part.key in keys]
     places = located(recipe, keys, data, weights)
     files = {part.key: str(folder.absolute() / TRAINED / f"{part.key}.safetensors") for part in trainings}
     work = _Work(scale, folder, {**places, **files}, device, advance, command)
     settings = {part.key: work.settings(part) for part in trainings}
     specs = {part.key: work.spec(part) for part in recipe.experiments}
-    with State.opened(folder, recipe.title, scale) as state:
-        state.note(places)
+    with _opened(folder, recipe.title, scale) as state:
+        state.places |= places
+        state.write()
         trained = {part.key: work.trained(state, part, settings[part.key]) for part in trainings}
-        results = {key: work.results(state, key, spec) for key, spec in specs.items()}
+        results = {part.key: work.results(state, part, specs[part.key]) for part in recipe.experiments}
     return Reproduction(
         recipe,
         scale,
@@ -111,7 +129,7 @@ def reproduce(
         {key: Statistics.of(found) for key, found in results.items() if len(found.table)},
         trained,
         places,
-        sum(state.seconds(step) for step in (*map(_training, trainings), *map(_experiment, results))),
+        sum(state.seconds.get(part.step, 0.0) for part in (*trainings, *recipe.experiments)),
         versions(),
         command,
     )
@@ -127,14 +145,6 @@ def _at(place: str) -> Iterator[None]:
         raise
 
 
-def _training(part: NetworkTraining | SurrogateTraining) -> str:
-    return f"{'network' if isinstance(part, NetworkTraining) else 'surrogate'} {part.key}"
-
-
-def _experiment(key: str) -> str:
-    return f"experiment {key}"
-
-
 @dataclass(frozen=True)
 class _Work:
     """One call's steps."""
@@ -146,62 +156,52 @@ class _Work:
     advance: AdvanceStep
     command: str
 
-    def settings(self, part: NetworkTraining | SurrogateTraining) -> Settings:
+    def settings(self, part: TrainingPart) -> Settings:
         """A training's settings, checked."""
-        values = filled(part.replaced(part.settings, self.scale), self.places)
         kind = NetworkSettings if isinstance(part, NetworkTraining) else SurrogateSettings
         try:
-            return kind.model_validate(values)
+            return kind.model_validate(filled(part.at(self.scale), self.places))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the settings"
-            raise InvalidParameter(f"{_training(part)} at scale {self.scale}: {where}: {first['msg']}") from error
+            raise InvalidParameter(f"{part.step} at scale {self.scale}: {where}: {first['msg']}") from error
 
     def spec(self, part: Experiment) -> Spec:
         """An experiment's spec, checked."""
-        values = filled(part.replaced(part.spec, self.scale), self.places)
-        with _at(f"{_experiment(part.key)} at scale {self.scale}"):
-            return read_spec(None, {**values, "device": self.device})
+        with _at(f"{part.step} at scale {self.scale}"):
+            return read_spec(None, {**filled(part.at(self.scale), self.places), "device": self.device})
 
-    def trained(
-        self, state: State, part: NetworkTraining | SurrogateTraining, settings: Settings
-    ) -> dict[str, Any]:
-        """Train a network or surrogate, unless that is done, and tell the facts."""
-        output, step = Path(self.places[part.key]), _training(part)
-        values = part.replaced(part.settings, self.scale)
+    def trained(self, state: State, part: TrainingPart, settings: Settings) -> LearntPart:
+        """Train a network or surrogate, unless that is done."""
+        output, values = Path(self.places[part.key]), part.at(self.scale)
         identity = filled(values, {key: content(self.places[key]) for key in references(values)})
-        if state.is_finished(part.key, identity) and output.is_file():
-            return _facts(output, settings) | {"seconds": state.seconds(step)}
-        shown = step
-        if changed := state.changed(part.key, identity):
-            _remove(output)
-            state.forget(step)
-            shown = f"{step} again ({changed})"
-        state.begin(part.key, identity)
-        with _at(step), state.timed(step):
-            _train(settings, output, self.device, lambda what, *counts: self.advance(shown, what, *counts))
-        state.finish(part.key)
-        return _facts(output, settings) | {"seconds": state.seconds(step)}
+        known = state.trained.get(part.key)
+        if not (known and known.finished and known.identity == identity and output.is_file()):
+            step = part.step
+            if known and known.identity != identity:
+                step = f"{step} again ({first_difference(known.identity, identity)})"
+                _remove(output)
+                state.seconds.pop(part.step, None)
+            state.trained[part.key] = begun = StartedTraining(identity=identity, finished=False)
+            state.write()
+            with _at(part.step), state.timed(part.step):
+                _train(settings, output, self.device, lambda what, *counts: self.advance(step, what, *counts))
+                begun.finished = True
+        return _learnt(output, settings, state.seconds.get(part.step, 0.0))
 
-    def results(self, state: State, key: str, spec: Spec) -> Results:
+    def results(self, state: State, part: Experiment, spec: Spec) -> Results:
         """Compute an experiment, or what is left of it."""
-        step = _experiment(key)
         counts: list[int] = []
 
         def advance(done: int, total: int) -> None:
             counts.append(done)
-            self.advance(step, "grading", done, total)
+            self.advance(part.step, "grading", done, total)
 
-        with _at(step), state.timed(step, lambda: len(set(counts)) > 1):
-            return runners.benchmark(spec, self.folder / RUNS / key, advance=advance, command=self.command)
+        with _at(part.step), state.timed(part.step, lambda: len(set(counts)) > 1):
+            return runners.benchmark(spec, self.folder / RUNS / part.key, advance=advance, command=self.command)
 
 
-def _train(
-    settings: Settings,
-    output: Path,
-    device: str,
-    advance: Callable[[str, int, int], None],
-) -> None:
+def _train(settings: Settings, output: Path, device: str, advance: Callable[[str, int, int], None]) -> None:
     """Train into a file."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -213,23 +213,18 @@ def _train(
         train_paths(settings, output, device, advance)
 
 
-def _facts(output: Path, settings: Settings) -> dict[str, Any]:
-    """What is known of a trained network or surrogate from its files."""
+def _learnt(output: Path, settings: Settings, seconds: float) -> LearntPart:
+    """What a trained network's or surrogate's files tell."""
     if isinstance(settings, SurrogateSettings):
         facts = dict(load_surrogate(output).facts)
-        found = {"kind": "surrogate", "epochs": facts["epochs"], "count": facts["images"]["count"]}
-        return found | {"model": settings.model, "loss": sum(facts["losses"][-1]), "facts": facts}
+        counts = facts["epochs"], facts["images"]["count"]
+        return LearntPart("surrogate", settings.model, *counts, seconds, loss=sum(facts["losses"][-1]))
     facts = json.loads(output.with_suffix(".json").read_bytes())
-    training, scored = facts["training"], "test" if "test_accuracy" in facts else "validation"
-    return {
-        "kind": "network",
-        "model": settings.name,
-        "epochs": training["recipe"]["epochs"],
-        "count": training["images"],
-        "accuracy": facts.get("test_accuracy", facts["accuracy"]),
-        "accuracy_on": f"{facts[f'{scored}_set'].split()[0]} held-out images",
-        "facts": facts,
-    }
+    counts = facts["training"]["recipe"]["epochs"], facts["training"]["images"]
+    scored = "test" if "test_accuracy" in facts else "validation"
+    held_out = int(facts[f"{scored}_set"].split()[0])
+    accuracy = facts.get("test_accuracy", facts["accuracy"])
+    return LearntPart("network", settings.name, *counts, seconds, accuracy, held_out)
 
 
 def _remove(output: Path) -> None:
@@ -237,3 +232,90 @@ def _remove(output: Path) -> None:
     for path in (output, output.with_suffix(".json")):
         path.unlink(missing_ok=True)
     shutil.rmtree(output.with_suffix(".checkpoint"), ignore_errors=True)
+
+
+# What is known of a folder between calls.
+
+
+class StartedTraining(BaseModel):
+    """A training's settings and the content of its images, and whether it has ended."""
+
+    identity: dict[str, Any]
+    finished: bool
+
+
+class State(BaseModel):
+    """``reproduce.json``: a folder's paper and scale, what ``@keys`` stood for, trainings, and steps' seconds."""
+
+    path: Path = Field(exclude=True)
+    made_by: str
+    paper: str
+    scale: str
+    places: dict[str, str]
+    trained: dict[str, StartedTraining]
+    seconds: dict[str, float]
+
+    def write(self) -> None:
+        """Write it down, in one move."""
+        replace_file(self.path, self.model_dump_json(indent=1).encode() + b"\n")
+
+    @contextmanager
+    def timed(self, step: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Add the time that this takes to the step's, however it ends, if it ``counts``; and write that down."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if counts():
+                self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 1)
+                self.write()
+
+
+@contextmanager
+def _opened(folder: Path, paper: str, scale: str) -> Iterator[State]:
+    """The state of a folder, which is this process's alone meanwhile.
+
+    Raises:
+        OutputNotWritable: it is another paper's or scale's, holds something else, another process writes there, or
+            it cannot be written.
+    """
+    _state(folder, paper, scale)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputNotWritable(
+            f"another process is writing to {folder}; wait until it ends or choose another folder"
+        ) from error
+    except OSError as error:
+        raise OutputNotWritable(
+            f"cannot write to {folder}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    try:
+        yield _state(folder, paper, scale)
+    finally:
+        lock.release()
+
+
+def _state(folder: Path, paper: str, scale: str) -> State:
+    """What stands in a folder's file, or a new one's content."""
+    path = folder / STATE
+    new = State(path=path, made_by="pellucid", paper=paper, scale=scale, places={}, trained={}, seconds={})
+    try:
+        found = State.model_validate(json.loads(path.read_bytes()) | {"path": path})
+    except FileNotFoundError:
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        if others := [one.name for one in there if not one.name.startswith(".")]:
+            raise OutputNotWritable(
+                f"{folder} holds {others[0]} but no {STATE} of pellucid reproduce; choose another folder"
+            ) from None
+        return new
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputNotWritable(f"{path} cannot be read; choose another folder ({error})") from error
+    for what, wanted in (("paper", paper), ("scale", scale)):
+        if getattr(found, what) != wanted:
+            raise OutputNotWritable(
+                f"{folder} holds the {what} {getattr(found, what)!r}, not {wanted!r}; choose another folder"
+            )
+    return found

@@ -11,21 +11,16 @@ from typing import Any
 from ..errors import InvalidData, UnknownName
 from ..experiments.spec import is_source_name
 from ..models.weights import is_file
-from .recipe import DataSource, NetworkTraining, Recipe, Scale, SurrogateTraining, references
+from .recipe import DataSource, Recipe, Scale, references
 
 ZIPPED = ".gz"
 DIGITS = 16  # of a digest: enough to tell contents apart, and few enough to be read
 
 
-def trainings_of(recipe: Recipe) -> tuple[NetworkTraining | SurrogateTraining, ...]:
-    """What is trained first, in an order in which each comes after what it refers to."""
-    return (*recipe.networks, *recipe.surrogates)
-
-
 def needed(recipe: Recipe, scale: Scale) -> set[str]:
     """The keys that the recipe's experiments refer to, and those that the trainings of these refer to."""
-    further = {part.key: references(part.replaced(part.settings, scale)) for part in trainings_of(recipe)}
-    waiting = list(references([part.replaced(part.spec, scale) for part in recipe.experiments]))
+    further = {part.key: references(part.at(scale)) for part in recipe.trainings}
+    waiting = list(references([part.at(scale) for part in recipe.experiments]))
     keys: set[str] = set()
     while waiting:
         key = waiting.pop()

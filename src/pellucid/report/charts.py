@@ -192,14 +192,16 @@ def _rounded(text: str) -> str:
 # In print.
 
 
-def chart_figure(panels: Sequence[Panel], across: str = "", alike: bool = False) -> Figure:
+def chart_figure(
+    panels: Sequence[Panel], looks: Mapping[str, Look], across: str = "", alike: bool = False
+) -> Figure:
     """Draw panels of lines or of boxes, a legend below them.
 
-    ``across`` is what runs along the axis; ``alike`` gives all panels one scale.
+    ``looks`` has each name's, ``across`` is what runs along the axis; ``alike`` gives all panels one scale.
     """
     columns = min(_BESIDE, len(panels))
     rows = -(-len(panels) // columns)
-    styles = looks(((part.name, part.floor) for panel in panels for part in panel.parts), MARKERS)
+    styles = {part.name: looks[part.name] for panel in panels for part in panel.parts}
     high = max(_HIGH, *(0.9 + _BOX * len(panel.boxes) for panel in panels))
     with rc_context(STYLE):
         figure = Figure(dpi=_DPI, facecolor="white", layout="constrained")

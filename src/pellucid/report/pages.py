@@ -48,12 +48,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs, tables and pictures."""
+    """A heading, paragraphs, tables and pictures; ``folded`` shows the heading alone until it is clicked."""
 
     heading: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    folded: bool = False
+
+    def markdown(self, pictures: str) -> list[str]:
+        """Its parts, with the .png files of the folder ``pictures`` beside the page."""
+        heading = escape_markdown(self.heading)
+        parts = ["<details>", f"<summary>{heading}</summary>"] if self.folded else [f"## {heading}"]
+        parts += map(escape_markdown, self.paragraphs)
+        for table in self.tables:
+            parts += [_markdown_table(table), *_markdown_caption(table.caption)]
+        for picture in self.pictures:
+            path = f"{pictures}/{picture.path.with_suffix('.png').name}"
+            parts += [f"![{escape_markdown(picture.description)}]({path})", *_markdown_caption(picture.caption)]
+        return [*parts, "</details>"] if self.folded else parts
 
 
 @dataclass(frozen=True)
@@ -73,15 +86,7 @@ class Page:
         """The page as GitHub-flavored Markdown, with the .png files of the folder ``pictures`` beside it."""
         parts = [f"# {escape_markdown(self.title)}", *map(escape_markdown, self.lead)]
         for section in self.sections:
-            parts += [f"## {escape_markdown(section.heading)}", *map(escape_markdown, section.paragraphs)]
-            for table in section.tables:
-                parts += [_markdown_table(table), *_markdown_caption(table.caption)]
-            for picture in section.pictures:
-                path = f"{pictures}/{picture.path.with_suffix('.png').name}"
-                parts += [
-                    f"![{escape_markdown(picture.description)}]({path})",
-                    *_markdown_caption(picture.caption),
-                ]
+            parts += section.markdown(pictures)
         return "\n\n".join([*parts, escape_markdown(self.footer)]) + "\n"
 
 
