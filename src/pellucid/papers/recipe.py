@@ -9,9 +9,10 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import UnknownName
+from ..training.from_source import Checked
 from .naming import expanded, merged
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -27,11 +28,7 @@ def _several(value: Any) -> Any:
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSource(_Part):
+class DataSource(Checked):
     """Images or weights that a recipe names ``@key``.
 
     Attributes:
@@ -48,7 +45,7 @@ class DataSource(_Part):
     fact: str = ""
 
 
-class Scaled(_Part):
+class Scaled(Checked):
     """A part whose ``spec`` a scale's own values replace, tables key by key.
 
     ``published`` is what the paper did where scale paper does otherwise, by the names of ``protocol_of``.
@@ -94,7 +91,7 @@ class Experiment(Scaled):
 TrainingPart = NetworkTraining | SurrogateTraining
 
 
-class RowFilter(_Part):
+class RowFilter(Checked):
     """Rows of a results table: glob patterns; what is left out matches all."""
 
     model: Patterns = ("*",)
@@ -146,7 +143,7 @@ class Test(Quantity):
         return self.above if self.above is not None else self.below or 0.0
 
 
-class Claim(_Part):
+class Claim(Checked):
     """What a paper says, where, what it is tested by, or why it is not; and what a disagreement comes from.
 
     The verdicts on ``main`` claims are what the page begins with.
@@ -166,7 +163,7 @@ class Claim(_Part):
         return self
 
 
-class _Exhibit(_Part):
+class _Exhibit(Checked):
     """A table or figure of the paper, drawn from the results of one experiment."""
 
     two: ClassVar[tuple[str, str]]  # fields that have to name different keys
@@ -250,7 +247,7 @@ class MapsExhibit(_Exhibit):
 Exhibit = Annotated[TableExhibit | CurvesExhibit | BoxesExhibit | MapsExhibit, Field(discriminator="kind")]
 
 
-class Recipe(_Part):
+class Recipe(Checked):
     """A paper, reproduced.
 
     Attributes:
