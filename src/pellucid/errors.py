@@ -73,6 +73,10 @@ class SkippedLayerWarning(LayerWarning):
     """A layer that a pattern chose has no map: where its dimensions look cannot be told."""
 
 
+class RuleWarning(UserWarning):
+    """Something to know about a backward rule: what may have passed it by."""
+
+
 class CompletenessWarning(LayerWarning):
     """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
 

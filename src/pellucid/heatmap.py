@@ -86,7 +86,8 @@ def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 9
     """Scale maps (B, H, W) for display (Adebayo et al.).
 
     ``absolute``: (|m| - min) / (percentile - min), clipped to [0, 1]; ``diverging``: m / percentile of |m|,
-    clipped to [-1, 1], so that 0 stays 0. A constant map becomes 0.
+    clipped to [-1, 1], so that 0 stays 0. A constant map becomes 0 in the
+    first, and its sign in the second.
     """
     require_choice("display", display, Display)
     rows = maps.flatten(1)

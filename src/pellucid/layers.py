@@ -196,6 +196,24 @@ def captured(
 
 
 @contextmanager
+def module_outputs(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+    """What each module gives in one forward pass, by name, in the order in which they end."""
+    found: list[tuple[str, Tensor]] = []
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                found.append((name, output.clone()))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(keep(name)).remove)
+        yield found
+
+
+@contextmanager
 def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
     """The modules that this thread's forward pass is in at the moment, outermost first, each by its names.
 

@@ -171,8 +171,12 @@ class Probe:
         seen = []
         for part in chosen.split(len(self.images)):
             weights = torch.zeros_like(self.output)
-            weights[: len(part)] = part * torch.randn(part.shape, generator=generator).to(part)
-            (gradient,) = torch.autograd.grad(self.output, self.images, weights, retain_graph=True)
+            weights[: len(part)] = part * torch.randn(part.shape, generator=generator, dtype=torch.float32).to(
+                part
+            )
+            (gradient,) = torch.autograd.grad(
+                self.output, self.images, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
             seen.append(gradient[: len(part)].double().square().sum(1))
         looked = torch.cat(seen)
         return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
@@ -184,6 +188,10 @@ def measured(probe: Probe) -> Layout | None:
     A step along height moves the center of the gradient at the image down, along width to the right, along
     channels nowhere; tokens step along width first.
     """
+    if (
+        not probe.output.requires_grad
+    ):  # no gradient to look along, and so none for a map either, which will be said
+        return Layout()
     if len(probe.output) != len(probe.images):  # windows, or tokens before the batch
         return None
     match probe.output.dim():
@@ -293,7 +301,9 @@ def _probed(model: nn.Module, layers: Sequence[str], images: Tensor, copies: int
     """The layers' outputs for copies of one random image of the images' size, with a graph."""
     if not layers:
         return {}
-    image = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1)).to(images)
+    image = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(
+        images
+    )
     with torch.inference_mode(False), torch.enable_grad(), captured(model, layers) as outputs:
         leaf = image.expand(copies, -1, -1, -1).clone().requires_grad_()
         model(leaf.clone())

@@ -1,14 +1,24 @@
-"""How many rows a forward pass sees: the bound that callers give, and what suits the machine below it."""
+"""What a forward pass gets: how many rows, where, and in which precision."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 DEFAULT_MAX_BATCH = 64  # the default bound
 CPU_PIXELS = 16 * 224 * 224  # on a CPU an image costs less in batches whose activations stay in its caches
+
+
+def placed(images: Tensor, model: nn.Module) -> Tensor:
+    """Images on the model's device, in the precision of most of its weights."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    dtype = max(sizes, key=lambda one: sizes[one], default=images.dtype)
+    return images.to(next(model.parameters(), images).device, dtype)
 
 
 def rows_per_pass(max_batch: int, images: Tensor) -> int:

@@ -239,7 +239,9 @@ def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
     that it is the same whatever the precision and device.
     """
     distinct = {
-        key: torch.randn(values.shape[1:], generator=torch.Generator().manual_seed(key)).to(values)
+        key: torch.randn(values.shape[1:], generator=torch.Generator().manual_seed(key), dtype=torch.float32).to(
+            values
+        )
         for key in dict.fromkeys(keys)
     }
     if len(distinct) == 1:

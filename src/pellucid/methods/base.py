@@ -23,7 +23,7 @@ from ..errors import (
 from ..layers import INPUT, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
 from ..outputs import class_names
-from ..passes import DEFAULT_MAX_BATCH, rows_per_pass
+from ..passes import DEFAULT_MAX_BATCH, placed, rows_per_pass
 from ..rules.base import Rule
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
@@ -32,6 +32,7 @@ from ..seeds import fold_in
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
+from .repeatable import require_repeatable
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -159,10 +160,10 @@ class Method(ABC):
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
         chosen = select_layers(model, self.default_layers(model) if layers is None else layers)
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
-        parameter = next(model.parameters(), images)
         with torch.inference_mode(False):
-            images = images.detach().to(parameter.device, parameter.dtype, copy=images.is_inference())
+            images = placed(images.clone() if images.is_inference() else images.detach(), model)
             answering, targets = asked(model, targets, names)
+            require_repeatable(model, images, answering)
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
             found = {} if self.gives_maps else _layouts(model, chosen, images, layouts or {}, max_batch)
@@ -197,9 +198,18 @@ class Method(ABC):
             if all(value is not None for value in expected):
                 wanted = _joined([value for value in expected if value is not None])
                 residuals[layer] = attribution.flatten(1).sum(1) - wanted
-                _warn_if_incomplete(layer, size, residuals[layer], wanted)
-            _warn_if_empty(layer, size)
+                _warn_if_incomplete(layer, size, residuals[layer], wanted, self._remedy)
+            thresholded = any(rule.alters_gradient for rule in self.backward_rules)
+            remedies = ["lower a threshold such as q"] if thresholded else []
+            _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
         return Attributions(attributions, network.targets, residuals, prefixes)
+
+    @property
+    def _remedy(self) -> str:
+        """What makes an incomplete attribution of this method more complete."""
+        if self.samplings:
+            return "Take more steps, another baseline, or a layer that no skip passes by"
+        return "Some operation has no rule of this method; or name a layer that no skip passes by"
 
     def _evaluate(
         self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
@@ -355,7 +365,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Tensor) -> None:
+def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Tensor, remedy: str) -> None:
     # Where logits hardly differ, the residual is held against the size of what cancels.
     share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
@@ -364,16 +374,16 @@ def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Te
             f"at {layer!r} the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
             f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
-            f"({float(share[worst]):.1%}). Take more steps, another baseline, or a layer that no skip passes by"
+            f"({float(share[worst]):.1%}). {remedy}"
         )
         warnings.warn(CompletenessWarning(message, layer), stacklevel=4)
 
 
-def _warn_if_empty(layer: str, size: Tensor) -> None:
+def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
     empty = (size == 0).nonzero()[:, 0].tolist()
     if empty:
         message = (
             f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
-            f"(first: image {empty[0]}); lower a threshold such as q, or choose another layer"
+            f"(first: image {empty[0]}); {remedy}"
         )
         warnings.warn(EmptyMapWarning(message, layer), stacklevel=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidLayer, PellucidError
+from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarning
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..outputs import logits_in
 from ..rules.base import ReferenceRules, Rule, Rules
 from ..rules.draws import DrawnRules, Draws
+from ..rules.graph import require_all_met
 from ..rules.operations import Counterpart
 from ..sampling import Baseline, reference_images
 from .checks import not_finite, require_in_range
@@ -65,6 +67,8 @@ class Network:
     max_batch: int
     required: frozenset[str] = frozenset()  # layers named outright, which must run
     layouts: dict[str, Layout] = field(default_factory=dict)  # of layers that are not (B, C, h, w) for certain
+    notes: set[str] = field(default_factory=set)  # what rules have to say if a map is empty
+    _looked: bool = False  # whether the graph was looked at for what rules did not meet
     _in_range: bool = False
     _finite: Tensor | bool = True
     _copies: bool = False  # whether rules must keep copies
@@ -87,7 +91,11 @@ class Network:
         """
         try:
             return self._differentiate(points, layers, reference)
-        except RuntimeError:
+        except RuntimeError as error:
+            if "heckpoint" in str(error):
+                raise InvalidModel(
+                    f"gradient checkpointing must be switched off in this model: {error}"
+                ) from error
             # The model overwrites in place what a rule's backward pass needs: once more, with copies.
             if self._copies or not self.rules:
                 raise
@@ -108,7 +116,7 @@ class Network:
                 activations, logits = self._run(values, points, layers, beside)
             scores = self._scores(logits, points.origin)
             there = None if reference is None else self._beside(points, layers, reference, beside)
-            gradients = self._gradients(scores.sum(), activations)
+            gradients = self._gradients(scores.sum(), activations, layers)
             return Passed(activations, gradients, scores.detach(), there)
 
     def _beside(
@@ -120,15 +128,32 @@ class Network:
             activations, logits = self._run(rows, points, layers, beside, ReferenceRules)
         return Passed(activations, {}, self._scores(logits, points.origin))
 
-    def _gradients(self, score: Tensor, activations: Activations) -> dict[str, Tensor]:
+    def _gradients(self, score: Tensor, activations: Activations, layers: Sequence[str]) -> dict[str, Tensor]:
+        for layer in [layer for layer in layers if layer in activations and not activations[layer].requires_grad]:
+            self._refuse(layer, f"layer {layer!r} runs under torch.no_grad, so no gradient reaches it")
         wanted = [layer for layer, value in activations.items() if value.requires_grad]
+        if not score.requires_grad:
+            raise InvalidModel(
+                "the logits carry no gradient: the model detaches them, or runs under torch.no_grad or "
+                "torch.inference_mode; let it run with gradients"
+            )
         found = torch.autograd.grad(score, [activations[layer] for layer in wanted], allow_unused=True)
         gradients = {
             layer: gradient for layer, gradient in zip(wanted, found, strict=True) if gradient is not None
         }
-        for layer in self.required & (set(wanted) - gradients.keys()):
-            raise InvalidLayer(f"the explained class does not depend on layer {layer!r}; leave it out")
+        for layer in [layer for layer in wanted if layer not in gradients]:
+            self._refuse(
+                layer,
+                f"no gradient reaches layer {layer!r}: the explained class does not depend on it, or part of the "
+                "model detaches or runs under torch.no_grad",
+            )
         return gradients
+
+    def _refuse(self, layer: str, why: str) -> None:
+        """Raise ``InvalidLayer`` if the layer was named outright; else leave it out, with a warning."""
+        if layer in self.required:
+            raise InvalidLayer(f"{why}; leave it out")
+        warnings.warn(SkippedLayerWarning(f"{why}; it has no map", layer), stacklevel=2)
 
     def reference_at(self, baseline: Baseline, layer: str, points: Points) -> Tensor:
         """The reference's activation at a layer, a row for each point or one for all."""
@@ -244,10 +269,15 @@ class Network:
         with captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()
+        self.notes |= rules.notes
+        logits = logits_in(output)
+        if logits.requires_grad and not self._looked:
+            require_all_met(rules, logits, [images, *activations.values()])
+            self._looked = True
         for layer in layers:
             if layer != INPUT and layer not in activations and layer in self.required:
                 raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")
-        return activations, logits_in(output)
+        return activations, logits
 
     def _scores(self, logits: Tensor, origin: Tensor) -> Tensor:
         if not self._in_range:  # once: on a GPU the comparison waits for the device

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, require_count
 from ..methods.checks import require_images, require_targets
+from ..passes import placed
 from ..variants.base import AnyVariant
 from .adaptive import AREA_TOLERANCE, FINEST, everywhere, where_it_bends
 from .base import Axis, Case, Measured, SharedMetric
@@ -114,9 +115,8 @@ def _curve(
         raise InvalidParameter(f"{', '.join(scoring)} given with a Scorer, which has its own; leave one out")
     scorer = model if isinstance(model, Scorer) else Scorer(model, **scoring)
     require_images(images)
-    parameter = next(scorer.model.parameters(), images)
     # The caller's own tensor where it will do: a Scorer knows its clean scores.
-    images = (images.detach() if images.requires_grad else images).to(parameter.device, parameter.dtype)
+    images = placed(images.detach() if images.requires_grad else images, scorer.model)
     if isinstance(targets, str) and targets == "auto":
         targets = scorer.of(images).argmax(1)
     targets = require_targets(targets, images)

@@ -150,7 +150,7 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
 def _normal(name: str, old: Tensor, key: int) -> Tensor:
     """Normal values with the mean and standard deviation of the old ones."""
     # Drawn in float32 on the CPU: the same on every device and in every precision.
-    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(key)).to(old)
+    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(key), dtype=torch.float32).to(old)
     spread = old.std() if old.numel() > 1 else torch.zeros_like(old).sum()
     return old.mean() + spread * noise
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
@@ -179,6 +180,10 @@ class Rules(TorchFunctionMode):
         self.model = model
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
+        self.made: set[Any] = set()  # what the graph holds of rules' results
+        self.left: list[str] = []  # operations that concerned no rule
+        self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
+        self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
@@ -221,21 +226,33 @@ class Rules(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, under the rules that concern it."""
         kwargs = kwargs or {}
-        if not self.of_parts:
+        # Gradient checkpointing packs what operations save, to compute it anew in the backward pass, where no rule
+        # would hold. What the innermost hooks packed it never sees: for this call it is switched off.
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             return self._run(func, args, kwargs)
-        given = [x for x in tensors((*args, *kwargs.values())) if x.requires_grad]
-        constant = bool(given) and all(isinstance(x, nn.Parameter) for x in given)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+        with saved_tensors_hooks(_itself, _itself):
             return self._run(func, args, kwargs)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.of_parts:
+            return self._met(func, args, kwargs)
+        given = [x for x in tensors((*args, *kwargs.values())) if x.requires_grad]
+        constant = bool(given) and all(isinstance(x, nn.Parameter) for x in given)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            return self._met(func, args, kwargs)
+
+    def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
         if operation is None:
             parts = parts_of(func, kwargs) if self.of_parts else None
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
+        operation.notes = self.notes
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
+        x = operation.input
+        if x.requires_grad and not isinstance(x, nn.Parameter) and not torch.is_grad_enabled():
+            self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
         return self._perform(operation, lambda: func(*args, **kwargs))
 
@@ -243,6 +260,7 @@ class Rules(TorchFunctionMode):
         """Run an operation, as the model called it if no rule concerns it."""
         rules = self._concerned(operation)
         if not rules:
+            self.left.append(operation.name)
             return call()
         if sum(rule.replaces_backward for rule in rules) > 1:
             raise InvalidParameter(
@@ -287,7 +305,9 @@ class Rules(TorchFunctionMode):
         # What propagates back keeps the operation. Were its input kept too, and overwritten by the model (an
         # in-place ReLU's is its output), the graph would hold itself and never be freed.
         operation.input = x.new_empty(0)
-        return run(x)
+        result = run(x)
+        self.made.add(result.grad_fn)
+        return result
 
     def require_all_applied(self) -> None:
         """Raise ``RuleNotApplied`` if the forward pass met no operation of some rule's kind."""
@@ -349,6 +369,10 @@ def _confined(rules: Sequence[Rule]) -> Iterator[ConfinedRule]:
         while isinstance(rule, ConfinedRule):
             yield rule
             rule = rule.rule
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _applied(rule: Rule, operation: Operation, run: Run, x: Tensor) -> Tensor:

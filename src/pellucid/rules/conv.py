@@ -32,6 +32,10 @@ class PaddingTrick(Rule):
         """Run the convolution; mask its output's gradient if it pads."""
         y = run(x)
         if y.requires_grad and self._is_padded(operation):
+            if min(y.shape[-2:]) <= 2:
+                operation.notes.add(
+                    f"{self} lets nothing through maps of two pixels or less, which are all border"
+                )
             # A hook, not transform_gradient: what follows may well be a ReLU in place.
             y.register_hook(_without_border)
         return y

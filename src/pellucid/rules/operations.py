@@ -50,6 +50,7 @@ class Operation:
     ``run(x, weight=...)``. ``reference`` is the same operation in the pass over the references, if there is one.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
+    ``notes`` collects what a rule has to say if a map is empty.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
     some rule is confined to modules.
     """
@@ -63,6 +64,7 @@ class Operation:
     copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
+    notes: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
     others: tuple[Tensor, ...] = ()
     reference: Counterpart | None = None

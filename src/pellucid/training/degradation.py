@@ -183,7 +183,9 @@ class Degradation:
             return images.mean((2, 3), keepdim=True)
         if self.replacement == "random":
             seeds = [torch.Generator().manual_seed(fold_in(self.seed, position)) for position in positions]
-            return torch.stack([torch.rand(images.shape[1:], generator=seed) for seed in seeds]).to(images)
+            return torch.stack(
+                [torch.rand(images.shape[1:], generator=seed, dtype=torch.float32) for seed in seeds]
+            ).to(images)
         if mean is None:
             raise InvalidParameter("replacement='dataset_mean' needs the training set's mean: give mean (C,)")
         return mean.to(images)[:, None, None]

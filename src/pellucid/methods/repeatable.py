@@ -1,0 +1,111 @@
+"""Refuses models that cannot be explained image by image: random, changed by running, or mixing a batch's images.
+
+It is tried, not guessed from the types of modules: a dropout that is always active, an LSTM's dropout, a batch
+normalization without running statistics or a function of the model's own all show in what the model does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidModel
+from ..layers import module_outputs
+from ..outputs import logits_in
+
+TRIES = 100  # of a model that draws random numbers, until two differ
+
+# Models that were found repeatable, with what they were tried on.
+_TRIED: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
+
+
+def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module) -> None:
+    """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
+
+    Three passes over the first image, once for a model, the images' shape and the modules' modes. Logits are the
+    same if they differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model
+    as the classifier whose logits are explained.
+    """
+    trial = (images.shape[1:], images.dtype, images.device, tuple(module.training for module in model.modules()))
+    tried = _TRIED.setdefault(model, set())
+    if trial in tried:
+        return
+    model, image = answering, images[:1]
+    with torch.no_grad():
+        changed, first = _changed_by_a_run(model, image)
+        if changed:
+            raise InvalidModel(
+                f"the model's {changed!r} changes when the model runs, so its maps would depend on what ran "
+                "before; call model.eval(), or switch off what keeps statistics"
+            )
+        if _is_random(model, image, first):
+            raise InvalidModel(
+                f"the model is random: it gives an image other logits each time{_where(model, image, image)}; "
+                "call model.eval(), or replace what stays random in it"
+            )
+        both = torch.cat([image, -image.flip(-1)])
+        if not _same(first, _first_of(model, both, first)):
+            raise InvalidModel(
+                f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
+                "map; give normalizations running statistics, or a model that treats images one by one"
+            )
+    tried.add(trial)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return logits_in(model(images.clone()))
+
+
+def _changed_by_a_run(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
+    """The first tensor of the model that a run replaces or overwrites, empty if none, and the run's logits."""
+
+    def versions() -> dict[str, tuple[int, int]]:
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}
+
+    before, logits = versions(), _logits(model, image)
+    return next((name for name, version in versions().items() if before.get(name) != version), ""), logits
+
+
+def _is_random(model: nn.Module, image: Tensor, first: Tensor) -> bool:
+    """Whether runs differ: one, or, if random numbers were drawn for it, as many as show a rare difference."""
+    before = _random_state(image.device)
+    if not _same(first, _logits(model, image)):
+        return True
+    drawn = not torch.equal(before, _random_state(image.device))
+    return drawn and any(not _same(first, _logits(model, image)) for _ in range(TRIES))
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
+    """The first image's logits beside the others', or ``otherwise`` of a model for single images."""
+    try:
+        return _logits(model, images)[:1]
+    except RuntimeError:
+        return otherwise
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
+    return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
+
+
+def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
+    """The first module whose output for the image differs between two runs, as words for a message."""
+    with module_outputs(model) as alone:
+        model(image.clone())
+    for _ in range(TRIES):
+        with module_outputs(model) as again:
+            model(beside.clone())
+        for (name, one), (_, other) in zip(alone, again, strict=False):
+            if not _same(one, other[: len(one)]):
+                return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
+    return ""

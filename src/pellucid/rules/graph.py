@@ -1,0 +1,136 @@
+"""What autograd's graph of a pass shows of operations that a rule should have met and did not.
+
+A rule meets what the mode intercepts. A ``torch.autograd.Function`` of the model's own and a scripted function
+hide what they compute, and a gate may be written so that nobody takes it for an activation: under guided
+backpropagation each would pass the plain gradient, and the map would silently be another one. The graph that leads
+from the logits back to the explained layers has a node for each of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node, get_gradient_edge
+
+from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
+from .base import ConfinedRule, Rule, Rules
+from .operations import AFFINE, ELEMENTWISE, RECTIFIERS
+
+# Autograd's nodes of the activations of hidden layers.
+_NODES = {
+    "relu": "Relu",
+    "relu6": "Hardtanh",
+    "leaky_relu": "LeakyRelu",
+    "rrelu": "LeakyRelu",
+    "prelu": "PreluKernel",
+    "elu": "Elu",
+    "selu": "Elu",
+    "celu": "Celu",
+    "gelu": "Gelu",
+    "silu": "Silu",
+    "mish": "Mish",
+    "hardswish": "Hardswish",
+    "softplus": "Softplus",
+}
+
+
+def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> None:
+    """Raise ``RuleNotApplied`` if between the layers and the logits an operation passed a rule by unseen.
+
+    A gate that may be an activation in another spelling is warned of. A layer of the model that ran on what
+    depends on the image, but without a graph, is refused as ``InvalidModel``: no gradient passes it.
+    """
+    rules = [rule for rule in mode.rules if rule.alters_gradient]
+    if not rules and not mode.without_graph:
+        return
+    ends = {get_gradient_edge(layer).node for layer in layers if layer.requires_grad}
+    path = _between(get_gradient_edge(logits).node, ends) - ends
+    hiding = sorted({name for node in path if (name := _own_function(node, mode))})
+    if not hiding and mode.without_graph & AFFINE:
+        raise InvalidModel(
+            f"part of the model ({', '.join(sorted(mode.without_graph & AFFINE))}) runs under torch.no_grad, so "
+            "that no gradient passes it and the map would leave it out; let it run with gradients, or explain "
+            "layers above it"
+        )
+    for rule in rules:
+        if hiding and _hides(rule, mode):
+            raise RuleNotApplied(
+                f"{shortened(hiding)}: a torch.autograd.Function of the model's own hides its operations from "
+                f"{rule}, which would silently pass it by; write it with PyTorch's operations, or choose a method "
+                "without this rule"
+            )
+        if rule.replaces_backward and not isinstance(rule, ConfinedRule) and rule.operations >= RECTIFIERS:
+            _require_rectifiers_met(rule, mode, path)
+
+
+def _between(root: Node, ends: Collection[Node]) -> set[Node]:
+    """The nodes on the ways from a root back to any of the ends, both included."""
+    consumers: dict[Node, list[Node]] = defaultdict(list)
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        for before, _ in node.next_functions:
+            if before is not None:
+                pending += [] if before in consumers else [before]
+                consumers[before].append(node)
+    pending = [end for end in ends if end in consumers or end is root]
+    found = set(pending)
+    while pending:
+        new = [node for node in consumers[pending.pop()] if node not in found]
+        found.update(new)
+        pending += new
+    return found
+
+
+def _own_function(node: Node, mode: Rules) -> str | None:
+    """The name of a custom autograd function of the model's own; None of any other node."""
+    function: Any = getattr(type(node), "_forward_cls", None)
+    if not isinstance(node, BackwardCFunction) or function is None or node in mode.made:
+        return None
+    ours = function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return None if ours else str(function.__qualname__)
+
+
+def _hides(rule: Rule, mode: Rules) -> bool:
+    """Whether what a custom function hides may be of the rule's kind: any activation, or what was seen in it."""
+    return bool(rule.operations & ELEMENTWISE or rule.operations & mode.without_graph)
+
+
+def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> None:
+    names = Counter(node.name().rstrip("0123456789").removesuffix("Backward") for node in path)
+    unseen = Counter({name: names[name] for name in _NODES.values()})
+    unseen.subtract(_NODES[name] for name in mode.left if name in _NODES)
+    if +unseen:
+        what = ", ".join(f"{name.lower()} x{count}" for name, count in sorted((+unseen).items()))
+        raise RuleNotApplied(
+            f"{rule} did not see every activation, which would silently pass it by: {what} ran where operations "
+            "are hidden, as in a function of torch.jit.script; write them with PyTorch's operations"
+        )
+    gates = sum(_is_gate(node) for node in path)
+    if gates and not rule.needs_reference:  # what those of references miss, completeness tells
+        message = (
+            f"{counted(gates, 'gate')} such as torch.where(x > t, x, 0) or x * (x > t) propagated the plain "
+            f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _is_gate(node: Any) -> bool:
+    """Whether a node chooses by a condition for each unit of each image."""
+    name = node.name()
+    if name.startswith("Where"):
+        condition = node._saved_condition
+    elif name.startswith("Mul"):
+        condition = next((one for one in (node._saved_self, node._saved_other) if _is_condition(one)), None)
+    else:
+        return False
+    return condition is not None and tuple(condition.shape) == tuple(node._input_metadata[0].shape)
+
+
+def _is_condition(saved: Any) -> bool:
+    return isinstance(saved, Tensor) and not saved.is_floating_point() and not saved.is_complex()

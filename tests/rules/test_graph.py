@@ -1,0 +1,201 @@
+"""What passes a rule by unseen is found in the graph: refused where it is certain, warned of where it may be."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import pellucid as pl
+from pellucid.methods.gradient import deeplift, guided_backprop, lrp_epsilon, rectgrad
+from tests.networks import images, relative_error, seeded
+
+
+class OwnReLU(torch.autograd.Function):
+    """As PyTorch's own tutorial writes it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        gradient = gradient.clone()
+        gradient[x < 0] = 0
+        return gradient
+
+
+class Net(nn.Module):
+    """Two convolutions, the second with a stride, each with an activation: one's own, then a ReLU."""
+
+    def __init__(self, act=F.relu) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head, self.act = nn.Linear(8, 5), act
+
+    def low(self, x: Tensor) -> Tensor:
+        return self.act(self.first(x))
+
+    def high(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.high(self.low(x)).mean((2, 3)))
+
+
+RULED = [guided_backprop(), rectgrad(80), deeplift(), lrp_epsilon()]
+
+
+@pytest.mark.parametrize("method", RULED, ids=["guided", "rectgrad", "deeplift", "lrp"])
+def test_an_autograd_function_of_ones_own_is_named(method: pl.Method) -> None:
+    net, x = seeded(lambda: Net(OwnReLU.apply)), images(2, 12)
+    with pytest.raises(pl.RuleNotApplied, match=r"OwnReLU: a torch\.autograd\.Function of the model's own"):
+        method(net, x, [0, 1])
+    above = method(net, x, [0, 1], "second")["second"]  # nothing of its own lies above
+    assert relative_error(above, method(seeded(Net), x, [0, 1], "second")["second"]) < 1e-12
+
+
+def test_where_no_rule_is_meant_for_it_it_is_let_alone() -> None:
+    own, plain, x = seeded(lambda: Net(OwnReLU.apply)), seeded(Net), images(2, 12)
+    for variant in ("original", "backward", "forward"):
+        found = pl.Gradient()(own, x, [0, 1], "all", variant=variant)
+        expected = pl.Gradient()(plain, x, [0, 1], "all", variant=variant)
+        assert all(relative_error(found[layer], expected[layer]) < 1e-12 for layer in expected)
+
+
+class OwnStride(torch.autograd.Function):
+    """A strided convolution that no rule sees inside."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return F.conv2d(x, weight, stride=2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return F.conv_transpose2d(gradient, *ctx.saved_tensors, stride=2), None
+
+
+def test_a_hidden_convolution_is_named_if_a_rule_of_convolutions_is_asked_for() -> None:
+    weight = torch.ones(8, 8, 2, 2, dtype=torch.float64)
+    net, x = seeded(lambda: Net(lambda y: OwnStride.apply(y, weight))), images(2, 12)
+    pl.Gradient()(net, x, 0)
+    with pytest.raises(pl.RuleNotApplied, match="OwnStride"):
+        pl.Gradient()(net, x, 0, variant="backward")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_activation_beside_others_is_refused() -> None:
+    scripted = torch.jit.script(lambda_relu)
+    net, x = seeded(lambda: Net(scripted)), images(2, 12)
+    with pytest.raises(pl.RuleNotApplied, match="relu x1 ran where operations are hidden"):
+        guided_backprop()(net, x, 0)
+    assert relative_error(pl.Gradient()(net, x, 0)["input"], pl.Gradient()(seeded(Net), x, 0)["input"]) < 1e-12
+
+
+def lambda_relu(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@pytest.mark.parametrize("gate", [lambda x: torch.where(x > 0.1, x, 0), lambda x: x * (x > 0.1)])
+def test_a_gate_beside_activations_is_warned_of(gate) -> None:
+    net, x = seeded(lambda: Net(gate)), images(2, 12)
+    with pytest.warns(pl.errors.RuleWarning, match="1 gate such as"):
+        guided_backprop()(net, x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Gradient()(net, x, 0)  # no rule, nothing to miss
+        guided_backprop()(net, x, 0, "second")
+
+
+def test_masks_of_channels_are_no_gates() -> None:
+    kept = torch.tensor([True, False] * 4)[:, None, None]
+    net, x = seeded(lambda: Net(lambda y: torch.where(kept, F.relu(y), 0))), images(2, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guided_backprop()(net, x, 0)
+
+
+class Checkpointed(Net):
+    """Recomputes both halves in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = checkpoint(self.low, x, use_reentrant=False)
+        return self.head(checkpoint(self.high, low, use_reentrant=False).mean((2, 3)))
+
+
+class Reentrant(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.high, self.low(x), use_reentrant=True).mean((2, 3)))
+
+
+@pytest.mark.parametrize("variant", ["original", "backward"])
+@pytest.mark.parametrize("method", [pl.Gradient(), *RULED, pl.Gradient().integrated(4)], ids=str)
+def test_gradient_checkpointing_changes_nothing(method: pl.Method, variant: str) -> None:
+    x = images(2, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = method(seeded(Checkpointed), x, [0, 1], ["input", "first"], variant=variant)
+        expected = method(seeded(Net), x, [0, 1], ["input", "first"], variant=variant)
+    assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+def test_reentrant_checkpointing_is_refused() -> None:
+    with pytest.raises(pl.PellucidError, match="checkpoint"):
+        pl.Gradient()(seeded(Reentrant), images(2, 12), 0)
+    with pytest.raises(pl.PellucidError, match="heckpoint"):
+        guided_backprop()(seeded(Reentrant), images(2, 12), 0)
+
+
+class Frozen(Net):
+    """The lower half runs without gradients, as frozen feature extractors do."""
+
+    def low(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().low(x)
+
+
+class FrozenBranch(Net):
+    """A part of the way from the image runs without gradients."""
+
+    def low(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            frozen = super().low(x)
+        return frozen + x.mean(1, keepdim=True)
+
+
+class Detached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_parts_without_gradients_are_named() -> None:
+    x = images(2, 12)
+    with pytest.raises(pl.PellucidError, match=r"no_grad"):
+        pl.Gradient()(seeded(Frozen), x, 0)
+    with pytest.raises(pl.PellucidError, match=r"conv2d.*no_grad"):
+        pl.Gradient()(seeded(FrozenBranch), x, 0)
+    with pytest.raises(pl.PellucidError, match=r"'first' runs under torch.no_grad"):
+        pl.Gradient()(seeded(Frozen), x, 0, "first")
+    with pytest.raises(pl.PellucidError, match="carry no gradient"):
+        pl.Gradient()(seeded(Detached), x, 0)
+    with pytest.warns(pl.errors.SkippedLayerWarning, match="'first' runs under"):
+        found = pl.Gradient()(seeded(Frozen).requires_grad_(), x, 0, "*s*")  # first, second
+    expected = pl.Gradient()(seeded(Net), x, 0, "second")
+    assert list(found) == ["second"]
+    assert torch.equal(found["second"], expected["second"])
+
+
+def test_the_padding_trick_says_when_it_is_what_empties_a_map() -> None:
+    with pytest.warns(pl.EmptyMapWarning, match="PaddingTrick.*lets nothing through maps of two pixels or less"):
+        rectgrad(0)(seeded(Net), images(2, 3), 0)
+    with pytest.warns(pl.EmptyMapWarning) as caught:
+        rectgrad(100)(seeded(Net), images(2, 12), 0)
+    assert not any("PaddingTrick" in str(one.message) for one in caught)
