@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
+import torch
 from torch import Tensor
 
-from ..heatmap import Channels, Upsampling, heatmap
+from ..errors import require_choice
+from ..heatmap import Channels, Upsampling, clip_percentiles, heatmap
 from ..layouts import Layout
 from ..methods.base import Attributions, Method
 from ..passes import DEFAULT_MAX_BATCH
@@ -47,8 +49,8 @@ class Case:
     Attributes:
         scorer: the model that is scored, which need not be the one that was explained.
         scored: the class (B,) of each image whose score is followed.
-        method, explained, variant, seed, layouts: what made the attributions; ``explain`` calls it again.
-            ``seeds`` are of each image's noise, where these differ.
+        method, explained, variant, seed, layouts: what made the attributions; ``explain`` calls it again. The
+            noise of all images is the seed's, or each image's its own of ``seeds``.
         images: (B, C, H, W), as the model takes them.
         attributions: by layer, with the explained ``targets`` (B,).
         labels: true classes (B,), where known.
@@ -67,7 +69,7 @@ class Case:
     scored: Tensor
     variant: Variant = ORIGINAL
     seed: int = 0
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] | None = None
     max_batch: int = DEFAULT_MAX_BATCH
     layouts: Mapping[str, str | Layout] = field(default_factory=dict)
     labels: Tensor | None = None
@@ -89,12 +91,15 @@ class Case:
         """The layers explained."""
         return tuple(self.attributions)
 
+    @property
+    def _noise(self) -> int | tuple[int, ...]:
+        return self.seed if self.seeds is None else self.seeds
+
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
         """What several metrics share, computed by the first that asks."""
         if key not in self._shared:
             self._shared[key] = compute()
-        value: _T = self._shared[key]
-        return value
+        return cast(_T, self._shared[key])
 
     def heatmaps(self, layer: str) -> Tensor:
         """The heatmaps (B, H, W) of a layer, of the images' size."""
@@ -108,7 +113,11 @@ class Case:
         return heatmap(attribution, (height, width), channels or self.channels, self.upsampling, clip)
 
     def explain(
-        self, model: Any = None, images: Tensor | None = None, targets: Any = None, seeds: Sequence[int] = ()
+        self,
+        model: Any = None,
+        images: Tensor | None = None,
+        targets: Any = None,
+        seeds: Sequence[int] | None = None,
     ) -> Attributions:
         """The method again at the same layers, with another model, other images or other classes.
 
@@ -121,7 +130,7 @@ class Case:
             self.targets if targets is None else targets,
             self.layers,
             variant=self.variant,
-            seed=seeds or self.seeds or self.seed,
+            seed=self._noise if seeds is None else seeds,
             max_batch=self.max_batch,
             layouts=self.layouts,
         )
@@ -169,6 +178,28 @@ class MapMetric(Metric):
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer; raises what ``values`` raises."""
         return {layer: Measured(self.values(self.maps(case, layer), case)) for layer in case.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessedMapMetric(MapMetric):
+    """A metric of heatmaps that are processed first, as RectGrad does.
+
+    ``channels`` reduces the attribution, None as the case does; ``clip`` gives two percentiles
+    (``pellucid.clip_percentiles``), (95, 100) for RectGrad's baselines, or None.
+    """
+
+    channels: Channels | None = None
+    clip: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            require_choice("channels", self.channels, Channels)
+        if self.clip is not None:
+            clip_percentiles(torch.zeros(1, 1, 1), *self.clip)  # refuses what are no percentiles
+
+    def maps(self, case: Case, layer: str) -> Tensor:
+        """The layer's processed maps (B, H, W), of the images' size."""
+        return case.heatmap(case.attributions[layer], self.channels, self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,9 +103,6 @@ class EdgeDifferentiation(VisualRating):
 
     A computed stand-in for what Nielsen et al. rated by eye, "how visibly contrasted the edges of the object
     are": the edges are the image's strongest (``image_edges``), or those of its mask (``outline``).
-
-    Raises:
-        InvalidData: ``of="object"`` without masks, or with masks that do not fit the images.
     """
 
     name = "edge_differentiation"
@@ -131,9 +128,6 @@ class VisualCoherence(VisualRating):
 
     A computed stand-in for what Nielsen et al. rated by eye, "how accurately the map highlights the object of
     interest and how much spillover there is": with ``of="object"`` bright pixels off its mask or boxes spill over.
-
-    Raises:
-        InvalidData: ``of="object"`` without masks or boxes, or with some that do not fit the images.
     """
 
     name = "visual_coherence"

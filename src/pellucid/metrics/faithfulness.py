@@ -137,9 +137,6 @@ def curves(
 
     All of them share one queue of full batches (``Queue``): memory does not grow with steps or kinds, and with
     maps only by their ranks. Kinds by name have RISE's references.
-
-    Raises:
-        InvalidMap, InvalidParameter, InvalidTarget, InvalidModel: as for ``insertion``.
     """
     pixels = images[0, 0].numel()
     require_steps(steps, tolerance, pixels)

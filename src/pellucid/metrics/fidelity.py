@@ -21,30 +21,21 @@ _SMOOTH = "Smooth Deep Saliency"
 
 
 def _probabilities(case: Case, variant: Variant) -> Tensor:
-    """Probabilities (B, classes) of the explained model, as it is or under the case's variant."""
-    return case.once(("probabilities", variant == ORIGINAL), lambda: _run(case, variant))
+    """Probabilities (B, classes) of the explained model, as it is or under the case's variant.
 
-
-def _run(case: Case, variant: Variant) -> Tensor:
-    """Softmax, or sigmoid where the case is scored by it; the scorer's own passes where it is the same model.
-
-    In full precision: the rounding of a faster one would pass for a difference.
+    Softmax, or sigmoid where the case is scored by it, in full precision: the rounding of a faster one would pass
+    for a difference. Where the scorer's model is the same, its own passes serve.
     """
     scorer = case.scorer
     same = scorer.model is case.explained and scorer.variant == variant
     if not same or scorer.output == "logits" or scorer.precision != "full":
         output: Output = "sigmoid" if scorer.output == "sigmoid" else "softmax"
         scorer = Scorer(case.explained, variant, output, case.max_batch)
-    return scorer.of(case.images)
+    return case.once(("probabilities", variant == ORIGINAL), lambda: scorer.of(case.images))
 
 
 def _labels(case: Case) -> Tensor:
-    """The true classes (B,).
-
-    Raises:
-        InvalidData: they are not known.
-        InvalidTarget: they do not fit the images or the model.
-    """
+    """The true classes (B,); ``InvalidData`` where they are not known."""
     if case.labels is None:
         raise InvalidData("the images' true classes are not known; give labels, or leave out this metric")
     known = require_targets(case.labels, case.images)
@@ -66,7 +57,7 @@ class _OfModel(Metric):
         """One value per image (B,)."""
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image, at no layer; raises what ``values`` raises."""
+        """One value per image, at no layer."""
         return {"": Measured(self.values(case))}
 
 
@@ -81,12 +72,7 @@ class Top1(_OfModel):
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
     def values(self, case: Case) -> Tensor:
-        """Whether the true class wins.
-
-        Raises:
-            InvalidData: the true classes are not known.
-            InvalidTarget: they do not fit the images or the model.
-        """
+        """Whether the true class wins."""
         probabilities = _probabilities(case, case.variant)
         return (probabilities.argmax(1) == _labels(case)).to(probabilities.dtype)
 
@@ -109,9 +95,6 @@ class TargetDifference(_OfModel):
 
     ``at``: ``"label"`` is the true class (the paper), ``"explained"`` the class of the map, ``"auto"`` the
     true class where labels are known, else the explained one.
-
-    Raises:
-        InvalidParameter: an unknown choice of the class.
     """
 
     name = "target_difference"
@@ -123,12 +106,7 @@ class TargetDifference(_OfModel):
         require_choice("at", self.at, _At)
 
     def values(self, case: Case) -> Tensor:
-        """The difference at the class.
-
-        Raises:
-            InvalidData: ``at="label"`` and the true classes are not known.
-            InvalidTarget: they do not fit the images or the model.
-        """
+        """The difference at the class."""
         explained = self.at == "explained" or (self.at == "auto" and case.labels is None)
         classes = (case.targets if explained else _labels(case))[:, None]
         both = torch.stack([_probabilities(case, ORIGINAL), _probabilities(case, case.variant)])

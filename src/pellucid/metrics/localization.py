@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidData, InvalidParameter, require_choice, require_count
-from ..heatmap import Channels, clip_percentiles
-from .base import Axis, Case, MapMetric, Need
+from ..heatmap import Channels
+from .base import Axis, Case, MapMetric, Need, ProcessedMapMetric
 
 if TYPE_CHECKING:
     from ..data.sources import Box
@@ -33,8 +33,8 @@ def object_masks(case: Case) -> Tensor:
     """The object of each image, (B, H, W) bool: the case's masks, or else the union of its boxes.
 
     Raises:
-        InvalidData: no masks and no boxes; masks of another size, number or type than the images need; a box
-            that leaves its image or is empty; an object of no pixel.
+        InvalidData: neither is known, or fits the images; a box that is empty or leaves its image; an object of no
+            pixel.
     """
     return case.once("object masks", lambda: _checked(case, _boxed(case) if case.masks is None else case.masks))
 
@@ -45,8 +45,7 @@ def _boxed(case: Case) -> Tensor:
     if len(case.boxes) != len(case.images):
         raise InvalidData(f"boxes of {len(case.boxes)} images for {len(case.images)} images; give a list for each")
     height, width = case.images.shape[-2:]
-    rows = [box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)]
-    return torch.stack(rows)
+    return torch.stack([box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)])
 
 
 def _checked(case: Case, masks: Tensor) -> Tensor:
@@ -65,11 +64,7 @@ def _checked(case: Case, masks: Tensor) -> Tensor:
 
 
 def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image") -> Tensor:
-    """The union of boxes as a mask (H, W): the pixels whose centers lie inside one.
-
-    Raises:
-        InvalidData: a box without width or height, or one that leaves the image, naming it.
-    """
+    """The union of boxes as a mask (H, W): the pixels whose centers lie inside one; ``InvalidData`` as above."""
     height, width = size
     rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     mask = torch.zeros(height, width, dtype=torch.bool)
@@ -102,20 +97,9 @@ class _OnObjects(MapMetric):
         """One value per image (B,) of maps (B, H, W) and objects (B, H, W) bool."""
 
     def values(self, maps: Tensor, case: Case) -> Tensor:
-        """What is located, NaN for the images without background: nothing can miss an object that fills its image.
-
-        Raises:
-            InvalidData: objects that do not fit the images (``object_masks``).
-        """
+        """What is located, NaN for images without background: nothing can miss an object that fills its image."""
         objects = object_masks(case)
         return self.located(maps, objects).masked_fill(objects.flatten(1).all(1), torch.nan)
-
-
-def _share_outside(maps: Tensor, objects: Tensor, power: int) -> Tensor:
-    """sum_outside |m|^power / sum |m|^power; NaN where all is 0."""
-    # Divided by the largest magnitude first, so that no square underflows.
-    mass = (maps / maps.abs().amax((1, 2), keepdim=True)).abs() ** power
-    return (mass * ~objects).sum((1, 2)) / mass.sum((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +114,22 @@ class MassOutside(_OnObjects):
     higher_is_better = False
     paper = f"{RECTGRAD}, Fig. 8a, divided by the whole map's mass"
     undefined = "the map is zero everywhere, or the object fills the image"
+    power: ClassVar[int] = 1
 
     def located(self, maps: Tensor, objects: Tensor) -> Tensor:
-        """The share of sum |m|."""
-        return _share_outside(maps, objects, power=1)
+        """The share of sum |m|^power."""
+        # Divided by the largest magnitude first, so that no square underflows.
+        mass = (maps / maps.abs().amax((1, 2), keepdim=True)).abs() ** self.power
+        return (mass * ~objects).sum((1, 2)) / mass.sum((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyOutside(_OnObjects):
+class EnergyOutside(MassOutside):
     """Share of the map's energy on the background: sum_outside m^2 / sum m^2, 0 to 1."""
 
     name = "energy_outside"
-    unit = "share"
-    higher_is_better = False
     paper = "Wang et al., Score-CAM, Sec. 4.3 (energy-based pointing game), of squares and outside"
-    undefined = "the map is zero everywhere, or the object fills the image"
-
-    def located(self, maps: Tensor, objects: Tensor) -> Tensor:
-        """The share of sum m^2."""
-        return _share_outside(maps, objects, power=2)
+    power = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +140,6 @@ class PointingGame(_OnObjects):
     object: what breaking the tie at random gives on average. ``tolerance`` is the distance in pixels (of the
     image explained) within which a miss still counts; 0 asks for the object itself, the paper allows 15 on
     photos of full size. ``absolute`` asks for the maximum of |m|.
-
-    Raises:
-        InvalidParameter: a tolerance below 0.
     """
 
     name = "pointing_game"
@@ -194,8 +172,8 @@ def _dilated(masks: Tensor, radius: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Processed(MapMetric):
-    """A sum over maps processed as RectGrad does (``pellucid.clip_percentiles``), in the attribution's units."""
+class _RectGrad(ProcessedMapMetric):
+    """A sum over maps processed as for RectGrad's baselines, in the attribution's units."""
 
     axis: ClassVar[Axis] = "localization"
     unit = "sum of attribution"
@@ -204,22 +182,10 @@ class _Processed(MapMetric):
     channels: Channels = "sum"
     clip: tuple[float, float] | None = (95.0, 100.0)
 
-    def __post_init__(self) -> None:
-        require_choice("channels", self.channels, Channels)
-        if self.clip is not None:
-            clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
-
-    def maps(self, case: Case, layer: str) -> Tensor:
-        """The layer's processed maps (B, H, W), of the images' size."""
-        return case.heatmap(case.attributions[layer], self.channels, self.clip)
-
 
 @dataclass(frozen=True, kw_only=True)
-class BackgroundMass(_Processed, _OnObjects):
-    """Sum of |map| over the background's pixels, 0 or more, of maps processed as RectGrad does.
-
-    ``channels`` reduces the attribution; ``clip`` gives two percentiles, or None (see ``PatchMass``).
-    """
+class BackgroundMass(_RectGrad, _OnObjects):
+    """Sum of |map| over the background's pixels, 0 or more, of maps processed as RectGrad does (``PatchMass``)."""
 
     name = "background_mass"
     paper = f"{RECTGRAD}, Fig. 8a"
@@ -231,7 +197,7 @@ class BackgroundMass(_Processed, _OnObjects):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchMass(_Processed):
+class PatchMass(_RectGrad):
     """What a map attributes to a patch that carries no information: ``size`` x ``size`` pixels at (x0, y0).
 
     ``mass``: ``"signed"``, the sum of the processed map (the released code; the best value is 0, so it ranks
@@ -239,9 +205,6 @@ class PatchMass(_Processed):
     text); ``"share"``, that divided by the whole map's, 0 to 1, which compares maps of different scale.
     ``channels`` and ``clip`` process the map: (95, 100) for RectGrad's baselines; for RectGrad's own maps the
     paper thresholds each channel instead, ``channels="positive_sum", clip=None``.
-
-    Raises:
-        InvalidParameter: a patch of no pixels or with a corner below 0, an unknown mass or reduction.
     """
 
     name = "patch_mass"
@@ -254,7 +217,7 @@ class PatchMass(_Processed):
     mass: Mass = "signed"
 
     def __post_init__(self) -> None:
-        _Processed.__post_init__(self)
+        _RectGrad.__post_init__(self)
         require_count("size", self.size)
         require_choice("mass", self.mass, Mass)
         for name, value in (("x0", self.x0), ("y0", self.y0)):
@@ -262,11 +225,7 @@ class PatchMass(_Processed):
                 raise InvalidParameter(f"{name}={value!r}: give a whole number of pixels, 0 or more")
 
     def values(self, maps: Tensor, case: Case) -> Tensor:
-        """The mass of the patch.
-
-        Raises:
-            InvalidParameter: the patch leaves the images.
-        """
+        """The mass of the patch."""
         height, width = maps.shape[-2:]
         if self.x0 + self.size > width or self.y0 + self.size > height:
             raise InvalidParameter(

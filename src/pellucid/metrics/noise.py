@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ..errors import InvalidParameter, require_choice
-from ..heatmap import Channels, clip_percentiles
-from .base import Axis, Case, MapMetric
+from ..errors import InvalidParameter
+from .base import Axis, Case, MapMetric, ProcessedMapMetric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
 _EPSILON = 1e-6
@@ -62,14 +60,10 @@ class TotalVariation(MapMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawTotalVariation(MapMetric):
+class RawTotalVariation(ProcessedMapMetric):
     """Sum of absolute differences of neighboring pixels of the heatmap, in the attribution's own units.
 
-    ``channels`` reduces the attribution, None as the experiment does; ``clip`` gives two percentiles that process
-    the map first (``pellucid.clip_percentiles``), (95, 100) for RectGrad's baselines.
-
-    Raises:
-        InvalidParameter: an unknown reduction, or percentiles that are none.
+    ``channels`` and ``clip`` process the map first (``ProcessedMapMetric``).
     """
 
     name = "raw_total_variation"
@@ -78,19 +72,6 @@ class RawTotalVariation(MapMetric):
     higher_is_better = False
     paper = "RectGrad, Sec. 5.2, Fig. 8b"
 
-    channels: Channels | None = None
-    clip: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.channels is not None:
-            require_choice("channels", self.channels, Channels)
-        if self.clip is not None:
-            clip_percentiles(torch.zeros(1, 1, 1), *self.clip)
-
-    def maps(self, case: Case, layer: str) -> Tensor:
-        """The processed heatmaps as one channel (B, 1, H, W)."""
-        return case.heatmap(case.attributions[layer], self.channels, self.clip)[:, None]
-
     def values(self, maps: Tensor, case: Case) -> Tensor:
-        """The sum of differences."""
-        return total_variation(maps, normalized=False)
+        """The sum of differences of one channel."""
+        return total_variation(maps[:, None], normalized=False)

@@ -27,15 +27,25 @@ _LOGITS = "0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FeatureOcclusion(Metric):
-    """The drop of the scored class's margin as units of a layer become 0, ``levels`` fractions, random orders."""
+class BackgroundOcclusion(Metric):
+    """How much of its margin the scored class loses when a layer's background units are switched off.
 
+    Units (channel, row, column) whose cell lies on the background are set to 0 in random orders, at ``levels``
+    even fractions from 0 to 1 of them. Logits are averaged over the ``orders`` first; the margin is then the
+    class's logit minus the highest other. The value is margin(0) - integral_0^1 margin(t) dt, in logits: the
+    mean loss; below 0 where the class gains. The curve holds the margins. It grades a layer of the scored model:
+    all methods share it. The paper took 100 levels and 50 orders. Both ends are run once, for their order does
+    not matter: (levels - 2) orders + 2 rows per image, through the network above the layer only.
+    """
+
+    name = "background_occlusion"
+    higher_is_better = False
     axis: ClassVar[Axis] = "occlusion"
     unit = "logits"
     paper = "Kim et al., Why are Saliency Maps Noisy? (RectGrad), Sec. 3, Fig. 3: feature-map occlusion"
     undefined = "no unit of the layer lies there"
     needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
-    on_object: ClassVar[bool]
+    on_object: ClassVar[bool] = False
 
     levels: int = 11
     orders: int = 10
@@ -52,20 +62,9 @@ class _FeatureOcclusion(Metric):
         return [level / (self.levels - 1) for level in range(self.levels)]
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value and one curve of margins per image and layer.
-
-        Raises:
-            InvalidData: objects that do not fit the images (``object_masks``).
-            InvalidLayer: a layer whose output is no map (C, h, w).
-            InvalidModel: the scored model has one class only.
-        """
-        network = Network(
-            nn.Sequential(case.scorer.model),
-            (*case.scorer.rules, FrozenBatchNorm()),
-            case.images,
-            case.scored,
-            case.scorer.max_batch,
-        )
+        """One value and one curve of margins per image and layer."""
+        scorer, rules = case.scorer, (*case.scorer.rules, FrozenBatchNorm())
+        network = Network(nn.Sequential(scorer.model), rules, case.images, case.scored, scorer.max_batch)
         objects = object_masks(case)
         activations = case.once(("activations", case.layers), lambda: _activations(case, network))
         return {layer: self._measured(network, case, layer, activations[layer], objects) for layer in case.layers}
@@ -118,11 +117,7 @@ class _FeatureOcclusion(Metric):
 
 
 def unit_masks(objects: Tensor, activations: Tensor, layer: str) -> Tensor:
-    """Which units of a layer lie on the object, (B, 1, h, w) bool: those at least half of whose cell it covers.
-
-    Raises:
-        InvalidLayer: activations that are not (B, C, h, w).
-    """
+    """Which units of a layer lie on the object, (B, 1, h, w) bool: those at least half of whose cell it covers."""
     if activations.dim() != 4:
         raise InvalidLayer(
             f"layer {layer!r} gives shape {tuple(activations.shape)}, no maps (batch, channels, h, w) whose units "
@@ -138,11 +133,10 @@ def _inside(layer: str) -> str:
 
 def _activations(case: Case, network: Network) -> dict[str, Tensor]:
     """The activations of all layers at the images, from one pass."""
-    layers = [_inside(layer) for layer in case.layers]
-    parts = []
+    layers, parts = [_inside(layer) for layer in case.layers], []
     for origin in torch.arange(len(case.images), device=case.images.device).split(network.max_batch):
         parts.append(network.forward(Points(case.images[origin], origin, ()), layers).activations)
-        case.scorer.passes, case.scorer.rows = case.scorer.passes + 1, case.scorer.rows + len(origin)
+        case.scorer.count(len(origin))
     layouts = layouts_of(case.scorer.model, case.layers, case.images, {}, network.max_batch)
     for layer, name in zip(case.layers, layers, strict=True):
         if name not in parts[0]:
@@ -160,7 +154,7 @@ def _activations(case: Case, network: Network) -> dict[str, Tensor]:
 def _logits_above(network: Network, scorer: Scorer, layer: str, image: int, rows: Tensor) -> Tensor:
     """Logits of activations of a layer (n, C, h, w) that stem from one image; the passes are counted."""
     origin = torch.full((len(rows),), image, device=rows.device)
-    scorer.passes, scorer.rows = scorer.passes + 1, scorer.rows + len(rows)
+    scorer.count(len(rows))
     return network.forward(Points(rows, origin, (), _inside(layer)), (_LOGITS,)).activations[_LOGITS]
 
 
@@ -187,33 +181,10 @@ def _margins(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackgroundOcclusion(_FeatureOcclusion):
-    """How much of its margin the scored class loses when a layer's background units are switched off.
-
-    Units (channel, row, column) whose cell lies on the background are set to 0 in random orders, at ``levels``
-    even fractions from 0 to 1 of them. Logits are averaged over the ``orders`` first; the margin is then the
-    class's logit minus the highest other. The value is margin(0) - integral_0^1 margin(t) dt, in logits: the
-    mean loss; below 0 where the class gains. The curve holds the margins. It grades a layer of the scored model:
-    all methods share it. The paper took 100 levels and 50 orders. Both ends are run once, for their order does
-    not matter: (levels - 2) orders + 2 rows per image, through the network above the layer only.
-
-    Raises:
-        InvalidParameter: fewer than 2 levels or 1 order.
-    """
-
-    name = "background_occlusion"
-    higher_is_better = False
-    on_object = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectOcclusion(_FeatureOcclusion):
+class ObjectOcclusion(BackgroundOcclusion):
     """How much of its margin the scored class loses when a layer's object units are switched off.
 
     As ``BackgroundOcclusion``, of the units on the object: a decision that rests on the object loses much.
-
-    Raises:
-        InvalidParameter: fewer than 2 levels or 1 order.
     """
 
     name = "object_occlusion"

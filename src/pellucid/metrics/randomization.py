@@ -97,11 +97,7 @@ def randomized(model: nn.Module, down_to: str, way: RandomizationWay = "moments"
     """The copy of a ``cascade`` that is random from the top down to a module, which is included.
 
     ``down_to``: one of ``groups(model)``; a module that holds some of them, such as ``layer3``; or ``"all"``,
-    the cascade's end.
-
-    Raises:
-        UnknownName: no such module, or one inside a group.
-        InvalidParameter, InvalidModel: as ``cascade``.
+    the cascade's end. Else raises ``UnknownName``.
     """
     require_way("cascading", way, biases=False, drift=False)
     model = unwrapped(model)

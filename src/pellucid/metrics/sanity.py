@@ -73,11 +73,6 @@ class Cascade(SharedMetric):
         """Metrics that ``grade`` measures at each step."""
         return ()
 
-    def copies(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
-        """The randomized copies."""
-        groups, biases, drift = self.groups, self.biases, self.drift
-        return cascade(model, self.order, self.way, self.seed, groups=groups, biases=biases, drift=drift)
-
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
@@ -92,6 +87,11 @@ class Cascade(SharedMetric):
         """Metrics of equal cascades share the copies' maps."""
         return "cascade", *(getattr(self, setting.name) for setting in fields(Cascade))
 
+    def copies(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+        """The randomized copies."""
+        groups, biases, drift = self.groups, self.biases, self.drift
+        return cascade(model, self.order, self.way, self.seed, groups=groups, biases=biases, drift=drift)
+
     def measure_all(self, case: Case, metrics: Sequence[Cascade]) -> Mapping[Cascade, dict[str, Measured]]:
         """All metrics of equal cascades; only their values outlive a step."""
         names, asked = ["original"], tuple(asked for metric in metrics for asked in metric.asks)
@@ -102,17 +102,12 @@ class Cascade(SharedMetric):
             step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
             for metric in metrics:
                 grades[metric].append(metric.grade(case, step))
-        return {metric: _by_layer(case, metric, grades[metric], names) for metric in metrics}
+        return {metric: metric._by_layer(grades[metric], names) for metric in metrics}
 
-
-def _by_layer(
-    case: Case, metric: Cascade, grades: Sequence[Mapping[str, Tensor]], names: Sequence[str]
-) -> dict[str, Measured]:
-    curves = {layer: torch.stack([grade[layer] for grade in grades], 1) for layer in case.layers}
-    return {
-        layer: Measured(metric.sum_up(curve), curve, range(len(names)), tuple(names))
-        for layer, curve in curves.items()
-    }
+    def _by_layer(self, grades: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, Measured]:
+        curves = {layer: torch.stack([grade[layer] for grade in grades], 1) for layer in grades[0]}
+        steps = range(len(names)), tuple(names)
+        return {layer: Measured(self.sum_up(curve), curve, *steps) for layer, curve in curves.items()}
 
 
 def _explained(case: Case, model: nn.Module, targets: Any) -> Attributions:
@@ -131,7 +126,7 @@ def _explained(case: Case, model: nn.Module, targets: Any) -> Attributions:
 def _row(case: Case, model: nn.Module, targets: Any, one: slice) -> Attributions:
     try:
         classes = targets if isinstance(targets, str) else targets[one]
-        return case.explain(model, case.images[one], classes, case.seeds[one])
+        return case.explain(model, case.images[one], classes, case.seeds and case.seeds[one])
     except InvalidModel:
         empty = {layer: torch.zeros_like(value[one]) for layer, value in case.attributions.items()}
         return Attributions(empty, case.targets[one])

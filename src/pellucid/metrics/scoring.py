@@ -88,10 +88,13 @@ class Scorer:
             self._require(torch.stack(sound).all())
         return torch.cat(followed)
 
+    def count(self, rows: int) -> None:
+        """Count a forward pass of so many rows."""
+        self.passes, self.rows = self.passes + 1, self.rows + rows
+
     def _forward(self, rows: Tensor) -> Tensor:
         assert len(rows) <= self.max_batch
-        self.passes += 1
-        self.rows += len(rows)
+        self.count(len(rows))
         if self._channels_last and rows.device.type == "cpu":
             # Convolutions without gradients run faster so. A model that takes strides for granted (.view) says so.
             try:

@@ -103,9 +103,6 @@ class AdversarialChange(_Change):
     ``epsilon`` is a fraction of each image's max - min (0.005, the paper's 0.01 for pixels in [-1, 1]), or in
     the model's input units if not ``relative``. ``bounds`` are the lowest and highest pixel, in those units, to
     which x' is clipped; None is each image's own. ``similarity``: ``"spearman"`` or ``"cosine"``.
-
-    Raises:
-        InvalidParameter: epsilon not above 0, bounds out of order, an unknown similarity.
     """
 
     name = "adversarial_change"
@@ -153,9 +150,6 @@ class ClassChange(_Change):
     ``other``: ``"second"``, the highest logit but the explained class's; ``"least"``, the lowest; ``"random"``,
     any other class, from the case's seed; or a class number. Logits are those of the explained model as it is.
     A map that is the same for every class cannot explain why this one was chosen.
-
-    Raises:
-        InvalidParameter: an unknown choice of the other class or of the similarity.
     """
 
     name = "class_change"
@@ -172,12 +166,7 @@ class ClassChange(_Change):
             raise InvalidParameter(f"other={self.other}: give a class number, 0 or more, or a name")
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image and layer; one more explanation, shared by all settings of one other class.
-
-        Raises:
-            InvalidModel: the model has one class only.
-            InvalidTarget: the model has no class of that number.
-        """
+        """One value per image and layer; one more explanation, shared by all settings of one other class."""
         classes = self.others(case)
         after = _for_classes(case, self.other, classes)
         return self.changes(case, case.attributions, after, classes != case.targets)
