@@ -25,7 +25,7 @@ from .outputs import Classifier, Difference, two_answers
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
-from .rules.lrp import AlphaBetaLRP, EpsilonLRP, GammaLRP, ZBoxLRP
+from .rules.lrp import AlphaBetaLRP, AttentionLRP, EpsilonLRP, GammaLRP, NormalizationLRP, ZBoxLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
 from .sampling import Noise, Path, Sampling
@@ -38,6 +38,7 @@ __all__ = [
     "METRICS",
     "VARIANTS",
     "AlphaBetaLRP",
+    "AttentionLRP",
     "Attributions",
     "BackwardRule",
     "Case",
@@ -60,6 +61,7 @@ __all__ = [
     "Method",
     "Metric",
     "Noise",
+    "NormalizationLRP",
     "PaddingTrick",
     "Path",
     "PellucidError",

@@ -15,6 +15,7 @@ from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
 from .methods.external import external
 from .methods.gradient import (
+    attnlrp,
     deconvnet,
     deeplift,
     gradient,
@@ -70,6 +71,7 @@ METHODS: Mapping[str, Entry] = {
     "rectgrad_prr": Entry("rectgrad(proportional=True)", f"{_RECTGRAD}, Appendix C.2"),
     "deeplift": Entry(deeplift, f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al."),
     "lrp_epsilon": Entry(lrp_epsilon, f"{_RECTGRAD}, baselines: epsilon = 1e-4"),
+    "attnlrp": Entry(attnlrp, "Achtibat et al., AttnLRP"),
     "gradcam": Entry(GradCAM, f"{_SMOOTH}, Sec. 3.3; Selvaraju et al."),
     "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
     "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),

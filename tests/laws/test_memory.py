@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import pellucid as pl
 
+pytestmark = pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")  # of LRP on a network with biases
+
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:

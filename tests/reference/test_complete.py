@@ -1,4 +1,4 @@
-"""DeepLIFT sums to the difference of logits at the input and at every block of today's vision networks.
+"""DeepLIFT sums to the difference of logits at every block of today's vision networks, and LRP to the logit.
 
 Small variants of timm's and torchvision's families, with random weights. Captum has rules for neither products nor
 normalizations, so its maps of these networks are not complete.
@@ -125,3 +125,21 @@ def test_captums_deeplift_of_a_convnext_is_not_complete() -> None:
     theirs = captum_input("DeepLift", model, x)
     difference = logits_of(model, x, TARGETS) - logits_of(model, torch.zeros_like(x), TARGETS)
     assert relative_error(theirs.flatten(1).sum(1), difference) > 0.05
+
+
+# Their class tokens and positions are constants, which take relevance as biases do.
+WITH_POSITIONS = [name for name in NETWORKS if name.startswith(("ViT", "EVA", "XCiT"))]
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WITH_POSITIONS])
+def test_epsilon_lrp_conserves_the_logit_of_a_network_without_biases(name: str) -> None:
+    model, x = network(name), batch(name)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            parameter.zero_()
+    for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.running_mean.zero_()
+    found = pl.method("lrp_epsilon", epsilon=1e-10)(model, x, TARGETS)
+    logits = logits_of(model, x, TARGETS)
+    assert float((found.residuals["input"] / logits).abs().max()) < 1e-4
+    assert relative_error(found["input"].flatten(1).sum(1), logits) < 1e-4

@@ -81,6 +81,7 @@ def test_c27_a_window_of_maxima_carries_its_whole_difference() -> None:
     assert turned.flatten().tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")  # a large epsilon keeps some
 def test_c28_epsilon_lrp_tends_to_input_x_gradient_linearly_in_epsilon() -> None:
     """|a / (z + eps) - 1| = eps / (z + eps): halving a small epsilon halves the difference."""
     model, x = relu_network(False, False, 0), images(2, 8, 0)

@@ -53,6 +53,7 @@ RULED = [guided_backprop(), rectgrad(80), deeplift(), lrp_epsilon()]
 
 
 @pytest.mark.parametrize("method", RULED, ids=["guided", "rectgrad", "deeplift", "lrp"])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
 def test_an_autograd_function_of_ones_own_is_named(method: pl.Method) -> None:
     net, x = seeded(lambda: Net(OwnReLU.apply)), images(2, 12)
     with pytest.raises(pl.RuleNotApplied, match=r"OwnReLU: a torch\.autograd\.Function of the model's own"):

@@ -14,6 +14,9 @@ import pellucid as pl
 from tests.networks import images, plain, relative_error, seeded
 from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward, naive_layers
 
+# Biases take relevance in most of these networks.
+pytestmark = pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+
 EPSILON = 1e-6
 BOX = ((-3.0, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
 
@@ -323,3 +326,169 @@ def test_z_box_refuses_pixels_that_cannot_hold_their_relevance() -> None:
     x[0, 0, 2, 2] = 0.0
     with pytest.raises(pl.PellucidError, match="1 pixels are exactly 0"):
         pl.Gradient(rules=(pl.ZBoxLRP(-6, 6),))(network(0), x, 0)
+
+
+# ------------------------------------------------------------------ normalization, gates and attention
+
+
+class Head(nn.Module):
+    """An operation on the image (3, 2, 2), then linear logits without a bias."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (3, 2, 2)) -> None:
+        super().__init__()
+        self.operation = operation
+        self.head = nn.Linear(operation(torch.zeros(1, *shape, dtype=torch.float64)).numel(), 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(x).flatten(1))
+
+
+def relevance_through(
+    operation: Callable[[Tensor], Tensor], x: Tensor, method: pl.Method
+) -> tuple[Tensor, Tensor]:
+    """The relevance that the operation's output has, and what the method makes of it at the input."""
+    model = seeded(lambda: Head(operation, tuple(x.shape[1:])))
+    y = operation(x)
+    return y * model.head.weight[1].view(y.shape[1:]), method(model, x, 1)["input"]
+
+
+LRP = pl.method("lrp_epsilon", epsilon=1e-12)
+ATTN = pl.method("attnlrp", epsilon=1e-12)
+
+
+def test_a_normalization_is_affine_with_a_constant_divisor() -> None:
+    """R_i = x_i / s (g_i - mean g), with g = R_y / y: relevance is conserved."""
+    x = images(2, 2)
+    for method in (LRP, ATTN):
+        above, found = relevance_through(lambda t: F.layer_norm(t, t.shape[1:], eps=0.1), x, method)
+        for row in range(2):
+            v = x[row].flatten().numpy()
+            s = np.sqrt(v.var() + 0.1)
+            g = above[row].flatten().numpy() / ((v - v.mean()) / s)
+            assert np.abs(found[row].flatten().numpy() - v / s * (g - g.mean())).max() < 1e-12
+        assert relative_error(found.flatten(1).sum(1), above.flatten(1).sum(1)) < 1e-12
+
+
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.layer_norm": lambda x: F.layer_norm(x, (2,)),
+    "by hand": lambda x: (x - x.mean(-1, True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt(),
+    "by rsqrt": lambda x: (x - x.mean(-1, True)) * ((x - x.mean(-1, True)).square().mean(-1, True) + 1e-5).rsqrt(),
+    "by a power": lambda x: (x - x.mean(-1, True)) * ((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-5) ** -0.5,
+    "F.group_norm": lambda x: F.group_norm(x.flatten(0, 2)[..., None], 1).view_as(x),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_every_spelling_of_a_normalization_gives_the_same_relevance(name: str) -> None:
+    x = images(2, 2)
+    _, expected = relevance_through(NORMALIZATIONS["F.layer_norm"], x, LRP)
+    assert relative_error(relevance_through(NORMALIZATIONS[name], x, LRP)[1], expected) < 1e-12
+
+
+ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "F": F.scaled_dot_product_attention,
+    "by hand": lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v,
+    "by einsum": lambda q, k, v: torch.einsum(
+        "bij,bjd->bid", (torch.einsum("bid,bjd->bij", q, k) / 2).softmax(-1), v
+    ),
+}
+
+
+def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, above: np.ndarray) -> tuple[np.ndarray, ...]:
+    """AttnLRP's relevances of queries, keys and values, in its own words: halves of products, Taylor's softmax."""
+    scores = q @ k.T / np.sqrt(q.shape[1])
+    weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    out = weights @ v
+    of_q, of_k, of_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for i in range(len(q)):
+        shares = (
+            weights[i][:, None] * v * (above[i] / (2 * out[i]))
+        )  # R_jp of the product of weight j and value jp
+        of_v += shares
+        of_weights = shares.sum(1)
+        of_scores = scores[i] * (of_weights - weights[i] * of_weights.sum())
+        for j in range(len(k)):
+            part = q[i] * k[j] / (q[i] @ k[j]) * of_scores[j] / 2
+            of_q[i] += part
+            of_k[j] += part
+    return of_q, of_k, of_v
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attnlrp_through_attention_is_its_formulas(name: str) -> None:
+    x = torch.randn(1, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    above, found = relevance_through(lambda t: ATTENTIONS[name](*t.unbind(1)), x, ATTN)
+    wanted = naive_attention(*x[0].numpy(), above[0].numpy())
+    assert np.abs(found[0].numpy() - np.array(wanted)).max() < 1e-11 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_epsilon_lrp_takes_attentions_weights_for_constants(name: str) -> None:
+    x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    above, found = relevance_through(lambda t: ATTENTIONS[name](*t.unbind(1)), x, LRP)
+    assert not found[:, :2].any()
+    assert relative_error(found[:, 2].flatten(1).sum(1), above.flatten(1).sum(1)) < 1e-12
+
+
+def test_a_gate_takes_nothing_and_a_product_of_equals_is_halved() -> None:
+    x = images(2, 2)
+    above, found = relevance_through(lambda t: t[:, 0] * (2 * t[:, 1]).sigmoid()[:, :, :1], x, LRP)
+    assert relative_error(found[:, 0], above) < 1e-12
+    assert not found[:, 1:].any()
+    above, found = relevance_through(lambda t: t[:, 0] * t[:, 1], x, LRP)
+    assert relative_error(found[:, 0], above / 2) < 1e-12
+    assert relative_error(found[:, 1], above / 2) < 1e-12
+    above, found = relevance_through(lambda t: t[:, 0] * t[:, 1].sigmoid(), x, ATTN)
+    assert relative_error(found[:, 0], above / 2) < 1e-12
+    slope = 1 - x[:, 1].sigmoid()  # of log sigmoid
+    assert relative_error(found[:, 1], above / 2 * x[:, 1] * slope) < 1e-12
+
+
+GATED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "silu": (F.silu, lambda x: x * torch.sigmoid(x)),
+    "silu, divided": (F.silu, lambda x: x / (1 + torch.exp(-x))),
+    "hardswish": (F.hardswish, lambda x: x * F.relu6(x + 3) / 6),
+    "hardswish, gate first": (F.hardswish, lambda x: F.hardtanh(x + 3, 0, 6) / 6 * x),
+    "mish": (F.mish, lambda x: x * torch.tanh(F.softplus(x))),
+    "gelu": (F.gelu, lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_an_activation_by_hand_has_the_relevance_of_its_function(name: str) -> None:
+    x = images(2, 2)
+    (above, expected), (_, found) = (relevance_through(f, x, LRP) for f in GATED[name])
+    assert relative_error(expected, above) < 1e-9
+    assert relative_error(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_trainable_factor_is_a_constant(frozen: bool) -> None:
+    """Also one computed from a parameter, such as the temperature of a cosine attention."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([[[0.5]]]))
+            self.head = nn.Linear(12, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(x * self.scale.clamp(max=1).exp()).flatten(1))
+
+    model, x = seeded(Scaled).requires_grad_(not frozen), images(2, 2)
+    for method in (LRP, ATTN, pl.DeepLift()):
+        found = method(model, x, 1)
+        assert relative_error(found["input"].flatten(1).sum(1), model(x)[:, 1].detach()) < 1e-12
+
+
+def test_relevance_that_does_not_sum_to_the_logit_is_told() -> None:
+    """Without the rule for normalizations theirs is all but 0, as nothing scales with the image."""
+    model = plain(nn.Flatten(), nn.LayerNorm(12, eps=0), nn.ReLU(), nn.Linear(12, 3), bias=False)
+    x = images(2, 2)
+    with pytest.warns(pl.CompletenessWarning, match="sums to .*, not to the logit .*epsilon"):
+        found = pl.Gradient(rules=(pl.EpsilonLRP(1e-9),), multiply=True)(model, x, 1)
+    assert torch.equal(found.residuals["input"], found["input"].flatten(1).sum(1) - model(x)[:, 1])
+    assert float(found["input"].flatten(1).sum(1).abs().max()) < 1e-11
+    kept = LRP(model, x, 1)
+    assert float(kept.residuals["input"].abs().max()) < 1e-11
+    assert not pl.Gradient(rules=(pl.EpsilonLRP(),))(model, x, 1).residuals  # no relevance, no promise

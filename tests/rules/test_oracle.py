@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import pellucid as pl
 from tests.networks import images, plain
 
-# High thresholds let nothing through some layers, in both implementations.
-pytestmark = pytest.mark.filterwarnings("ignore::pellucid.EmptyMapWarning")
+# High thresholds let nothing through some layers, and biases take relevance, in both implementations.
+pytestmark = pytest.mark.filterwarnings("ignore::pellucid.EmptyMapWarning", "ignore::pellucid.CompletenessWarning")
 
 SEEDS = (0, 1, 2)
 EXACT = 1e-11
@@ -690,7 +690,6 @@ def test_rescale_elementwise_takes_the_derivative_halfway_where_they_nearly_agre
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("pool", POOLS, ids=repr)
 @pytest.mark.parametrize("max_pool", ["rescale", "gradient"])
-@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
 def test_rescale_max_pool_carries_each_windows_difference(seed: int, pool: nn.Module, max_pool: str) -> None:
     generator = np.random.default_rng(seed)
     reference = generator.normal(size=3 * 36)
@@ -746,6 +745,8 @@ ORACLES: dict[str, object] = {
     "RescaleMaxPool": Rescale,
     "RescaleProduct": "tests/rules/test_deeplift.py: test_quotients_and_products_are_their_formulas",
     "RescaleSoftmax": "tests/rules/test_deeplift.py: def softmax_multipliers",
+    "NormalizationLRP": "tests/rules/test_lrp.py: test_a_normalization_is_affine",
+    "AttentionLRP": "tests/rules/test_lrp.py: def naive_attention",
     "GammaLRP": "tests/rules/test_lrp.py: def gamma",
     "AlphaBetaLRP": "tests/rules/test_lrp.py: def alpha_beta",
     "ZBoxLRP": "tests/rules/test_lrp.py: def z_box",

@@ -92,6 +92,15 @@ class Method(ABC):
         """The attribution at each point, for all layers from as few passes as can be."""
 
     @property
+    def promise(self) -> tuple[str, str]:
+        """What a complete attribution sums to, and what to do where it does not."""
+        if self.samplings:
+            return "logits' difference", "Take more steps, another baseline, or a layer that no skip passes by"
+        return "logits' difference", (
+            "Some operation has no rule of this method; or name a layer that no skip passes by"
+        )
+
+    @property
     def is_gradient(self) -> bool:
         """Whether the leaf is the gradient as it stands, of which a path integral is complete."""
         return False
@@ -198,18 +207,11 @@ class Method(ABC):
             if all(value is not None for value in expected):
                 wanted = _joined([value for value in expected if value is not None])
                 residuals[layer] = attribution.flatten(1).sum(1) - wanted
-                _warn_if_incomplete(layer, size, residuals[layer], wanted, self._remedy)
+                _warn_if_incomplete(layer, size, residuals[layer], wanted, self.promise)
             thresholded = any(rule.alters_gradient for rule in self.backward_rules)
             remedies = ["lower a threshold such as q"] if thresholded else []
             _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
         return Attributions(attributions, network.targets, residuals, prefixes)
-
-    @property
-    def _remedy(self) -> str:
-        """What makes an incomplete attribution of this method more complete."""
-        if self.samplings:
-            return "Take more steps, another baseline, or a layer that no skip passes by"
-        return "Some operation has no rule of this method; or name a layer that no skip passes by"
 
     def _evaluate(
         self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
@@ -365,7 +367,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Tensor, remedy: str) -> None:
+def _warn_if_incomplete(
+    layer: str, size: Tensor, residual: Tensor, expected: Tensor, promise: tuple[str, str]
+) -> None:
     # Where logits hardly differ, the residual is held against the size of what cancels.
     share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
@@ -373,8 +377,8 @@ def _warn_if_incomplete(layer: str, size: Tensor, residual: Tensor, expected: Te
         message = (
             f"at {layer!r} the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
-            f"not to the logits' difference {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
-            f"({float(share[worst]):.1%}). {remedy}"
+            f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
+            f"({float(share[worst]):.1%}). {promise[1]}"
         )
         warnings.warn(CompletenessWarning(message, layer), stacklevel=4)
 

@@ -12,7 +12,7 @@ from ..errors import require_choice
 from ..rules.base import Rule
 from ..rules.conv import PaddingTrick
 from ..rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
-from ..rules.lrp import EpsilonLRP
+from ..rules.lrp import AttentionLRP, EpsilonLRP, GammaLRP, NormalizationLRP
 from ..rules.pool import ProportionalPooling
 from ..rules.relu import DeconvReLU, Gate, GuidedReLU, Interpolation, RectifiedReLU
 from ..sampling import Baseline, require_baseline
@@ -27,6 +27,8 @@ class Gradient(Method):
     """The gradient R of the explained logit under ``rules``, at every layer from one pass.
 
     Readout: R, with ``multiply`` a R for the activation a (x R at the input), with ``absolute`` |R| or |a R|.
+    Under LRP's rules alone a R is relevance, which should sum to the logit: ``residuals`` tell what biases,
+    epsilon and products kept.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -43,13 +45,29 @@ class Gradient(Method):
         """The rules given."""
         return self.rules
 
+    @property
+    def promise(self) -> tuple[str, str]:
+        """Relevance sums to the logit."""
+        if not any(rule.conserves for rule in self.rules):
+            return super().promise
+        return "logit", (
+            "Biases, epsilon, products of activations or an operation without a rule kept the rest: "
+            "take a smaller epsilon, DeepLIFT, which is complete, or a layer that no skip passes by"
+        )
+
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One forward and one backward pass for all layers."""
         passed = network.gradients(points, layers)
+        expected = passed.scores if self._conserves(network.rules) else None
         return {
-            layer: Estimate(self._read(gradient, passed.activations[layer].detach()))
+            layer: Estimate(self._read(gradient, passed.activations[layer].detach()), expected)
             for layer, gradient in passed.gradients.items()
         }
+
+    def _conserves(self, rules: Sequence[Rule]) -> bool:
+        """Whether this is relevance, under LRP's rules and nothing else."""
+        relevance = self.multiply and not self.absolute and any(rule.conserves for rule in rules)
+        return relevance and all(rule.conserves or not rule.alters_gradient for rule in rules)
 
     def _read(self, gradient: Tensor, activation: Tensor) -> Tensor:
         attribution = gradient * activation if self.multiply else gradient
@@ -132,8 +150,17 @@ def rectgrad(
 
 
 def lrp_epsilon(epsilon: float = 1e-4) -> Gradient:
-    """Epsilon-LRP as activation times modified gradient."""
-    return Gradient(rules=(EpsilonLRP(epsilon),), multiply=True)
+    """Epsilon-LRP as activation times modified gradient; gates, attention's weights and divisors are constants."""
+    return Gradient(rules=(EpsilonLRP(epsilon), NormalizationLRP(), AttentionLRP()), multiply=True)
+
+
+def attnlrp(gamma: float | None = None, epsilon: float = 1e-6) -> Gradient:
+    """AttnLRP: relevance reaches queries and keys, too, half of each product's.
+
+    With ``gamma`` convolutions and linear layers follow the gamma rule, as Achtibat et al. 2024 advise for ViTs.
+    """
+    affine = () if gamma is None else (GammaLRP(gamma, epsilon),)
+    return Gradient(rules=(*affine, EpsilonLRP(epsilon), NormalizationLRP(), AttentionLRP("half")), multiply=True)
 
 
 def deeplift(baseline: Baseline = "zero", max_pool: MaxPool = "rescale") -> DeepLift:

@@ -36,7 +36,8 @@ class Rule(ABC):
     ``linear``: that it keeps the operation affine, and propagates back by a linear map that does not depend on
     the input. Under a rule ``of_parts`` operations made of others, such as attention, run part by part
     (rules/compositions.py), and parameters are constants. A rule with ``needs_reference`` finds in
-    ``operation.reference`` what the operation computed of the reference.
+    ``operation.reference`` what the operation computed of the reference. Under rules that each say ``conserves``
+    activation times gradient should sum to the logit.
     """
 
     operations: ClassVar[frozenset[str]]
@@ -44,6 +45,7 @@ class Rule(ABC):
     needs_reference: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
+    conserves: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
 
     @property
@@ -100,7 +102,7 @@ class _Replaced(torch.autograd.Function):
         else:
             y = operation.run(x)
         ctx.save_for_backward(kept, y.clone() if operation.copies else y)
-        ctx.propagate = partial(rule.propagate, operation)
+        ctx.propagate, ctx.operation = partial(rule.propagate, operation), operation.name
         return y
 
     @staticmethod
@@ -119,7 +121,15 @@ class ConfinedRule(Rule):
     def __post_init__(self) -> None:
         if not self.patterns:
             raise InvalidParameter(f"{self.rule}.at(): name at least one module, such as 'layer[34].*'")
-        for name in ("operations", "replaces_backward", "needs_reference", "linear", "of_parts", "required"):
+        for name in (
+            "operations",
+            "replaces_backward",
+            "needs_reference",
+            "linear",
+            "of_parts",
+            "conserves",
+            "required",
+        ):
             object.__setattr__(self, name, getattr(self.rule, name))
 
     def __repr__(self) -> str:
@@ -310,9 +320,14 @@ class Rules(TorchFunctionMode):
         return result
 
     def require_all_applied(self) -> None:
-        """Raise ``RuleNotApplied`` if the forward pass met no operation of some rule's kind."""
+        """Raise ``RuleNotApplied`` if the forward pass met no operation of some rule's kind.
+
+        Of LRP's rules for the whole model one that was met is enough: each has its own operations.
+        """
+        conserved = any(rule.conserves for rule in self.met)
         for rule in self.rules:
-            if rule.required and rule not in self.met:
+            spared = conserved and rule.conserves and not isinstance(rule, ConfinedRule)
+            if rule.required and rule not in self.met and not spared:
                 ran = ", ".join(f"{name} x{count}" for name, count in sorted(Counter(self.trace).items()))
                 raise RuleNotApplied(
                     f"{rule} met no operation of its kind ({', '.join(sorted(rule.operations))}), so it would "

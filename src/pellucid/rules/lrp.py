@@ -10,20 +10,26 @@ The gradient of a ReLU or of a leaky ReLU is that by itself. For any other activ
 also gives the affine operation below the activation its epsilon rule. Where no rule of this file acts, relevance
 passes affine operations by the epsilon rule with epsilon = 0, the plain gradient: that is so of a batch
 normalisation, which is an operation of its own here (zennit folds it into the convolution before it).
+
+Two rules see to what transformers and gates add: ``NormalizationLRP`` takes a divisor for a constant,
+``AttentionLRP`` shares the relevance of a product. What is conserved then sums to the logit, but for the shares of
+biases and of epsilon; the residual says how much that is.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidImage, InvalidParameter
-from .base import BackwardRule
-from .operations import ACTIVATIONS, AFFINE, Operation
+from ..errors import InvalidImage, InvalidParameter, require_choice
+from .base import BackwardRule, Rule, Run, is_differentiated, transform_gradient
+from .operations import ACTIVATIONS, AFFINE, PRODUCTS, Operation
+
+Share = Literal["gate", "half"]
 
 
 def stabilized(z: Tensor, epsilon: float) -> Tensor:
@@ -46,9 +52,10 @@ class EpsilonLRP(BackwardRule):
 
     Multiplied by a layer's activation, the gradient so modified is that layer's relevance under the
     epsilon rule (Ancona et al. 2018, Prop. 1); biases absorb their share. As in RectGrad's baselines the
-    logit's own linear layer has no epsilon. Gates (sigmoid) and products propagate their ordinary gradient.
+    logit's own linear layer has no epsilon. Of gates, attention and normalizations see the rules below.
     """
 
+    conserves: ClassVar[bool] = True
     epsilon: float = 1e-4
     operations: ClassVar[frozenset[str]] = ACTIVATIONS
 
@@ -70,6 +77,7 @@ class GammaLRP(BackwardRule):
     et al. 2021. ``epsilon`` keeps the divisor from 0.
     """
 
+    conserves: ClassVar[bool] = True
     gamma: float = 0.25
     epsilon: float = 1e-6
     operations: ClassVar[frozenset[str]] = AFFINE
@@ -97,6 +105,7 @@ class AlphaBetaLRP(BackwardRule):
     ``epsilon`` keeps the divisors from 0. A unit with contributions of one sign alone does not conserve relevance.
     """
 
+    conserves: ClassVar[bool] = True
     alpha: float = 2.0
     beta: float = 1.0
     epsilon: float = 1e-6
@@ -147,6 +156,7 @@ class ZBoxLRP(BackwardRule):
     cannot hold its relevance: ``InvalidImage`` is raised. ``epsilon`` keeps the divisor from 0.
     """
 
+    conserves: ClassVar[bool] = True
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
     epsilon: float = 1e-6
@@ -191,3 +201,102 @@ def _box(bound: float | tuple[float, ...], x: Tensor) -> Tensor:
             f"ZBoxLRP: {len(values)} bounds for {x.shape[1]} channels; give one for each, or one"
         )
     return values.expand_as(x).contiguous()
+
+
+@dataclass(frozen=True)
+class NormalizationLRP(Rule):
+    """A divisor is a constant: y = x / s propagates g_x = g / s, and nothing to s.
+
+    So layer, group, instance and root-mean-square normalizations, however spelled, are affine: the LN-rule of Ali
+    et al. 2022, in AttnLRP's terms the identity rule (Achtibat et al. 2024, Prop. 3.4). By their own gradient
+    activation times gradient would sum to 0, since a normalization does not depend on the scale of x.
+    """
+
+    conserves: ClassVar[bool] = True
+    of_parts: ClassVar[bool] = True
+    required: ClassVar[bool] = False
+    operations: ClassVar[frozenset[str]] = frozenset({"reciprocal", "rsqrt", "pow"})
+
+    def concerns(self, operation: Operation) -> bool:
+        """Powers that divide."""
+        exponent = operation.settings.get("exponent", -1)
+        return not isinstance(exponent, Tensor) and exponent < 0
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run it as a constant."""
+        return _written(operation, x, run(x.detach()))
+
+
+def _written(operation: Operation, x: Tensor, y: Tensor) -> Tensor:
+    """The result, written over the input where the model did so."""
+    return x.copy_(y) if operation.inplace else y
+
+
+@dataclass(frozen=True)
+class AttentionLRP(Rule):
+    """Products of activations, and softmax: who gets the relevance R of y = a b, and of attention's weights.
+
+    ``share="gate"``: where one factor is a gate or a weight, which is the output of a softmax, a sigmoid or
+    another bounded function, it is a constant, and the other factor gets R (signal-take-all, Arras et al. 2019;
+    for attention the AH-rule of Ali et al. 2022). Else, and with ``share="half"`` always, each of n factors gets
+    R / n: AttnLRP's R_a = a b R / (2 y) (Achtibat et al. 2024, Prop. 3.2 and 3.3, epsilon = 0). Softmax then
+    propagates its gradient, which times its input is AttnLRP's R_i = x_i (R_i - s_i sum_j R_j) (Prop. 3.1) and
+    conserves nothing.
+    """
+
+    share: Share = "gate"
+    conserves: ClassVar[bool] = True
+    of_parts: ClassVar[bool] = True
+    required: ClassVar[bool] = False
+    operations: ClassVar[frozenset[str]] = PRODUCTS | {"softmax"}
+
+    def __post_init__(self) -> None:
+        require_choice("share", self.share, Share)
+
+    def concerns(self, operation: Operation) -> bool:
+        """Products of several activations, and softmax if its output is a constant."""
+        if operation.name == "softmax":
+            return self.share == "gate"
+        return sum(map(is_differentiated, operation.inputs)) > 1
+
+    def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
+        """Run it with gates as constants, or share what arrives."""
+        if operation.name == "softmax":
+            return run(x.detach())
+        factors = (x, *operation.others)
+        gated = [_gating(factor.grad_fn) for factor in factors]
+        if self.share == "gate" and min(gated) < max(gated):
+            constant = [x.detach() if gate == max(gated) else x for x, gate in zip(factors, gated, strict=True)]
+            return _written(operation, x, operation.run(*constant))
+        number = sum(map(is_differentiated, factors))
+        return _written(operation, x, transform_gradient(run(x), lambda gradient: gradient / number))
+
+
+# What autograd, or a rule, calls bounded functions: those that only gate, and those that also activate.
+_GATES = frozenset({"SigmoidBackward0", "HardsigmoidBackward0", "SoftmaxBackward0", "sigmoid", "hardsigmoid"})
+_BOUNDED = frozenset({"TanhBackward0", "ErfBackward0", "HardtanhBackward0", "ClampBackward1", "tanh", "relu6"}) | {
+    "hardtanh",
+    "softsign",
+    "clamp",
+}
+# What scales, shifts or reorders alone.
+_KEEPING = tuple(
+    f"{kind}Backward"
+    for kind in (
+        *("Add", "Sub", "Mul", "Div", "Clone", "Alias", "View", "UnsafeView", "Reshape", "Expand", "Repeat"),
+        *("Slice", "Select", "Split", "Unbind", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"),
+    )
+)
+
+
+def _gating(node: Any) -> int:
+    """How much a tensor looks like a gate: 2 of a sigmoid, 1 of another bounded function, else 0."""
+    while node is not None:
+        name = getattr(node, "operation", node.name())
+        if name in _GATES or name in _BOUNDED:
+            return 2 if name in _GATES else 1
+        above = [other for other, _ in node.next_functions if other is not None]
+        if not name.startswith(_KEEPING) or len(above) != 1:
+            return 0
+        node = above[0]
+    return 0

@@ -360,8 +360,13 @@ def _power(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """A power of a tensor, or a number to the power of one."""
     x, rest, options, _ = _split(args, kwargs)
     exponent = rest[0] if rest else options.get("exponent")
-    if isinstance(x, Tensor) or not isinstance(exponent, Tensor):
-        return _elementwise("pow", function, args, kwargs)
+    if isinstance(x, Tensor):
+        operation = _elementwise("pow", function, args, kwargs)
+        assert operation is not None
+        operation.settings = {"exponent": _number(exponent)}
+        return operation
+    if not isinstance(exponent, Tensor):
+        return None
     return Operation("exp2", exponent, run := lambda t: torch.pow(x, t), run)
 
 
