@@ -27,6 +27,7 @@ from pellucid.metrics.base import Criterion, Metric
 from pellucid.models.zoo import load_model
 from pellucid.report.benchmark_page import benchmark_page
 from pellucid.seeds import fold_in
+from pellucid.training.artifacts import Artifacts
 from pellucid.training.classifiers import ClassifierLearner, train
 from pellucid.training.criteria import Kar, PatchedImages, RandomRemoval, Roar, TrainingOcclusion, random_patch
 from pellucid.training.degradation import Degradation, DegradedImages, open_ranks, salience_ranks
@@ -198,7 +199,7 @@ def test_one_point_is_that_of_a_training_by_hand(results, data):
 
     seed = fold_in(0, 1)
     loaded = load_model(f"{data}/net.py:build", "random", seed=seed)
-    recipe = Trainings(inputs.parsed(spec(data)), Path()).recipe(f"{data}/net.py:build")
+    recipe = Trainings(inputs.parsed(spec(data)), Artifacts(Path())).recipe(f"{data}/net.py:build")
     assert (recipe.epochs, recipe.keep) == (12, "last")
     report = train(loaded.model, gapped("train", 0), gapped("test", 1), recipe, seed, loaded.preprocess)
     table = results.table

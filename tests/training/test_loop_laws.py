@@ -23,7 +23,7 @@ from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
 from pellucid.seeds import fold_in
-from pellucid.training.classifiers import accuracy, train
+from pellucid.training.classifiers import ClassifierLearner, accuracy, train
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import fastest, train_ensemble
 from pellucid.training.from_source import train_network
@@ -353,15 +353,26 @@ def test_the_best_of_each_network_is_kept():
 
 
 @pytest.mark.parametrize("way", ["stacked", "threads"])
-def test_an_ensemble_is_taken_up_where_it_was_ended(tmp_path, way):
+def test_an_ensemble_is_taken_up_where_it_was_ended(tmp_path, way, monkeypatch):
     sets, held_out = [images_of(), images_of(seed=4)], [images_of(seed=1)] * 2
     undisturbed, resumed = [net(0), net(1)], [net(0), net(1)]
     train_ensemble(undisturbed, sets, held_out, QUICK, [0, 1], way=way)
+    learn, epochs = ClassifierLearner.learn, []
+
+    def ending(learner, epoch):
+        for losses in learn(learner, epoch):
+            yield losses
+            if epoch == 1:
+                raise Ended
+
+    monkeypatch.setattr(ClassifierLearner, "learn", ending)
     with pytest.raises(Ended):
-        train_ensemble(
-            [net(0), net(1)], sets, held_out, QUICK, [0, 1], checkpoint=tmp_path, progress=end_at(8), way=way
-        )
+        train_ensemble([net(0), net(1)], sets, held_out, QUICK, [0, 1], checkpoint=tmp_path, way=way)
+    monkeypatch.setattr(
+        ClassifierLearner, "learn", lambda learner, epoch: epochs.append(epoch) or learn(learner, epoch)
+    )
     train_ensemble(resumed, sets, held_out, QUICK, [0, 1], checkpoint=tmp_path, way=way)
+    assert sorted(epochs) == ([1, 2] if way == "stacked" else [1, 1, 2, 2])  # no epoch that was done is done again
     for model, other in zip(states(undisturbed), states(resumed), strict=True):
         equal(model, other)
 
@@ -372,16 +383,6 @@ def test_an_ensemble_leaves_the_global_state_and_the_threads():
         train_ensemble([net(0), net(1)], [images_of()] * 2, [images_of()] * 2, QUICK, [0, 1], way=way)
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.get_num_threads() == threads
-
-
-def test_progress_adds_up_the_steps_of_all_networks():
-    seen = []
-    for way in ("stacked", "threads", "one_by_one"):
-        train_ensemble(
-            [net(0), net(1)], [images_of()] * 2, [images_of()] * 2, QUICK, [0, 1], way=way,
-            progress=lambda done, steps, loss: seen.append((done, steps)),
-        )  # fmt: skip
-        assert seen[-1][0] == seen[-1][1] == (18 if way == "stacked" else 36)
 
 
 def test_networks_with_dropout_are_not_trained_in_threads():

@@ -131,12 +131,7 @@ def _prepared(model: Model, device: str, asked: str) -> LoadedModel:
 
 
 def model_of(spec: Spec, key: str) -> LoadedModel:
-    """The model that tables call ``key``, asked for the spec's target.
-
-    Raises:
-        UnknownName: it is to be randomized down to a block that it does not have, or has no class of a name.
-        InvalidTarget: the target cannot be asked of it.
-    """
+    """The model that tables call ``key``, asked for the spec's target, of which it must be capable."""
     return _prepared(spec.model(key), place(spec), spec.asked)
 
 
@@ -152,11 +147,7 @@ def forget() -> None:
 
 
 def candidates(images: Images) -> Source:
-    """The images to choose from: every n-th, less those to skip.
-
-    Raises:
-        UnknownName: an image to skip that is not there.
-    """
+    """The images to choose from: every n-th, less those to skip, which must be there (``UnknownName``)."""
     source = open_images(images.source, images.label_column, images.split, images.root)[:: images.every]
     names, skip = set(source.names), set(images.skip)
     for name in images.skip:
@@ -168,11 +159,7 @@ def candidates(images: Images) -> Source:
 
 @lru_cache(maxsize=2)
 def chosen(images: Images) -> Source:
-    """The images that a spec chooses.
-
-    Raises:
-        InvalidData: there are fewer images than ``count``, or none.
-    """
+    """The images that a spec chooses, as many as it says (``InvalidData``)."""
     source = candidates(images)
     wanted = images.count or max(len(source), 1)
     if len(source) < wanted:

@@ -40,10 +40,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     """Check everything that can be checked without explaining, and cut the experiment into cells.
 
     ``folder`` is where trainings keep what they share; None is the user's cache. ``command`` is what was typed.
-
-    Raises:
-        PellucidError: whatever is wrong with models, methods, layers, variants, metrics or images.
-        InvalidData: a metric needs what the images lack.
+    Raises a ``PellucidError`` for whatever is wrong with models, methods, layers, variants, metrics or images.
     """
     parsed = inputs.parsed(spec)
     if not spec.methods and not all(metric.of_model for metric in parsed.metrics.values()):

@@ -90,11 +90,7 @@ class RunRecord(BaseModel):
 
     @classmethod
     def read(cls, content: bytes, url: str) -> RunRecord:
-        """Check the content of the run.json in the folder ``url``.
-
-        Raises:
-            InvalidData: it is broken, another command's, or of a layout that is no longer known.
-        """
+        """Check the content of the run.json in the folder ``url``; any other than a benchmark's is refused."""
         try:
             told = json.loads(content)
         except ValueError as error:

@@ -77,11 +77,7 @@ class Results:
 
     @classmethod
     def read(cls, url: str | os.PathLike[str]) -> Results:
-        """The results at a path or URL, finished or not.
-
-        Raises:
-            InvalidData: there is no run of ``pellucid benchmark``.
-        """
+        """The results at a path or URL, finished or not; ``InvalidData`` where no benchmark left any."""
         store = Store(url)
         record = store.record()
         if record is None:
@@ -122,8 +118,7 @@ class Store:
         """Hold the folder alone while this process writes the run that ``record`` tells of.
 
         Raises:
-            OutputNotWritable: another spec's results or other files are there, another process writes here, or
-                the place cannot be written.
+            OutputNotWritable: other files or another spec's results, another writer, or no place to write.
         """
         self._require_same(record)
         with self._alone():
@@ -173,11 +168,7 @@ class Store:
             lock.release()
 
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
-        """Store what a cell gave; from then on it is finished.
-
-        Raises:
-            OutputNotWritable: it could not be written, as on a full disk; what was finished before is safe.
-        """
+        """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
         self.write_file(f"{PARTS}/{cell}.parquet", _parquet(rows))
 
@@ -209,11 +200,7 @@ class Store:
     # Reading.
 
     def record(self) -> RunRecord | None:
-        """What run.json says; None if there is none.
-
-        Raises:
-            InvalidData: it is not one of a benchmark.
-        """
+        """What run.json says; None if there is none."""
         try:
             return RunRecord.read(self.fs.cat_file(f"{self.root}/{RUN}"), self.url)
         except (FileNotFoundError, NotADirectoryError):

@@ -122,9 +122,8 @@ def has_weights(spec: Spec) -> bool:
 def require_trainable(parsed: ParsedSpec, metrics: Metrics) -> dict[str, Any]:
     """Check all that trainings need, and return what identifies them.
 
-    Raises:
-        PellucidError: no table ``[training]`` or one that no metric asks for, several models, an unknown network,
-            or networks, training images and test images that do not fit each other.
+    Raises a ``PellucidError`` where the table ``[training]`` is missing or asked for by no metric, or where
+    networks, training images, test images and the one model explained do not fit each other.
     """
     spec, names = parsed.spec, ", ".join(metrics)
     others = ", ".join(text for text in parsed.metrics if text not in metrics)
@@ -141,7 +140,7 @@ def require_trainable(parsed: ParsedSpec, metrics: Metrics) -> dict[str, Any]:
             f"{spec.models[0].key} has no weights: {names} would train it first and {others} grade it untrained; "
             "give weights"
         )
-    return _fitting(Trainings(parsed, Path()))
+    return _fitting(Trainings(parsed, Artifacts(Path())))
 
 
 def _fitting(trainings: Trainings) -> dict[str, Any]:
@@ -189,11 +188,7 @@ def _require_alike(spec: Spec, network: str, count: int) -> None:
 
 @lru_cache(maxsize=2)
 def images_of(spec: Spec, part: Split) -> LabeledImages:
-    """The whole images of a part, as the networks see them before they are normalized.
-
-    Raises:
-        InvalidData: fewer training images than ``count``, or images without labels.
-    """
+    """The whole labeled images of a part, as the networks see them before they are normalized."""
     training, positions = spec.training, None
     assert training is not None
     if part == "test":
@@ -211,13 +206,13 @@ def images_of(spec: Spec, part: Split) -> LabeledImages:
 
 @dataclass(frozen=True)
 class Trainings:
-    """The images, networks, maps and ranks of an experiment's trainings; ``folder`` keeps what they share.
+    """The images, networks, maps and ranks of an experiment's trainings; ``artifacts`` keeps what they share.
 
     ``notes`` gathers warnings of methods.
     """
 
     parsed: ParsedSpec
-    folder: Path
+    artifacts: Artifacts
     notes: set[Note] = field(default_factory=set)
 
     @property
@@ -230,11 +225,6 @@ class Trainings:
         """The table ``[training]``."""
         assert self.spec.training is not None
         return self.spec.training
-
-    @property
-    def artifacts(self) -> Artifacts:
-        """What is made once and kept in files."""
-        return Artifacts(self.folder)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -364,12 +354,8 @@ class Trainings:
 
 
 def run_training(spec: Spec, cell: TrainingCell) -> Finished:
-    """Do a cell's work, or what is left of it.
-
-    Raises:
-        PellucidError: a method does not work on the model, or a training failed.
-    """
-    trainings = Trainings(inputs.parsed(spec), Path(cell.folder))
+    """Do a cell's work, or what is left of it."""
+    trainings = Trainings(inputs.parsed(spec), Artifacts(Path(cell.folder)))
     rows: list[Row] = []
     match cell:
         case TrainingCell("explained"):

@@ -32,9 +32,7 @@ _OVERSHOOT = 0.5
 def object_masks(case: Case) -> Tensor:
     """The object of each image, (B, H, W) bool: the case's masks, or else the union of its boxes.
 
-    Raises:
-        InvalidData: neither is known, or fits the images; a box that is empty or leaves its image; an object of no
-            pixel.
+    Raises ``InvalidData`` for images without either, or with some that do not fit, and for objects of no pixel.
     """
     return case.once("object masks", lambda: _checked(case, _boxed(case) if case.masks is None else case.masks))
 

@@ -73,10 +73,6 @@ def fgsm(
 
     x + epsilon sign(d loss / d x), loss the cross-entropy of the class (Goodfellow et al., Sec. 4). ``epsilon``
     is in the images' units, one number or one per image (B,). Nothing is clipped; the model is unchanged.
-
-    Raises:
-        InvalidTarget: a class that the model does not have.
-        InvalidModel: the output is no tensor of logits (B, classes).
     """
     signs = []
     with torch.inference_mode(False), torch.enable_grad():

@@ -151,8 +151,7 @@ def _unit(blocks: Tensor) -> Tensor:
 def hog_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of the maps' ``hog`` features (B,) in [-1, 1] (Adebayo et al.); NaN for a constant map.
 
-    Raises:
-        InvalidParameter: different or other shapes, maps smaller than 48x48: up-sample them first.
+    Maps must be of one shape, of 48x48 or more: up-sample them first (``InvalidParameter``).
     """
     a, b = _pair(a, b, HOG_SIZE, "one block of HOG")
     return spearman(hog(a), hog(b))

@@ -33,11 +33,7 @@ class Artifacts:
     folder: Path
 
     def once(self, done: Path, make: Callable[[], None]) -> None:
-        """Make what ``done`` is the last file of, unless it is there; one process at a time.
-
-        Raises:
-            OutputNotWritable: the folder cannot be made.
-        """
+        """Make what ``done`` is the last file of, unless it is there; one process at a time."""
         locks = self.folder / ".locks"
         try:
             for folder in (done.parent, locks):

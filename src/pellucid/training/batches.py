@@ -54,11 +54,7 @@ def prepared(images: Tensor, preprocess: Preprocess | None, like: Tensor) -> Ten
 
 
 def preprocess_of(network: str | LoadedModel) -> Preprocess:
-    """A network's preprocess.
-
-    Raises:
-        InvalidParameter: it is a function, which does not say how to normalise pixels.
-    """
+    """A network's preprocess; a function is refused, for it does not say how to normalize pixels."""
     name = network if isinstance(network, str) else network.name
     found = find_architecture(name).preprocess if isinstance(network, str) else network.preprocess
     if not isinstance(found, Preprocess):
@@ -67,11 +63,7 @@ def preprocess_of(network: str | LoadedModel) -> Preprocess:
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:
-    """Refuse labels that are no output of the network.
-
-    Raises:
-        InvalidData: a label out of range.
-    """
+    """Refuse labels that are no output of the network (``InvalidData``)."""
     wrong = (labels < 0) | (labels >= outputs)
     if bool(wrong.any()):
         raise InvalidData(
@@ -81,12 +73,7 @@ def check_labels(labels: Tensor, outputs: int) -> None:
 
 
 def check_set(images: Dataset[Any], outputs: int, recipe: Hyperparameters) -> tuple[int, ...]:
-    """Refuse a labelled set that the network cannot learn, and return the labels that no image has.
-
-    Raises:
-        InvalidData: a label out of range, classes in another number than the outputs, or images sorted by class
-            where the recipe does not shuffle.
-    """
+    """Refuse a labeled set that the network cannot learn; return the labels that no image has."""
     classes = getattr(images, "classes", ())
     if classes and len(classes) != outputs:
         raise InvalidData(

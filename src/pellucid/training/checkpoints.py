@@ -51,11 +51,7 @@ class Checkpoints:
     identity: Mapping[str, Any]
 
     def write(self, epoch: int, checkpoint: Checkpoint) -> None:
-        """Write the state after this many epochs in one move, and drop all but the last two.
-
-        Raises:
-            OutputNotWritable: the folder cannot be made or written.
-        """
+        """Write the state after this many epochs in one move, and drop all but the last two."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -67,11 +63,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole; None where there is none.
-
-        Raises:
-            InvalidWeights: it is another training's.
-        """
+        """Read the newest checkpoint that is whole, if any; another training's is refused (``InvalidWeights``)."""
         for path in self.files():
             found = read(path)
             if found is None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +39,7 @@ class TrainingReport:
         accuracies: top-1 validation accuracy in [0, 1] after each epoch that was scored; the last one is.
         kept: the position among them of the weights kept.
         seconds: wall-clock time of this run, without the epochs a run before it had done.
-        recipe: the settings.
-        seed: of order, augmentation and dropout.
+        recipe, seed: the settings, and the seed of order, augmentation and dropout.
         images: how many the network was trained with.
         empty: labels within the network's outputs that no training image has.
     """
@@ -64,23 +64,15 @@ class TrainingReport:
 def draws(model: nn.Module, images: Tensor) -> bool:
     """Whether a pass in training mode draws random numbers, as dropout does; tried on a copy."""
     device = images.device
+    state = partial(torch.cuda.get_rng_state, device) if device.type == "cuda" else torch.get_rng_state
     with torch.no_grad(), seeded(0, device):
-        before = state_of(device)
+        before = state()
         copy.deepcopy(model).train()(images)
-        return not torch.equal(before, state_of(device))
-
-
-def state_of(device: torch.device) -> Tensor:
-    """The random state of a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        return not torch.equal(before, state())
 
 
 def check_network(model: nn.Module, images: Dataset[Any], preprocess: Preprocess | None) -> tuple[int, bool]:
-    """Count a network's outputs by running two images, and tell whether its training draws random numbers.
-
-    Raises:
-        InvalidData: no images, or images that the network cannot take.
-    """
+    """Count a network's outputs by running two images, and tell whether its training draws random numbers."""
     if image_count(images) < 2:
         raise InvalidData(f"train: a training set of {image_count(images)} images; give 2 or more")
     pixels, _ = fetch(images, torch.arange(2))
@@ -117,13 +109,9 @@ def accuracies(
 def accuracy(
     model: nn.Module, images: Dataset[Any], preprocess: Preprocess | None = None, batch_size: int = SCORED
 ) -> float:
-    """Return the share in [0, 1] of images whose largest logit is their label's; set eval mode before.
+    """The share in [0, 1] of ``(image, label)`` whose largest logit is the label's; set eval mode before.
 
-    Args:
-        model: (B, C, H, W) -> (B, classes) logits.
-        images: a torch data set of ``(image, label, ...)``; bytes or floats in [0, 1].
-        preprocess: normalises the images; None where they are normalised already.
-        batch_size: images in one forward pass.
+    Bytes or floats in [0, 1], which the ``preprocess`` normalizes; None where they are normalized already.
     """
     with torch.inference_mode():
         [share] = accuracies(Networks(model), [images], preprocess, batch_size)
@@ -167,12 +155,7 @@ class Lessons:
         return replace(self, train_sets=[train_set], validation_sets=[validation_set], seeds=[self.seeds[network]])
 
     def check(self) -> None:
-        """Refuse what no network could be trained by.
-
-        Raises:
-            InvalidParameter: settings that exclude each other.
-            InvalidData: sets of differing sizes, or no validation images.
-        """
+        """Refuse settings that exclude each other, sets of differing sizes, and validation sets without images."""
         if self.recipe.keep == "best" and not self.score_each_epoch:
             raise InvalidParameter("train: keep='best' needs every epoch scored; leave score_each_epoch on")
         pairs = zip(self.train_sets, self.validation_sets, strict=True)
@@ -185,11 +168,7 @@ class Lessons:
             raise InvalidData("train: the validation set has no images")
 
     def empty(self, outputs: int) -> list[tuple[int, ...]]:
-        """Refuse sets that networks of so many outputs cannot learn; the labels that no image of each has.
-
-        Raises:
-            InvalidData: as ``check_set``.
-        """
+        """Refuse sets that networks of so many outputs cannot learn; the labels that no image of each has."""
         found = [check_set(images, outputs, self.recipe) for images in self.train_sets]
         for images in self.validation_sets:
             check_set(images, outputs, replace(self.recipe, shuffle=True))  # its order does not matter
@@ -359,7 +338,7 @@ def train(
 
 
 def train_networks(
-    networks: Networks, lessons: Lessons, checkpoint: str | Path | None, progress: Progress | None
+    networks: Networks, lessons: Lessons, checkpoint: str | Path | None, progress: Progress | None = None
 ) -> list[TrainingReport]:
     """Check and train networks of one architecture together, as :func:`train`; one report for each."""
     lessons.check()
@@ -372,13 +351,12 @@ def train_networks(
     learner.finish()
     seconds, histories = time.perf_counter() - start, zip(*learner.history, strict=True)
     return [
-        TrainingReport(found, kept(found, recipe), seconds, recipe, seed, image_count(images), none)
+        TrainingReport(found, _kept(found, recipe), seconds, recipe, seed, image_count(images), none)
         for found, seed, images, none in zip(histories, lessons.seeds, lessons.train_sets, empty, strict=True)
     ]
 
 
-def kept(found: Sequence[float], recipe: Hyperparameters) -> int:
-    """The position of the epoch whose weights are kept: the first of the best, or the last."""
+def _kept(found: Sequence[float], recipe: Hyperparameters) -> int:
     return found.index(max(found)) if recipe.keep == "best" else len(found) - 1
 
 
@@ -394,16 +372,11 @@ def require_safetensors(path: Path) -> None:
 def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, Any]) -> None:
     """Write a model's weights as safetensors, and beside them the facts as JSON of the same name.
 
-    Each file is written under another name and then moved into its place, so a broken run leaves no half
-    file. ``load_model`` reads "classes" and "preprocess" back; the versions of the libraries are added.
-
-    Args:
-        model: any module.
-        path: the file to write, ending in .safetensors.
-        facts: what JSON can hold.
+    Each file is written under another name and then moved into its place, so a broken run leaves no half file.
+    ``load_model`` reads "classes" and "preprocess" back; the versions of the libraries are added.
 
     Raises:
-        InvalidParameter: a path of another ending.
+        InvalidParameter: a path that does not end in .safetensors.
         OutputNotWritable: the folder is missing or cannot be written.
     """
     path = Path(path)

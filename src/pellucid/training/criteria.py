@@ -118,12 +118,9 @@ class TrainingOcclusion(Retraining):
     A square of ``patch`` random pixels is pasted into the upper left corner of all images and a network trained
     on them. The value is the mean over test images of ``PatchMass`` in the corner's ``size`` pixels, which are
     fewer so that no convolution's window reaches beyond the patch; the curve holds its quantiles at 5 %, 10 %,
-    ..., 95 % of the test images (linear between images). With the final threshold
-    ``clip=(95.0, 100.0)``; without one ``clip=None``. ``mass``, ``channels`` and ``clip`` are ``PatchMass``'s;
-    its default, the signed sum of the released code, is best at 0.
-
-    Raises:
-        InvalidParameter: a patch of no pixels, or a mass, reduction or percentiles that are none.
+    ..., 95 % of the test images (linear between images). With the final threshold ``clip=(95.0, 100.0)``; without
+    one ``clip=None``. ``mass``, ``channels`` and ``clip`` are ``PatchMass``'s; its default, the signed sum of the
+    released code, is best at 0.
     """
 
     name = "training_occlusion"
@@ -158,11 +155,7 @@ def random_patch(channels: int, size: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PatchedImages(AlteredImages):
-    """A data set whose every image has the same square of pixels in its upper left corner.
-
-    Raises:
-        InvalidData: the patch is larger than the images.
-    """
+    """A data set whose every image has the same square of pixels, which must fit, in its upper left corner."""
 
     images: LabeledImages
     patch: Tensor  # (C, size, size) uint8

@@ -40,10 +40,7 @@ def salience_ranks(maps: Tensor, positions: Sequence[int], seed: int = 0) -> Ten
     Maps (B, H, W) rank pixels (Kim et al.), maps (B, C, H, W) rank channel values (Hooker et al.). Equal values
     would be removed from the top left on if their order decided; they are ordered at random, by ``seed`` and the
     image's position in its data set alone. That is what the N(0, 1e-4) jitter of the RectGrad code is for, but
-    leaves maps of small values their order.
-
-    Raises:
-        InvalidMap: NaN or infinite values.
+    leaves maps of small values their order. Maps with NaN or infinite values are refused (``InvalidMap``).
     """
     values = maps.detach().flatten(1)
     finite = values.isfinite().all(1)
@@ -67,11 +64,7 @@ def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
     """Write the ranks of ``count`` images, given in parts (B, ...), as one .npy file of 16-bit integers.
 
     32-bit ones are taken where a map has more than 65 536 values. The file is moved into its place when it is
-    whole, so a broken run leaves none.
-
-    Raises:
-        OutputNotWritable: the folder is missing, cannot be written, or the disk is full.
-        InvalidData: the parts hold more or fewer than ``count`` images, or differ in shape.
+    whole, so a broken run leaves none. Parts of other images or shapes are refused (``InvalidData``).
     """
     found, shape = 0, None
     with replaced(Path(path)) as file:
@@ -92,10 +85,8 @@ def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
 def open_ranks(path: str | Path) -> Tensor:
     """Map ranks (N, ...) from a file of :func:`write_ranks`; what is not used is not read.
 
-    16-bit ranks come as ``torch.int16`` of the same bits; :class:`DegradedImages` widens each batch.
-
-    Raises:
-        InvalidData: missing, cut short, or of another format.
+    16-bit ranks come as ``torch.int16`` of the same bits; :class:`DegradedImages` widens each batch. A file that
+    is missing, cut short or of another format is refused (``InvalidData``).
     """
     try:
         ranks = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants to be able to write
@@ -122,9 +113,6 @@ class Degradation:
             100 (1 - p) of the map, as RectGrad's code: of N values, N - 1 - floor((1 - p)(N - 1)) are removed or
             ceil((1 - p)(N - 1)) replaced. ``"floor"``: floor(p N) are removed or kept, as Hooker's code.
         seed: of the random replacement; an image's values depend on it and on the image's position alone.
-
-    Raises:
-        InvalidParameter: a setting out of its range.
     """
 
     fraction: float
@@ -154,11 +142,9 @@ class Degradation:
     ) -> Tensor:
         """Replace values of images (B, C, H, W) by their ranks (B, H, W) or (B, C, H, W), on the images' device.
 
-        Bytes become floats in [0, 1] first; floats must lie in [0, 1] already and keep their type.
-
-        Args:
-            positions: the images' positions in their data set; only the random replacement asks for them.
-            mean: (C,) in [0, 1]; only ``"dataset_mean"`` asks for it.
+        Bytes become floats in [0, 1] first; floats must lie in [0, 1] already and keep their type. The images'
+        ``positions`` in their data set are asked for by the random replacement alone, the channels' ``mean`` (C,)
+        in [0, 1] by ``"dataset_mean"``.
 
         Raises:
             InvalidData: ranks that do not fit the images.
@@ -197,13 +183,10 @@ class DegradedImages(AlteredImages):
 
     Attributes:
         images: what is degraded; its rows say which of the ranks are whose.
-        ranks: one for each of ``images.pixels``, by :func:`salience_ranks`, :func:`random_ranks` or
-            :func:`open_ranks`.
+        ranks: one for each of ``images.pixels`` (else ``InvalidData``), by :func:`salience_ranks`,
+            :func:`random_ranks` or :func:`open_ranks`.
         degradation: which values are replaced, and by what.
         mean: (C,) in [0, 1]: of the *training* images, for both sets; only ``"dataset_mean"`` asks for it.
-
-    Raises:
-        InvalidData: not one rank for each image.
     """
 
     images: LabeledImages

@@ -16,7 +16,6 @@ from ..errors import InvalidData, InvalidParameter, require_choice
 from ..models.preprocess import Preprocess
 from .classifiers import Lessons, TrainingReport, check_network, train_networks
 from .hyperparameters import Hyperparameters
-from .loop import Progress
 from .networks import Networks, Stacked
 
 Arrangement = Literal["stacked", "threads", "one_by_one"]
@@ -30,7 +29,6 @@ def train_ensemble(
     seeds: Sequence[int],
     preprocess: Preprocess | None = None,
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
     score_each_epoch: bool = True,
     way: Arrangement | None = None,
 ) -> list[TrainingReport]:
@@ -38,10 +36,8 @@ def train_ensemble(
 
     Args:
         models: trained in place, on one device.
-        train_sets, validation_sets: one of each for every network; all of one size.
-        recipe: the settings of all.
-        seeds: one for each network.
-        preprocess, progress, score_each_epoch: as :func:`pellucid.training.classifiers.train`.
+        train_sets, validation_sets, seeds: one of each for every network; the sets all of one size.
+        recipe, preprocess, score_each_epoch: of all, as :func:`pellucid.training.classifiers.train`.
         checkpoint: a folder of its own for all of them; the call takes it up with the same networks alone.
         way: ``"stacked"``: one network of grouped convolutions; ``"threads"``: as many networks at a time as
             there are processors, each on one thread; ``"one_by_one"``; None is what :func:`fastest` says.
@@ -67,13 +63,12 @@ def train_ensemble(
         )
     lessons = Lessons(train_sets, validation_sets, seeds, recipe, preprocess, score_each_epoch)
     if way == "stacked":
-        return train_networks(Stacked(models), lessons, checkpoint, progress)
-    advance = added_up(progress, len(models))
+        return train_networks(Stacked(models), lessons, checkpoint)
 
     def train_one(number: int) -> TrainingReport:
         network = Networks(models[number].requires_grad_(True))
         folder = None if checkpoint is None else Path(checkpoint) / f"network-{number:03d}"
-        [report] = train_networks(network, lessons.of(number), folder, advance(number))
+        [report] = train_networks(network, lessons.of(number), folder)
         return report
 
     return side_by_side(train_one, len(models), processors() if way == "threads" else 1)
@@ -106,19 +101,3 @@ def side_by_side(work: Callable[[int], TrainingReport], count: int, workers: int
             return list(pool.map(work, range(count)))
     finally:
         torch.set_num_threads(threads)
-
-
-def added_up(progress: Progress | None, networks: int) -> Callable[[int], Progress | None]:
-    """What each network, by its number, reports to, so that the steps of all are told as one."""
-    if progress is None:
-        return lambda network: None
-    done = [0] * networks
-
-    def of(network: int) -> Progress:
-        def advance(own: int, steps: int, loss: float) -> None:
-            done[network] = own
-            progress(sum(done), steps * networks, loss)
-
-        return advance
-
-    return of

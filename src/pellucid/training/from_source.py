@@ -140,15 +140,10 @@ def train_network(
         name: as :func:`load_model` takes it; it gets one output for each class of the training set.
         train_set: as :func:`train`; ``classes`` are its class names, where it has them.
         output: the .safetensors file to write.
-        validation_set: scored after each epoch.
-        test_set: scored once, in the end.
+        validation_set, test_set: scored after each epoch, and once, in the end.
         recipe: None is the network's own.
         seed: decides the initial weights, the order, dropout and the augmentation.
-        device: where it is trained.
-        progress: as :func:`train`.
-
-    Raises:
-        InvalidParameter, InvalidData, InvalidWeights, OutputNotWritable: as :func:`train`.
+        device, progress: where it is trained; as :func:`train`, as are the errors raised.
     """
     output = Path(output)
     require_safetensors(output)

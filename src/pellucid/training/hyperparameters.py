@@ -200,11 +200,7 @@ LARGE = Hyperparameters(
 
 
 def hyperparameters_of(name: str, **changed: Any) -> Hyperparameters:
-    """The settings that a network is trained with by default; those of ``changed`` that are not None replace them.
-
-    Raises:
-        InvalidParameter: a setting out of its range.
-    """
+    """The settings that a network is trained with by default; those ``changed``, unless None, replace them."""
     known = HYPERPARAMETERS.get(name, LARGE)
     given = {key: value for key, value in changed.items() if value is not None}
     return replace(known, **given) if given else known

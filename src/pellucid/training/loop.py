@@ -65,8 +65,7 @@ def fit(learner: Learner, epochs: int, checkpoints: Checkpoints | None, progress
 
     Raises:
         InvalidParameter: a loss that is no longer finite, or a checkpoint of more epochs.
-        InvalidWeights: a checkpoint of another training.
-        OutputNotWritable: a checkpoint cannot be written.
+        InvalidWeights, OutputNotWritable: a checkpoint of another training, or one that cannot be written.
     """
     for epoch in range(_resume(learner, epochs, checkpoints), epochs):
         start = time.perf_counter()
