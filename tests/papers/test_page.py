@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from pellucid.errors import OutputNotWritable
@@ -148,6 +149,20 @@ def test_tables_have_our_numbers_over_the_papers(text):
     assert re.fullmatch(r"−?\d+\.\d \\\[−?\d+\.\d,\N{NO-BREAK SPACE}−?\d+\.\d\\\]<br>paper: 21\.8", rows[1][1])
     assert rows[2] == ["IG", "–", "–<br>paper: 12.2"]
     assert "*Ours \\[95 % interval\\], n = 12; below it the paper's.*" in text
+
+
+def test_a_table_says_how_far_its_order_is_the_papers(tmp_path):
+    values = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 3.0}
+    place = ("input", "total_variation")
+    made = results({("net", "original", name, *place): [value] for name, value in values.items()})
+    paper = {name: {"TV": rated} for name, rated in zip("abcd", (1, 1, 4, 5), strict=True)}
+    exhibit = RECIPE["exhibits"][0] | {"where": {}, "columns": "metric", "paper": paper, "orders": True}
+    recipe = Recipe.model_validate(RECIPE | {"exhibits": [exhibit], "claims": []})
+    page.write_paper_page(
+        changed(recipe=recipe, results={"all": made}, statistics={"all": Statistics.of(made)}), tmp_path
+    )
+    expected = scipy.stats.spearmanr([1, 2, 5, 3], [1, 1, 4, 5]).statistic
+    assert f"correlation with the paper's order: {expected:.2f}." in (tmp_path / "README.md").read_text()
 
 
 def test_every_section_is_there_in_order_on_both(text, web):

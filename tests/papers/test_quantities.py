@@ -316,3 +316,24 @@ def test_one_of_many_tests_is_not_refuted_by_chance():
     assert judged.sides == (-1, -1)
     judged = verdict(claim(*(a_test(f"m{place}", above=0) for place in range(20))), run)
     assert (judged.word, judged.sides.count(-1), judged.sides[7]) == ("does not hold", 1, 0)
+
+
+def test_a_test_is_made_for_each_name_that_it_asks_for():
+    rows = {key("a", layer): NOISE[place] for place, layer in enumerate(("input", "deep", "deeper"))}
+    rows |= {key("b", layer): NOISE[place] + 1 for place, layer in enumerate(("input", "deep"))}
+    run = {"run": statistics_of(rows)}
+    each = Bound(experiment="run", method=("b", "a"), each=("method", "layer"), above=1)
+    judged = verdict(claim(each), run)
+    places = [(test.method[0], test.layer[0]) for test in judged.tests]
+    assert places == [("a", "input"), ("a", "deep"), ("a", "deeper"), ("b", "input"), ("b", "deep")]
+    assert [one.value for one in judged.found] == [pytest.approx(values.mean()) for values in rows.values()]
+    assert judged.word == "holds"
+    assert judged.deciding == 0
+    assert verdict(claim(a_test("nobody", above=0, each="layer")), run).word == "not tested"
+
+
+def test_steps_of_a_curve_are_compared_with_each_other():
+    curves = [(key(), float(at), step, NOISE[at]) for at, step in enumerate(["none", "fc", "conv1"])]
+    statistics = statistics_of({key(): NOISE[3]}, curves=curves)
+    quantity = Quantity(step="conv1", how="ratio", against={"step": "fc"})
+    check(statistics, quantity, lambda at: np.mean(NOISE[2][at]) / np.mean(NOISE[1][at]), 9, 1)

@@ -110,6 +110,7 @@ NAMES = {
         ([{"at": "{x}", "fill": {"x": [0.1, 0.5]}}], [{"at": 0.1}, {"at": 0.5}]),
         ([{"k": "{x}{y}", "fill": {"x": "$two", "y": [1, 2]}}], [{"k": f"{x}{y}"} for x in "bc" for y in (1, 2)]),
         ([{"k": "{x}", "fill": [{"x": "a"}, {"x": "b"}]}], [{"k": "a"}, {"k": "b"}]),
+        ({"{k}": {"in {k}": "{v}"}, "fill": {"k": "b", "v": 2}}, {"b": {"in b": 2}}),
     ],
 )
 def test_names_stand_for_what_the_table_of_names_says(written, meant):

@@ -2,7 +2,9 @@
 
 import ast
 import re
+import tomllib
 from functools import lru_cache
+from importlib.resources import files
 from typing import get_args
 
 import pytest
@@ -15,6 +17,7 @@ from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
 from pellucid.models.zoo import load_model
 from pellucid.papers.page import place_of
+from pellucid.papers.quantities import compared_with
 from pellucid.papers.recipe import PAPERS, MapsExhibit, NetworkTraining, Scale, TableExhibit, matches, read_recipe
 from pellucid.papers.sources import filled, needed
 from pellucid.report.pages import escape_markdown
@@ -76,7 +79,13 @@ def quantities(recipe):
     for what, experiment, quantity in asked:
         yield what, experiment, quantity
         if quantity.against:
-            yield what, experiment, quantity.model_copy(update={**quantity.against})
+            yield what, experiment, compared_with(quantity)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_name_of_a_recipe_is_used(paper):
+    text = files("pellucid.papers").joinpath(f"{paper}.toml").read_text()
+    assert [name for name in tomllib.loads(text)["names"] if f'"${name}"' not in text] == []
 
 
 @pytest.mark.parametrize(("paper", "scale"), CASES)
@@ -144,7 +153,7 @@ def test_every_claim_says_what_and_where_and_finds_its_rows_at_cpu_scale(paper):
         assert claim.place
         for test in claim.tests:
             known = names(paper, test.experiment, "cpu")
-            for one in (test, test.model_copy(update={**test.against})):
+            for one in (test, compared_with(test)):
                 for key, some in known.items():
                     assert any(matches(name, getattr(one, key)) for name in some), (claim.text, key)
     assert all(recipe.not_reproduced.values())

@@ -19,9 +19,9 @@ def expanded(content: Mapping[str, Any]) -> dict[str, Any]:
     * ``"$name"`` is the named value. A list that stands in a list gives its entries.
     * ``like = "$name"`` in a table is the named value with the table's other keys put in, tables key by key;
       of several (``like = ["$one", "$other"]``) the later goes before the earlier.
-    * ``fill = { key = value }`` in a table writes the value for each ``{key}`` in its texts. Where a value is a
-      list, there is one entry for each of its values (of several lists, for each combination, the last key's
-      values changing first). ``fill`` may be a list of such tables, too.
+    * ``fill = { key = value }`` in a table writes the value for each ``{key}`` in its texts and keys. Where a
+      value is a list, there is one entry for each of its values (of several lists, for each combination, the last
+      key's values changing first). ``fill`` may be a list of such tables, too.
 
     Raises:
         UnknownName: a name that the table has not.
@@ -91,7 +91,7 @@ def _fillings(fill: Any) -> Iterator[dict[str, Any]]:
 def _filled(value: Any, blanks: Mapping[str, Any]) -> Any:
     """Plain values with blanks filled; a text that is nothing but a blank becomes the value as it is."""
     if isinstance(value, Mapping):
-        return {key: _filled(part, blanks) for key, part in value.items()}
+        return {_filled(key, blanks): _filled(part, blanks) for key, part in value.items()}
     if isinstance(value, list):
         return [_filled(part, blanks) for part in value]
     if not isinstance(value, str):
@@ -105,5 +105,5 @@ def _texts_with_blanks(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield from [value] if _BLANK.search(value) else []
     elif isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
+        for part in (*value, *value.values()) if isinstance(value, Mapping) else value:
             yield from _texts_with_blanks(part)

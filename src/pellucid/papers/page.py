@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ..errors import OutputNotWritable, counted
@@ -180,7 +181,7 @@ class _PaperPage:
         for one in self.verdicts:
             place = one.deciding
             found = None if place is None else one.found[place]
-            ours = "–" if place is None else self.tested(one.claim.tests[place], found)
+            ours = "–" if place is None else self.tested(one.tests[place], found)
             if place is not None and len(one.found) > 1:
                 ours = f"{ours} (one of {len(one.found)} numbers)"
             rows.append(
@@ -193,7 +194,7 @@ class _PaperPage:
         """All numbers of each claim, and the remarks on them."""
         rows = []
         for one in self.verdicts:
-            numbers = "\n".join(self.tested(*pair) for pair in zip(one.claim.tests, one.found, strict=True))
+            numbers = "\n".join(self.tested(*pair) for pair in zip(one.tests, one.found, strict=True))
             if numbers or one.claim.comment:
                 rows.append((one.claim.text, numbers or "–", one.word, one.claim.comment))
         columns = ("The paper", "All numbers", "Verdict", "Remark")
@@ -347,11 +348,18 @@ def table_of(found: ComparedTable, exhibit: TableExhibit) -> Table:
     images = {cell.found.images for cells in found.cells for cell in cells if cell.found is not None}
     over = "" if not images else f", n = {min(images)}{f' to {max(images)}' if len(images) > 1 else ''}"
     below = "; below it the paper's" if exhibit.paper else ""
-    return Table(
-        (HEADS.get(exhibit.rows, exhibit.rows.capitalize()), *found.columns),
-        rows,
-        f"Ours [95 % interval]{over}{below}.",
-    )
+    caption = f"Ours [95 % interval]{over}{below}."
+    if exhibit.orders:
+        agreement = [f"{number(agreed(cells), 2)}" for cells in zip(*found.cells, strict=True)]
+        caption += f" Spearman's correlation with the paper's order: {joined(agreement)}."
+    return Table((HEADS.get(exhibit.rows, exhibit.rows.capitalize()), *found.columns), rows, caption)
+
+
+def agreed(cells: Sequence[Compared]) -> float:
+    """The rank correlation of a column's numbers with the paper's, over the rows that have both."""
+    pairs = [(cell.found.value, cell.paper) for cell in cells if cell.found is not None and cell.paper is not None]
+    ranks = pd.DataFrame(pairs, columns=["ours", "paper"], dtype=float).rank()
+    return float(ranks["ours"].corr(ranks["paper"]))
 
 
 def _both(cell: Compared, digits: int) -> str:

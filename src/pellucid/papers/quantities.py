@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,13 @@ class Found:
 class Verdict:
     """What became of a claim: ``"holds"``, ``"does not hold"``, ``"undecided"`` or ``"not tested"``, and why.
 
-    ``sides`` says of each test whether its number lies on the claimed side of its bound (1), on the other (-1), or
-    whether that is open (0).
+    ``tests`` are the claim's, one for each name that it asks for; ``sides`` says of each whether its number lies
+    on the claimed side of its bound (1), on the other (-1), or whether that is open (0).
     """
 
     claim: Claim
     word: str
+    tests: tuple[Test, ...] = ()
     found: tuple[Found | None, ...] = ()
     sides: tuple[int, ...] = ()
     reason: str = ""
@@ -96,17 +98,21 @@ def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
 
 def compared_with(quantity: Quantity) -> Quantity:
     """The rows that a comparison is made with, as a quantity."""
-    return quantity.model_copy(update={str(key): patterns for key, patterns in quantity.against.items()})
+    against = quantity.against.items()
+    return quantity.model_copy(update={str(key): names[0] if key == "step" else names for key, names in against})
 
 
 def found(statistics: Statistics, quantity: Quantity) -> Found | None:
     """The number and its interval; None if the results have no such rows, or no value is defined in them."""
-    return found_in(rows_of(statistics, quantity), quantity)
+    return found_in(rows_of(statistics, quantity), quantity, rows_of(statistics, compared_with(quantity)))
 
 
-def found_in(rows: pd.DataFrame, quantity: Quantity) -> Found | None:
-    """As ``found``, in rows of one (model, variant, method, layer, metric) each, a column for each image."""
-    ours, theirs = _sides(rows, quantity)
+def found_in(rows: pd.DataFrame, quantity: Quantity, others: pd.DataFrame | None = None) -> Found | None:
+    """As ``found``, in rows of one (model, variant, method, layer, metric) each, a column for each image.
+
+    What it is compared with is in ``others``, if not in the same rows.
+    """
+    ours, theirs = _sides(rows, rows if others is None else others, quantity)
     known = ~np.isnan(ours)
     if not known.any():
         return None
@@ -129,7 +135,8 @@ def per_image(statistics: Statistics, quantity: Quantity) -> Numbers | None:
     Comparisons are made for each image and row, and then averaged; a deviation has no sense here.
     """
     assert quantity.how != "std"
-    ours, theirs = _sides(rows_of(statistics, quantity), quantity)
+    rows = rows_of(statistics, quantity)
+    ours, theirs = _sides(rows, rows, quantity)
     if not len(ours):
         return None
     values = ours if theirs is None else _compared(ours, theirs, quantity.how)
@@ -149,7 +156,7 @@ def rows_of(statistics: Statistics, quantity: Quantity) -> pd.DataFrame:
     return rows.droplevel(["at", "step"])
 
 
-def _sides(rows: pd.DataFrame, quantity: Quantity) -> tuple[Numbers, Numbers | None]:
+def _sides(rows: pd.DataFrame, others: pd.DataFrame, quantity: Quantity) -> tuple[Numbers, Numbers | None]:
     """The values (K, N), and those they are compared with, undefined for the same images.
 
     Rows are compared that are alike but for ``against``; what it makes several is averaged first.
@@ -157,11 +164,11 @@ def _sides(rows: pd.DataFrame, quantity: Quantity) -> tuple[Numbers, Numbers | N
     ours = selected(rows, quantity)
     if not quantity.against:
         return ours.to_numpy(float), None
-    mine, others = (_averaged(side, quantity) for side in (ours, selected(rows, compared_with(quantity))))
-    shared = [place for place in mine if place in others]
+    mine, against = (_averaged(side, quantity) for side in (ours, selected(others, compared_with(quantity))))
+    shared = [place for place in mine if place in against]
     if not shared:
         return np.empty((0, rows.shape[1])), None
-    values, theirs = (np.stack([side[place] for place in shared]) for side in (mine, others))
+    values, theirs = (np.stack([side[place] for place in shared]) for side in (mine, against))
     unknown = np.isnan(values) | np.isnan(theirs)
     values[unknown] = theirs[unknown] = np.nan
     return values, theirs
@@ -196,19 +203,32 @@ def verdict(claim: Claim, statistics: Mapping[str, Statistics]) -> Verdict:
     """
     if not claim.tests:
         return Verdict(claim, "not tested", reason=claim.because)
+    tests = tuple(one for test in claim.tests for one in _each(test, statistics))
     numbers = tuple(
-        found(statistics[test.experiment], test) if test.experiment in statistics else None for test in claim.tests
+        found(statistics[test.experiment], test) if test.experiment in statistics else None for test in tests
     )
-    sides = tuple(_sides_of(claim.tests, numbers))
+    judged = tests, numbers, (sides := tuple(_sides_of(tests, numbers)))
     if -1 in sides:
-        return Verdict(claim, "does not hold", numbers, sides)
+        return Verdict(claim, "does not hold", *judged)
     if None in numbers:
-        return Verdict(claim, "not tested", numbers, sides, "this run has no such results")
+        return Verdict(claim, "not tested", *judged, "this run has no such results")
     if any(math.isnan(number.value) for number in numbers if number is not None):
-        return Verdict(claim, "not tested", numbers, sides, "the number is undefined")
+        return Verdict(claim, "not tested", *judged, "the number is undefined")
     if all(side == 1 for side in sides):
-        return Verdict(claim, "holds", numbers, sides)
-    return Verdict(claim, "undecided", numbers, sides, _lacking(claim.tests, numbers, sides))
+        return Verdict(claim, "holds", *judged)
+    return Verdict(claim, "undecided", *judged, _lacking(*judged))
+
+
+def _each(test: Test, statistics: Mapping[str, Statistics]) -> list[Test]:
+    """The test for each name that it asks for, in the results' order; the test itself if there is none."""
+    if not test.each or test.experiment not in statistics:
+        return [test]
+    index = selected(rows_of(statistics[test.experiment], test), test).index
+    places = dict.fromkeys(zip(*(index.get_level_values(key) for key in test.each), strict=True))
+    chosen = [
+        {str(key): (glob.escape(name),) for key, name in zip(test.each, place, strict=True)} for place in places
+    ]
+    return [test.model_copy(update={**names, "each": ()}) for names in chosen] or [test]
 
 
 def _sides_of(tests: Sequence[Test], numbers: Sequence[Found | None]) -> list[int]:

@@ -109,11 +109,11 @@ class Quantity(RowFilter):
             layer (or what else ``against`` leaves alone) and then averaged: ``"difference"``, ``"ratio"``, or
             ``"reduction"``, 1 - ratio.
         against: what is other in the rows compared with; several of them are averaged.
-        step: of a curve, the named place; at: the level.
+        step: of a curve, the named place (``against`` may name another one); at: the level.
     """
 
     how: How = "mean"
-    against: Mapping[Key, Patterns] = {}
+    against: Mapping[Key | Literal["step"], Patterns] = {}
     step: str | None = None
     at: float | None = None
 
@@ -125,9 +125,13 @@ class Quantity(RowFilter):
 
 
 class Test(Quantity):
-    """A quantity of an experiment and the side of a bound on which a claim says it lies."""
+    """A quantity of an experiment and the side of a bound on which a claim says it lies.
+
+    It is tested for ``each`` of the names that it chooses of these keys by itself, as if each were written.
+    """
 
     experiment: str
+    each: Annotated[tuple[Key, ...], BeforeValidator(_several)] = ()
     above: float | None = None
     below: float | None = None
 
@@ -187,7 +191,7 @@ class TableExhibit(_Exhibit):
     """Numbers: a row for each ``rows``, a column for each ``columns``, ours beside the paper's.
 
     ``by`` is the factor they are shown times (100 for per cent), ``paper`` [row][column] the paper's numbers,
-    by the names shown.
+    by the names shown; ``orders`` says how far the rows' order agrees with the paper's.
     """
 
     two = ("rows", "columns")
@@ -196,6 +200,7 @@ class TableExhibit(_Exhibit):
     columns: Key
     by: float = 1
     digits: int = 3
+    orders: bool = False
     paper: Mapping[str, Mapping[str, float]] = {}
 
 
@@ -340,12 +345,19 @@ def references(value: Any) -> Iterator[str]:
 
 @lru_cache
 def read_recipe(paper: str) -> Recipe:
-    """The recipe of one of the papers.
+    """The recipe of one of the papers, with the sources and weights of ``sources.toml`` that it names.
 
     Raises:
         UnknownName: no such paper.
     """
     if paper not in PAPERS:
         raise UnknownName("paper", paper, PAPERS)
-    text = files(__package__).joinpath(f"{paper}.toml").read_text(encoding="utf-8")
-    return Recipe.model_validate(expanded(tomllib.loads(text)))
+    shared, content = (
+        tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+        for name in ("sources", paper)
+    )
+    content = expanded(content)
+    named = set(references(content))
+    for kind, sources in shared.items():
+        content[kind] = {key: source for key, source in sources.items() if key in named}
+    return Recipe.model_validate(content)
