@@ -372,3 +372,28 @@ def test_layouts_are_declared(work):
     for wrong, message in (("2", "write it as"), ("2=map", "is no layout")):
         result = explain("photo0.png", *arguments, wrong)
         assert message in result.stderr
+
+
+def test_images_of_many_channels(work):
+    text = TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(5,")
+    Path("five.py").write_text(text)
+    values = np.random.default_rng(0).integers(0, 60000, (40, 50, 5)).astype(np.uint16)
+    np.save("tile.npy", values)
+    pictures = {}
+    for display in ("mean", "3,2,1", "4"):
+        result = explain("tile.npy", "--layers", "1.0", "--display", display, model="five.py:network")
+        assert result.exit_code == 0, result.output
+        assert "no preprocess: photos are resized to 256, cropped to 224 and scaled to [0, 1]" in result.stderr
+        pictures[display] = colours("out/figure-methods-1.0-original.png")
+    assert pictures["3,2,1"] > 10 * pictures["mean"]  # coloured noise
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["model"]["preprocess"]["channels"] == 5
+    known = {}
+    exec(facts["python"], known)
+    assert known["images"].shape == (1, 5, 224, 224)
+    assert 0 <= known["images"].min() < known["images"].max() <= 60000 / 65535 + 1e-6
+    for display, message in (("6", "channels 1 to 5"), ("red", "give mean, or")):
+        result = explain("tile.npy", "--display", display, model="five.py:network")
+        assert message in result.stderr
+    result = explain("photo0.png", model="five.py:network")
+    assert "the image has 3 channels, and the model's preprocess wants 5" in result.stderr

@@ -13,8 +13,9 @@ import torch
 import torchvision
 from PIL import Image
 
+from pellucid.data.reading import read_image
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
-from pellucid.data.sources import Sample, Source, open_images, read_image
+from pellucid.data.sources import Sample, Source, open_images
 from pellucid.errors import InvalidData, InvalidImage, UnknownName
 
 
@@ -59,16 +60,21 @@ def test_an_image_is_read_as_upright_rgb(tmp_path):
     [
         ("L", 7, (7, 7, 7)),
         ("1", 1, (255, 255, 255)),
-        ("RGBA", (1, 2, 3, 0), (1, 2, 3)),
+        ("RGBA", (1, 2, 3, 0), (1, 2, 3, 0)),
+        ("LA", (7, 9), (7, 7, 7, 9)),
         ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
         ("P", 0, (0, 0, 0)),
-        ("I;16", 65535, (255, 255, 255)),
-        ("I;16", 257 * 9, (9, 9, 9)),
     ],
 )
-def test_every_mode_becomes_rgb(mode, colour, expected):
+def test_every_mode_of_8_bits_becomes_rgb_or_rgba(mode, colour, expected):
     suffix = "JPEG" if mode == "CMYK" else "PNG"
     assert read_image(encoded(plain(colour, mode=mode), suffix)).getpixel((0, 0)) == expected
+
+
+def arrays(**values):
+    file = io.BytesIO()
+    np.savez(file, **values)
+    return file.getvalue()
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
@@ -78,7 +84,9 @@ BROKEN = {
     "text.png": (b"just some words", "no image"),
     "cut.png": (encoded(NOISE)[:-2000], "broken or cut short"),
     "cut.jpg": (encoded(NOISE, "JPEG")[:-500], "broken or cut short"),
-    "float.tiff": (encoded(plain(0.5, mode="F"), "TIFF"), "unknown range"),
+    "many.npz": (arrays(a=np.zeros((2, 2)), b=np.zeros((2, 2))), "holds 2 arrays"),
+    "text.npy": (arrays(a=np.array(["x"])), "give numbers"),
+    "pickle.npy": (arrays(a=np.array([{}], dtype=object)), "allow_pickle"),
 }
 
 

@@ -171,12 +171,20 @@ def test_grey_networks_see_one_channel():
 def test_preprocessing_survives_json():
     preprocess = Preprocess((40, 50), None, (0.5,), (0.25,), 1, "bicubic")
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.as_dict()))) == preprocess
-    with pytest.raises(InvalidParameter, match="unknown setting 'scale'"):
-        Preprocess.from_dict({"scale": 2})
+    with pytest.raises(InvalidParameter, match="unknown setting 'scales'"):
+        Preprocess.from_dict({"scales": 2})
 
 
 @pytest.mark.parametrize(
-    "settings", [{"channels": 2}, {"mean": None}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}, {"std": (1.0,)}]
+    "settings",
+    [
+        {"channels": 0},
+        {"channels": 2},
+        {"mean": None},
+        {"mean": (0.5,)},
+        {"std": (1.0, 0.0, 1.0)},
+        {"std": (1.0,)},
+    ],
 )
 def test_preprocessing_that_does_not_fit_is_refused(settings):
     with pytest.raises(InvalidParameter, match="Preprocess"):

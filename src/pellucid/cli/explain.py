@@ -77,6 +77,10 @@ def explain(
     clip: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help="Percentiles at which maps are clipped, as 0.5,99.5.")
     ] = None,
+    display: Annotated[
+        str | None,
+        typer.Option(metavar="mean|BANDS", help="The picture of images with other channels than RGB, as 3,2,1."),
+    ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the grey photo.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many photos of each folder or table.")
@@ -104,7 +108,7 @@ def explain(
     from ..catalog import method
     from ..catalog import variant as variant_of
     from .facts import run_facts
-    from .request import Request, checked_heatmap, method_names, variant_names
+    from .request import Request, checked_bands, checked_heatmap, method_names, variant_names
     from .run import ExplainRun
 
     require_count("max_batch", max_batch)
@@ -128,6 +132,7 @@ def explain(
         device=chosen_device(device),
         limit=limit,
         label_column=label_column,
+        bands=checked_bands(display),
         overlay=overlay,
         keep_attributions=attributions,
         command=ctx.meta[COMMAND],
@@ -143,6 +148,7 @@ def explain(
 
 def _show(run: ExplainRun, output: Path) -> None:
     """Show the photos' classes, where everything is, and what was amiss."""
+    from ..models.preprocess import IMAGENET, is_assumed
     from .photos import score
 
     values = any("value" in facts["target"] for facts in run.photos)
@@ -161,5 +167,10 @@ def _show(run: ExplainRun, output: Path) -> None:
         typer.echo(
             "note: one output is explained as a value; name a classifier's two answers: --classes no,yes", err=True
         )
+    preprocess = run.loaded.preprocess
+    if ".py:" in run.loaded.name and is_assumed(preprocess):
+        normalized = "normalized as ImageNet's" if preprocess == IMAGENET else "scaled to [0, 1]"
+        resized = "photos are resized to 256, cropped to 224 and"
+        typer.echo(f"note: the model's file has no preprocess: {resized} {normalized}", err=True)
     show_notes(run.notes, "photo", see=", see residuals in run.json")
     show_left_out("photo", run.left_out)

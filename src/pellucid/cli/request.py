@@ -43,6 +43,7 @@ class Request:
     device: str
     limit: int | None
     label_column: str | None
+    bands: tuple[int, ...] | None
     overlay: bool
     keep_attributions: bool
     command: str
@@ -79,6 +80,16 @@ def checked_heatmap(channels: str, upsampling: str, clip: str | None) -> dict[st
     settings: dict[str, Any] = {"channels": channels, "upsampling": upsampling, "clip": bounds}
     heatmap(torch.zeros(1, 1, 1, 1), **settings)
     return settings
+
+
+def checked_bands(text: str | None) -> tuple[int, ...] | None:
+    """The channels that pictures show, numbered from 1; none of them is the mean."""
+    if text is None or text == "mean":
+        return None if text is None else ()
+    try:
+        return tuple(int(band) for band in text.split(","))
+    except ValueError as error:
+        raise InvalidParameter(f"--display {text}: give mean, or one or three channels, such as 3,2,1") from error
 
 
 def _percentiles(text: str) -> tuple[float, float]:

@@ -50,6 +50,8 @@ class ExplainRun:
         """Load the model, check that it has the layers, and find the photos."""
         loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
+        if request.bands is not None:
+            loaded = replace(loaded, preprocess=replace(loaded.preprocess, bands=request.bands))
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
         if request.layers is not None:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, PellucidError
+from ..pixels import require_picture
 from ..seeds import fold_in
 from .sources import Sample, Source
 
@@ -184,7 +185,7 @@ def load_images(
             raise InvalidData(
                 f"{sample.name} has no label; name the column of labels, or sort images into folders"
             )
-        pixels: Tensor = pil_to_tensor(display(sample.image))
+        pixels: Tensor = pil_to_tensor(display(require_picture(sample.image, "training")))
         return pixels
 
     positions = range(len(source)) if positions is None else positions

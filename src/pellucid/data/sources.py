@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
-import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,17 +18,20 @@ import pyarrow
 import pyarrow.parquet
 import torch
 import torchvision
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ..errors import InvalidData, InvalidImage, UnknownName, shortened
+from ..pixels import AnyImage, Pixels
+from .reading import read_image, upright
 from .shapes import ShapesDataset
 
 Box = tuple[float, float, float, float]
 Classes = tuple[str, ...] | None
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SUFFIXES = (".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_ARRAYS = (".npy", ".npz")  # of a folder without images
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _SHAPES_COUNT, _SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
@@ -42,14 +43,14 @@ class Sample:
 
     Attributes:
         name: unique within its source; a file's name or a row's.
-        image: RGB, upright, fully decoded.
+        image: upright, fully decoded: RGB or RGBA of 8 bits, or ``Pixels`` of any other kind.
         label: an index into the source's classes; None where unknown.
         mask: gray, of the image's size, white on the object; None where there is none.
         boxes: the objects' (x0, y0, x1, y1) in pixels of the image; None where unknown.
     """
 
     name: str
-    image: Image.Image
+    image: AnyImage
     label: int | None = None
     mask: Image.Image | None = None
     boxes: tuple[Box, ...] | None = None
@@ -97,9 +98,9 @@ def open_images(
     """Open images to explain, wherever they are; each is read when it is asked for.
 
     Args:
-        spec: an image file; a folder, searched recursively in sorted order, whose first-level sub-folders
-            are the classes if all images lie in one; a .parquet file in Hugging Face's image layout, or a
-            folder of them; ``"shapes"`` or ``"shapes:COUNT"`` for procedural images with masks;
+        spec: an image file (``read_image``); a folder, searched recursively in sorted order, whose first-level
+            sub-folders are the classes if all images lie in one; a .parquet file in Hugging Face's image layout,
+            or a folder of them; ``"shapes"`` or ``"shapes:COUNT"`` for procedural images with masks;
             ``"torchvision:NAME"``; ``"hf:NAME"`` (needs the extra ``hf``); or a data set object of either
             library; or a Source.
         label_column: the table's column of labels, such as "imagenet_label"; None takes "label" if it is there.
@@ -132,59 +133,6 @@ def open_images(
     raise InvalidData(f"there is no file or folder {spec}; give a path, or shapes, torchvision:NAME, hf:NAME")
 
 
-# One image.
-
-
-def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """Read one image as RGB (8 bits), upright by its EXIF orientation and decoded to its last pixel.
-
-    Transparency is dropped, as loaders do in training; 16-bit gray is scaled; of an animation the first
-    picture is taken.
-
-    Args:
-        source: a file or its bytes.
-        name: what an error calls the image; None takes the file's path.
-
-    Raises:
-        InvalidImage: missing, empty, truncated, too large to decode safely, or no image at all.
-    """
-    name = name or ("the image" if isinstance(source, bytes) else str(source))
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise InvalidImage(f"{name} cannot be read: {error.strerror}") from error
-    if not content:
-        raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
-    try:
-        return _decoded(content)
-    except UnidentifiedImageError as error:
-        start = content[:12]
-        raise InvalidImage(f"{name} is no image that Pillow can read; its file starts with {start!r}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidImage(f"{name} is too large to decode safely ({error}); scale it down first") from error
-    except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
-        raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
-
-
-def _decoded(content: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as EXIF says; 16-bit gray is scaled, since Pillow's own conversion would clip it to white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range; save it with 8 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
 # Files and folders.
 
 
@@ -204,6 +152,7 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     places = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {path: place for path, place in places.items() if not any(part[0] == "." for part in place.parts)}
     images = [path for path in files if path.suffix.lower() in _SUFFIXES]
+    images = images or [path for path in files if path.suffix.lower() in _ARRAYS]
     tables = [path for path in files if path.suffix == ".parquet"]
     if images:
         folders = {files[path].parts[0] for path in images}
@@ -214,7 +163,8 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
             {files[path].with_suffix("").as_posix(): _from_parquet(path, label_column) for path in tables}
         )
     raise InvalidData(
-        f"{folder} holds no images among its {len(files)} files; looked for {', '.join(_SUFFIXES)} and .parquet"
+        f"{folder} holds no images among its {len(files)} files; looked for "
+        f"{', '.join((*_SUFFIXES, *_ARRAYS))} and .parquet"
     )
 
 
@@ -316,10 +266,10 @@ def _row_sample(
     )
 
 
-def _cell_image(cell: Any, name: str, folder: Path) -> Image.Image:
+def _cell_image(cell: Any, name: str, folder: Path) -> AnyImage:
     """The image of one cell: an image, encoded bytes, or the path of a file beside the table."""
     if isinstance(cell, Image.Image):
-        return _upright(cell)
+        return upright(cell, name)
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None:
@@ -378,7 +328,7 @@ def _from_dataset(dataset: Any, name: str, label_column: str | None = None) -> S
         image, label, mask = (*item, None, None)[:3] if isinstance(item, tuple | list) else (item, None, None)
         return Sample(
             here,
-            _picture(image, here).convert("RGB"),
+            _picture(image, here),
             None if label is None else int(label),
             None if mask is None else _picture(mask, f"the mask of {here}").convert("L"),
         )
@@ -403,12 +353,15 @@ def _from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> 
     return Source(names, read, None if classes is None else tuple(classes))
 
 
-def _picture(pixels: Any, name: str) -> Image.Image:
-    """What a data set gives for an image as a PIL image: one already, or a tensor (H, W) or (C, H, W) of bytes,
-    of booleans (black and white), or of floats in [0, 1].
+def _picture(pixels: Any, name: str) -> AnyImage:
+    """What a data set gives for an image: a PIL image, or a tensor or array (H, W) or (C, H, W).
+
+    Bytes, booleans (black and white) and floats in [0, 1] of one or three channels are pictures of 8 bits.
     """
     if isinstance(pixels, Image.Image):
-        return pixels
+        return upright(pixels, name)
+    if isinstance(pixels, np.ndarray):
+        return Pixels.of(pixels, name)
     if not isinstance(pixels, Tensor):
         raise InvalidImage(f"{name} is {type(pixels).__name__}; a data set must give PIL images or tensors")
     if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):
@@ -416,5 +369,9 @@ def _picture(pixels: Any, name: str) -> Image.Image:
             f"{name} holds values outside [0, 1] ({pixels.min():.3g} to {pixels.max():.3g}); "
             "leave the normalisation to the model's preprocess"
         )
+    if pixels.dtype not in (torch.uint8, torch.bool) and not pixels.is_floating_point():
+        return Pixels.of(pixels.numpy(), name)
+    if pixels.dim() == 3 and len(pixels) not in (1, 3):
+        return Pixels.of(pixels.movedim(0, -1).numpy(), name)
     image: Image.Image = to_pil_image(pixels.float() if pixels.dtype == torch.bool else pixels)
-    return image
+    return image.convert("RGB")

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from ..errors import InvalidImage, InvalidParameter
+from ..errors import InvalidImage, InvalidParameter, require_count
+from ..pixels import AnyImage, Ends, Pixels, picture, with_channels
 
 _PerChannel = tuple[float, ...]
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+_LATER = ("scale", "bands")  # settings that files of facts need not have
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turn a PIL image into a model's input: resize, center crop, scale to [0, 1], normalize.
+    """Turn an image into a model's input: resize, center crop, scale to [0, 1], normalize.
 
-    ``(pixels / 255 - mean) / std``, the evaluation transform of torchvision's classifiers.
+    ``((pixels - low) / (high - low) - mean) / std``, for 8 bits ``(pixels / 255 - mean) / std``, the evaluation
+    transform of torchvision's classifiers.
 
     Args:
         resize: length of the shorter side in pixels; (height, width) squashes; None leaves the size.
         crop: side of the square cut from the center; None leaves it.
         mean: one value per channel in units of [0, 1]; None where the model normalizes by itself.
         std: one positive value per channel; None likewise.
-        channels: 3 for RGB, 1 for gray.
+        channels: 3 for RGB, 1 for gray, 4 for RGB and alpha, or as many as the images' files have.
         interpolation: "nearest", "bilinear" or "bicubic", always antialiased.
+        scale: the values (low, high) that become 0 and 1; None is what the image's type or file tells: 0 and 255,
+            0 and 65535 of 16 bits, a DICOM's window, floats as they are.
+        bands: which channels ``display`` shows (``pellucid.pixels.picture``).
 
     Raises:
-        InvalidParameter: channels other than 1 or 3, or a mean or std of another length.
+        InvalidParameter: no channel, a mean or std of another length, a scale out of order.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -41,10 +50,13 @@ class Preprocess:
     std: _PerChannel | None = (0.229, 0.224, 0.225)
     channels: int = 3
     interpolation: str = "bilinear"
+    scale: Ends | None = None
+    bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise InvalidParameter(f"Preprocess: channels={self.channels}; images have 1 or 3")
+        require_count("Preprocess: channels", self.channels)
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise InvalidParameter(f"Preprocess: scale={self.scale}; give the lower value first")
         if (self.mean is None) != (self.std is None):
             raise InvalidParameter("Preprocess: give both mean and std, or neither")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -55,19 +67,41 @@ class Preprocess:
         if self.std is not None and min(self.std) <= 0:
             raise InvalidParameter(f"Preprocess: std={self.std}; every value must be positive")
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the model's input (channels, H, W) float32 of one image."""
-        return self.normalize(transforms.to_tensor(self.display(image)))
+    def __call__(self, image: AnyImage) -> Tensor:
+        """Return the model's input (channels, H, W) float32 of one image.
 
-    def display(self, image: Image.Image) -> Image.Image:
-        """Return the same crop as a picture, so that a map of the input can be laid over it."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        Raises:
+            InvalidImage: its channels do not fit, or nothing tells its scale.
+        """
+        return self.normalize(self._cropped(image))
+
+    def display(self, image: AnyImage) -> Image.Image:
+        """Return the same crop as a picture, so that a map of the input can be laid over it.
+
+        What has more than 8 bits is stretched from its least to its greatest value.
+        """
+        if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
+            shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
+            return shown
+        return picture(self._cropped(image), self.bands, stretched=isinstance(image, Pixels))
+
+    def _cropped(self, image: AnyImage) -> Tensor:
+        """Pixels (channels, H, W) in units of [0, 1]."""
+        if isinstance(image, Image.Image) and self.channels in _MODES:
+            pixels: Tensor = transforms.to_tensor(self._moved(image.convert(_MODES[self.channels])))
+            return (
+                pixels if self.scale is None else (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
+            )
+        given = Pixels.of(np.asarray(image), "the image") if isinstance(image, Image.Image) else image
+        moved: Tensor = self._moved(with_channels(given, self.channels, self.scale))
+        return moved
+
+    def _moved(self, image: Any) -> Any:
+        """A picture, or pixels, resized and cropped."""
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-            image = transforms.resize(image, size, InterpolationMode(self.interpolation))
-        if self.crop is not None:
-            image = transforms.center_crop(image, [self.crop])
-        return image
+            image = transforms.resize(image, size, InterpolationMode(self.interpolation), antialias=True)
+        return image if self.crop is None else transforms.center_crop(image, [self.crop])
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return ``(pixels - mean) / std`` of pixels (..., channels, H, W) in [0, 1], on their device."""
@@ -78,7 +112,7 @@ class Preprocess:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for a JSON file; :meth:`from_dict` reads them back."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Preprocess:
@@ -98,22 +132,37 @@ IMAGENET = Preprocess()
 """Resize to 256, center crop 224, ImageNet's mean and standard deviation."""
 
 
+def assumed(channels: int) -> Preprocess:
+    """What is done where nobody says: as ImageNet's, of other channels than RGB without normalization."""
+    return IMAGENET if channels == 3 else Preprocess(mean=None, std=None, channels=channels)
+
+
+def is_assumed(preprocess: object) -> bool:
+    """Whether this is what is done where nobody says."""
+    return isinstance(preprocess, Preprocess) and replace(preprocess, bands=None) == assumed(preprocess.channels)
+
+
 @dataclass(frozen=True)
 class CustomPreprocess:
-    """A user's own function from a PIL image to a model's input, as a file of a model may bring along."""
+    """A user's own function from an image to a model's input, as a file of a model may bring along.
 
-    function: Callable[[Image.Image], Tensor]
+    Images of 8 bits reach it as Pillow's in RGB; 16-bit, 32-bit and float grey as Pillow's of one channel with all
+    their values; all else as an array (H, W, C).
+    """
+
+    function: Callable[[Any], Tensor]
 
     mean: _PerChannel | None = None
     std: _PerChannel | None = None
+    bands: tuple[int, ...] | None = None
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: AnyImage) -> Tensor:
         """Return the model's input (channels, H, W) of one image.
 
         Raises:
-            InvalidImage: the function returns anything but such a tensor.
+            InvalidImage: the function fails on what is no picture of 8 bits, or returns no such tensor.
         """
-        pixels = self.function(image.convert("RGB"))
+        pixels = self._called(image)
         if not isinstance(pixels, Tensor) or pixels.dim() != 3:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise InvalidImage(
@@ -121,15 +170,23 @@ class CustomPreprocess:
             )
         return pixels.float()
 
-    def display(self, image: Image.Image) -> Image.Image:
+    def _called(self, image: AnyImage) -> Any:
+        if isinstance(image, Image.Image):
+            return self.function(image.convert("RGB"))
+        try:
+            return self.function(image.given())
+        except Exception as error:  # written for pictures of 8 bits, perhaps
+            raise InvalidImage(
+                f"the model file's preprocess failed on {image.name}, which it is given unreduced, "
+                f"{image.values.dtype} of {image.values.shape}: {type(error).__name__}: {error}"
+            ) from error
+
+    def display(self, image: AnyImage) -> Image.Image:
         """Return the input itself as a picture, stretched from its least to its greatest value.
 
         What the function crops is unknown, so this alone is sure to lie under the map.
         """
-        pixels = self(image)
-        low, high = pixels.min(), pixels.max()
-        picture: Image.Image = transforms.to_pil_image((pixels - low) / (high - low).clamp_min(1e-12))
-        return picture.convert("RGB")
+        return picture(self(image), self.bands, stretched=True).convert("RGB")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the function's name for a JSON file."""

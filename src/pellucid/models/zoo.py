@@ -17,7 +17,7 @@ from ..files import run_file
 from ..layers import unwrapped
 from ..outputs import Classifier, answer, two_answers
 from .hugging_face import HuggingFace
-from .preprocess import IMAGENET, CustomPreprocess, Preprocess
+from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
 from .weights import (
@@ -116,11 +116,11 @@ def load_model(
         name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; ``"hf:NAME"`` or
             ``"hf:FOLDER"`` for an image classifier of Hugging Face, with its image processor and class names,
             from safetensors alone; or ``"path/to/file.py:factory"``, a file that is run and whose ``factory()``
-            returns the network. The file may also hold ``preprocess``, a :class:`Preprocess` or any function of
-            a PIL image; ``classes``, the class names; and ``output``, where the logits are (:class:`Classifier`).
-            ``"dense:NAME"`` is the classifier NAME run at every place (:class:`Dense`), a
-            segmentation model without a background, as a :class:`Segmentation` that pools over the places where
-            a class is predicted; its weights are the classifier's.
+            returns the network. The file may also hold ``preprocess``, a :class:`Preprocess` or any function of an
+            image (:class:`CustomPreprocess`; without it ImageNet's); ``classes``, the class names; and ``output``,
+            where the logits are (:class:`Classifier`). ``"dense:NAME"`` is the classifier NAME run at every place
+            (:class:`Dense`), a segmentation model without a background, as a :class:`Segmentation` that pools over
+            the places where a class is predicted; its weights are the classifier's.
         weights: a .safetensors, .pth or .pt file, plain or gzip-compressed (.gz); a name such as
             ``"DEFAULT"`` or ``"IMAGENET1K_V1"``, which is downloaded; ``"random"``; or None, which is
             ``"bundled"`` for ``shapes-resnet``, ``"DEFAULT"`` for Hugging Face's and random for all others. A
@@ -156,6 +156,8 @@ def load_model(
             f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
             "leave classes out, or take weights='random'"
         )
+    if not architecture.sized and preprocess is IMAGENET:
+        preprocess = _of_channels(model)
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
@@ -176,6 +178,12 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
     if architecture.pretrained is None:
         raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
     return architecture.pretrained(str(weights))
+
+
+def _of_channels(model: nn.Module) -> Preprocess:
+    """ImageNet's preprocessing; of a first convolution with another number of channels without normalization."""
+    channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+    return assumed(channels)
 
 
 def _fitting(

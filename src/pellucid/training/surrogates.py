@@ -19,6 +19,7 @@ from ..data.labeled import decode
 from ..data.sources import open_images
 from ..errors import InvalidData, InvalidImage, InvalidModel, InvalidParameter, require_choice, require_count
 from ..models.preprocess import CustomPreprocess, Preprocess
+from ..pixels import require_picture
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
 from ..seeds import fold_in
@@ -206,7 +207,7 @@ def _halves(preprocess: AnyPreprocess) -> tuple[Callable[[Any], Tensor], Callabl
     """A preprocess in two steps: what is kept of an image, and what makes a batch of that the model's input."""
     if isinstance(preprocess, Preprocess):
         return (
-            lambda image: pil_to_tensor(preprocess.display(image)),
+            lambda image: pil_to_tensor(preprocess.display(require_picture(image, "training"))),
             lambda batch: preprocess.normalize(batch.float() / 255),
         )
     return preprocess, lambda batch: batch

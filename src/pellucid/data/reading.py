@@ -1,0 +1,195 @@
+"""One image read from a file or its bytes: whole, upright, and as exact as the file has it."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import InvalidImage
+from ..pixels import AnyImage, Ends, Pixels, scale_of
+
+# Pillow knows more, some of which start other programs or are rarely looked after.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TURNS: dict[int, Callable[[Any], np.ndarray]] = {  # EXIF's orientations
+    2: np.fliplr,
+    3: lambda values: np.rot90(values, 2),
+    4: np.flipud,
+    5: lambda values: np.swapaxes(values, 0, 1),
+    6: lambda values: np.rot90(values, -1),
+    7: lambda values: np.rot90(np.swapaxes(values, 0, 1), 2),
+    8: np.rot90,
+}
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
+    """Read one image, upright by its EXIF orientation and decoded to its last pixel.
+
+    8-bit images are RGB, or RGBA where they have an alpha channel (which models of three channels do not see); all
+    others are ``Pixels`` with the file's own numbers: 16 and 32 bits, floats, other numbers of channels (TIFF by
+    tifffile, .npy, .npz with one array), and DICOM by pydicom. Of an animation the first picture is taken.
+
+    Args:
+        source: a file or its bytes.
+        name: what an error calls the image; None takes the file's path.
+
+    Raises:
+        InvalidImage: missing, empty, truncated, too large to decode safely, or no image at all; or a package that
+            reads its format is not installed.
+    """
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{name} cannot be read: {error.strerror}") from error
+    if not content:
+        raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
+    try:
+        return _reader(content)(content, name)
+    except UnidentifiedImageError as error:
+        start = content[:12]
+        raise InvalidImage(f"{name} is no image that can be read; its file starts with {start!r}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidImage(f"{name} is too large to decode safely ({error}); scale it down first") from error
+    except InvalidImage:
+        raise
+    except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
+        raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
+    """Who reads an image, by how its file starts."""
+    if content[:6] == b"\x93NUMPY" or content[:4] == b"PK\x03\x04":
+        return _from_numpy
+    if content[128:132] == b"DICM":
+        return _from_dicom
+    # The bit depth and type of a PNG's colours: Pillow reduces several channels of 16 bits to 8.
+    if content[:4] == b"\x89PNG" and content[24:25] == b"\x10" and content[25:26] != b"\0":
+        return _from_deep_png
+    return _from_tiff if content[:4] in _TIFF else _from_pillow
+
+
+def _from_pillow(content: bytes, name: str) -> AnyImage:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image.load()
+        return upright(image, name)
+
+
+def upright(image: Image.Image, name: str) -> AnyImage:
+    """A decoded image, turned as EXIF says: RGB or RGBA of 8 bits, else ``Pixels``."""
+    kind = image.format  # turning forgets it
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        # Pillow gives 16-bit grey of PNG and PGM as 32 bits in some versions.
+        return Pixels.of(values.astype(np.uint16) if kind in ("PNG", "PPM") else values, name)
+    return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
+
+
+def _from_deep_png(content: bytes, name: str) -> Pixels:
+    upright_of = Image.open(io.BytesIO(content), formats=["PNG"]).getexif().get(274, 1)
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError as error:  # later versions leave decoding to others
+        raise InvalidImage(f"{name}: a PNG of several channels of 16 bits; save it as TIFF or .npy") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    values = np.ascontiguousarray(_turned(pixels.permute(1, 2, 0).numpy(), upright_of))
+    return Pixels(values, scale_of(values.dtype), name, has_alpha=values.shape[2] in (2, 4))
+
+
+def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    return _TURNS[orientation](values) if orientation in _TURNS else values
+
+
+def _from_tiff(content: bytes, name: str) -> AnyImage:
+    """By Pillow what it reads whole, by tifffile the rest, as several channels of 16 bits, or more than four."""
+    try:
+        image = _from_pillow(content, name)
+        told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
+        bits, samples = told.tag_v2.get(258, (1,)), told.tag_v2.get(277, 1)
+        is_whole = (
+            max(bits) == 8
+            or (samples == 1 and max(bits) < 32)
+            or (samples == 1 and told.tag_v2.get(339, (1,)) != (1,))
+        )
+        if is_whole and samples <= 4 and getattr(told, "n_frames", 1) == 1:
+            return image
+    except UnidentifiedImageError:
+        pass
+    try:
+        import tifffile
+    except ImportError as error:
+        raise InvalidImage(f"{name}: this TIFF needs tifffile; run: pip install 'pellucid[tiff]'") from error
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        series = file.series[0]
+        values, axes = np.asarray(series.asarray()), series.axes
+        first: Any = file.pages[0]
+        orientation, extra = first.tags.get(274), first.tags.get(338)
+    for axis in re.sub("[YXSC]", "", axes):  # depth, time and pages: the first of each
+        values, axes = values.take(0, axes.index(axis)), axes.replace(axis, "", 1)
+    order = [axes.index(axis) for axis in axes if axis in "YX"] + [
+        axes.index(axis) for axis in "SC" if axis in axes
+    ]
+    values = values.transpose(order)
+    values = values.reshape(*values.shape[:2], -1)
+    turned = _turned(values, int(orientation.value) if orientation else 1)
+    has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
+    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha)
+
+
+def _from_numpy(content: bytes, name: str) -> Pixels:
+    found = np.load(io.BytesIO(content), allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return Pixels.of(found, name)
+    if len(found.files) != 1:
+        raise InvalidImage(f"{name} holds {len(found.files)} arrays; an image is one array (H, W), (H, W, C)")
+    return Pixels.of(found[found.files[0]], name)
+
+
+def _from_dicom(content: bytes, name: str) -> Pixels:
+    """The first frame in the units of its rescaling, white as PresentationLUT or MONOCHROME1 say.
+
+    The window, where the file has one, stands for 0 and 1; else all values that its bits can hold.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut
+    except ImportError as error:
+        raise InvalidImage(f"{name}: DICOM needs pydicom; run: pip install 'pellucid[dicom]'") from error
+    file = pydicom.dcmread(io.BytesIO(content))
+    values = file.pixel_array
+    if getattr(file, "NumberOfFrames", None) not in (None, 0, 1):
+        values = values[0]
+    if file.SamplesPerPixel > 1:
+        return Pixels.of(values, name)
+    values = apply_modality_lut(values, file)
+    low, high = _window(file)
+    if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
+        values = low + high - values
+    return Pixels.of(values.astype(np.float32), name, (low, high))
+
+
+def _window(file: Any) -> Ends:
+    """The least and greatest value of a DICOM's window, or of its bits after rescaling."""
+    center, width = file.get("WindowCenter"), file.get("WindowWidth")
+    if center is not None and width is not None:
+        first = [float(value[0] if hasattr(value, "__len__") else value) for value in (center, width)]
+        return first[0] - first[1] / 2, first[0] + first[1] / 2
+    bits, is_signed = int(file.BitsStored), int(file.PixelRepresentation)
+    ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
+    slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
+    low, high = (slope * end + intercept for end in ends)
+    return low, high

@@ -1,0 +1,264 @@
+"""Images beyond 8 bits: their numbers reach the model, or the user's own preprocess, as the file has them."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pellucid.data.labeled import load_images
+from pellucid.data.reading import read_image
+from pellucid.data.sources import open_images
+from pellucid.errors import InvalidData, InvalidImage, InvalidParameter
+from pellucid.models.preprocess import CustomPreprocess, Preprocess
+from pellucid.pixels import Pixels, picture, with_channels
+
+AS_IT_IS = {"resize": None, "crop": None, "mean": None, "std": None}
+
+
+def numbers(*shape, kind="uint16", high=65536):
+    return np.random.default_rng(0).integers(0, high, shape).astype(kind)
+
+
+def png(values, colour):
+    """A PNG of 16 bits, written by hand: colour type 0 grey, 2 RGB, 6 RGBA."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+def tiff(values, **settings):
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **settings)
+    return file.getvalue()
+
+
+def saved(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+DEEP = {
+    "png grey": lambda: (png(numbers(5, 7), 0), numbers(5, 7)[..., None]),
+    "png rgb": lambda: (png(numbers(5, 7, 3), 2), numbers(5, 7, 3)),
+    "png rgba": lambda: (png(numbers(5, 7, 4), 6), numbers(5, 7, 4)),
+    "tiff grey": lambda: (tiff(numbers(5, 7)), numbers(5, 7)[..., None]),
+    "tiff big endian": lambda: (tiff(numbers(5, 7), byteorder=">"), numbers(5, 7)[..., None]),
+    "tiff rgb": lambda: (tiff(numbers(5, 7, 3)), numbers(5, 7, 3)),
+    "tiff six": lambda: (tiff(numbers(5, 7, 6), photometric="minisblack", planarconfig="contig"),
+                         numbers(5, 7, 6)),
+    "tiff planes": lambda: (
+        tiff(numbers(6, 5, 7), photometric="minisblack", planarconfig="separate"),
+        np.moveaxis(numbers(6, 5, 7), 0, 2),
+    ),
+    "tiff channels": lambda: (tiff(numbers(2, 5, 7), imagej=True, metadata={"axes": "CYX"}),
+                              np.moveaxis(numbers(2, 5, 7), 0, 2)),
+    "npy": lambda: (saved(numbers(5, 7, 4)), numbers(5, 7, 4)),
+    "npy first": lambda: (saved(numbers(4, 5, 7)), np.moveaxis(numbers(4, 5, 7), 0, 2)),
+    "npy grey": lambda: (saved(numbers(5, 7)), numbers(5, 7)[..., None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_sixteen_bits_are_kept_and_reach_the_model_exactly(kind):
+    content, expected = DEEP[kind]()
+    image = read_image(content)
+    assert isinstance(image, Pixels)
+    assert image.values.dtype == np.uint16
+    assert np.array_equal(image.values, expected)
+    assert image.size == (7, 5)
+    channels = expected.shape[2]
+    found = Preprocess(**AS_IT_IS, channels=channels)(image)
+    assert torch.equal(found, torch.from_numpy(np.moveaxis(expected / 65535, 2, 0).astype(np.float32)))
+    given = []
+    CustomPreprocess(lambda image: given.append(image) or torch.zeros(1, 2, 2))(image)
+    assert np.array_equal(np.asarray(given[0]).reshape(expected.shape), expected)
+    assert isinstance(given[0], Image.Image if channels == 1 else np.ndarray)
+
+
+def test_an_x_ray_keeps_its_levels():
+    values = np.linspace(200, 4200, 35).reshape(5, 7).astype(np.uint16)
+    image = read_image(png(values, 0))
+    found = Preprocess(**AS_IT_IS, channels=1, scale=(200, 4200))(image)
+    assert torch.allclose(found[0], torch.from_numpy((values - 200.0) / 4000).float(), atol=1e-6)
+    assert torch.equal(Preprocess(**AS_IT_IS, scale=(200, 4200))(image), found.expand(3, -1, -1))
+    shown = np.asarray(Preprocess(**AS_IT_IS, channels=1).display(image))
+    assert (shown.min(), shown.max(), len(np.unique(shown))) == (0, 255, 35)
+
+
+def test_a_scale_of_8_bits():
+    image = Image.fromarray(numbers(5, 7, 3, kind="uint8", high=256))
+    found = Preprocess(**AS_IT_IS, scale=(-255, 255))(image)
+    assert torch.allclose(found, Preprocess(**AS_IT_IS)(image) / 2 + 0.5, atol=1e-6)
+    with pytest.raises(InvalidParameter, match="lower value first"):
+        Preprocess(scale=(1, 0))
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint32", "int16"])
+def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
+    values = numbers(5, 7, kind=kind, high=30000)
+    image = read_image(tiff(values), "ct.tif")
+    assert np.array_equal(image.values[..., 0], values)
+    with pytest.raises(InvalidImage, match=r"ct.tif holds .*int.* nothing tells .* scale=\("):
+        Preprocess(channels=1, mean=None, std=None)(image)
+    found = Preprocess(**AS_IT_IS, channels=1, scale=(0, 30000))(image)
+    assert torch.allclose(found[0], torch.from_numpy(values / 30000).float())
+
+
+def test_floats_stay_as_they_are():
+    values = np.random.default_rng(0).normal(0, 3, (5, 7)).astype(np.float32)
+    for content in (tiff(values), saved(values)):
+        assert np.array_equal(Preprocess(**AS_IT_IS, channels=1)(read_image(content))[0].numpy(), values)
+    values[0, 0] = np.nan
+    with pytest.raises(InvalidImage, match="NaN"):
+        Preprocess(channels=1, mean=None, std=None)(read_image(saved(values)))
+
+
+def dicom(values, **tags):
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.dataset.FileDataset(None, {}, preamble=b"\0" * 128)
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    told = {
+        "Rows": values.shape[0], "Columns": values.shape[1], "SamplesPerPixel": 1, "BitsAllocated": 16,
+        "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "PhotometricInterpretation": "MONOCHROME2",
+    }  # fmt: skip
+    for name, value in (told | tags).items():
+        setattr(file, name, value)
+    file.PixelData = values.tobytes()
+    content = io.BytesIO()
+    file.save_as(content, enforce_file_format=True)
+    return content.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tags that a full file has
+def test_dicom():
+    values = numbers(5, 7, high=4096)
+    plain = Preprocess(**AS_IT_IS, channels=1)
+    assert np.allclose(plain(read_image(dicom(values)))[0].numpy(), values / 4095, atol=1e-6)
+    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    image = read_image(dicom(values, **rescaled))
+    assert np.array_equal(image.values[..., 0], values * 2.0 - 1024)
+    assert image.scale == (-1024, 4095 * 2 - 1024)
+    window = {"WindowCenter": 40, "WindowWidth": 400}
+    found = plain(read_image(dicom(values, **rescaled, **window)))[0].numpy()
+    assert np.allclose(found, (values * 2.0 - 1024 + 160) / 400, atol=1e-4)
+    inverted = plain(read_image(dicom(values, PhotometricInterpretation="MONOCHROME1")))[0].numpy()
+    assert np.allclose(inverted, 1 - values / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_are_turned_as_exif_says(orientation, deep):
+    exif = Image.Exif()
+    exif[274] = orientation
+    values = numbers(5, 7, 3, kind="uint8", high=256)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG", exif=exif)
+    expected = np.asarray(read_image(file.getvalue()))
+    if deep:
+        content = tiff(values.astype(np.uint16), photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+        assert np.array_equal(read_image(content).values, expected)
+    else:
+        assert expected.shape == ((7, 5, 3) if orientation > 4 else (5, 7, 3))
+        assert (orientation == 1) == np.array_equal(expected, values)
+
+
+def test_channels_that_fit_and_that_do_not():
+    values = np.random.default_rng(0).random((2, 6, 4), np.float32)
+    image = torch.from_numpy(values).permute(2, 0, 1)
+
+    def fitted(count, channels, alpha=False):
+        return with_channels(Pixels(values[..., :count], (0, 1), "x", alpha), channels)
+
+    assert torch.equal(fitted(4, 3, alpha=True), image[:3])
+    assert torch.equal(fitted(1, 3), image[:1].expand(3, -1, -1))
+    grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+    assert torch.allclose(fitted(3, 1)[0], grey)
+    assert torch.allclose(fitted(4, 1, alpha=True)[0], grey)
+    assert torch.equal(fitted(2, 3, alpha=True), image[:1].expand(3, -1, -1))
+    for channels in (1, 2, 3, 5):  # a fourth band is no transparency
+        with pytest.raises(InvalidImage, match=f"x has 4 channels, and the model's preprocess wants {channels}"):
+            fitted(4, channels)
+
+
+def test_alpha_reaches_a_model_of_four_channels_alone():
+    values = numbers(5, 7, 4, kind="uint8", high=256)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    image = read_image(file.getvalue())
+    four = Preprocess(**AS_IT_IS, channels=4)(image)
+    assert torch.equal(four, torch.from_numpy(values).permute(2, 0, 1) / 255)
+    assert torch.equal(Preprocess(**AS_IT_IS)(image), four[:3])
+
+
+def test_pixels_are_resized_and_cropped_as_pictures_are():
+    values = numbers(40, 60, 3, kind="uint8", high=256)
+    for resize, crop in ((20, 16), ((24, 30), None), (None, 64)):
+        preprocess = Preprocess(resize, crop)
+        exact = preprocess(Pixels.of(values, "x"))
+        assert exact.shape == preprocess(Image.fromarray(values)).shape
+        assert (exact - preprocess(Image.fromarray(values))).abs().max() < 2.5 / 255 / 0.22  # of bytes' rounding
+
+
+def test_the_picture_of_many_channels():
+    pixels = torch.rand(5, 14, 16)
+    mean = np.asarray(picture(pixels))
+    assert np.array_equal(mean, (pixels.mean(0) * 255).round().numpy().astype(np.uint8))
+    assert np.array_equal(np.asarray(picture(pixels, ())), mean)
+    chosen = np.asarray(picture(pixels, (3, 2, 1)))
+    assert np.array_equal(chosen, (pixels[[2, 1, 0]] * 255).round().permute(1, 2, 0).numpy().astype(np.uint8))
+    assert np.asarray(picture(pixels, (5,))).shape == (14, 16)
+    for bands in ((0,), (6,), (1, 2)):
+        with pytest.raises(InvalidParameter, match="channels 1 to 5"):
+            picture(pixels, bands)
+    preprocess = Preprocess(None, None, None, None, 5, bands=(3, 2, 1))
+    assert preprocess.display(Pixels.of(pixels.permute(1, 2, 0).numpy(), "x")).mode == "RGB"
+
+
+def test_training_takes_pictures_of_8_bits_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "deep.png").write_bytes(png(numbers(5, 7), 0))
+    with pytest.raises(InvalidData, match=r"deep.png is uint16 of shape \(5, 7, 1\); training takes pictures"):
+        load_images(open_images(tmp_path), Preprocess().display)
+
+
+def test_only_known_formats_are_opened(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.ico")
+    with pytest.raises(InvalidImage, match="no image that can be read"):
+        read_image(tmp_path / "a.ico")
+
+
+def test_arrays_of_a_folder_without_images(tmp_path):
+    np.save(tmp_path / "b.npy", numbers(5, 7, 4))
+    assert open_images(tmp_path).names == ["b.npy"]
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert open_images(tmp_path).names == ["a.png"]
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+    content = tiff(numbers(5, 7, 3))
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    with pytest.raises(InvalidImage, match=r"pip install 'pellucid\[tiff\]'"):
+        read_image(content)
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    with pytest.raises(InvalidImage, match=r"pip install 'pellucid\[dicom\]'"):
+        read_image(b"\0" * 128 + b"DICM")
+
+
+def test_a_preprocess_that_cannot_take_it_says_so():
+    with pytest.raises(InvalidImage, match=r"preprocess failed on x, .*unreduced, uint16 of \(5, 7, 4\)"):
+        CustomPreprocess(lambda image: image.convert("RGB"))(Pixels.of(numbers(5, 7, 4), "x"))
