@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import pellucid as pl
-from pellucid.data.sources import open_images
+from pellucid.data.sources import Sample, open_images
 from pellucid.metrics.base import Axis
+from pellucid.models.small import ShapesResNet
 from pellucid.training.criteria import Retraining
 from pellucid.variants.base import FORWARD
+from tests.networks import randomise, seeded, telling_apart
 
 IMAGES = 3
 LAYERS = ("input", "layer2.0")
@@ -34,7 +36,8 @@ METRICS = [
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    return pl.load_model("shapes-resnet").model.double()
+    images, _ = shapes(slice(None))
+    return telling_apart(randomise(seeded(lambda: ShapesResNet(8, (6, 8, 12)), 8), 8), images)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,14 @@ def whole(network: nn.Module) -> pl.Case:
     return case(network, slice(None))
 
 
-def case(network: nn.Module, rows: slice, max_batch: int = 64) -> pl.Case:
+def shapes(rows: slice) -> tuple[Tensor, list[Sample]]:
     samples = list(open_images(f"shapes:{IMAGES}"))[rows]
     preprocess = pl.load_model("shapes-resnet").preprocess
-    images = torch.stack([preprocess(sample.image) for sample in samples]).double()
+    return torch.stack([preprocess(sample.image) for sample in samples]).double(), samples
+
+
+def case(network: nn.Module, rows: slice, max_batch: int = 64) -> pl.Case:
+    images, samples = shapes(rows)
     scorer = pl.Scorer(network, max_batch=max_batch)
     scored = scorer.of(images).argmax(1)
     method = pl.method("smoothgrad", samples=2)

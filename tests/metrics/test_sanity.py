@@ -29,6 +29,8 @@ from pellucid.metrics.sanity import (
     Similarity,
 )
 from pellucid.metrics.scoring import Scorer
+from pellucid.models.small import ShapesResNet
+from tests.networks import randomise, seeded, telling_apart
 
 GROUPS = ("fc", "layer3.1", "conv1")
 LAYERS = ("input", "layer1.0", "layer3.0")  # behind layer3.1 the average pooling makes gradients constant
@@ -36,8 +38,9 @@ SIMILARITIES = (CascadeSSIM(), CascadeSpearman(), CascadeSpearman(absolute=True)
 
 
 @pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    return pl.load_model("shapes-resnet").model.double()
+def trained(images: Tensor) -> nn.Module:
+    """A narrow one: its maps are as good a test, and every copy is explained."""
+    return telling_apart(randomise(seeded(lambda: ShapesResNet(8, (6, 8, 12)), 8), 8), images)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def test_similarities_are_those_of_a_loop(
         close(found[layer].values, np.mean(curve, 1, where=[[False, True, True, True]]), tolerance)
         assert list(found[layer].at) == [0, 1, 2, 3]
         assert found[layer].steps == ("original", *GROUPS)
-        assert found[layer].curve[:, 1:].max() < 0.999
+        assert found[layer].curve[:, 1:].max() < 0.9999
 
 
 @pytest.mark.parametrize("target", ["same", "argmax"])
