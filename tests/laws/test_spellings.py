@@ -372,3 +372,63 @@ def test_a_path_at_a_layer_of_a_model_that_refuses_empty_batches(error: type[Exc
     found = method(seeded(lambda: Tail(F.relu, refuse)), images(2, 8), [0, 1], layers="conv")["conv"]
     expected = method(seeded(lambda: Tail(F.relu)), images(2, 8), [0, 1], layers="conv")["conv"]
     assert relative_error(found, expected) < 1e-14
+
+
+def swish_in_place(x: Tensor) -> Tensor:
+    x = x * 1.0
+    return x.mul_(torch.sigmoid(x))
+
+
+# Activations by hand, as models write them, and the function that each is.
+BY_HAND: dict[str, tuple[Activation, Activation]] = {
+    "x sigmoid(x)": (lambda x: x * torch.sigmoid(x), F.silu),
+    "sigmoid(x) x": (lambda x: x.sigmoid() * x, F.silu),
+    "x *= sigmoid(x)": (swish_in_place, F.silu),
+    "x relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, F.hardswish),
+    "x (relu6(x + 3) / 6)": (lambda x: x * (F.relu6(x + 3) / 6), F.hardswish),
+    "x clamp(x + 3, 0, 6) / 6": (lambda x: x * (x + 3).clamp(0, 6) / 6, F.hardswish),
+    "x hardsigmoid(x)": (lambda x: x * F.hardsigmoid(x), F.hardswish),
+    "x tanh(softplus(x))": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
+    "x tanh(log(1 + exp(x)))": (lambda x: x * torch.tanh(torch.log1p(torch.exp(x))), F.mish),
+    "x (1 + erf(x / sqrt 2)) / 2": (lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), F.gelu),
+    "x (1 + erf(x / sqrt 2)), halved": (lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2, F.gelu),
+    "x (1 + tanh(...)) / 2": (
+        lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * torch.pow(x, 3)))),
+        lambda x: F.gelu(x, approximate="tanh"),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", [*RULES, "deeplift"])
+@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_activation_by_hand_gives_the_map_of_its_function(name: str, net: str, rule: str) -> None:
+    """All four are written so, or one beside three ReLUs."""
+    by_hand, function = BY_HAND[name]
+    for spelled, named in (([by_hand] * 4, [function] * 4), ([by_hand] + [F.relu] * 3, [function] + [F.relu] * 3)):
+        expected, found = (maps(net, activations, RULES[rule]) for activations in (named, spelled))
+        for layer, value in expected.items():
+            if name == "x *= sigmoid(x)" and layer != "input":
+                continue
+            assert relative_error(found[layer], value) < 1e-7
+
+
+def test_a_function_of_its_input_that_is_no_known_activation_is_told() -> None:
+    from pellucid.errors import RuleWarning
+
+    model = seeded(lambda: Tail(lambda x: F.relu(x * F.relu6(2 * x + 1))))
+    with pytest.warns(RuleWarning, match="may be an activation, but is none that is known"):
+        pl.Gradient(rules=(pl.GuidedReLU(),))(model, images(2, 8), 0)
+
+
+def test_a_gate_of_another_tensor_is_no_activation() -> None:
+    """A squeeze-and-excitation's product passes the gradient of both factors."""
+
+    def gated(x: Tensor) -> Tensor:
+        return F.relu(x) * x.mean((2, 3), keepdim=True).sigmoid()
+
+    x, targets = images(2, 8), [0, 1]
+    model = seeded(lambda: Tail(gated))
+    oracle = seeded(lambda: Tail(lambda t: ExactGuided.apply(t, F.relu) * t.mean((2, 3), keepdim=True).sigmoid()))
+    found = pl.Gradient(rules=(pl.GuidedReLU(),))(model, x, targets)["input"]
+    assert relative_error(found, attributed(oracle, x, targets)["input"]) < 1e-13

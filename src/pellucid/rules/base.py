@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
 from .compositions import parts_of
-from .operations import Counterpart, Operation, is_inplace, recognise
+from .handmade import handmade
+from .operations import RECTIFIERS, Counterpart, Operation, is_inplace, recognise
 
 Run = Callable[[Tensor], Tensor]
 
@@ -199,6 +200,8 @@ class Rules(TorchFunctionMode):
         for rule in self.rules:
             for name in rule.operations:
                 self._by_name.setdefault(name, []).append(rule)
+        # Whether products may be activations by hand: where no rule of products answers for what they are made of.
+        self._by_hand = "mul" not in self._by_name and any(rule.operations >= RECTIFIERS for rule in rules)
         self._hooks = ExitStack()
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
@@ -268,6 +271,10 @@ class Rules(TorchFunctionMode):
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
         """Run an operation, as the model called it if no rule concerns it."""
+        by_hand = handmade(operation) if self._by_hand and operation.name == "mul" else None
+        if by_hand is not None and (rules := self._concerned(by_hand.activation)):
+            self.trace[operation.place] = by_hand.activation.name
+            return by_hand.scaled(self._apply(rules, by_hand.activation))
         rules = self._concerned(operation)
         if not rules:
             self.left.append(operation.name)
@@ -322,8 +329,11 @@ class Rules(TorchFunctionMode):
     def require_all_applied(self) -> None:
         """Raise ``RuleNotApplied`` if the forward pass met no operation of some rule's kind.
 
-        Of LRP's rules for the whole model one that was met is enough: each has its own operations.
+        Of LRP's rules for the whole model one that was met is enough: each has its own operations. A pass without
+        gradients applies no rule, and cannot tell activations by hand.
         """
+        if not torch.is_grad_enabled():
+            return
         conserved = any(rule.conserves for rule in self.met)
         for rule in self.rules:
             spared = conserved and rule.conserves and not isinstance(rule, ConfinedRule)

@@ -1,0 +1,132 @@
+"""Activations that a model computes by hand, as a product of their input and a gate of it: x sigmoid(x).
+
+A rule meets one operation. What a Mish hides is a softplus, which it would take for the activation. The graph
+tells that the product's factors come from one tensor, and the gate's values which activation it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from ..errors import RuleWarning
+from .operations import Operation
+
+COMPARED = 4096  # values of a gate that are compared
+
+# The gates of activations with slope 1 for large inputs: f(x) = x gate(x).
+_GATES: tuple[Callable[[Tensor], Tensor], ...] = (
+    torch.sigmoid,
+    lambda x: torch.sigmoid(1.702 * x),
+    F.hardsigmoid,
+    lambda x: torch.tanh(F.softplus(x)),
+    lambda x: torch.special.ndtr(x),
+)
+# By what a model may have multiplied the gate, and the input before: 0.5 x (1 + erf(x / sqrt 2)).
+_HEIGHTS, _SCALES = (1.0, 2.0, 6.0, 0.5), (1.0, 0.5)
+
+_BENDING = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Hardtanh", "Clamp", "Softplus", "Exp", "Relu", "_Replaced")
+_POINTWISE = (*_BENDING, "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Log1p", "Log", "Reciprocal", "Clone")
+_UNKNOWN = (
+    "a product of a tensor and a function of it may be an activation, but is none that is known: a rule may take "
+    "what is inside for the activation; write it as one"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Handmade:
+    """A product as the activation of slope 1 that it is, and the number by which it is multiplied."""
+
+    activation: Operation
+    height: float
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """The product, of the activation's output."""
+        if self.height == 1:
+            return y
+        return y.mul_(self.height) if self.activation.inplace else y * self.height
+
+
+def handmade(operation: Operation) -> Handmade | None:
+    """The activation that a product is; None of any other product."""
+    x, other = operation.input, operation.others[0]
+    if x.shape != other.shape or not (x.requires_grad and other.requires_grad):
+        return None
+    for source, gate in ((x, other), (other, x)):
+        if _is_gate_of(gate, source) and not (operation.inplace and source is other):
+            scaled = bool(_below_scales(get_gradient_edge(source).node)) and not operation.inplace
+            known = _known(gate.detach(), source.detach(), _SCALES if scaled else (1.0,))
+            if known is not None:
+                height, scale = known
+                x = source if scale == 1 else source / scale
+                return Handmade(_activation(operation, x, gate.detach() / height), height * scale)
+            warnings.warn(RuleWarning(_UNKNOWN), stacklevel=2)
+            return None
+    return None
+
+
+def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation:
+    run = lambda x: x * gate  # noqa: E731
+    return Operation(
+        "silu",
+        source,
+        run,
+        lambda x: x.mul_(gate),
+        inplace=operation.inplace,
+        copies=operation.copies,
+        trace=operation.trace,
+        place=operation.place,
+        modules=operation.modules,
+        notes=operation.notes,
+    )
+
+
+def _is_gate_of(gate: Tensor, source: Tensor) -> bool:
+    """Whether the gate is made of the source alone, by functions of each element one of which bends."""
+    start: Any = get_gradient_edge(source).node
+    ends = {start, *_below_scales(start)}
+    pending, bends, arrived = [get_gradient_edge(gate).node], False, False
+    for _ in range(32):
+        if not pending:
+            return bends and arrived
+        node = pending.pop()
+        if node in ends:
+            arrived = True
+            continue
+        name = node.name().removeprefix("torch::autograd::")
+        if not name.startswith(_POINTWISE):
+            return False
+        bends |= name.startswith(_BENDING)
+        pending += [before for before, _ in node.next_functions if before is not None]
+    return False
+
+
+def _below_scales(node: Any) -> list[Any]:
+    """What a node scales by a number: of 0.5 x, x."""
+    found = []
+    while node.name().startswith(("MulBackward", "DivBackward")):
+        above = [before for before, _ in node.next_functions if before is not None]
+        if len(above) != 1:
+            break
+        node = above[0]
+        found.append(node)
+    return found
+
+
+def _known(gate: Tensor, source: Tensor, scales: tuple[float, ...]) -> tuple[float, float] | None:
+    """The numbers by which a known gate was multiplied, and its activation's input."""
+    step = max(gate.numel() // COMPARED, 1)
+    values, inputs = (x.flatten()[::step].double() for x in (gate, source))
+    for height in _HEIGHTS:
+        for scale in scales:
+            for known in _GATES:
+                if bool((values - height * known(inputs / scale)).abs().max() < 0.02 * height):
+                    return height, scale
+    return None
