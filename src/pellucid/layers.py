@@ -6,15 +6,16 @@ The only file that touches a module: by forward hooks for the time of one call, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .errors import InvalidLayer, InvalidModel, UnknownName
+from .errors import InvalidLayer, InvalidModel, UnknownName, counted
 
 INPUT = "input"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -29,9 +30,9 @@ def layer_names(model: nn.Module) -> list[str]:
     these) that is more than a plain container (``nn.Sequential``, ``nn.ModuleList``): a residual or inception
     block, a dense block, a Conv-Norm-ReLU, a transformer's block. One that holds more than half of these layers
     is taken for the model's body, and one that is hardly more than a chain of modules of one class for a stage:
-    their own blocks count. The block of the classifier is left out. A model without blocks (VGG, LeNet) offers
-    its convolutions instead. Attributions are of the named module's output. Any other module may be named too
-    (``dict(model.named_modules())``).
+    their own blocks count. The block of the classifier is left out. A model with nearly all convolutions in no
+    block (VGG, LeNet) offers them instead. Attributions are of the named module's output. Any other module may be
+    named too (``dict(model.named_modules())``).
     """
     model, kinds = unwrapped(model), _CONVOLUTIONS
     if _count(model, (nn.Linear,)) > _count(model, kinds):
@@ -43,7 +44,7 @@ def layer_names(model: nn.Module) -> list[str]:
         head = model.get_submodule(blocks[-1])
         if isinstance(model.get_submodule(last), nn.Linear) or _count(head, kinds) == 1:
             del blocks[-1]
-    if not blocks:
+    if sum(_count(model.get_submodule(name), _CONVOLUTIONS) for name in blocks) * 4 < _count(model, _CONVOLUTIONS):
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]
 
@@ -157,33 +158,47 @@ def explainable(model: Any) -> nn.Module:
 
 
 class Activations(dict[str, Tensor]):
-    """Outputs of the captured layers of one forward pass."""
+    """Outputs of the captured layers of one forward pass, and why others could not be captured."""
+
+    refused: dict[str, InvalidLayer]
 
 
 @contextmanager
 def captured(
-    model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor] | None = None
+    model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor] | None = None, strict: bool = True
 ) -> Iterator[Activations]:
     """Capture the outputs of ``layers`` during one forward pass, replacing those in ``replaced``.
 
-    The model goes on with a clone, so an in-place operation that follows cannot overwrite what was captured.
-    If a layer's output needs no gradient yet, the graph starts there: nothing below the lowest captured
-    layer is differentiated.
+    A layer's output is a tensor, or what holds one and no other, such as (tokens, size). The model goes on with a
+    clone, so an in-place operation that follows cannot overwrite what was captured. If a layer's output needs no
+    gradient yet, the graph starts there: nothing below the lowest captured layer is differentiated. Unless
+    ``strict``, what cannot be captured is left out and told in ``refused``.
+
+    Raises:
+        InvalidLayer: during the pass: a layer that gives several tensors or none, or that runs more than once.
     """
     activations = Activations()
+    activations.refused = {}
     replaced = replaced or {}
     thread = threading.get_ident()
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        def hook(module: nn.Module, _: Any, result: Any) -> Any:
             if threading.get_ident() != thread:
                 return None
-            _require_single_tensor(name, module, output, activations)
+            try:
+                output, put_back = _single_tensor(name, module, result, activations)
+            except InvalidLayer as error:
+                if strict:
+                    raise
+                activations.refused[name] = error
+                activations.pop(name, None)
+                return None
             output = replaced.get(name, output)
             if torch.is_grad_enabled() and not output.requires_grad:
                 output = output.detach().requires_grad_()
             activations[name] = output
-            return output.clone()
+            return put_back(output.clone())
 
         return hook
 
@@ -243,14 +258,22 @@ def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
         yield inside
 
 
-def _require_single_tensor(name: str, module: nn.Module, output: Any, activations: Activations) -> None:
+def _single_tensor(
+    name: str, module: nn.Module, result: Any, activations: Activations
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The one tensor that a module gives, and how what it gave is made with another in its place."""
+    parts, structure = tree_flatten(result)
+    places = [place for place, part in enumerate(parts) if isinstance(part, Tensor) and part.is_floating_point()]
     kind = type(module).__name__
-    if not isinstance(output, Tensor):
+    if len(places) != 1:
         raise InvalidLayer(
-            f"layer {name!r} ({kind}) returns {type(output).__name__}, not a tensor; name a module inside it"
+            f"layer {name!r} ({kind}) returns {type(result).__name__} with {counted(len(places), 'tensor')}, not "
+            "one; name a module inside it"
         )
-    if name in activations:
+    if name in activations or name in activations.refused:
         raise InvalidLayer(
             f"layer {name!r} ({kind}) runs more than once in a forward pass, so its output is ambiguous; "
             "name the block that holds it"
         )
+    (place,) = places
+    return parts[place], lambda tensor: tree_unflatten([*parts[:place], tensor, *parts[place + 1 :]], structure)

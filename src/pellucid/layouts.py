@@ -18,8 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidParameter
-from .layers import INPUT, captured, fits_glob
+from .errors import InvalidLayer, InvalidParameter
+from .layers import INPUT, captured, fits_glob, layer_names
+from .outputs import tensor_in
 
 # Names of common layouts, as they may be declared; all others are written as letters, such as "bwhc".
 NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "vector": "bc"}
@@ -270,44 +271,87 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 
 # Of a model's layers.
 
-# What was found of models: layouts, or None where they cannot be told, by the layer's name and the image's shape.
-_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.Size], Layout | None]] = WeakKeyDictionary()
+# A layout, None where it cannot be told, or why the layer cannot be explained.
+FoundLayout = Layout | InvalidLayer | None
+# What was found of models by the layer's name and the image's shape.
+_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.Size], FoundLayout]] = WeakKeyDictionary()
+_LAST_MAPS: WeakKeyDictionary[nn.Module, dict[torch.Size, str]] = WeakKeyDictionary()
 
 
 def layouts_of(
     model: nn.Module, layers: Sequence[str], images: Tensor, declared: Mapping[str, Layout], max_batch: int
-) -> dict[str, Layout | None]:
+) -> dict[str, FoundLayout]:
     """The layouts of a model's layers for images (B, C, H, W); None where a layout cannot be told.
 
     ``declared`` gives those of layers by name or glob. What is not declared is told by a pass over one random
     image, or measured by a pass over at most ``max_batch`` of it, once per model and size of image. Layers that do
-    not run are left out.
+    not run are left out, those that cannot be captured have the error for a layout.
     """
-    given: dict[str, Layout | None] = {INPUT: Layout()}
+    given: dict[str, FoundLayout] = {INPUT: Layout()}
     given |= {name: one for name in layers for pattern, one in declared.items() if fits_glob(name, pattern)}
     found = _FOUND.setdefault(model, {})
     size = images.shape[1:]
     unknown = [name for name in layers if name not in given and (name, size) not in found]
-    outputs = _probed(model, unknown, images, 1)
+    outputs, refused = _probed(model, unknown, images, 1)
+    found |= {(name, size): error for name, error in refused.items()}
     found |= {(name, size): _told(model, name, probe.output) for name, probe in outputs.items()}
     unclear = [name for name in outputs if found[name, size] is None]
-    probes = _probed(model, unclear, images, min(TOKENS, max_batch))
+    probes, _ = _probed(model, unclear, images, min(TOKENS, max_batch))
     found |= {(name, size): measured(probe) for name, probe in probes.items()}
     everything = {name: one for (name, shape), one in found.items() if shape == size} | given
     return {name: everything[name] for name in layers if name in everything}
 
 
-def _probed(model: nn.Module, layers: Sequence[str], images: Tensor, copies: int) -> dict[str, Probe]:
-    """The layers' outputs for copies of one random image of the images' size, with a graph."""
+def _probed(
+    model: nn.Module, layers: Sequence[str], images: Tensor, copies: int
+) -> tuple[dict[str, Probe], dict[str, InvalidLayer]]:
+    """The layers' outputs for copies of one random image of the images' size, with a graph; and what has none."""
     if not layers:
-        return {}
-    image = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(
-        images
-    )
-    with torch.inference_mode(False), torch.enable_grad(), captured(model, layers) as outputs:
-        leaf = image.expand(copies, -1, -1, -1).clone().requires_grad_()
+        return {}, {}
+    with torch.inference_mode(False), torch.enable_grad(), captured(model, layers, strict=False) as outputs:
+        leaf = _random_image(images).expand(copies, -1, -1, -1).clone().requires_grad_()
         model(leaf.clone())
-    return {name: Probe(output, leaf) for name, output in outputs.items()}
+    return {name: Probe(output, leaf) for name, output in outputs.items()}, outputs.refused
+
+
+def _random_image(images: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32).to(images)
+
+
+def last_map(model: nn.Module, images: Tensor, max_batch: int) -> str:
+    """The last block whose output is a map on whose places the logits depend, for images (B, C, H, W).
+
+    It is no classifier's vector, no map of one place, and not the last block of a transformer of which the class
+    token alone is read.
+
+    Raises:
+        InvalidLayer: the model has no such block.
+    """
+    size = images.shape[1:]
+    known = _LAST_MAPS.setdefault(model, {})
+    if size not in known:
+        blocks = layer_names(model)[:0:-1]
+        last = (name for name in blocks if _has_say(model, name, images, max_batch))
+        if (found := next(last, None)) is None:
+            raise InvalidLayer("no block of the model gives a map that the class depends on; name a layer")
+        known[size] = found
+    return known[size]
+
+
+def _has_say(model: nn.Module, name: str, images: Tensor, max_batch: int) -> bool:
+    """Whether a layer's output is a map of several places, and logits depend on these."""
+    found = layouts_of(model, (name,), images, {}, max_batch).get(name)
+    if not isinstance(found, Layout) or not found.is_map:
+        return False
+    with torch.inference_mode(False), torch.enable_grad(), captured(model, (name,)) as outputs:
+        logits = tensor_in(model(_random_image(images)))
+    if not logits.requires_grad:
+        return False
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(logits)
+    (gradient,) = torch.autograd.grad(logits, outputs[name], weights, materialize_grads=True, allow_unused=True)
+    places, _ = found.split(gradient, (images.shape[-2], images.shape[-1]))
+    return places[0, 0].numel() > 1 and bool(places.any())
 
 
 def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:

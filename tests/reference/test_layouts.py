@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.errors import InvalidLayer, InvalidParameter, SkippedLayerWarning
 from pellucid.layouts import Layout, Probe, layout, layouts_of, measured, nearest_grid
+from tests.networks import images, relative_error, seeded
 
 timm = pytest.importorskip("timm")
 
@@ -345,3 +347,81 @@ def test_layouts_are_found_once_per_model() -> None:
     model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     pl.method("gradient")(model, images, [3], ["blocks.1"])
     assert passes == [1]
+
+
+class WithSize(nn.Module):
+    """A block that gives (tokens, size), as MViT's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = F.silu(self.conv(x[0] if isinstance(x, tuple) else x))
+        return y, tuple(y.shape[-2:])
+
+
+class Branches(nn.Module):
+    """A block that gives two tensors, and one that runs only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding=2)
+
+    def forward(self, x):
+        return [self.wide(x), self.deep(x)]
+
+
+class Odd(nn.Module):
+    """A network with blocks of every kind of output, a head of two layers, and a class read from one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branches, self.last = WithSize(), Branches(), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+        self.fine = WithSize()
+        self.fine.conv = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x, _ = self.first(x)
+        one, other = self.branches(x)
+        x, _ = self.fine((one + other, None))
+        return self.head(x.mean((2, 3)))
+
+
+def test_an_output_with_one_tensor_is_that_tensor() -> None:
+    net, x = seeded(Odd), images(2, 10)
+    found = pl.Gradient()(net, x, [0, 1], ["first", "fine"])
+    h, _ = net.first(x)
+    h = h.detach().requires_grad_()
+    y, _ = net.fine((sum(net.branches(h)), None))
+    (expected,) = torch.autograd.grad(net.head(y.mean((2, 3)))[[0, 1], [0, 1]].sum(), h)
+    assert relative_error(found["first"], expected) < 1e-12
+    integrated = pl.Gradient().integrated(20)(
+        net, x, [0, 1], "first"
+    )  # what enters there is put back into the pair
+    assert float(integrated.residuals["first"].abs().max()) < 1e-2
+
+
+def test_a_block_with_several_tensors_is_skipped_and_said_or_refused() -> None:
+    net, x = seeded(Odd), images(2, 10)
+    with pytest.warns(pl.errors.SkippedLayerWarning, match="'branches'.*returns list with 2 tensors"):
+        found = pl.Gradient()(net, x, 0, "*e*")  # branches, fine, head
+    assert "fine" in found
+    assert "branches" not in found
+    with pytest.raises(pl.PellucidError, match="name a module inside it"):
+        pl.Gradient()(net, x, 0, "branches")
+
+
+def test_grad_cam_explains_the_last_block_whose_places_the_class_depends_on() -> None:
+    model, x, _ = made("vit")
+    *_, before, last = pl.layer_names(model)
+    found = pl.GradCAM()(model, x, 0)
+    assert list(found) == [before]  # of the last block the class token alone is read
+    assert float(found[before].abs().max()) > 0
+    with pytest.warns(pl.EmptyMapWarning):
+        pl.GradCAM()(model, x, 0, last)
+    x = images(2, 16)
+    assert list(pl.GradCAM()(seeded(Odd), x, 0)) == ["fine"]
+    with pytest.raises(pl.PellucidError, match="no block of the model gives a map"):
+        pl.GradCAM()(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 5))), x, 0)

@@ -13,8 +13,8 @@ PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0,
     "seeds": 1, "files": 1, "layers": 1, "passes": 1, "pixels": 1,
-    "heatmap": 2, "sampling": 2, "rules": 2, "layouts": 2, "outputs": 2,
-    "variants": 3,
+    "heatmap": 2, "sampling": 2, "rules": 2, "outputs": 2,
+    "variants": 3, "layouts": 3,
     "methods": 4, "models": 4, "data": 4,
     "metrics": 5,
     "training": 6,

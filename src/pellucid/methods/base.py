@@ -110,8 +110,8 @@ class Method(ABC):
         """The rules under which the model runs."""
         return ()
 
-    def default_layers(self, model: nn.Module) -> tuple[str, ...]:
-        """The layers explained if none are named."""
+    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
+        """The layers explained if none are named, of a model for images (B, C, H, W)."""
         return (INPUT,)
 
     def sampled(self, sampling: Sampling) -> Self:
@@ -167,12 +167,14 @@ class Method(ABC):
         require_count("max_batch", max_batch)
         if max_batch < self.rows_per_point:
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
-        chosen = select_layers(model, self.default_layers(model) if layers is None else layers)
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
         with torch.inference_mode(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             answering, targets = asked(model, targets, names)
             require_repeatable(model, images, answering)
+            if layers is None:
+                layers = self.default_layers(model, images, max_batch)
+            chosen = select_layers(model, layers)
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
             found = {} if self.gives_maps else _layouts(model, chosen, images, layouts or {}, max_batch)
@@ -340,19 +342,23 @@ def _layouts(
 ) -> dict[str, Layout | None]:
     """The layouts of the chosen layers.
 
-    One that cannot be told is None and warned of, or refused if the layer was named outright.
+    None is one that cannot be told, or of a layer that cannot be captured; it is warned of, or refused if the
+    layer was named outright.
     """
     given = {name: layout(one) if isinstance(one, str) else one for name, one in declared.items()}
     found = layouts_of(model, tuple(chosen), images, given, max_batch)
-    for name in [name for name, one in found.items() if one is None]:
-        message = (
+    for name, one in found.items():
+        if isinstance(one, Layout):
+            continue
+        unclear = (
             f"where the dimensions of layer {name!r} look cannot be told, so it has no map; declare its layout, "
             f"such as layouts={{{name!r}: 'tokens(prefix=1)'}} or 'channels_last', or name another layer"
         )
+        message = unclear if one is None else str(one)
         if chosen[name]:
             raise InvalidLayer(message)
         warnings.warn(SkippedLayerWarning(message, name), stacklevel=4)
-    return found
+    return {name: one if isinstance(one, Layout) else None for name, one in found.items()}
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers import layer_names
+from ..layouts import last_map
 from .base import Estimate, Method
 from .network import Network, Points
 
@@ -18,13 +18,13 @@ class GradCAM(Method):
     """Grad-CAM: channel c's share is a_c mean_{h,w}(gradient_c); the sum over channels is the map.
 
     Not clamped (Smooth Deep Saliency shows the signed map); clamp the heatmap of ``channels="sum"`` for
-    Selvaraju et al.'s ReLU. Explains the last block unless layers are named. Prefix tokens, which have no place,
-    neither weigh nor get a share.
+    Selvaraju et al.'s ReLU. Explains the last block that gives a map unless layers are named. Prefix tokens, which
+    have no place, neither weigh nor get a share.
     """
 
-    def default_layers(self, model: nn.Module) -> tuple[str, ...]:
-        """The last block."""
-        return (layer_names(model)[-1],)
+    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
+        """The last block that gives a map (``last_map``)."""
+        return (last_map(model, images, max_batch),)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One pass for all layers."""

@@ -39,7 +39,7 @@ class External(Method):
     layer: str = INPUT
     gives_maps: ClassVar[bool] = True
 
-    def default_layers(self, model: nn.Module) -> tuple[str, ...]:
+    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
         """The layer that the maps are of."""
         return (self.layer,)
 
