@@ -177,18 +177,20 @@ class _PaperPage:
 
     def claims(self) -> Section:
         """A row for each claim: the number that its verdict hangs on, the verdict, and over how many images."""
-        rows = []
-        for one in self.verdicts:
-            place = one.deciding
-            found = None if place is None else one.found[place]
-            ours = "–" if place is None else self.tested(one.tests[place], found)
-            if place is not None and len(one.found) > 1:
-                ours = f"{ours} (one of {len(one.found)} numbers)"
-            rows.append(
-                (f"{one.claim.text} ({one.claim.place})", ours, str(one), "–" if not found else str(found.images))
-            )
+        rows = [(f"{one.claim.text} ({one.claim.place})", *self.verdict(one)) for one in self.verdicts]
         columns = ("The paper", "Ours", "Verdict", "n")
         return Section("The claims", [READING], [Table(columns, rows, prose=True)])
+
+    def verdict(self, one: Verdict) -> tuple[str, str, str]:
+        """The number that a verdict hangs on and what is lacking, the verdict, and over how many images it is."""
+        place = one.deciding
+        if place is None:
+            return one.reason, one.word, "–"
+        of = f" (one of {len(one.found)} numbers)" if len(one.found) > 1 else ""
+        lacking = f"; {one.reason}" if one.reason else ""
+        found = one.found[place]
+        ours = f"{self.tested(one.tests[place], found)}{of}{lacking}"
+        return ours, one.word, str(found.images) if found else "–"
 
     def all_numbers(self) -> Section:
         """All numbers of each claim, and the remarks on them."""

@@ -44,16 +44,22 @@ class ProtocolDifference:
 def differences(recipe: Recipe, scale: Scale) -> list[ProtocolDifference]:
     """All values in which a run at this scale differs from the paper: from scale paper, or what was published."""
     keys = needed(recipe, scale)
-    found: dict[tuple[str, str, str], tuple[dict[str, None], dict[str, None]]] = {}
+    found: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
     for part in (*(one for one in recipe.trainings if one.key in keys), *recipe.experiments):
-        theirs, ours = (dict(protocol_of(part, recipe, of)) for of in ("paper", scale))
-        for what, value in {**theirs, **part.published}.items():
-            if what in ours and value != ours[what]:
-                of, _, field = what.rpartition(": ")
-                names, parts = found.setdefault((field, *_apart(value, ours[what])), ({}, {}))
-                names |= {of: None} if of else {}
-                parts[part.key] = None
-    return [ProtocolDifference(*values, tuple(names), tuple(parts)) for values, (names, parts) in found.items()]
+        for values, of in _differing(part, recipe, scale).items():
+            found.setdefault((*values, tuple(of)), []).append(part.key)
+    return [ProtocolDifference(*values, tuple(parts)) for values, parts in found.items()]
+
+
+def _differing(part: Scaled, recipe: Recipe, scale: Scale) -> dict[tuple[str, str, str], list[str]]:
+    """What differs in one part, the paper's value and ours, and of which methods or measures."""
+    theirs, ours = (dict(protocol_of(part, recipe, of)) for of in ("paper", scale))
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for what, value in {**theirs, **part.published}.items():
+        if what in ours and value != ours[what]:
+            of, _, field = what.rpartition(": ")
+            found.setdefault((field, *_apart(value, ours[what])), []).extend([of] if of else [])
+    return found
 
 
 def protocol_of(part: Scaled, recipe: Recipe, scale: Scale) -> Iterator[tuple[str, Value]]:
