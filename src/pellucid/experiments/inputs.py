@@ -218,7 +218,7 @@ def moved_boxes(boxes: Sequence[Box], size: tuple[int, int], preprocess: Preproc
 
 
 def _offset(length: int, crop: int) -> int:
-    """Where torchvision's centre crop begins; below 0 where it pads."""
+    """Where torchvision's center crop begins; below 0 where it pads."""
     return -((crop - length) // 2) if crop > length else round((length - crop) / 2.0)
 
 

@@ -57,7 +57,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     trained = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, Retraining)}
     training = require_trainable(parsed, trained)
     names = inputs.chosen(spec.images).names
-    identity = _identity(spec, {"models": models, "images": images, "files": _files(spec), "training": training})
+    identity = _identity(spec, models, images, training)
     key = hashed(identity)
     cells: list[Cell | TrainingCell] = [
         *_cells(parsed, len(names), key),
@@ -156,16 +156,16 @@ def _dumped(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _identity(spec: Spec, digests: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides the results: settings as they are, models, images and code by their content."""
+def _identity(spec: Spec, models: Mapping[str, str], images: str, training: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the results: settings as they are; models, images and code by their content's digests."""
     content = {name: value for name, value in _dumped(spec).items() if name not in NO_RESULT}
-    content["models"] = {model.key: digests["models"][model.key] for model in spec.models}
-    content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": digests["images"]}
+    content["models"] = models
+    content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": images}
     if spec.training is not None:
         places = ("source", "label_column", "split", "root", "count")
         settings = {key: value for key, value in content["training"].items() if key not in places}
-        content["training"] = settings | {"network": shown(spec.training.network)} | digests["training"]
-    return content | {"files": digests["files"]}
+        content["training"] = settings | {"network": shown(spec.training.network)} | training
+    return content | {"files": _files(spec)}
 
 
 def _files(spec: Spec) -> dict[str, str]:

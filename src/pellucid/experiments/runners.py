@@ -33,14 +33,10 @@ def inline(spec: Spec, cells: Sequence[Cell | TrainingCell]) -> Iterator[Outcome
     """Compute cells one after another in this process."""
     for cell in cells:
         try:
-            yield Outcome(cell, compute(spec, cell))
+            given = run_training(spec, cell) if isinstance(cell, TrainingCell) else run_cell(spec, cell)
+            yield Outcome(cell, given)
         except PellucidError as error:
             yield Outcome(cell, error=error)
-
-
-def compute(spec: Spec, cell: Cell | TrainingCell) -> Finished:
-    """Compute one cell, for whoever runs it."""
-    return run_training(spec, cell) if isinstance(cell, TrainingCell) else run_cell(spec, cell)
 
 
 def benchmark(
@@ -90,15 +86,11 @@ def benchmark(
                     for warning, method, layer in sorted(outcome.finished.notes):
                         notes.setdefault((warning, method), {})[layer] = None
                 elif outcome.error is not None:
-                    failed[outcome.cell.id] = _told(outcome.error)
+                    notes_of = getattr(outcome.error, "__notes__", [])
+                    failed[outcome.cell.id] = "; ".join([str(outcome.error), *notes_of])
                 done += 1
                 advance(done, len(ids))
     finally:
         inputs.forget()
         images_of.cache_clear()
     return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
-
-
-def _told(error: PellucidError) -> str:
-    """An error in one line, with what was being done."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])

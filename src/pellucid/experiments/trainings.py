@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -85,22 +85,17 @@ def cache_of(key: str) -> Path:
 
 def training_cells(parsed: ParsedSpec, metrics: Metrics, key: str, folder: Path) -> Iterator[TrainingCell]:
     """All cells; each makes what it needs if it is not there, so that their order does not matter."""
-    if metrics:
-        for cell in _work(parsed, metrics):
-            yield replace(cell, key=key, folder=str(folder))
-
-
-def _work(parsed: ParsedSpec, metrics: Metrics) -> Iterator[TrainingCell]:
     spec, entrants = parsed.spec, parsed.entrants
+    cell = partial(TrainingCell, key=key, folder=str(folder))
     runs = range(spec.training.seeds if spec.training else 0)
     if any(isinstance(metric, Removal) for metric in metrics.values()):
         if not has_weights(spec):
-            yield TrainingCell("explained")
-        yield from (TrainingCell("clean", run=run) for run in runs)
-        yield from (TrainingCell("ranks", entrant) for entrant in entrants)
+            yield cell("explained")
+        yield from (cell("clean", run=run) for run in runs)
+        yield from (cell("ranks", entrant) for entrant in entrants)
     for texts in _walks(metrics):
         shared = isinstance(metrics[texts[0]], RandomRemoval)
-        yield from (TrainingCell(texts, one, run) for one in ([None] if shared else entrants) for run in runs)
+        yield from (cell(texts, one, run) for one in ([None] if shared else entrants) for run in runs)
 
 
 def _walks(metrics: Metrics) -> list[tuple[str, ...]]:
@@ -356,7 +351,7 @@ class Trainings:
 def run_training(spec: Spec, cell: TrainingCell) -> Finished:
     """Do a cell's work, or what is left of it."""
     trainings = Trainings(inputs.parsed(spec), Artifacts(Path(cell.folder)))
-    rows: list[Row] = []
+    curves: Curves = {}
     match cell:
         case TrainingCell("explained"):
             _ = trainings.explained
@@ -365,7 +360,12 @@ def run_training(spec: Spec, cell: TrainingCell) -> Finished:
         case TrainingCell("ranks", (variant, method)):
             _rank(trainings, (variant, method))
         case _:
-            rows = list(_rows(trainings, cell))
+            curves = _measured(trainings, cell)
+    rows: list[Row] = []
+    for ((variant, method), text), measured in curves.items():
+        known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": text, "layer": LAYER}
+        # A training stands where an image stands elsewhere: it is what statistics are taken over.
+        rows += metric_rows(known, spec, [f"run {cell.run}"], measured)
     return Finished(table(rows, ROWS), table([], PICTURE_ROWS), frozenset(trainings.notes))
 
 
@@ -374,14 +374,6 @@ def _rank(trainings: Trainings, entrant: Entrant) -> None:
     retrained = [metric for metric in trainings.parsed.metrics.values() if isinstance(metric, Removal)]
     if not all(isinstance(metric, RandomRemoval) for metric in retrained):
         trainings.ranks("train", entrant)
-
-
-def _rows(trainings: Trainings, cell: TrainingCell) -> Iterator[Row]:
-    """A training stands where an image stands elsewhere: it is what statistics are taken over."""
-    spec = trainings.spec
-    for ((variant, method), text), measured in _measured(trainings, cell).items():
-        known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": text, "layer": LAYER}
-        yield from metric_rows(known, spec, [f"run {cell.run}"], measured)
 
 
 def _measured(trainings: Trainings, cell: TrainingCell) -> Curves:

@@ -34,20 +34,20 @@ def object_masks(case: Case) -> Tensor:
 
     Raises ``InvalidData`` for images without either, or with some that do not fit, and for objects of no pixel.
     """
-    return case.once("object masks", lambda: _checked(case, _boxed(case) if case.masks is None else case.masks))
+    return case.once("object masks", lambda: _objects(case))
 
 
-def _boxed(case: Case) -> Tensor:
-    if case.boxes is None:
-        raise InvalidData("no masks and no boxes of the objects are known; give either, or leave out this metric")
-    if len(case.boxes) != len(case.images):
-        raise InvalidData(f"boxes of {len(case.boxes)} images for {len(case.images)} images; give a list for each")
-    height, width = case.images.shape[-2:]
-    return torch.stack([box_mask(boxes, (height, width), _name(case, i)) for i, boxes in enumerate(case.boxes)])
-
-
-def _checked(case: Case, masks: Tensor) -> Tensor:
+def _objects(case: Case) -> Tensor:
     count, height, width = len(case.images), *case.images.shape[-2:]
+    masks = case.masks
+    if masks is None:
+        if case.boxes is None:
+            raise InvalidData(
+                "no masks and no boxes of the objects are known; give either, or leave out this metric"
+            )
+        if len(case.boxes) != count:
+            raise InvalidData(f"boxes of {len(case.boxes)} images for {count} images; give a list for each")
+        masks = torch.stack([box_mask(each, (height, width), _name(case, i)) for i, each in enumerate(case.boxes)])
     if masks.shape != (count, height, width) or masks.dtype != torch.bool:
         raise InvalidData(
             f"masks are {masks.dtype} of shape {tuple(masks.shape)}, and the images {count} of {height}x{width} "

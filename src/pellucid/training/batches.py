@@ -35,13 +35,13 @@ def image_count(images: Dataset[Any]) -> int:
 
 
 def slices(count: int, batch_size: int) -> list[slice]:
-    """The batches of one epoch, without a last one of one image: batch normalisation cannot learn from it."""
+    """The batches of one epoch, without a last one of one image: batch normalization cannot learn from it."""
     starts = [start for start in range(0, count, batch_size) if count - start > 1 or start == 0]
     return [slice(start, min(start + batch_size, count)) for start in starts]
 
 
 def prepared(images: Tensor, preprocess: Preprocess | None, like: Tensor) -> Tensor:
-    """Move a batch to the network's device and type, bytes to [0, 1], and normalise it there.
+    """Move a batch to the network's device and type, bytes to [0, 1], and normalize it there.
 
     Floats come already in [0, 1], or, without ``preprocess``, as the network wants them. The GPU convolves
     fastest channels-last.

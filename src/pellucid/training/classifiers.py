@@ -266,7 +266,7 @@ class ClassifierLearner(Learner):
         return torch.randperm(count, generator=draw) if self.recipe.shuffle else torch.arange(count)
 
     def _batch(self, images: Dataset[Any], indices: Tensor, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Images as the network wants them, augmented before they are normalised, and their labels."""
+        """Images as the network wants them, augmented before they are normalized, and their labels."""
         pixels, labels = fetch(images, indices)
         if getattr(images, "labels", None) is None:
             check_labels(labels, self.outputs)
@@ -320,7 +320,7 @@ def train(
         validation_set: likewise; it chooses the weights only where the recipe says ``keep="best"``.
         recipe: the settings; ``pellucid.training.hyperparameters`` has the papers'.
         seed: decides order, dropout and augmentation, not the initial weights.
-        preprocess: normalises each batch on the device; None where images are normalised already.
+        preprocess: normalizes each batch on the device; None where images are normalized already.
         checkpoint: a folder of its own; the state after each epoch is kept there, and taken up if it is there.
         progress: called after every step (on a GPU after some) with the steps done, the steps in all and the
             loss.
@@ -350,14 +350,11 @@ def train_networks(
     fit(learner, recipe.epochs, checkpoints, progress)
     learner.finish()
     seconds, histories = time.perf_counter() - start, zip(*learner.history, strict=True)
-    return [
-        TrainingReport(found, _kept(found, recipe), seconds, recipe, seed, image_count(images), none)
-        for found, seed, images, none in zip(histories, lessons.seeds, lessons.train_sets, empty, strict=True)
-    ]
-
-
-def _kept(found: Sequence[float], recipe: Hyperparameters) -> int:
-    return found.index(max(found)) if recipe.keep == "best" else len(found) - 1
+    last, reports = len(learner.history) - 1, []
+    for found, seed, images, none in zip(histories, lessons.seeds, lessons.train_sets, empty, strict=True):
+        kept = found.index(max(found)) if recipe.keep == "best" else last
+        reports.append(TrainingReport(found, kept, seconds, recipe, seed, image_count(images), none))
+    return reports
 
 
 # Weights and facts.

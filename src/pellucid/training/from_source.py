@@ -47,7 +47,7 @@ class NetworkSettings(Checked):
 
     Attributes:
         name: as ``load_model`` takes it.
-        source: labelled images, as ``open_images`` takes them; only shapes-resnet draws its own if it is left out.
+        source: labeled images, as ``open_images`` takes them; only shapes-resnet draws its own if it is left out.
         test: images scored in the end; of a named data set its own if left out.
         label_column: the tables' column of labels.
         count: of the training images, drawn at random; None is all.

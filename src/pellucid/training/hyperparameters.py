@@ -26,7 +26,7 @@ class Hyperparameters:
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images per step, at least 2 (batch normalisation needs them).
+        batch_size: images per step, at least 2 (batch normalization needs them).
         optimizer: ``"adam"``, ``"adamw"`` (decoupled decay) or ``"sgd"`` (momentum 0.9, Nesterov).
         learning_rate: the rate, or the peak of its cycle; above 0.
         schedule: ``"constant"``, or ``"one_cycle"`` (see :func:`one_cycle`).
@@ -189,7 +189,7 @@ HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "tiny-resnet18": _RESNET,
     "shapes-resnet": Hyperparameters(epochs=12, augmentation="symmetry"),
 }  # fmt: skip
-"""The papers' settings by network. Adebayo et al.'s regularised sanity-check CNN is
+"""The papers' settings by network. Adebayo et al.'s regularized sanity-check CNN is
 ``replace(HYPERPARAMETERS["sanity-cnn"], weight_decay=1e-3, decayed=("conv?.weight", "linear1.weight"))``."""
 
 LARGE = Hyperparameters(

@@ -60,7 +60,7 @@ def train_surrogate(
 
     Args:
         model: in eval mode; unchanged after.
-        images: a tensor (N, C, H, W) normalised as the model expects; a ``Source`` or anything that
+        images: a tensor (N, C, H, W) normalized as the model expects; a ``Source`` or anything that
             ``open_images`` opens, decoded once, where images that cannot be read are left out and named in
             ``facts``; or a loader of batches.
         epochs: passes over the images.
