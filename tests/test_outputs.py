@@ -157,6 +157,10 @@ def test_any_function_of_the_output(tmp_path):
     assert relative_error(found["input"], expected) < 1e-12
     assert found.targets.tolist() == [0, 0]
     (tmp_path / "asked.py").write_text("def total(output):\n    return output[0].sum(1)\n")
+    # Also where nothing else tells how to read the output, and the method chooses the layer.
+    hidden = network(lambda z: {"a": z})
+    [cam] = pl.method("gradcam")(hidden, x, lambda output: output["a"][:, 1]).values()
+    assert torch.equal(cam, *pl.method("gradcam")(network(), x, 1).values())
     found = pl.method("gradient")(model, x, f"{tmp_path}/asked.py:total")["input"]
     assert relative_error(found, sum(attributed(network(), x, [k, k])["input"] for k in range(5))) < 1e-12
     with pytest.raises(UnknownName, match="did you mean total"):

@@ -19,6 +19,7 @@ from .metrics.noise import total_variation
 from .metrics.randomization import cascade
 from .metrics.scoring import Scorer
 from .metrics.similarity import hog_similarity, spearman, ssim
+from .models.detection import Detection
 from .models.segmentation import Segmentation, segmentation_targets
 from .models.zoo import LoadedModel, load_model
 from .outputs import Classifier, Difference, two_answers
@@ -47,6 +48,7 @@ __all__ = [
     "Curve",
     "DeconvReLU",
     "DeepLift",
+    "Detection",
     "Difference",
     "Edges",
     "EmptyMapWarning",

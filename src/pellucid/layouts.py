@@ -137,7 +137,7 @@ def of_convolutions(output: Tensor) -> bool:
         if node in known:
             continue
         known.add(node)
-        name = node.name()
+        name = node.name().rpartition("::")[2]  # parameters that are not frozen: torch::autograd::AccumulateGrad
         if name.startswith(("Convolution", "MkldnnConvolution", "CudnnConvolution")):
             reached = True
         elif _KEEPING.match(name):

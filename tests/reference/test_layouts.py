@@ -425,3 +425,10 @@ def test_grad_cam_explains_the_last_block_whose_places_the_class_depends_on() ->
     assert list(pl.GradCAM()(seeded(Odd), x, 0)) == ["fine"]
     with pytest.raises(pl.PellucidError, match="no block of the model gives a map"):
         pl.GradCAM()(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 5))), x, 0)
+
+
+def test_trainable_convolutions_are_known_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.layouts.measured", lambda probe: pytest.fail("measured"))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert pl.Gradient()(net, images(2, 8).float(), 0, "2")["2"].shape == (2, 4, 6, 6)

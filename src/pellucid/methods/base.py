@@ -173,7 +173,7 @@ class Method(ABC):
             answering, targets = asked(model, targets, names)
             require_repeatable(model, images, answering)
             if layers is None:
-                layers = self.default_layers(model, images, max_batch)
+                layers = self.default_layers(answering, images, max_batch)
             chosen = select_layers(model, layers)
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
