@@ -151,6 +151,15 @@ def test_tables_have_our_numbers_over_the_papers(text):
     assert "*Ours \\[95 % interval\\], n = 12; below it the paper's.*" in text
 
 
+def test_a_step_is_compared_with_another_in_words(tmp_path):
+    test = {"experiment": "all", "metric": "cascade_ssim", "method": "gradient", "layer": "input", "step": "conv1"}
+    test |= {"variant": "original", "how": "difference", "against": {"step": "fc"}, "below": 0}
+    claim = {"text": "It falls", "place": "Sec. 8", "tests": [test]}
+    page.write_paper_page(changed(recipe=Recipe.model_validate(RECIPE | {"claims": [claim]})), tmp_path)
+    [_, row] = rows_of((tmp_path / "README.md").read_text(), "The claims")
+    assert row[1].startswith("O, Gradient, the image, cascade\\_ssim, conv1, difference to fc: −0.0")
+
+
 def test_a_table_says_how_far_its_order_is_the_papers(tmp_path):
     values = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 3.0}
     place = ("input", "total_variation")

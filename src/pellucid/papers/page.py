@@ -225,7 +225,7 @@ class _PaperPage:
     def called(self, test: Test, key: str, patterns: Patterns) -> str:
         """What the names are called that patterns stand for."""
         names: Sequence[str] = patterns
-        if test.experiment in self.run.statistics:
+        if key != "step" and test.experiment in self.run.statistics:
             known = self.run.statistics[test.experiment].values.index.unique(key)
             some = [name for name in known if matches(name, patterns)]
             names = some if 0 < len({self.recipe.label(name) for name in some}) <= MOST_LABELS else patterns
@@ -269,14 +269,14 @@ class _PaperPage:
         for place, part in enumerate(maps, start=1):
             if figure := map_figure(part, self.photos):
                 name = exhibit.key if len(maps) == 1 else f"{exhibit.key}-{place}"
-                words = f"{exhibit.title}: maps of {part.image} by {joined(list(part.columns))}"
+                words = f"{exhibit.title}: maps of {part.image}, {across(part.columns, 'column')}"
                 yield Picture(self.written(figure, name), words)
 
     def chart(self, exhibit: Exhibit, panels: Sequence[Panel]) -> Picture:
         """Panels as one picture."""
-        across = exhibit.x if isinstance(exhibit, CurvesExhibit) else ""
+        below_axis = exhibit.x if isinstance(exhibit, CurvesExhibit) else ""
         alike = isinstance(exhibit, CurvesExhibit | BoxesExhibit) and exhibit.panels != "metric"
-        path = self.written(chart_figure(panels, self.looks, across, alike), exhibit.key, LARGEST_SVG)
+        path = self.written(chart_figure(panels, self.looks, below_axis, alike), exhibit.key, LARGEST_SVG)
         bands = BANDS.format(over=self.run.statistics[exhibit.experiment].over)
         below = BOXES if isinstance(exhibit, BoxesExhibit) else bands
         return Picture(path, f"{exhibit.title}: {in_words(panels)}", below)
@@ -413,4 +413,9 @@ def training(part: LearntPart) -> str:
 def in_words(panels: Sequence[Panel]) -> str:
     """What panels draw, for readers who cannot see them."""
     names = dict.fromkeys(part.name for panel in panels for part in panel.parts)
-    return f"{joined([panel.title for panel in panels])}, by {joined(list(names))}"
+    return f"{joined([panel.title for panel in panels])}, {across(list(names), 'name')}"
+
+
+def across(names: Sequence[str], of: str) -> str:
+    """By what a picture shows things: few names, or how many there are."""
+    return f"by {joined(list(names)) if len(names) <= MOST_LABELS else f'{len(names)} {of}s'}"
