@@ -94,10 +94,22 @@ def test_wrappers_are_taken_off():
         assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
         assert torch.equal(pl.Scorer(wrapped).scores(x), pl.Scorer(model).scores(x))
         assert next(pl.cascade(wrapped))[0] == next(pl.cascade(model))[0]
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        parallel = nn.parallel.DistributedDataParallel(seeded(Trainable).requires_grad_())
+        found = pl.method("gradient")(parallel, x, 2, "conv2")["conv2"]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(found, pl.method("gradient")(model, x, 2, "conv2")["conv2"])
     with pytest.raises(InvalidModel, match="module 'inner' is compiled"):
         pl.method("gradient")(Holding(model), x, 0)
     with pytest.raises(InvalidModel, match="the model is int"):
         pl.method("gradient")(3, x, 0)
+
+
+class Trainable(Returning):
+    def __init__(self):
+        super().__init__(lambda z: z)
 
 
 class Holding(nn.Module):

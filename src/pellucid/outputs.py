@@ -70,6 +70,11 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
+def are_shares(logits: Tensor) -> bool:
+    """Whether logits (B, K) look like probabilities: none below 0, and each image's sum to 1."""
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+
+
 def two_answers(output: Any) -> Tensor:
     """The one logit z of a yes-no classifier as two, (-z/2, z/2): class 1 is yes, and its softmax is sigmoid(z).
 

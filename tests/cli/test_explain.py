@@ -397,3 +397,19 @@ def test_images_of_many_channels(work):
         assert message in result.stderr
     result = explain("photo0.png", model="five.py:network")
     assert "the image has 3 channels, and the model's preprocess wants 5" in result.stderr
+
+
+def test_layers_that_are_skipped_are_said(work):
+    pair = "class Pair(nn.Module):\n    def forward(self, x):\n        return x, x.clone()\n"
+    first = "class First(nn.Module):\n    def forward(self, x):\n        return x[0]\n"
+    text = TINY.replace("nn.AdaptiveAvgPool2d(1)", "Pair(), First(), nn.AdaptiveAvgPool2d(1)")
+    Path("pair.py").write_text(text.replace("def network", f"{pair}\n\n{first}\n\ndef network", 1))
+    result = explain("photo0.png", "--layers", "[0-2]", model="pair.py:network")
+    assert result.exit_code == 0, result.output
+    assert "note: gradient has no map at 2 for some photos; name another layer, or declare" in result.stderr
+
+
+def test_a_softmax_at_the_end_is_noticed(work):
+    Path("soft.py").write_text(f"{TINY}\ndef soft():\n    return network().append(nn.Softmax(1))\n")
+    assert "note: the outputs are probabilities" in explain("photo0.png", model="soft.py:soft").stderr
+    assert "note: the outputs are probabilities" not in explain("photo0.png").stderr

@@ -167,6 +167,8 @@ def _show(run: ExplainRun, output: Path) -> None:
         typer.echo(
             "note: one output is explained as a value; name a classifier's two answers: --classes no,yes", err=True
         )
+    if run.is_normalized:
+        typer.echo("note: the outputs are probabilities; explain the model without its last softmax", err=True)
     preprocess = run.loaded.preprocess
     if ".py:" in run.loaded.name and is_assumed(preprocess):
         normalized = "normalized as ImageNet's" if preprocess == IMAGENET else "scaled to [0, 1]"

@@ -19,7 +19,7 @@ from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
 from ..methods.checks import not_finite, require_in_range
 from ..models.zoo import LoadedModel, load_model
-from ..outputs import class_of, logits_in, probabilities
+from ..outputs import are_shares, class_of, logits_in, probabilities
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
@@ -43,6 +43,7 @@ class ExplainRun:
     keys: list[str] = field(default_factory=list)  # of the photos read
     photos: list[dict[str, Any]] = field(default_factory=list)  # facts of the photos explained
     attributions: dict[str, Tensor] = field(default_factory=dict)
+    is_normalized: bool = False  # whether outputs are probabilities already
     notes: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # warning, method -> layers
 
     @classmethod
@@ -119,6 +120,7 @@ class ExplainRun:
         names = self.loaded.classes
         if names is not None and len(names) != logits.shape[1]:
             raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {logits.shape[1]}")
+        self.is_normalized |= logits.shape[1] > 1 and are_shares(logits)
         shares = probabilities(logits)
         for row, photo in enumerate(photos):
             for what, classes in (("target", targets), ("predicted", predicted)):

@@ -12,6 +12,11 @@ from rich.table import Table
 
 from ..errors import counted, shortened
 
+_NOTES = {  # of a warning: what is the matter, and the way out
+    "CompletenessWarning": ("misses the sum it should have by more than 5 %", "take more steps"),
+    "EmptyMapWarning": ("is zero everywhere", "lower its threshold or choose another layer"),
+    "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
+}
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
 
 
@@ -65,9 +70,8 @@ def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place:
     ``place`` begins each line, and ``see`` says where sums that were missed are told.
     """
     for (warning, method), layers in notes.items():
-        empty = warning == "EmptyMapWarning"
-        what = "is zero everywhere" if empty else "misses the sum it should have by more than 5 %"
-        way_out = "lower its threshold or choose another layer" if empty else f"take more steps{see}"
+        what, way_out = _NOTES[warning]
+        way_out += see if warning == "CompletenessWarning" else ""
         where = f"at {shortened(layers, 3)} for some {noun}s"
         typer.echo(f"note: {place}{method} {what} {where}; {way_out}", err=True)
 
