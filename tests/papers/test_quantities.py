@@ -328,7 +328,6 @@ def test_a_test_is_made_for_each_name_that_it_asks_for():
     assert places == [("a", "input"), ("a", "deep"), ("a", "deeper"), ("b", "input"), ("b", "deep")]
     assert [one.value for one in judged.found] == [pytest.approx(values.mean()) for values in rows.values()]
     assert judged.word == "holds"
-    assert judged.deciding == 0
     assert verdict(claim(a_test("nobody", above=0, each="layer")), run).word == "not tested"
 
 
@@ -337,3 +336,12 @@ def test_steps_of_a_curve_are_compared_with_each_other():
     statistics = statistics_of({key(): NOISE[3]}, curves=curves)
     quantity = Quantity(step="conv1", how="ratio", against={"step": "fc"})
     check(statistics, quantity, lambda at: np.mean(NOISE[2][at]) / np.mean(NOISE[1][at]), 9, 1)
+
+
+def test_a_verdict_names_the_number_that_it_hangs_on():
+    open_ = [a_test("high", above=0.795), a_test("high", above=0.799)]
+    judged = verdict(claim(*open_), STEADY)
+    assert (judged.word, judged.place) == ("undecided", 1)
+    assert judged.reason.startswith("12 values do not tell it from 0.799;")
+    assert verdict(claim(*open_, a_test("high", below=0.5)), STEADY).place == 2
+    assert verdict(claim(*open_, a_test("nobody", below=0.5)), STEADY).place == 2

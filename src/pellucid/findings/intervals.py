@@ -62,12 +62,14 @@ def quantile(n: int, coverage: float) -> float:
 
 
 def deciding(values: Numbers, bound: float, coverage: float = COVERAGE) -> float:
-    """How many such values (N,) would tell their mean from a bound four times out of five; infinite if too many.
+    """How many such values (N,) would tell their mean from a bound four times out of five; infinite if unknown.
 
     That is where the mean and the spread stay as they are: ((z + 0.84) s / (mean - bound))^2 with the normal
-    quantile z of the coverage.
+    quantile z of the coverage. More than a million are infinite, too.
     """
     known = values[~np.isnan(values)]
+    if len(known) < LEAST:
+        return math.inf
     distance = abs(float(known.mean()) - bound)
     if distance <= ROUNDING * max(abs(bound), float(np.abs(known).max())):
         return math.inf

@@ -138,7 +138,7 @@ class _PaperPage:
         sources = {**self.recipe.sources, **self.recipe.weights}
         used = [(sources[key], Path(place).name) for key, place in self.run.places.items()]
         facts = [
-            f"{source.about[:1].upper()}{source.about[1:]}: {source.fact}"
+            f"{source.name[:1].upper()}{source.name[1:]}: {source.fact}"
             for source, name in used
             if source.fact and Path(source.path).name.startswith(name)
         ]
@@ -183,13 +183,12 @@ class _PaperPage:
 
     def verdict(self, one: Verdict) -> tuple[str, str, str]:
         """The number that a verdict hangs on and what is lacking, the verdict, and over how many images it is."""
-        place = one.deciding
-        if place is None:
+        if not one.found:
             return one.reason, one.word, "–"
         of = f" (one of {len(one.found)} numbers)" if len(one.found) > 1 else ""
         lacking = f"; {one.reason}" if one.reason else ""
-        found = one.found[place]
-        ours = f"{self.tested(one.tests[place], found)}{of}{lacking}"
+        found = one.found[one.place]
+        ours = f"{self.tested(one.tests[one.place], found)}{of}{lacking}"
         return ours, one.word, str(found.images) if found else "–"
 
     def all_numbers(self) -> Section:
@@ -197,7 +196,7 @@ class _PaperPage:
         rows = []
         for one in self.verdicts:
             numbers = "\n".join(self.tested(*pair) for pair in zip(one.tests, one.found, strict=True))
-            if numbers or one.claim.comment:
+            if len(one.tests) > 1 or one.claim.comment:
                 rows.append((one.claim.text, numbers or "–", one.word, one.claim.comment))
         columns = ("The paper", "All numbers", "Verdict", "Remark")
         return Section("The claims in all their numbers", (), [Table(columns, rows, prose=True)], folded=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -120,8 +119,7 @@ def _precision(name: str) -> str:
 def _count(count: int | None, source: str, recipe: Recipe) -> str:
     """How many images of which source."""
     [key] = list(references(source)) or [""]
-    named = re.split("[:,] ", recipe.sources[key].about)[0] if key else source
-    return f"{'all' if count is None else f'{count:,}'} of {named}"
+    return f"{'all' if count is None else f'{count:,}'} of {recipe.sources[key].name if key else source}"
 
 
 def _settings(label: str, value: Any, place: str = "") -> Iterator[tuple[str, Value]]:

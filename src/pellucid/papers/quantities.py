@@ -64,7 +64,8 @@ class Verdict:
     """What became of a claim: ``"holds"``, ``"does not hold"``, ``"undecided"`` or ``"not tested"``, and why.
 
     ``tests`` are the claim's, one for each name that it asks for; ``sides`` says of each whether its number lies
-    on the claimed side of its bound (1), on the other (-1), or whether that is open (0).
+    on the claimed side of its bound (1), on the other (-1), or whether that is open (0). The verdict hangs on the
+    test at ``place``.
     """
 
     claim: Claim
@@ -72,16 +73,11 @@ class Verdict:
     tests: tuple[Test, ...] = ()
     found: tuple[Found | None, ...] = ()
     sides: tuple[int, ...] = ()
+    place: int = 0
     reason: str = ""
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}" if self.reason else self.word
-
-    @property
-    def deciding(self) -> int | None:
-        """The place of the test that the verdict hangs on; None if there is none."""
-        wanted = {"does not hold": -1, "undecided": 0}.get(self.word, min(self.sides, default=0))
-        return self.sides.index(wanted) if self.sides else None
 
 
 def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
@@ -207,16 +203,18 @@ def verdict(claim: Claim, statistics: Mapping[str, Statistics]) -> Verdict:
     numbers = tuple(
         found(statistics[test.experiment], test) if test.experiment in statistics else None for test in tests
     )
-    judged = tests, numbers, (sides := tuple(_sides_of(tests, numbers)))
+    sides = tuple(_sides_of(tests, numbers))
+    judged = tests, numbers, sides
     if -1 in sides:
-        return Verdict(claim, "does not hold", *judged)
+        return Verdict(claim, "does not hold", *judged, sides.index(-1))
     if None in numbers:
-        return Verdict(claim, "not tested", *judged, "this run has no such results")
-    if any(math.isnan(number.value) for number in numbers if number is not None):
-        return Verdict(claim, "not tested", *judged, "the number is undefined")
+        return Verdict(claim, "not tested", *judged, numbers.index(None), "this run has no such results")
+    undefined = [math.isnan(one.value) for one in numbers if one is not None]
+    if any(undefined):
+        return Verdict(claim, "not tested", *judged, undefined.index(True), "the number is undefined")
     if all(side == 1 for side in sides):
         return Verdict(claim, "holds", *judged)
-    return Verdict(claim, "undecided", *judged, _lacking(*judged))
+    return Verdict(claim, "undecided", *judged, *_lacking(*judged))
 
 
 def _each(test: Test, statistics: Mapping[str, Statistics]) -> list[Test]:
@@ -242,22 +240,23 @@ def _sides_of(tests: Sequence[Test], numbers: Sequence[Found | None]) -> list[in
         sides = [-1 if other else side for side, other in zip(sides, refuted, strict=True)]
 
 
-def _lacking(tests: Sequence[Test], numbers: Sequence[Found | None], sides: Sequence[int]) -> str:
-    """How many values there are, and how many would decide the test that needs the most."""
-    open_ = [(test, one) for test, one, side in zip(tests, numbers, sides, strict=True) if one and not side]
-    few = min(one.images for _, one in open_)
-    if few < LEAST:
-        return f"{few} {'value is' if few == 1 else 'values are'} too few for an interval"
+def _lacking(tests: Sequence[Test], numbers: Sequence[Found | None], sides: Sequence[int]) -> tuple[int, str]:
+    """The place of the open test that needs the most values, how many there are, and how many would decide it."""
     strict = 1 - (1 - COVERAGE) / len(tests)  # what refutes one of several
-    counts = [
-        deciding(one.values, test.bound, COVERAGE if _claimed(test, one.value) else strict) for test, one in open_
-    ]
-    wanted = max(counts)
-    test, one = open_[counts.index(wanted)]
-    told = f"{one.images} values do not tell it from {test.bound:g}"
-    if math.isinf(wanted):
-        return f"{told}, nor would a million"
-    return f"{told}; about {float(f'{wanted:.2g}'):,.0f} would"
+    wanted = {
+        place: deciding(one.values, test.bound, COVERAGE if _claimed(test, one.value) else strict)
+        for place, (test, one, side) in enumerate(zip(tests, numbers, sides, strict=True))
+        if one is not None and not side
+    }
+    place = max(wanted, key=lambda place: wanted[place])
+    one, bound = numbers[place], f"{tests[place].bound:g}".replace("-", "−")
+    assert one is not None
+    if math.isnan(one.low):
+        return place, f"{one.images} {'value is' if one.images == 1 else 'values are'} too few for an interval"
+    told = f"{one.images} values do not tell it from {bound}"
+    if math.isinf(wanted[place]):
+        return place, f"{told}, nor would a million"
+    return place, f"{told}; about {float(f'{wanted[place]:.2g}'):,.0f} would"
 
 
 def _claimed(test: Test, value: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -43,6 +44,11 @@ class DataSource(Checked):
     otherwise: str = ""
     about: str
     fact: str = ""
+
+    @property
+    def name(self) -> str:
+        """What they are, without the form that they have to have."""
+        return re.split("[:,] ", self.about)[0]
 
 
 class Scaled(Checked):
