@@ -53,6 +53,12 @@ class Pixels:
         """Width and height, as Pillow's images have them."""
         return self.values.shape[1], self.values.shape[0]
 
+    def used(self) -> float:
+        """The share of its scale that an image uses; 1 where it has none, or its values are no whole numbers."""
+        if self.scale is None or self.values.dtype.kind not in "ui":
+            return 1.0
+        return (int(self.values.max()) - int(self.values.min())) / (self.scale[1] - self.scale[0])
+
     def tobytes(self) -> bytes:
         """The values, for digests."""
         return str(self.values.dtype).encode() + self.values.tobytes()

@@ -413,3 +413,24 @@ def test_a_softmax_at_the_end_is_noticed(work):
     Path("soft.py").write_text(f"{TINY}\ndef soft():\n    return network().append(nn.Softmax(1))\n")
     assert "note: the outputs are probabilities" in explain("photo0.png", model="soft.py:soft").stderr
     assert "note: the outputs are probabilities" not in explain("photo0.png").stderr
+
+
+def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
+    grey = TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(1,")
+    Path("grey.py").write_text(grey)
+    values = np.linspace(200, 4200, 40 * 50).reshape(40, 50).astype(np.uint16)
+    Image.fromarray(values).save("ray.png")
+    result = explain("ray.png", model="grey.py:network")
+    assert "note: ray.png uses little of what its bits can hold" in result.stderr
+    assert "give --scale, such as 200,4200" in result.stderr
+    result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
+    assert "uses little" not in result.stderr
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["model"]["preprocess"]["scale"] == [200, 4200]
+    known = {}
+    exec(facts["python"], known)
+    assert (known["images"].min(), known["images"].max()) == pytest.approx((0, 1), abs=0.1)
+    written = load_file("out/attributions.safetensors")["ray/gradient/input/original"]
+    assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], written)
+    assert "scales by itself" in explain("ray.png", "--scale", "0,9").stderr
+    assert "--scale 9: give the values" in explain("ray.png", "--scale", "9", model="grey.py:network").stderr

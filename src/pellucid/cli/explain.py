@@ -77,6 +77,10 @@ def explain(
     clip: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help="Percentiles at which maps are clipped, as 0.5,99.5.")
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="The values of 16-bit and other images that become 0 and 1."),
+    ] = None,
     display: Annotated[
         str | None,
         typer.Option(metavar="mean|BANDS", help="The picture of images with other channels than RGB, as 3,2,1."),
@@ -108,7 +112,7 @@ def explain(
     from ..catalog import method
     from ..catalog import variant as variant_of
     from .facts import run_facts
-    from .request import Request, checked_bands, checked_heatmap, method_names, variant_names
+    from .request import Request, checked_bands, checked_heatmap, checked_pair, method_names, variant_names
     from .run import ExplainRun
 
     require_count("max_batch", max_batch)
@@ -132,6 +136,9 @@ def explain(
         device=chosen_device(device),
         limit=limit,
         label_column=label_column,
+        scale=None
+        if scale is None
+        else checked_pair("--scale", scale, "the values of black and white, as 200,4200"),
         bands=checked_bands(display),
         overlay=overlay,
         keep_attributions=attributions,
@@ -169,6 +176,12 @@ def _show(run: ExplainRun, output: Path) -> None:
         )
     if run.is_normalized:
         typer.echo("note: the outputs are probabilities; explain the model without its last softmax", err=True)
+    for name, low, high in run.dark[:1]:
+        typer.echo(
+            f"note: {name} uses little of what its bits can hold, so the model sees it nearly of one grey "
+            f"({counted(len(run.dark), 'such photo')}); give --scale, such as {low},{high}",
+            err=True,
+        )
     preprocess = run.loaded.preprocess
     if ".py:" in run.loaded.name and is_assumed(preprocess):
         normalized = "normalized as ImageNet's" if preprocess == IMAGENET else "scaled to [0, 1]"

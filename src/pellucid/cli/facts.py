@@ -76,6 +76,8 @@ def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> st
         request.target if request.target not in ("auto", "label") and not request.target.isdecimal() else None
     )
     targets: Any = by_name or [facts["target"]["class"] for facts in photos]
+    scaled = f"preprocess=replace(model.preprocess, scale={request.scale!r})"
+    scale = f"model = replace(model, {scaled})\n" if request.scale else ""
     classes = "" if request.classes is None else f", classes={list(request.classes)!r}"
     layouts = f", layouts={dict(request.layouts)!r}" if request.layouts else ""
     surrogates = _surrogate_files(request)
@@ -84,6 +86,8 @@ def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> st
         for name in request.variants
     ]
     return f"""\
+from dataclasses import replace
+
 import torch
 
 import pellucid as pl
@@ -91,7 +95,7 @@ from pellucid.data.sources import open_images
 
 model = pl.load_model({request.model!r}, weights={request.weights!r}{classes}, device={request.device!r})
 photos = {places!r}
-images = torch.stack([model.preprocess(open_images(source)[index].image) for source, index in photos])
+{scale}images = torch.stack([model.preprocess(open_images(source)[index].image) for source, index in photos])
 targets = {targets!r}
 variants = {{{", ".join(variants)}}}
 attributions = {{

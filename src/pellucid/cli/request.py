@@ -43,6 +43,7 @@ class Request:
     device: str
     limit: int | None
     label_column: str | None
+    scale: tuple[float, float] | None
     bands: tuple[int, ...] | None
     overlay: bool
     keep_attributions: bool
@@ -76,7 +77,7 @@ def variant_names(given: Iterable[str]) -> dict[str, str]:
 
 def checked_heatmap(channels: str, upsampling: str, clip: str | None) -> dict[str, Any]:
     """Settings that ``heatmap`` takes, tried on one pixel."""
-    bounds = None if clip is None else _percentiles(clip)
+    bounds = None if clip is None else checked_pair("--clip", clip, "two percentiles, such as 0.5,99.5")
     settings: dict[str, Any] = {"channels": channels, "upsampling": upsampling, "clip": bounds}
     heatmap(torch.zeros(1, 1, 1, 1), **settings)
     return settings
@@ -92,9 +93,10 @@ def checked_bands(text: str | None) -> tuple[int, ...] | None:
         raise InvalidParameter(f"--display {text}: give mean, or one or three channels, such as 3,2,1") from error
 
 
-def _percentiles(text: str) -> tuple[float, float]:
+def checked_pair(option: str, text: str, what: str) -> tuple[float, float]:
+    """Two numbers, of an option that wants ``what``."""
     try:
         low, high = map(float, text.split(","))
     except ValueError as error:
-        raise InvalidParameter(f"--clip {text}: give two percentiles, such as 0.5,99.5") from error
+        raise InvalidParameter(f"{option} {text}: give {what}") from error
     return low, high

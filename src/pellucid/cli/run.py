@@ -12,20 +12,24 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
 from ..methods.checks import not_finite, require_in_range
+from ..models.preprocess import CustomPreprocess, Preprocess
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import are_shares, class_of, logits_in, probabilities
+from ..pixels import Pixels
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 from .terminal import progress
 
+_LITTLE = 0.25  # of the values that an image's bits can hold
 _TOGETHER = 24  # photos of one size that are explained at once
 
 
@@ -44,6 +48,7 @@ class ExplainRun:
     photos: list[dict[str, Any]] = field(default_factory=list)  # facts of the photos explained
     attributions: dict[str, Tensor] = field(default_factory=dict)
     is_normalized: bool = False  # whether outputs are probabilities already
+    dark: list[tuple[str, int, int]] = field(default_factory=list)  # photos of few values, and which
     notes: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # warning, method -> layers
 
     @classmethod
@@ -51,8 +56,7 @@ class ExplainRun:
         """Load the model, check that it has the layers, and find the photos."""
         loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
-        if request.bands is not None:
-            loaded = replace(loaded, preprocess=replace(loaded.preprocess, bands=request.bands))
+        loaded = replace(loaded, preprocess=_as_asked(loaded.preprocess, request))
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
         if request.layers is not None:
@@ -91,11 +95,20 @@ class ExplainRun:
                 self.left_out.append(str(error))
                 continue
             self.keys.append(photo.key)
+            self.note_darkness(photo.sample)
             size = tuple(photo.pixels.shape)
             waiting.setdefault(size, []).append(photo)
             if len(waiting[size]) == _TOGETHER:
                 yield waiting.pop(size)
         yield from waiting.values()
+
+    def note_darkness(self, sample: Sample) -> None:
+        """Note an image that uses little of the scale by which the model sees it."""
+        image, preprocess = sample.image, self.loaded.preprocess
+        if not isinstance(image, Pixels) or not isinstance(preprocess, Preprocess) or preprocess.scale is not None:
+            return
+        if image.used() < _LITTLE:
+            self.dark.append((sample.name, int(image.values.min()), int(image.values.max())))
 
     def explain_group(self, photos: list[Photo], advance: Callable[[int], None]) -> None:
         """Classify, explain and draw photos of one size."""
@@ -200,3 +213,16 @@ class ExplainRun:
                 if layer in found.residuals:
                     residuals = photo.facts.setdefault("residuals", {})
                     residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
+
+
+def _as_asked(preprocess: Preprocess | CustomPreprocess, request: Request) -> Preprocess | CustomPreprocess:
+    """The model's preprocess with the scale and the bands that were asked for."""
+    if request.bands is not None:
+        preprocess = replace(preprocess, bands=request.bands)
+    if request.scale is None:
+        return preprocess
+    if isinstance(preprocess, CustomPreprocess):
+        raise InvalidParameter(
+            "--scale is for a Preprocess; the model's file has a function, which scales by itself"
+        )
+    return replace(preprocess, scale=request.scale)

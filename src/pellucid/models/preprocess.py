@@ -139,7 +139,9 @@ def assumed(channels: int) -> Preprocess:
 
 def is_assumed(preprocess: object) -> bool:
     """Whether this is what is done where nobody says."""
-    return isinstance(preprocess, Preprocess) and replace(preprocess, bands=None) == assumed(preprocess.channels)
+    if not isinstance(preprocess, Preprocess):
+        return False
+    return replace(preprocess, bands=None, scale=None) == assumed(preprocess.channels)
 
 
 @dataclass(frozen=True)
