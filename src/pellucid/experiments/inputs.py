@@ -222,26 +222,24 @@ def _offset(length: int, crop: int) -> int:
     return -((crop - length) // 2) if crop > length else round((length - crop) / 2.0)
 
 
-def object_problem(sample: Sample, loaded: LoadedModel) -> str:
-    """What is wrong with an image's object, by its mask or boxes, on the model's pixels; ``""`` if nothing."""
-    try:
-        _, mask, boxes = annotated(sample, loaded)
-        width, height = sample.image.size
-        if sample.mask is not None and sample.mask.size != (width, height):
-            return (
-                f"the mask of {sample.name} is {sample.mask.size[0]}x{sample.mask.size[1]}, not {width}x{height}"
-            )
-        if mask is None:
-            box_mask(sample.boxes or (), (height, width), repr(sample.name))
-            width, height = loaded.preprocess.display(sample.image).size
-            mask = box_mask(boxes or (), (height, width))
-    except InvalidData as error:
-        return str(error)
+def require_object(sample: Sample, loaded: LoadedModel) -> None:
+    """Refuse an image whose object, by its mask or boxes, does not fit it or fills all or nothing of the model's.
+
+    Raises ``InvalidData``, as ``box_mask`` does.
+    """
+    _, mask, boxes = annotated(sample, loaded)
+    width, height = sample.image.size
+    if sample.mask is not None and sample.mask.size != (width, height):
+        found = f"{sample.mask.size[0]}x{sample.mask.size[1]}"
+        raise InvalidData(f"the mask of {sample.name} is {found}, not {width}x{height}")
+    if mask is None:
+        box_mask(sample.boxes or (), (height, width), repr(sample.name))
+        width, height = loaded.preprocess.display(sample.image).size
+        mask = box_mask(boxes or (), (height, width))
     share = float(mask.float().mean())
     if share in (0, 1):
         covers = "no pixel" if share == 0 else "every pixel"
-        return f"the object of {sample.name} covers {covers} of what {loaded.name} sees"
-    return ""
+        raise InvalidData(f"the object of {sample.name} covers {covers} of what {loaded.name} sees")
 
 
 # What makes two runs the same: digests of contents, not of paths.
@@ -258,10 +256,10 @@ def digest_of_model(loaded: LoadedModel) -> str:
     return known.hexdigest()
 
 
-def survey(source: Source, count: int, problem: Callable[[Sample], str]) -> tuple[str, dict[str, str]]:
+def survey(source: Source, count: int, require: Callable[[Sample], object]) -> tuple[str, dict[str, str]]:
     """What identifies the first ``count`` images that can be used; and what is wrong with those between them.
 
-    ``problem`` says what is wrong with an image, ``""`` for nothing; one that cannot be read is wrong anyway.
+    ``require`` raises ``InvalidImage`` for an image that cannot be used; one that cannot be read cannot anyway.
     """
     known = sha256()
     wrong: dict[str, str] = {}
@@ -270,11 +268,9 @@ def survey(source: Source, count: int, problem: Callable[[Sample], str]) -> tupl
             break
         try:
             sample = source[index]
+            require(sample)
         except InvalidImage as error:
             wrong[name] = str(error)
-            continue
-        if found := problem(sample):
-            wrong[name] = found
             continue
         known.update(repr((name, sample.image.size, sample.label, sample.boxes)).encode())
         known.update(sample.image.tobytes())

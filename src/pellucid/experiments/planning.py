@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..data.sources import Sample
-from ..errors import InvalidData, InvalidModel
+from ..errors import InvalidData, InvalidImage, InvalidModel
 from ..layers import explainable, select_layers
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
@@ -102,9 +103,8 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
         needs["labels"] = "target = 'label'"
     models = [inputs.model_of(spec, model.key) for model in spec.models]
     count, source = len(inputs.chosen(images)), inputs.candidates(images)
-    digest, wrong = inputs.survey(
-        source if images.skip_unusable else source[:count], count, lambda sample: _problem(sample, needs, models)
-    )
+    require = partial(_require_usable, needs=needs, models=models)
+    digest, wrong = inputs.survey(source if images.skip_unusable else source[:count], count, require)
     if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
         few = f", or skip = {list(wrong)}" if len(wrong) <= MOST_NAMED else ""
         raise InvalidData(
@@ -126,19 +126,21 @@ def _require_fitting(parsed: ParsedSpec) -> None:
             raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
 
 
-def _problem(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> str:
-    """What some metric needs of an image and does not find; ``""`` if nothing."""
+def _require_usable(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> None:
+    """Refuse an image without what some metric needs of it (``InvalidImage``)."""
     for need, text in needs.items():
         # The object is known by its mask or its boxes (metrics/localization.py).
         known = {"labels": sample.label, "boxes": sample.boxes, "masks": sample.mask or sample.boxes}[need]
         if known is None:
-            return f"{text} needs {need}, and {sample.name} has none"
+            raise InvalidImage(f"{text} needs {need}, and {sample.name} has none")
         for loaded in models if need != "labels" else ():
             if not isinstance(loaded.preprocess, Preprocess):
-                return f"{text} needs {need}, and the preprocess of {loaded.name} does not say where pixels go"
-            if problem := inputs.object_problem(sample, loaded):
-                return f"{text} needs {need}, and {problem}"
-    return ""
+                nowhere = f"the preprocess of {loaded.name} does not say where pixels go"
+                raise InvalidImage(f"{text} needs {need}, and {nowhere}")
+            try:
+                inputs.require_object(sample, loaded)
+            except InvalidData as error:
+                raise InvalidImage(f"{text} needs {need}, and {error}") from error
 
 
 # What makes an experiment the same, wherever its files are.
