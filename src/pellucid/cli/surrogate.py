@@ -65,7 +65,7 @@ def _train(
     """
     from ..data.sources import concatenated
     from ..models.zoo import load_model
-    from ..training.checkpoints import Checkpoints
+    from ..training.checkpoints import remove_checkpoints
     from ..training.surrogates import train_surrogate
     from .facts import weights_facts
 
@@ -90,7 +90,7 @@ def _train(
             about=about | weights_facts(loaded),
         )
     trained.save(output)
-    Checkpoints(checkpoint, {}).remove()
+    remove_checkpoints(checkpoint)
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     typer.echo(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])

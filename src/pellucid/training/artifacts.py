@@ -16,7 +16,7 @@ from ..errors import OutputNotWritable
 from ..files import replace_file
 from ..models.zoo import LoadedModel
 from .batches import preprocess_of
-from .checkpoints import Checkpoints
+from .checkpoints import remove_checkpoints
 from .classifiers import save_weights, train
 from .degradation import open_ranks, write_ranks
 from .hyperparameters import Hyperparameters
@@ -50,7 +50,7 @@ class Artifacts:
 
         def make() -> None:
             replace_file(done, json.dumps(compute(self._checkpoint(name))).encode())
-            Checkpoints(self._checkpoint(name), {}).remove()
+            remove_checkpoints(self._checkpoint(name))
 
         self.once(done, make)
         found: dict[str, Any] = json.loads(done.read_bytes())
@@ -74,7 +74,7 @@ class Artifacts:
             known = {"model": loaded.name, "classes": list(loaded.classes or ()), "accuracy": report.accuracy}
             known |= {"preprocess": preprocess.as_dict(), "epochs": recipe.epochs, "seed": seed}
             save_weights(loaded.model, path, known)
-            Checkpoints(checkpoint, {}).remove()
+            remove_checkpoints(checkpoint)
 
         self.once(path.with_suffix(".json"), make)  # written last
         return path

@@ -81,9 +81,10 @@ class Checkpoints:
         """The folder's checkpoints, the newest first."""
         return sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
 
-    def remove(self) -> None:
-        """Remove all checkpoints: the training is over and its weights are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a training's checkpoints: it is over and its weights are written."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:

@@ -19,7 +19,7 @@ from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs
 from ..variants.surrogate import Surrogate
 from .batches import check_set, class_count, preprocess_of
-from .checkpoints import Checkpoints
+from .checkpoints import remove_checkpoints
 from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
 from .hyperparameters import Hyperparameters, TrainingPrecision, hyperparameters_of
 from .loop import Progress
@@ -169,7 +169,7 @@ def train_network(
     if test_set is not None:
         facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
     save_weights(loaded.model, output, facts)
-    Checkpoints(folder, {}).remove()
+    remove_checkpoints(folder)
     return report
 
 
@@ -214,5 +214,5 @@ def train_paths(settings: SurrogateSettings, output: Path, device: str, advance:
         about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
     )  # fmt: skip
     trained.save(output)
-    Checkpoints(checkpoint, {}).remove()
+    remove_checkpoints(checkpoint)
     return trained
