@@ -105,14 +105,14 @@ def test_options_reach_the_run():
 
 
 def test_failed_cells_are_told_and_the_page_is_written_all_the_same(monkeypatch):
-    whole = runners.compute
+    whole = runners.run_cell
 
-    def compute(spec, cell):
+    def run_cell(spec, cell):
         if cell.method == "random":
             raise InvalidModel("no such luck")
         return whole(spec, cell)
 
-    monkeypatch.setattr(runners, "compute", compute)
+    monkeypatch.setattr(runners, "run_cell", run_cell)
     result = run("sanity-checks", "--scale", "smoke", "-o", "here")
     assert result.exit_code == 1
     assert "noise: 1 cell failed; the same command tries them again:" in result.stderr

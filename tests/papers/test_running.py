@@ -295,14 +295,14 @@ def test_a_network_trained_anew_is_refused_beside_results_of_the_old(copied, dig
 def test_cells_that_fail_do_not_end_the_others(digits, tmp_path, monkeypatch):
     from pellucid.errors import InvalidModel
 
-    whole = runners.compute
+    whole = runners.run_cell
 
-    def compute(spec, cell):
+    def run_cell(spec, cell):
         if cell.method == "random":
             raise InvalidModel("no such luck")
         return whole(spec, cell)
 
-    monkeypatch.setattr(runners, "compute", compute)
+    monkeypatch.setattr(runners, "run_cell", run_cell)
     run, _ = proceed(tmp_path / "run", digits)
     assert list(run.results["digits"].failed.values()) == ["no such luck"]
     assert run.results["shapes"].failed == {}
@@ -315,10 +315,10 @@ def test_cells_that_fail_do_not_end_the_others(digits, tmp_path, monkeypatch):
 def test_an_experiment_without_any_result_has_no_statistics(tmp_path, monkeypatch):
     from pellucid.errors import InvalidModel
 
-    def compute(spec, cell):
+    def run_cell(spec, cell):
         raise InvalidModel("no such luck")
 
-    monkeypatch.setattr(runners, "compute", compute)
+    monkeypatch.setattr(runners, "run_cell", run_cell)
     run = reproduce(recipe().only(("table2",)), "smoke", tmp_path / "run")
     assert len(run.results["shapes"].failed) == 2
     assert run.statistics == {}
