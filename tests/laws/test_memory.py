@@ -68,3 +68,33 @@ def test_no_tensor_outlives_a_failed_call(network: nn.Module) -> None:
     call()
     call()
     assert alive() == before
+
+
+class Attending(nn.Module):
+    """Attention, a normalization, a gate in place and an activation by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.conv(x).flatten(2).mT)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        tokens = tokens * torch.sigmoid(tokens)
+        tokens *= tokens.mean(1, keepdim=True).sigmoid()
+        return self.fc(torch.relu(tokens).mean(1))
+
+
+@pytest.mark.parametrize("name", ["gradient", "guided_backprop", "deeplift", "lrp_epsilon", "attnlrp"])
+def test_no_tensor_of_an_attention_outlives_a_call(name: str) -> None:
+    network, images = Attending().eval(), torch.randn(1, 3, 16, 16)
+
+    def call() -> None:
+        pl.method(name)(network, images, 0, ["input", "conv"])
+
+    call()
+    before = alive()
+    call()
+    call()
+    assert alive() == before

@@ -432,3 +432,19 @@ def test_a_gate_of_another_tensor_is_no_activation() -> None:
     oracle = seeded(lambda: Tail(lambda t: ExactGuided.apply(t, F.relu) * t.mean((2, 3), keepdim=True).sigmoid()))
     found = pl.Gradient(rules=(pl.GuidedReLU(),))(model, x, targets)["input"]
     assert relative_error(found, attributed(oracle, x, targets)["input"]) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [
+        lambda x: torch.mul(*(half if k else F.silu(half) for k, half in enumerate(x.chunk(2, 1)))),
+        lambda x: x * x,
+        lambda x: x * x.square().mean((1, 2, 3), keepdim=True).rsqrt(),
+        lambda x: x * (x - x.mean(1, keepdim=True)).sigmoid(),
+    ],
+    ids=["SwiGLU of halves", "square", "root-mean-square", "gate of the mean"],
+)
+def test_what_is_no_activation_by_hand_is_not_warned_of(gated: Activation) -> None:
+    model = seeded(lambda: Tail(lambda x: torch.cat([F.relu(gated(x)), x], 1)[:, :4] if x.dim() == 4 else x))
+    model.fc = seeded(lambda: nn.Linear(4, 3))
+    pl.Gradient(rules=(pl.GuidedReLU(),))(model, images(2, 8), 0)

@@ -123,6 +123,28 @@ def test_quotients_and_products_are_their_formulas() -> None:
     assert relative_error(found[:, 1], (x[:, 0] + reference[0]).mT / 2 @ above) < EXACT
 
 
+def test_a_convolution_by_the_images_own_weights_is_a_product() -> None:
+    """As of CondConv, and of a linear layer whose weight a router makes."""
+    x, reference = pair()
+
+    def convolve(t: Tensor) -> Tensor:
+        weight = t[:, 1:].flatten(0, 1)[:, None] * 1.0
+        return F.conv2d(t[:, :1].repeat(1, 2, 1, 1).view(1, -1, 2, 2), weight, groups=2 * len(t)).view(len(t), 2)
+
+    above, found = multipliers(convolve, x, reference)
+    for row in range(2):
+        weights = (x[row, 1:] + reference[1:]) / 2
+        assert relative_error(found[row, 0], (above.view(2, 1, 1) * weights).sum(0)) < EXACT
+        assert relative_error(found[row, 1:], above.view(2, 1, 1) * (x[row, :1] + reference[:1]) / 2) < EXACT
+    for operation in (
+        lambda t: F.linear(t[0, 0], t[0, 1])[None],
+        lambda t: (t[0, 0] @ t[0, 1])[None],
+        lambda t: torch.addmm(torch.ones(2, dtype=t.dtype), t[0, 0], t[0, 1])[None],
+    ):
+        above, found = multipliers(operation, x[:1], reference)
+        assert found[0, 1].abs().min() > 0
+
+
 def test_a_product_of_three_by_einsum_is_the_mean_of_its_gradient_on_the_line() -> None:
     """Integral of b(t) c(t) from b' c' to b c: b' c' + (b' dc + c' db) / 2 + db dc / 3."""
     x, reference = pair()

@@ -444,6 +444,20 @@ def test_a_gate_takes_nothing_and_a_product_of_equals_is_halved() -> None:
     assert relative_error(found[:, 1], above / 2 * x[:, 1] * slope) < 1e-12
 
 
+def test_what_follows_a_shared_product_may_work_in_place() -> None:
+    def twin(t: Tensor, inplace: bool) -> Tensor:
+        y = t[:, 0] * t[:, 1]
+        if inplace:
+            y += t[:, 2]
+            return y
+        return y + t[:, 2]
+
+    x = images(2, 2)
+    for method in (LRP, ATTN):
+        maps = [relevance_through(lambda t, i=i: twin(t, i), x, method)[1] for i in (True, False)]
+        assert relative_error(*maps) < 1e-14
+
+
 GATED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "silu": (F.silu, lambda x: x * torch.sigmoid(x)),
     "silu, divided": (F.silu, lambda x: x / (1 + torch.exp(-x))),

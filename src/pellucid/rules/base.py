@@ -94,7 +94,8 @@ class BackwardRule(Rule):
 class _Replaced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: BackwardRule, operation: Operation) -> Tensor:
-        kept = x if rule.reads_input else None
+        # Detached: a graph that keeps what the model then makes of itself, x.mul_(f(x)), would never be freed.
+        kept = x.detach() if rule.reads_input else None
         if kept is not None and (operation.inplace or operation.copies):
             kept = kept.clone()
         if operation.inplace:
@@ -362,15 +363,18 @@ class ReferenceRules(Rules):
         reference = (self.references or {}).get(operation.place)
         if reference is None:
             return super()._perform(operation, call)
-        if reference.operation != operation.name:
+        inputs = operation.inputs
+        if (reference.operation, operation.name) == ("matmul", "linear"):  # without a graph any matrix is a weight
+            inputs = (inputs[0], inputs[1].mT)
+        elif reference.operation != operation.name:
             raise InvalidModel(
                 f"the model runs {operation.name} on the reference where it runs {reference.operation} on the "
                 "image; DeepLIFT compares the two step by step. Choose another baseline or method"
             )
         copied = operation.inplace or operation.copies
-        inputs = [x.clone() if copied else x for x in operation.inputs]
+        kept = [x.clone() if copied else x for x in inputs]
         y = super()._perform(operation, call)
-        reference.fill(*inputs, y.clone() if operation.copies else y)
+        reference.fill(*kept, y.clone() if operation.copies else y)
         return y
 
 

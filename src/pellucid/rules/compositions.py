@@ -251,6 +251,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "amin": _amin,
     "logsumexp": _logsumexp,
     "baddbmm": _sum_and_product,
+    "addmm": _sum_and_product,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
 }

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .base import Rule, Run, is_differentiated
-from .operations import ELEMENTWISE, PRODUCTS, Operation
+from .operations import AFFINE, ELEMENTWISE, PRODUCTS, Operation
 from .pool import MAX_POOLS
 
 # Below this difference of inputs the slope of the chord is replaced by the derivative at the midpoint
@@ -45,7 +45,7 @@ class DifferenceRule(Rule):
             result: Tensor = _Compared.apply(self, operation, x, *others)
             return result
         operation.inplace = False
-        product: Tensor = _Compared.apply(self, operation, x, *others)
+        product: Tensor = _Compared.apply(self, operation, x.clone(), *others)
         return x.copy_(product)
 
     @abstractmethod
@@ -58,7 +58,8 @@ class DifferenceRule(Rule):
 class _Compared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: DifferenceRule, operation: Operation, *inputs: Tensor) -> Tensor:
-        kept = tuple(x.clone() for x in inputs) if operation.inplace or operation.copies else inputs
+        copied = operation.inplace or operation.copies
+        kept = [x.clone() if copied else x.detach() for x in inputs]
         if operation.inplace:
             y = operation.original(inputs[0])
             ctx.mark_dirty(inputs[0])
@@ -161,10 +162,10 @@ class RescaleProduct(DifferenceRule):
     reference to image (Sundararajan et al. 2017, of this one operation), by the fewest nodes that give it exactly.
     """
 
-    operations: ClassVar[frozenset[str]] = PRODUCTS
+    operations: ClassVar[frozenset[str]] = PRODUCTS | AFFINE
 
     def concerns(self, operation: Operation) -> bool:
-        """Only products of two activations: a parameter is a constant factor."""
+        """Only products of two activations, such as a convolution by weights of the image's own."""
         return sum(map(is_differentiated, operation.inputs)) > 1
 
     def propagate(

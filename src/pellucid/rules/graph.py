@@ -126,7 +126,8 @@ def _is_gate(node: Any) -> bool:
     if name.startswith("Where"):
         condition = node._saved_condition
     elif name.startswith("Mul"):
-        condition = next((one for one in (node._saved_self, node._saved_other) if _is_condition(one)), None)
+        saved = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
+        condition = next((one for one in saved if _is_condition(one)), None)
     else:
         return False
     return condition is not None and tuple(condition.shape) == tuple(node._input_metadata[0].shape)

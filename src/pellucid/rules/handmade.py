@@ -19,6 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from ..errors import RuleWarning
 from .operations import Operation
 
+Edge = tuple[Any, int]
 COMPARED = 4096  # values of a gate that are compared
 
 # The gates of activations with slope 1 for large inputs: f(x) = x gate(x).
@@ -61,7 +62,7 @@ def handmade(operation: Operation) -> Handmade | None:
         return None
     for source, gate in ((x, other), (other, x)):
         if _is_gate_of(gate, source) and not (operation.inplace and source is other):
-            scaled = bool(_below_scales(get_gradient_edge(source).node)) and not operation.inplace
+            scaled = bool(_below_scales(_edge(source))) and not operation.inplace
             known = _known(gate.detach(), source.detach(), _SCALES if scaled else (1.0,))
             if known is not None:
                 height, scale = known
@@ -90,33 +91,40 @@ def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation
 
 def _is_gate_of(gate: Tensor, source: Tensor) -> bool:
     """Whether the gate is made of the source alone, by functions of each element one of which bends."""
-    start: Any = get_gradient_edge(source).node
+    start = _edge(source)
     ends = {start, *_below_scales(start)}
-    pending, bends, arrived = [get_gradient_edge(gate).node], False, False
+    pending, bends, arrived = [_edge(gate)], False, False
     for _ in range(32):
         if not pending:
             return bends and arrived
-        node = pending.pop()
-        if node in ends:
+        node, output = pending.pop()
+        if (node, output) in ends:
             arrived = True
             continue
         name = node.name().removeprefix("torch::autograd::")
         if not name.startswith(_POINTWISE):
             return False
         bends |= name.startswith(_BENDING)
-        pending += [before for before, _ in node.next_functions if before is not None]
+        pending += _before(node)
     return False
 
 
-def _below_scales(node: Any) -> list[Any]:
-    """What a node scales by a number: of 0.5 x, x."""
-    found = []
-    while node.name().startswith(("MulBackward", "DivBackward")):
-        above = [before for before, _ in node.next_functions if before is not None]
-        if len(above) != 1:
-            break
-        node = above[0]
-        found.append(node)
+def _edge(x: Tensor) -> Edge:
+    """The node of the graph that made a tensor, and which of its outputs it is."""
+    edge = get_gradient_edge(x)
+    return edge.node, edge.output_nr
+
+
+def _before(node: Any) -> list[Edge]:
+    return [(before, output) for before, output in node.next_functions if before is not None]
+
+
+def _below_scales(edge: Edge) -> list[Edge]:
+    """What a tensor is a multiple of: of 0.5 x, x."""
+    found: list[Edge] = []
+    while edge[0].name().startswith(("MulBackward", "DivBackward")) and len(_before(edge[0])) == 1:
+        (edge,) = _before(edge[0])
+        found.append(edge)
     return found
 
 

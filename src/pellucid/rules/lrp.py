@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidImage, InvalidParameter, require_choice
-from .base import BackwardRule, Rule, Run, is_differentiated, transform_gradient
+from .base import BackwardRule, Rule, Run, is_differentiated
 from .operations import ACTIVATIONS, AFFINE, PRODUCTS, Operation
 
 Share = Literal["gate", "half"]
@@ -248,15 +248,15 @@ class AttentionLRP(Rule):
     conserves: ClassVar[bool] = True
     of_parts: ClassVar[bool] = True
     required: ClassVar[bool] = False
-    operations: ClassVar[frozenset[str]] = PRODUCTS | {"softmax"}
+    operations: ClassVar[frozenset[str]] = PRODUCTS | AFFINE | {"softmax"}
 
     def __post_init__(self) -> None:
         require_choice("share", self.share, Share)
 
     def concerns(self, operation: Operation) -> bool:
         """Products of several activations, and softmax if its output is a constant."""
-        if operation.name == "softmax":
-            return self.share == "gate"
+        if operation.name == "softmax":  # that of a whole row are the model's probabilities
+            return self.share == "gate" and operation.input.dim() > 2
         return sum(map(is_differentiated, operation.inputs)) > 1
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
@@ -268,8 +268,10 @@ class AttentionLRP(Rule):
         if self.share == "gate" and min(gated) < max(gated):
             constant = [x.detach() if gate == max(gated) else x for x, gate in zip(factors, gated, strict=True)]
             return _written(operation, x, operation.run(*constant))
-        number = sum(map(is_differentiated, factors))
-        return _written(operation, x, transform_gradient(run(x), lambda gradient: gradient / number))
+        number, y = sum(map(is_differentiated, factors)), run(x.clone() if operation.inplace else x)
+        # A hook, not transform_gradient: what follows may well be a sum in place.
+        y.register_hook(lambda gradient: gradient / number)
+        return _written(operation, x, y)
 
 
 # What autograd, or a rule, calls bounded functions: those that only gate, and those that also activate.

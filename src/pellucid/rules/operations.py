@@ -44,10 +44,10 @@ class Counterpart:
 class Operation:
     """One intercepted call with all arguments but its inputs bound.
 
-    ``run(x, *others)`` is the functional form, where ``others`` are the further inputs of a product;
-    ``original(x)`` the call as the model wrote it, so with ``inplace`` it overwrites ``x``. ``settings`` holds the
-    bound arguments by name (stride, padding, dim, ...); an affine operation runs with others as
-    ``run(x, weight=...)``. ``reference`` is the same operation in the pass over the references, if there is one.
+    ``run(x, *others)`` is the functional form, where ``others`` are the further inputs of a product, or the weight
+    of an affine operation, which also runs with other settings, as ``run(x, weight=...)``; ``original(x)`` is the
+    call as the model wrote it, so with ``inplace`` it overwrites ``x``. ``settings`` holds the bound arguments by
+    name (stride, padding, dim, ...). ``reference`` is the same operation in the pass over the references, if any.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
     ``notes`` collects what a rule has to say if a map is empty.
@@ -259,8 +259,11 @@ def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: s
         bound.apply_defaults()
         settings = dict(bound.arguments)
         x = settings.pop("input")
-        run = lambda t, **changed: functional(t, **settings | changed)  # noqa: E731
-        return Operation(name, x, run, run, settings=settings)
+        run = lambda t, *weight, **changed: functional(  # noqa: E731
+            t, **settings | dict(zip(("weight",), weight, strict=False)) | changed
+        )
+        others = (settings["weight"],) if name in AFFINE else ()
+        return Operation(name, x, run, run, settings=settings, others=others)
 
     return read
 
@@ -311,6 +314,7 @@ def _matrix_product(
     weight = rest[0] if rest else options.get("other", options.get("mat2"))
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2 or not _is_leaf(weight):
         return None if bias is not None else _MATMUL(function, args, kwargs)
+    weight = weight.detach() if isinstance(weight, torch.nn.Parameter) else weight
     return _LINEAR(function, (x, weight.mT, bias), {})
 
 
