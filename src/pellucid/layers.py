@@ -44,7 +44,7 @@ def layer_names(model: nn.Module) -> list[str]:
         head = model.get_submodule(blocks[-1])
         if isinstance(model.get_submodule(last), nn.Linear) or _count(head, kinds) == 1:
             del blocks[-1]
-    if sum(_count(model.get_submodule(name), _CONVOLUTIONS) for name in blocks) * 4 < _count(model, _CONVOLUTIONS):
+    if sum(_count(model.get_submodule(name), kinds) for name in blocks) * 4 < _count(model, kinds):
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]
 
