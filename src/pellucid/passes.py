@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 DEFAULT_MAX_BATCH = 64  # the default bound
 CPU_PIXELS = 16 * 224 * 224  # on a CPU an image costs less in batches whose activations stay in its caches

@@ -131,7 +131,7 @@ def _below_scales(edge: Edge) -> list[Edge]:
 def _known(gate: Tensor, source: Tensor, scales: tuple[float, ...]) -> tuple[float, float] | None:
     """The numbers by which a known gate was multiplied, and its activation's input."""
     step = max(gate.numel() // COMPARED, 1)
-    values, inputs = (x.flatten()[::step].double() for x in (gate, source))
+    values, inputs = (x.flatten()[::step].float() for x in (gate, source))
     for height in _HEIGHTS:
         for scale in scales:
             for known in _GATES:
