@@ -322,9 +322,8 @@ def _timm_preprocess(name: str) -> Preprocess:
 
 
 def _from_hugging_face(found: HuggingFace) -> Architecture:
-    return Architecture(
-        found.build, found.preprocess, found.pretrained, found.classes, sized=True, weights="DEFAULT"
-    )
+    classes = found.classes  # first, since a model that is not there is told by its configuration
+    return Architecture(found.build, found.preprocess, found.pretrained, classes, weights="DEFAULT")
 
 
 def _from_file(name: str) -> Architecture:
