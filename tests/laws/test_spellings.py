@@ -384,6 +384,7 @@ BY_HAND: dict[str, tuple[Activation, Activation]] = {
     "x sigmoid(x)": (lambda x: x * torch.sigmoid(x), F.silu),
     "sigmoid(x) x": (lambda x: x.sigmoid() * x, F.silu),
     "x *= sigmoid(x)": (swish_in_place, F.silu),
+    "x / (1 + exp(-x))": (lambda x: x / (1 + torch.exp(-x)), F.silu),
     "x relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, F.hardswish),
     "x (relu6(x + 3) / 6)": (lambda x: x * (F.relu6(x + 3) / 6), F.hardswish),
     "x clamp(x + 3, 0, 6) / 6": (lambda x: x * (x + 3).clamp(0, 6) / 6, F.hardswish),

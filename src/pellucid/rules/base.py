@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
-from .compositions import parts_of
+from .compositions import is_quotient, parts_of
 from .handmade import handmade
 from .operations import RECTIFIERS, Counterpart, Operation, is_inplace, recognise
 
@@ -258,7 +258,8 @@ class Rules(TorchFunctionMode):
     def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
         if operation is None:
-            parts = parts_of(func, kwargs) if self.of_parts else None
+            apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
+            parts = parts_of(func, kwargs) if apart else None
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
         operation.notes = self.notes
@@ -390,6 +391,10 @@ def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 def is_differentiated(x: Tensor) -> bool:
     """Whether a gradient is asked for at ``x``: a parameter is a constant."""
     return x.requires_grad and torch.is_grad_enabled() and not isinstance(x, nn.Parameter)
+
+
+def _has_graph(value: Any) -> bool:
+    return isinstance(value, Tensor) and is_differentiated(value)
 
 
 def _confined(rules: Sequence[Rule]) -> Iterator[ConfinedRule]:

@@ -278,6 +278,11 @@ def parts_of(function: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[.
     return _body(function) if hides else None
 
 
+def is_quotient(function: Callable[..., Any]) -> bool:
+    """Whether a call divides: x / (1 + exp(-x)) is a product, too."""
+    return _TABLE.get(function) is _quotient
+
+
 @cache
 def _body(function: FunctionType) -> FunctionType:
     """The function without its first lines, which hand the call over as a whole."""
