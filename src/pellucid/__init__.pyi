@@ -25,7 +25,7 @@ from .models.zoo import LoadedModel, load_model
 from .outputs import Classifier, Difference, two_answers
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
-from .rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
+from .rules.deeplift import RescaleChoice, RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
 from .rules.lrp import AlphaBetaLRP, AttentionLRP, EpsilonLRP, GammaLRP, NormalizationLRP, ZBoxLRP
 from .rules.pool import ProportionalPooling
 from .rules.relu import DeconvReLU, GuidedReLU, RectifiedReLU
@@ -70,6 +70,7 @@ __all__ = [
     "ProportionalPooling",
     "Random",
     "RectifiedReLU",
+    "RescaleChoice",
     "RescaleElementwise",
     "RescaleMaxPool",
     "RescaleProduct",

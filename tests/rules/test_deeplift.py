@@ -145,6 +145,41 @@ def test_a_convolution_by_the_images_own_weights_is_a_product() -> None:
         assert found[0, 1].abs().min() > 0
 
 
+def test_a_choice_is_its_formula() -> None:
+    """Where image and reference choose alike the value chosen gets all; elsewhere both share what changed."""
+    x, reference = pair()
+    above, found = multipliers(lambda t: torch.where(t[:, 0] > 0, t[:, 1], 2 * t[:, 2]), x, reference)
+    changed = 0
+    for row in range(2):
+        for i, (c, a, b) in enumerate(x[row].flatten(1).T.tolist()):
+            c0, a0, b0 = reference.flatten(1).T.tolist()[i]
+            m, b, b0 = float(above.flatten()[i]), 2 * b, 2 * b0
+            wanted = (m, 0.0) if c > 0 else (0.0, m)
+            if (c > 0) != (c0 > 0):
+                share = m * ((a if c > 0 else b) - (a0 if c0 > 0 else b0)) / (abs(a - a0) + abs(b - b0))
+                wanted = (math.copysign(share, share * (a - a0)), math.copysign(share, share * (b - b0)))
+                changed += 1
+            got = found[row].flatten(1)[:, i].tolist()
+            assert got == pytest.approx([0, wanted[0], 2 * wanted[1]], abs=1e-12)
+    assert changed
+
+
+CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "leaky_relu": (lambda x: torch.where(x > 0, x, 0.01 * x), F.leaky_relu),
+    "relu": (lambda x: torch.where(x > 0, x, 0.0), F.relu),
+    "relu of zeros": (lambda x: x.where(x > 0, torch.zeros_like(x)), F.relu),
+    "abs": (lambda x: torch.where(x > 0, x, -x), torch.abs),
+    "elu": (lambda x: torch.where(x > 0, x, torch.expm1(x)), F.elu),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_activation_by_choice_has_the_multipliers_of_its_function(name: str) -> None:
+    x, reference = pair()
+    found, expected = (multipliers(operation, x, reference)[1] for operation in CHOICES[name])
+    assert relative_error(found, expected) < EXACT
+
+
 def test_a_product_of_three_by_einsum_is_the_mean_of_its_gradient_on_the_line() -> None:
     """Integral of b(t) c(t) from b' c' to b c: b' c' + (b' dc + c' db) / 2 + db dc / 3."""
     x, reference = pair()

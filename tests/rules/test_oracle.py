@@ -744,6 +744,7 @@ ORACLES: dict[str, object] = {
     "RescaleElementwise": Rescale,
     "RescaleMaxPool": Rescale,
     "RescaleProduct": "tests/rules/test_deeplift.py: test_quotients_and_products_are_their_formulas",
+    "RescaleChoice": "tests/rules/test_deeplift.py: def test_a_choice_is_its_formula",
     "RescaleSoftmax": "tests/rules/test_deeplift.py: def softmax_multipliers",
     "NormalizationLRP": "tests/rules/test_lrp.py: test_a_normalization_is_affine",
     "AttentionLRP": "tests/rules/test_lrp.py: def naive_attention",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import require_choice
 from ..rules.base import Rule
 from ..rules.conv import PaddingTrick
-from ..rules.deeplift import RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
+from ..rules.deeplift import RescaleChoice, RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
 from ..rules.lrp import AttentionLRP, EpsilonLRP, GammaLRP, NormalizationLRP
 from ..rules.pool import ProportionalPooling
 from ..rules.relu import DeconvReLU, Gate, GuidedReLU, Interpolation, RectifiedReLU
@@ -96,7 +96,7 @@ class DeepLift(Method):
     def backward_rules(self) -> tuple[Rule, ...]:
         """Rescale at non-linearities, products and softmax, and at max-pools if asked for."""
         pools = (RescaleMaxPool(),) if self.max_pool == "rescale" else ()
-        return (RescaleElementwise(), RescaleProduct(), RescaleSoftmax(), *pools)
+        return (RescaleElementwise(), RescaleProduct(), RescaleSoftmax(), RescaleChoice(), *pools)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One pass over images and one over references, for all layers."""

@@ -234,6 +234,32 @@ class RescaleMaxPool(DifferenceRule):
         return (share.div_(difference.masked_fill_(difference == 0, 1)),)
 
 
+@dataclass(frozen=True)
+class RescaleChoice(DifferenceRule):
+    """A choice y = where(c, a, b) whose condition may be another at the reference.
+
+    Where it is, both values share the difference: m_a = m_y (y - y') sign(a - a') / (|a - a'| + |b - b'|), and b
+    alike. Of functions of one tensor, as in a leaky ReLU by hand, that is the slope of the chord.
+    """
+
+    operations: ClassVar[frozenset[str]] = frozenset({"where"})
+
+    def propagate(
+        self, operation: Operation, here: Values, there: Values, multiplier: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Pass the multiplier to the value chosen, or share it."""
+        (a, b, c, y), (a0, b0, c0, y0) = here, there
+        changes = [one - other for one, other in ((a, a0), (b, b0))]
+        total = changes[0].abs() + changes[1].abs()
+        shared = multiplier * (y - y0) / total.masked_fill(total == 0, 1)
+        same = c == c0
+        found = [
+            torch.where(same, torch.where(chosen, multiplier, 0), shared * change.sign()).sum_to_size(change.shape)
+            for chosen, change in zip((c, ~c), changes, strict=True)
+        ]
+        return (*found, None)
+
+
 def _scatter(operation: Operation, x: Tensor, values: Tensor) -> Tensor:
     """Add each window's value at the window's arg-max of ``x``."""
     with torch.enable_grad():

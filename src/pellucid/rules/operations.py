@@ -338,6 +338,21 @@ def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     return Operation("reciprocal", x, run := lambda t: number / t, run)
 
 
+def _where(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """A choice between two values: ``torch.where(condition, x, y)``, or ``x.where(condition, y)``."""
+    first, rest, options, _ = _split(args, kwargs)
+    given = {"condition": first} | dict(zip(("input", "other"), rest, strict=False)) | options
+    if function is Tensor.where and isinstance(first, Tensor):
+        given = {"input": first} | dict(zip(("condition", "other"), rest, strict=False)) | options
+    if given.keys() < {"condition", "input", "other"}:
+        return None
+    condition, values = given["condition"], [given["input"], given["other"]]
+    dtype = next((x.dtype for x in values if isinstance(x, Tensor)), None)
+    x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=dtype, device=condition.device) for v in values)
+    run = lambda x, y=y, condition=condition: torch.where(condition, x, y)  # noqa: E731
+    return Operation("where", x, run, run, others=(y, condition))
+
+
 def _softmax(name: str) -> Reader:
     """A softmax or its logarithm."""
 
@@ -414,6 +429,7 @@ _SPECIAL: dict[str, Reader] = {
     "softmax": _softmax("softmax"),
     "log_softmax": _softmax("log_softmax"),
     "amax": _amax,
+    "where": _where,
     "linear": _LINEAR,
     "addmm": _addmm,
     "mm": _matrix_product,
