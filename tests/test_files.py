@@ -1,5 +1,6 @@
 """Files come in one move or not at all, and their names are fit for any folder."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from pellucid import files
 from pellucid.errors import OutputNotWritable
-from pellucid.files import file_name, replace_file, replaced
+from pellucid.files import file_digest, file_name, replace_file, replaced, sealed, unsealed
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -47,7 +48,32 @@ def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
         whole = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *given, name=name, whole=whole: (done.append(name), whole(*given)))
     replace_file(tmp_path / "file", b"content")
-    assert done == ["fsync", "replace"]
+    assert done == ["fsync", "replace", "fsync"]  # the content, the name, and the folder that the name is in
+
+
+def test_sealed_values_come_back_or_are_refused():
+    facts = {"numbers": [1, 2.5], "name": "é"}
+    content = sealed(facts)
+    assert unsealed(content) == facts
+    assert unsealed(b'{"old": 1}') == {"old": 1}
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        try:
+            found = unsealed(bytes(damaged))
+        except ValueError:
+            continue
+        # Only white space between values, or the name of the seal itself, can change unnoticed.
+        assert {name: found.get(name) for name in facts} == facts
+
+
+def test_a_digest_follows_the_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    first = file_digest(path)
+    assert first == file_digest(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"other")
+    assert file_digest(path) == hashlib.sha256(b"other").hexdigest()
 
 
 @pytest.mark.parametrize("place", ["missing/file", "a-file/file"])

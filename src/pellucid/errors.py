@@ -77,6 +77,10 @@ class RuleWarning(UserWarning):
     """Something to know about a backward rule: what may have passed it by."""
 
 
+class DamagedFileWarning(UserWarning):
+    """A stored file was found damaged; what it held is computed anew, or its predecessor is taken."""
+
+
 class CompletenessWarning(LayerWarning):
     """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
 

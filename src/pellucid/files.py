@@ -1,19 +1,24 @@
-"""Files written in one move, and Python files run by their path."""
+"""Files written in one move and read only whole; Python files run by their path."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import OutputNotWritable, PellucidError
+
+SEAL = "sha256"  # the name of the checksum among sealed values
 
 
 @contextmanager
@@ -33,6 +38,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # or a crash of the machine might keep the new name but not the content
         os.replace(draft, path)
+        _sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
             draft.unlink()
@@ -51,6 +57,48 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     with replaced(path) as file:
         file.write(content)
+
+
+def _sync(folder: Path) -> None:
+    """Have a new name in a folder written to its disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sealed(facts: Mapping[str, Any]) -> bytes:
+    """Plain values as JSON with their own checksum, by which ``unsealed`` finds out damage."""
+    return json.dumps({**facts, SEAL: _checksum(facts)}, indent=1).encode() + b"\n"
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The values of ``sealed`` content; ``ValueError`` if it is damaged. What has no seal is taken as it is."""
+    facts = json.loads(content)
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no values by name")
+    seal = facts.pop(SEAL, None)
+    if seal is not None and seal != _checksum(facts):
+        raise ValueError("it was damaged since it was written")
+    return facts
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content, read once for each state of the file."""
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _digest(path: Path, _: int, __: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_name(text: str) -> str:

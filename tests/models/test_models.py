@@ -339,7 +339,7 @@ def test_classes_that_do_not_fit_the_file_are_refused(tmp_path, trained):
 
 def test_broken_facts_beside_the_weights_are_refused(tmp_path, trained):
     (tmp_path / "w.json").write_text("{")
-    with pytest.raises(InvalidWeights, match=r"w.json, beside the weights, is no JSON"):
+    with pytest.raises(InvalidWeights, match=r"w.json, beside the weights, cannot be trusted"):
         load_model(SMALL, weights=written(trained, tmp_path / "w.pth"))
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pellucid.cli import app
 from pellucid.data.labeled import LabeledImages, load_images
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidData, InvalidParameter, InvalidWeights
+from pellucid.errors import DamagedFileWarning, InvalidData, InvalidParameter, InvalidWeights
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
@@ -243,8 +243,14 @@ def test_a_training_ended_anywhere_gives_the_weights_of_an_undisturbed_one(tmp_p
     equal(undisturbed.state_dict(), resumed.state_dict())
 
 
-@pytest.mark.parametrize("kept", [0, 10, 400, -1])
-def test_a_checkpoint_cut_short_gives_way_to_the_one_before(tmp_path, kept):
+def zeroed(content):
+    """With sixteen bytes of a tensor turned to zeros: still a whole file, of other weights."""
+    place = len(content) // 2
+    return content[:place] + bytes(16) + content[place + 16 :]
+
+
+@pytest.mark.parametrize("kept", [0, 10, 400, -1, zeroed])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, kept):
     sets = images_of(), images_of(seed=1)
     undisturbed, resumed = net(), net()
     train(undisturbed, *sets, QUICK)
@@ -252,9 +258,11 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(tmp_path, kept):
         train(net(), *sets, QUICK, checkpoint=tmp_path, progress=end_at(17))
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["epoch-00001.safetensors", "epoch-00002.safetensors"]
-    files[1].write_bytes(files[1].read_bytes()[:kept])
+    content = files[1].read_bytes()
+    files[1].write_bytes(kept(content) if callable(kept) else content[:kept])
     steps = []
-    train(resumed, *sets, QUICK, checkpoint=tmp_path, progress=lambda done, *_: steps.append(done))
+    with pytest.warns(DamagedFileWarning, match="is damaged; the one before it is taken"):
+        train(resumed, *sets, QUICK, checkpoint=tmp_path, progress=lambda done, *_: steps.append(done))
     assert steps[0] == 7
     equal(undisturbed.state_dict(), resumed.state_dict())
     assert len(list(tmp_path.iterdir())) == 2

@@ -12,8 +12,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import InvalidData
+from ..files import sealed, unsealed
 
 RUN = "run.json"
+
+
+class DamagedRun(InvalidData):
+    """A run.json cannot be read; the parts beside it tell whose they are."""
 
 
 class MetricRecord(BaseModel):
@@ -92,9 +97,11 @@ class RunRecord(BaseModel):
     def read(cls, content: bytes, url: str) -> RunRecord:
         """Check the content of the run.json in the folder ``url``; any other than a benchmark's is refused."""
         try:
-            told = json.loads(content)
+            told = unsealed(content)
         except ValueError as error:
-            raise InvalidData(f"{url}/{RUN} is broken ({error}); choose another folder") from error
+            raise DamagedRun(
+                f"{url}/{RUN} is damaged ({error}); run the same benchmark again, which keeps what is finished"
+            ) from error
         if not isinstance(told, dict) or not {"identity", "hash", "cells"} <= told.keys():
             raise InvalidData(
                 f"{url} holds a run of another command than pellucid benchmark; choose another folder"
@@ -111,7 +118,7 @@ class RunRecord(BaseModel):
 
     def content(self) -> bytes:
         """The content of the run.json that says this."""
-        return json.dumps(self.model_dump(mode="json"), indent=1).encode() + b"\n"
+        return sealed(self.model_dump(mode="json"))
 
 
 # What makes two runs the same.

@@ -75,7 +75,7 @@ def benchmark(
         failed: dict[str, str] = {}
         notes: dict[tuple[str, str], dict[str, None]] = {}
         with store.opened(planned.record):
-            finished = store.finished(ids)
+            finished = store.finished(ids) - store.damaged_pictures(ids)
             if not store.has_pictures(PHOTOS):
                 store.write_pictures(PHOTOS, photos(planned.spec))
             done = len(finished)

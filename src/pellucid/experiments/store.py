@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
-from ..errors import InvalidData, OutputNotWritable, first_difference
+from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, first_difference
 from ..files import replace_file
-from .record import RUN, RunRecord
+from .record import RUN, DamagedRun, RunRecord
 
 WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
+CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
 
@@ -82,6 +85,7 @@ class Results:
         record = store.record()
         if record is None:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
+        store.run = record.hash
         finished = store.finished(record.cells)
         parts = [cell for cell in record.cells if cell in finished]
         return cls(
@@ -96,9 +100,10 @@ class Store:
     """A run's folder: ``run.json``, ``parts/CELL.parquet``, ``pictures/CELL.parquet``.
 
     A file appears in one move, a cell's part last, so that a part that is there is whole: on a local disk by
-    renaming, on object stores because a write is one; a part torn on another file system is found out by its
-    missing footer, and its cell computed again. On a local disk a second process is refused; elsewhere two
-    would compute the same cells and write the same parts.
+    renaming, on object stores because a write is one. Each holds a checksum of its values and the hash of its
+    run: a part that was damaged since, or is another run's, counts as missing, and its cell is computed again.
+    On a local disk a second process is refused; elsewhere two would compute the same cells and write the same
+    parts.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -110,6 +115,7 @@ class Store:
         self.root = str(root).rstrip("/")
         protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         self.local = Path(self.root) if "file" in protocols else None
+        self.run = ""  # the hash of the run whose parts are written and read
 
     # Writing.
 
@@ -120,6 +126,7 @@ class Store:
         Raises:
             OutputNotWritable: other files or another spec's results, another writer, or no place to write.
         """
+        self.run = record.hash
         self._require_same(record)
         with self._alone():
             found = self._require_same(record)
@@ -129,7 +136,14 @@ class Store:
 
     def _require_same(self, record: RunRecord) -> RunRecord | None:
         """What run.json here says, or None if nothing is here; anything but the same experiment is refused."""
-        found = self.record()
+        try:
+            found = self.record()
+        except DamagedRun as error:
+            if not self._names(PARTS):
+                raise
+            # The parts tell themselves whether they are of this run.
+            warnings.warn(DamagedFileWarning(f"{error}: it is written anew"), stacklevel=2)
+            return None
         if found is None:
             if others := self._others():
                 raise OutputNotWritable(
@@ -170,16 +184,24 @@ class Store:
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
-        self.write_file(f"{PARTS}/{cell}.parquet", _parquet(rows))
+        self.write_file(f"{PARTS}/{cell}.parquet", self._parquet(rows))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
         """Store pictures, if there are any."""
         if len(pictures):
-            self.write_file(f"{PICTURES}/{cell}.parquet", _parquet(pictures))
+            self.write_file(f"{PICTURES}/{cell}.parquet", self._parquet(pictures))
+        elif self.fs.exists(path := f"{self.root}/{PICTURES}/{cell}.parquet"):
+            self.fs.rm_file(path)
+
+    def _parquet(self, table: pyarrow.Table) -> bytes:
+        told = {CHECKSUM: checksum(table), RUN_HASH: self.run}
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="zstd")
+        return buffer.getvalue()
 
     def has_pictures(self, cell: str) -> bool:
-        """Whether pictures of a cell are here."""
-        return bool(self.fs.exists(f"{self.root}/{PICTURES}/{cell}.parquet"))
+        """Whether whole pictures of a cell are here."""
+        return self._part(f"{PICTURES}/{cell}.parquet", PICTURE_ROWS) is not None
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file in one move."""
@@ -218,34 +240,61 @@ class Store:
 
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
+        there = self._names(PARTS)
+        return {
+            cell for cell in cells if cell in there and self._part(f"{PARTS}/{cell}.parquet", ROWS) is not None
+        }
+
+    def damaged_pictures(self, cells: Sequence[str]) -> set[str]:
+        """Those of the cells whose pictures are there, but damaged."""
+        there = self._names(PICTURES)
+        return {cell for cell in cells if cell in there and not self.has_pictures(cell)}
+
+    def _names(self, folder: str) -> set[str]:
         try:
-            found = self.fs.ls(f"{self.root}/{PARTS}", detail=False)
+            found = self.fs.ls(f"{self.root}/{folder}", detail=False)
         except FileNotFoundError:
             return set()
-        names = {str(path).rpartition("/")[2].removesuffix(".parquet") for path in found}
-        return {cell for cell in cells if cell in names and self._is_whole(f"{PARTS}/{cell}.parquet")}
+        return {str(path).rpartition("/")[2].removesuffix(".parquet") for path in found}
 
-    def _is_whole(self, name: str) -> bool:
+    def _part(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table | None:
+        """A part of this run, read whole; None if it is missing, damaged, or another run's."""
         try:
-            with self.fs.open(f"{self.root}/{name}", "rb") as file:
-                schema: pyarrow.Schema = pyarrow.parquet.read_schema(file)
-        except (pyarrow.ArrowException, OSError):
-            return False
-        return bool(schema.equals(ROWS))
+            table = pyarrow.parquet.read_table(io.BytesIO(self.fs.cat_file(f"{self.root}/{name}")))
+            told = table.schema.metadata or {}
+            # Runs of earlier versions have neither.
+            expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
+            if not table.schema.equals(schema) or expected not in (None, checksum(table)):
+                raise ValueError("it does not hold what was written")
+            if run != self.run.encode():
+                raise ValueError("it is of another run")
+            return table
+        except FileNotFoundError:
+            return None
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            warnings.warn(DamagedFileWarning(f"{self.url}/{name} cannot be used: {error}"), stacklevel=2)
+            return None
 
     def read(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> pandas.DataFrame:
         """The parts of the cells that have one, in this order, as one table."""
-        parts = [schema.empty_table()]
-        for cell in cells:
-            try:
-                content = self.fs.cat_file(f"{self.root}/{folder}/{cell}.parquet")
-            except FileNotFoundError:  # a cell without pictures
-                continue
-            parts.append(pyarrow.parquet.read_table(io.BytesIO(content)))
+        found = (self._part(f"{folder}/{cell}.parquet", schema) for cell in cells)
+        parts = [schema.empty_table(), *(part.replace_schema_metadata() for part in found if part is not None)]
         return pyarrow.concat_tables(parts).unify_dictionaries().to_pandas()
 
 
-def _parquet(table: pyarrow.Table) -> bytes:
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def checksum(table: pyarrow.Table) -> bytes:
+    """The SHA-256 of a table's values, however they are encoded."""
+    content = sha256()
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type):
+            content.update(name.encode() + column.to_numpy(zero_copy_only=False).tobytes())
+            continue
+        values = column.dictionary_encode()
+        content.update(name.encode() + values.indices.to_numpy(zero_copy_only=False).tobytes())
+        for value in values.dictionary.to_pylist():
+            raw = value.encode() if isinstance(value, str) else value
+            content.update(len(raw).to_bytes(8, "little") + raw)
+    return content.hexdigest().encode()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, WeightsWarning, shortened
+from ..files import file_digest, unsealed
 from .preprocess import Preprocess
 
 _StateDict = dict[str, Tensor]
@@ -226,13 +227,17 @@ def _names_of(path: Path) -> list[str]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Read the class names and the preprocessing that ``save_weights`` left beside a file of weights, if any."""
-    path = _unzipped(path).with_suffix(".json")
+    weights, path = path, _unzipped(path).with_suffix(".json")
     if not path.is_file():
         return {}
     try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise InvalidWeights(f"{path}, beside the weights, is no JSON ({error}); mend or remove it") from error
-    facts = facts if isinstance(facts, dict) else {}
+        facts = unsealed(path.read_bytes())
+        for name, expected in facts.get("files", {}).items():
+            if name == weights.name and file_digest(weights) != expected:
+                raise ValueError("it tells of other weights than those beside it")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InvalidWeights(
+            f"{path}, beside the weights, cannot be trusted: {error}; mend or remove it"
+        ) from error
     readers: dict[str, Callable[[Any], Any]] = {"classes": tuple, "preprocess": Preprocess.from_dict}
     return {name: read(facts[name]) for name, read in readers.items() if facts.get(name)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,16 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import OutputNotWritable
-from ..files import replace_file
+from ..errors import DamagedFileWarning, OutputNotWritable
+from ..files import file_digest, replace_file, sealed, unsealed
 from ..models.zoo import LoadedModel
 from .batches import preprocess_of
 from .checkpoints import remove_checkpoints
 from .classifiers import save_weights, train
 from .degradation import open_ranks, write_ranks
 from .hyperparameters import Hyperparameters
+
+VALUES, FILES = "values", "files"  # in sealed files: what was computed, and other files' SHA-256 by name
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Artifacts:
 
     folder: Path
 
-    def once(self, done: Path, make: Callable[[], None]) -> None:
-        """Make what ``done`` is the last file of, unless it is there; one process at a time."""
+    def once(self, done: Path, make: Callable[[], None]) -> dict[str, Any]:
+        """Make what the sealed file ``done`` tells of unless it is there and whole; one process at a time.
+
+        What was damaged is said, and made anew.
+        """
         locks = self.folder / ".locks"
         try:
             for folder in (done.parent, locks):
@@ -41,20 +46,38 @@ class Artifacts:
         except OSError as error:
             raise OutputNotWritable(f"cannot make {done.parent}: {error.strerror}; choose another") from error
         with FileLock(locks / "-".join(done.relative_to(self.folder).parts)):
-            if not done.exists():
+            found = self._told(done)
+            if found is None:
                 make()
+                found = self._told(done)
+            assert found is not None
+            return found
+
+    def _told(self, done: Path) -> dict[str, Any] | None:
+        """What a sealed file tells; None if it, or a file that it tells of, is missing or damaged."""
+        if not done.exists():
+            return None
+        try:
+            found = unsealed(done.read_bytes())
+            for name, expected in found.get(FILES, {}).items():
+                if file_digest(done.with_name(name)) != expected:
+                    raise ValueError(f"{name} was damaged since it was written")
+        except (OSError, ValueError) as error:
+            warnings.warn(DamagedFileWarning(f"{done}: {error}; it is made anew"), stacklevel=3)
+            return None
+        return found
 
     def result(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Plain values that ``compute`` trains for, with a folder for its checkpoints."""
         done = self.folder / "results" / f"{name}.json"
 
         def make() -> None:
-            replace_file(done, json.dumps(compute(self._checkpoint(name))).encode())
+            replace_file(done, sealed({VALUES: compute(self._checkpoint(name))}))
             remove_checkpoints(self._checkpoint(name))
 
-        self.once(done, make)
-        found: dict[str, Any] = json.loads(done.read_bytes())
-        return found
+        found = self.once(done, make)
+        values: dict[str, Any] = found.get(VALUES, found)
+        return values
 
     def network(
         self,
@@ -82,7 +105,13 @@ class Artifacts:
     def ranks(self, name: str, parts: Iterable[Tensor], count: int) -> Tensor:
         """The ranks (count, ...) of maps that come in parts, mapped from their file."""
         path = self.folder / "ranks" / f"{name}.npy"
-        self.once(path, lambda: write_ranks(path, parts, count))
+        done = path.with_suffix(".json")
+
+        def make() -> None:
+            write_ranks(path, parts, count)
+            replace_file(done, sealed({FILES: {path.name: file_digest(path)}}))
+
+        self.once(done, make)
         return open_ranks(path)
 
     def _checkpoint(self, name: str) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import InvalidWeights, OutputNotWritable, first_difference
+from ..errors import DamagedFileWarning, InvalidWeights, OutputNotWritable, first_difference
 from ..files import replace_file
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
@@ -58,6 +60,7 @@ class Checkpoints:
             raise OutputNotWritable(f"cannot make {self.folder}: {error.strerror}") from error
         facts = {"identity": json.dumps(self.identity), "facts": json.dumps({**checkpoint.facts, "epoch": epoch})}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+        facts["sha256"] = _checksum_of(tensors, facts)
         replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", safetensors.torch.save(tensors, facts))
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
@@ -67,6 +70,7 @@ class Checkpoints:
         for path in self.files():
             found = read(path)
             if found is None:
+                warnings.warn(DamagedFileWarning(f"{path} is damaged; the one before it is taken"), stacklevel=2)
                 continue
             identity, checkpoint = found
             if identity != (wanted := json.loads(json.dumps(self.identity))):
@@ -93,9 +97,20 @@ def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if metadata.pop("sha256") != _checksum_of(tensors, metadata):
+            return None
         return json.loads(metadata["identity"]), Checkpoint(tensors, json.loads(metadata["facts"]))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def _checksum_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """The SHA-256 of a checkpoint's facts and tensors, by name."""
+    content = sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 # Optimizers.

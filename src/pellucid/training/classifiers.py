@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..errors import InvalidData, InvalidParameter
-from ..files import replace_file
+from ..files import file_digest, replace_file, sealed
 from ..models.preprocess import Preprocess
 from ..seeds import fold_in
 from .batches import check_labels, check_set, fetch, image_count, prepared, slices
@@ -380,6 +379,6 @@ def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, Any]) -
     require_safetensors(path)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     versions = {package: version(package) for package in ("pellucid", "torch", "torchvision", "numpy")}
-    text = json.dumps({**facts, "versions": versions}, indent=2) + "\n"
     replace_file(path, safetensors.torch.save(tensors))
-    replace_file(path.with_suffix(".json"), text.encode())
+    told = {**facts, "versions": versions, "files": {path.name: file_digest(path)}}
+    replace_file(path.with_suffix(".json"), sealed(told))
