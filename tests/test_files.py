@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pellucid import files
 from pellucid.errors import OutputNotWritable
-from pellucid.files import file_digest, file_name, replace_file, replaced, sealed, unsealed
+from pellucid.files import alone, file_digest, file_name, replace_file, replaced, sealed, unsealed
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -65,6 +67,26 @@ def test_sealed_values_come_back_or_are_refused():
             continue
         # Only white space between values, or the name of the seal itself, can change unnoticed.
         assert {name: found.get(name) for name in facts} == facts
+
+
+def test_a_place_is_held_by_one_process(tmp_path):
+    lock = tmp_path / "new" / ".lock"
+    holder = (
+        "import sys, time; from pathlib import Path; from pellucid.files import alone\n"
+        "with alone(Path(sys.argv[1]), 'there'):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputNotWritable, match="another process is writing to there"), alone(lock, "there"):
+            pass
+        other.kill()
+    with alone(lock, "there"):
+        pass
+    with alone(tmp_path / "other" / ".lock", "there"):
+        pass
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_digest_follows_the_file(tmp_path):

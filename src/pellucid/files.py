@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from .errors import OutputNotWritable, PellucidError
 
 SEAL = "sha256"  # the name of the checksum among sealed values
@@ -67,6 +69,37 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def alone(lock: Path, place: str | Path) -> Iterator[None]:
+    """Hold a place by its lock file, which the system frees when its process ends in whatever way.
+
+    The lock's folder is made, and removed again if it stays empty.
+
+    Raises:
+        OutputNotWritable: another process holds it, or the lock file cannot be written.
+    """
+    held, is_new = FileLock(lock, timeout=0), not lock.parent.exists()
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout as error:
+        raise OutputNotWritable(
+            f"another process is writing to {place}; wait until it ends or choose another place"
+        ) from error
+    except OSError as error:
+        raise OutputNotWritable(
+            f"cannot write to {place}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()
+        if is_new:  # a folder made for the lock goes with it, unless something came into it
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+                lock.parent.rmdir()
 
 
 def sealed(facts: Mapping[str, Any]) -> bytes:

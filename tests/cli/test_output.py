@@ -1,6 +1,8 @@
 """A folder that a command writes: it takes its place whole, and nothing that is not its own is removed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,56 @@ def write_run(folder, name="map.png"):
     with staged(folder) as draft:
         (draft / name).write_text("new")
         write_facts(draft, {"made_by": "pellucid"})
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pellucid.cli import output
+folder, place = Path(sys.argv[1]), int(sys.argv[2])
+moves = []
+def dying(call):
+    def moved(*given, **named):
+        if len(moves) == place:
+            os._exit(9)
+        moves.append(given)
+        return call(*given, **named)
+    return moved
+os.replace = dying(os.replace)
+Path.unlink = dying(Path.unlink)
+with output.staged(folder) as draft:
+    (draft / "map.png").write_text("newer")
+    (draft / "second.png").write_text("newer")
+    output.write_facts(draft, {"made_by": "pellucid"})
+    if place < 0:
+        os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("place", [-1, 0, 1, 2, 3, 4])
+@pytest.mark.parametrize("before", ["nothing", "files", "run"])
+def test_a_killed_command_can_be_started_again(tmp_path, before, place):
+    folder = tmp_path / "run"
+    if before != "nothing":
+        folder.mkdir()
+    if before == "run":
+        write_run(folder)
+        (folder / "old.png").write_text("mine")
+    subprocess.run([sys.executable, "-c", KILLED, str(folder), str(place)], check=False)
+    write_run(folder, "last.png")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(["last.png", "run.json", *(["old.png"] if before == "run" else [])])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no draft, no lock
+
+
+def test_a_draft_of_a_running_process_is_let_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    with staged(tmp_path / "run") as draft:
+        (draft / "map.png").write_text("first")
+        write_run(tmp_path / "run", "second.png")
+        assert (draft / "map.png").read_text() == "first"
+        (tmp_path / "run" / "second.png").unlink()
+        (tmp_path / "run" / "run.json").unlink()
 
 
 def everything(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,33 +13,60 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidParameter, OutputNotWritable
+from ..files import alone
 
 _RUN = "run.json"
+_DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
+_EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A draft folder whose content takes its place in ``folder`` if all goes well, and else is removed.
 
-    An earlier run in ``folder`` is replaced, other files beside it are kept.
+    An earlier run in ``folder`` is replaced, other files beside it are kept. What a killed process left is cleared
+    away first: its draft is removed, or, if it was taking its place, put there.
 
     Raises:
         OutputNotWritable: it is a file, holds no earlier run but other files, or cannot be written.
     """
-    earlier = _earlier_run(folder)
     # Beside a new folder, but inside one that exists: it may be a mount point, which cannot be moved.
     beside = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not beside.is_dir():
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
-    draft = beside / f".pellucid-{secrets.token_hex(8)}"
     with writable(folder):
-        draft.mkdir()
+        for place in {beside, folder.absolute().parent}:
+            _clear_away(place, folder)
+    earlier = _earlier_run(folder)
+    draft = beside / f"{_DRAFT}{secrets.token_hex(8)}"
+    lock = draft.with_name(f"{draft.name}.lock")
     try:
-        yield draft
-        with writable(folder):
-            _take_place(draft, folder, earlier)
+        with alone(lock, folder):
+            with writable(folder):
+                draft.mkdir()
+            yield draft
+            with writable(folder):
+                _take_place(draft, folder, earlier)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+
+def _clear_away(beside: Path, folder: Path) -> None:
+    """Finish what processes that were killed left beside a folder: drafts whose lock nobody holds."""
+    for lock in beside.glob(f"{_DRAFT}*.lock"):
+        draft = lock.with_suffix("")
+        if not re.fullmatch(rf"{re.escape(_DRAFT)}[0-9a-f]{{16}}", draft.name) or draft.is_symlink():
+            continue
+        try:
+            with alone(lock, folder):
+                if (draft / _EARLIER).is_file() and (draft / _RUN).is_file() and beside == folder.absolute():
+                    told = json.loads((draft / _EARLIER).read_text())
+                    _move(draft, folder, [_own(folder, name) for name in told])
+                shutil.rmtree(draft, ignore_errors=True)
+        except (OutputNotWritable, ValueError):  # of a process that runs
+            continue
+        lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -59,7 +87,7 @@ def _earlier_run(folder: Path) -> list[Path]:
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
         return []
     with writable(folder):
-        if not any(folder.iterdir()):
+        if not any(not path.name.startswith(_DRAFT) for path in folder.iterdir()):
             return []
     try:
         told = json.loads((folder / _RUN).read_text())
@@ -91,11 +119,22 @@ def _take_place(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft, folder)
         return
+    # Whoever finds this draft after a kill can finish the moves.
+    (draft / _EARLIER).write_text(json.dumps([path.name for path in earlier]))
+    _move(draft, folder, earlier)
+
+
+def _move(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
+    """Move a draft's files into the place of an earlier run's, run.json last; some may have been moved before."""
+    moved = set(json.loads((draft / _RUN).read_text())["files"]) if (draft / _RUN).exists() else set()
     for old in earlier:
+        if old.name in moved and not (draft / old.name).exists():
+            continue
         # The name may have become a link since it was read: then only the link is removed.
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
     for new in sorted(draft.iterdir(), key=lambda path: path.name == _RUN):
-        os.replace(new, folder / new.name)
+        if new.name != _EARLIER:
+            os.replace(new, folder / new.name)
 
 
 def unused(name: str, taken: Iterable[str]) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -21,6 +25,8 @@ from .reproduce import reproduce_command
 from .surrogate import surrogate
 from .train import train_command
 
+RESUMED = ("benchmark", "train", "reproduce", "surrogate")  # commands that go on where they were stopped
+
 
 class Commands(TyperGroup):
     """The commands, with errors of the user's as one line and exit code 2."""
@@ -33,12 +39,39 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an error that is not the user's keeps its traceback."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _ended_by_signals():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except PellucidError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
+        except SystemExit as error:  # no command raises it: code of the user's does
+            typer.echo(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            number = interrupt.args[0] if interrupt.args else signal.SIGINT
+            command = ctx.invoked_subcommand or ""
+            goes_on = command in RESUMED
+            typer.echo(f"stopped; {'the same command goes on' if goes_on else 'nothing was written'}", err=True)
+            raise typer.Exit(128 + number) from interrupt
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that drafts are removed and locks are freed."""
+
+    def end(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), end) for name in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_count
+from ..files import alone
 from .options import DEVICE, MAX_BATCH, WEIGHTS_FILE, ModelOption, WeightsOption, chosen_device, parted
 from .output import require_place
 from .terminal import progress, show_left_out, show_notes, show_whole
@@ -74,7 +75,7 @@ def _train(
     loaded = load_model(model, weights, device=chosen_device(device))
     about = {"model": model, "data": list(images), "preprocess": loaded.preprocess.as_dict()}
     sources = _opened(images, limit, None)
-    with progress() as show:
+    with alone(checkpoint / ".lock", output), progress() as show:
         trained = train_surrogate(
             loaded.model,
             concatenated(sources) if len(sources) > 1 else next(iter(sources.values())),

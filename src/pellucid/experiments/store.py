@@ -16,10 +16,9 @@ import fsspec
 import pandas
 import pyarrow
 import pyarrow.parquet
-from filelock import FileLock, Timeout
 
 from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, first_difference
-from ..files import replace_file
+from ..files import alone, replace_file
 from .record import RUN, DamagedRun, RunRecord
 
 WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
@@ -166,20 +165,12 @@ class Store:
         try:
             for folder in (PARTS, PICTURES):
                 (self.local / folder).mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.local / LOCK, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise OutputNotWritable(
-                f"another process is writing to {self.url}; wait until it ends or choose another folder"
-            ) from error
         except OSError as error:
             raise self._not_writable(error, "choose a folder you may write to") from error
-        try:
+        with alone(self.local / LOCK, self.url):
             for draft in [*self.local.glob(f".{RUN}.*"), *self.local.glob("*/.*.parquet.*")]:
                 draft.unlink(missing_ok=True)  # left by a process that was killed
             yield
-        finally:
-            lock.release()
 
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import InvalidParameter, OutputNotWritable, PellucidError, first_difference
@@ -19,7 +18,7 @@ from ..experiments import runners
 from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
-from ..files import replace_file
+from ..files import alone, replace_file
 from ..findings.statistics import Statistics
 from ..models.zoo import device_named
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
@@ -282,20 +281,12 @@ def _opened(folder: Path, paper: str, scale: str) -> Iterator[State]:
     _state(folder, paper, scale)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise OutputNotWritable(
-            f"another process is writing to {folder}; wait until it ends or choose another folder"
-        ) from error
     except OSError as error:
         raise OutputNotWritable(
             f"cannot write to {folder}: {error.strerror}; choose a folder you may write to"
         ) from error
-    try:
+    with alone(folder / _LOCK, folder):
         yield _state(folder, paper, scale)
-    finally:
-        lock.release()
 
 
 def _state(folder: Path, paper: str, scale: str) -> State:

@@ -15,6 +15,7 @@ from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import open_images
 from ..errors import InvalidData
+from ..files import alone
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs
 from ..variants.surrogate import Surrogate
@@ -114,10 +115,11 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     else:
         validation_set, test_set = test_set, None  # it chooses nothing, so it may be scored in each epoch
 
-    report = train_network(
-        settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
-        lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
-    )  # fmt: skip
+    with alone(output.with_suffix(".checkpoint") / ".lock", output):
+        report = train_network(
+            settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
+            lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
+        )  # fmt: skip
     return Trained(report, train_set, validation_set)
 
 
