@@ -260,8 +260,8 @@ def killed_later(data, path):
 
 
 def finished(run):
-    """What must never be made again: results, ranks and parts, by when they were written."""
-    patterns = ("training/results/*.json", "training/ranks/*/*.npy", "parts/*.parquet")
+    """What must never be made again: results, the seals of ranks, and parts, by when they were written."""
+    patterns = ("training/results/*.json", "training/ranks/*/*.json", "parts/*.parquet")
     return {path: path.stat().st_mtime_ns for pattern in patterns for path in run.glob(pattern)}
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pellucid as pl
 from pellucid.data.sources import open_images
 from pellucid.errors import (
+    DamagedFileWarning,
     InvalidData,
     InvalidImage,
     InvalidModel,
@@ -292,9 +293,10 @@ def test_a_checkpoint_cut_short_is_passed_over_for_the_one_before(tmp_path):
         for file in torn:
             file.write_bytes(file.read_bytes()[:-50])
         steps.clear()
-        resumed = train_surrogate(
-            network(), x, 3, checkpoint=tmp_path, progress=lambda done, *_: steps.append(done)
-        )
+        with pytest.warns(DamagedFileWarning, match="is damaged; the one before it is taken"):
+            resumed = train_surrogate(
+                network(), x, 3, checkpoint=tmp_path, progress=lambda done, *_: steps.append(done)
+            )
         assert steps == repeated
         assert same(resumed, undisturbed)
 
