@@ -1,4 +1,4 @@
-"""What ``layers="all"`` lists of real architectures, on the meta device: blocks that run and can be shown, no head."""
+"""What ``layers="all"`` lists of real architectures, on the meta device: blocks that run and can be shown."""
 
 from __future__ import annotations
 
