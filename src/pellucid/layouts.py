@@ -189,10 +189,8 @@ def measured(probe: Probe) -> Layout | None:
     A step along height moves the center of the gradient at the image down, along width to the right, along
     channels nowhere; tokens step along width first.
     """
-    if (
-        not probe.output.requires_grad
-    ):  # no gradient to look along, and so none for a map either, which will be said
-        return Layout()
+    if not probe.output.requires_grad:
+        return Layout()  # there is no gradient to look along, and so none for a map either, which will be said
     if len(probe.output) != len(probe.images):  # windows, or tokens before the batch
         return None
     match probe.output.dim():

@@ -30,7 +30,7 @@ from pellucid.errors import (
 from pellucid.experiments import runners
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.store import ROWS, Results, Store
+from pellucid.experiments.store import ROWS, Results, Store, one_table
 from pellucid.metrics.base import Metric
 from pellucid.metrics.noise import TotalVariation
 
@@ -454,7 +454,7 @@ def test_the_first_difference_is_named(there, here, message):
 
 def test_a_table_of_nothing_has_the_columns(tmp_path):
     store = Store(tmp_path)
-    assert list(store.read("parts", [], ROWS)) == ROWS.names
+    assert list(one_table(store.whole("parts", [], ROWS), ROWS)) == ROWS.names
     assert store.finished(["x"]) == set()
     assert pyarrow.parquet.read_schema(io.BytesIO(_parquet())).equals(ROWS)
 

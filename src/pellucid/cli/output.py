@@ -87,7 +87,7 @@ def _earlier_run(folder: Path) -> list[Path]:
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
         return []
     with writable(folder):
-        if not any(not path.name.startswith(_DRAFT) for path in folder.iterdir()):
+        if all(path.name.startswith(_DRAFT) for path in folder.iterdir()):
             return []
     try:
         told = json.loads((folder / _RUN).read_text())

@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_count
-from ..files import alone
 from .options import DEVICE, MAX_BATCH, WEIGHTS_FILE, ModelOption, WeightsOption, chosen_device, parted
 from .output import require_place
 from .terminal import progress, show_left_out, show_notes, show_whole
@@ -66,16 +65,15 @@ def _train(
     """
     from ..data.sources import concatenated
     from ..models.zoo import load_model
-    from ..training.checkpoints import remove_checkpoints
+    from ..training.checkpoints import checkpoints_beside
     from ..training.surrogates import train_surrogate
     from .facts import weights_facts
 
     require_place(output, ".safetensors")
-    checkpoint = output.with_suffix(".checkpoint")
     loaded = load_model(model, weights, device=chosen_device(device))
     about = {"model": model, "data": list(images), "preprocess": loaded.preprocess.as_dict()}
     sources = _opened(images, limit, None)
-    with alone(checkpoint / ".lock", output), progress() as show:
+    with checkpoints_beside(output) as checkpoint, progress() as show:
         trained = train_surrogate(
             loaded.model,
             concatenated(sources) if len(sources) > 1 else next(iter(sources.values())),
@@ -90,8 +88,7 @@ def _train(
             precision=cast("TrainingPrecision", precision),
             about=about | weights_facts(loaded),
         )
-    trained.save(output)
-    remove_checkpoints(checkpoint)
+        trained.save(output)
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     typer.echo(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])

@@ -76,7 +76,7 @@ def benchmark(
         notes: dict[tuple[str, str], dict[str, None]] = {}
         with store.opened(planned.record):
             finished = store.finished(ids) - store.damaged_pictures(ids)
-            if not store.has_pictures(PHOTOS):
+            if not store.has_photos():
                 store.write_pictures(PHOTOS, photos(planned.spec))
             done = len(finished)
             advance(done, len(ids))

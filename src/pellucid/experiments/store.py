@@ -85,13 +85,13 @@ class Results:
         if record is None:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
         store.run = record.hash
-        finished = store.finished(record.cells)
-        parts = [cell for cell in record.cells if cell in finished]
+        parts = store.whole(PARTS, record.cells, ROWS)
+        pictures = store.whole(PICTURES, [PHOTOS, *parts], PICTURE_ROWS)
         return cls(
-            store.read(PARTS, parts, ROWS),
+            one_table(parts, ROWS),
             record,
-            store.read(PICTURES, [PHOTOS, *parts], PICTURE_ROWS),
-            [cell for cell in record.cells if cell not in finished],
+            one_table(pictures, PICTURE_ROWS),
+            [cell for cell in record.cells if cell not in parts],
         )
 
 
@@ -190,9 +190,9 @@ class Store:
         pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="zstd")
         return buffer.getvalue()
 
-    def has_pictures(self, cell: str) -> bool:
-        """Whether whole pictures of a cell are here."""
-        return self._part(f"{PICTURES}/{cell}.parquet", PICTURE_ROWS) is not None
+    def has_photos(self) -> bool:
+        """Whether whole pictures of the photos are here."""
+        return bool(self.whole(PICTURES, [PHOTOS], PICTURE_ROWS))
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file in one move."""
@@ -231,15 +231,12 @@ class Store:
 
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
-        there = self._names(PARTS)
-        return {
-            cell for cell in cells if cell in there and self._part(f"{PARTS}/{cell}.parquet", ROWS) is not None
-        }
+        return set(self.whole(PARTS, cells, ROWS))
 
     def damaged_pictures(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose pictures are there, but damaged."""
-        there = self._names(PICTURES)
-        return {cell for cell in cells if cell in there and not self.has_pictures(cell)}
+        there = self._names(PICTURES) & set(cells)
+        return there - self.whole(PICTURES, sorted(there), PICTURE_ROWS).keys()
 
     def _names(self, folder: str) -> set[str]:
         try:
@@ -249,7 +246,7 @@ class Store:
         return {str(path).rpartition("/")[2].removesuffix(".parquet") for path in found}
 
     def _part(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table | None:
-        """A part of this run, read whole; None if it is missing, damaged, or another run's."""
+        """A part of this run, read whole; None if it is damaged, or another run's."""
         try:
             table = pyarrow.parquet.read_table(io.BytesIO(self.fs.cat_file(f"{self.root}/{name}")))
             told = table.schema.metadata or {}
@@ -260,17 +257,21 @@ class Store:
             if run != self.run.encode():
                 raise ValueError("it is of another run")
             return table
-        except FileNotFoundError:
-            return None
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
             warnings.warn(DamagedFileWarning(f"{self.url}/{name} cannot be used: {error}"), stacklevel=2)
             return None
 
-    def read(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> pandas.DataFrame:
-        """The parts of the cells that have one, in this order, as one table."""
-        found = (self._part(f"{folder}/{cell}.parquet", schema) for cell in cells)
-        parts = [schema.empty_table(), *(part.replace_schema_metadata() for part in found if part is not None)]
-        return pyarrow.concat_tables(parts).unify_dictionaries().to_pandas()
+    def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
+        """The parts of the cells that have one that is whole, in the order of the cells, each read once."""
+        there = self._names(folder)
+        found = {cell: self._part(f"{folder}/{cell}.parquet", schema) for cell in cells if cell in there}
+        return {cell: part for cell, part in found.items() if part is not None}
+
+
+def one_table(parts: Mapping[str, pyarrow.Table], schema: pyarrow.Schema) -> pandas.DataFrame:
+    """Parts as one table."""
+    tables = [schema.empty_table(), *(part.replace_schema_metadata() for part in parts.values())]
+    return pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
 
 
 def checksum(table: pyarrow.Table) -> bytes:

@@ -63,11 +63,11 @@ class External(Method):
                 # Requiring gradients, since the model's frozen parameters do not and libraries rely on either.
                 images = points.values.clone().requires_grad_()
                 maps = self.function(network.model, images, network.targets[points.origin])
+                running.require_all_applied()
         except PellucidError:
             raise
         except Exception as error:  # whatever a foreign function raises
             raise InvalidMap(f"{self.called} failed: {type(error).__name__}: {error}") from error
-        running.require_all_applied()
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:

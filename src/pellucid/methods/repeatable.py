@@ -92,8 +92,8 @@ def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
     allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
     return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
 

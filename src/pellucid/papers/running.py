@@ -279,12 +279,6 @@ def _opened(folder: Path, paper: str, scale: str) -> Iterator[State]:
             it cannot be written.
     """
     _state(folder, paper, scale)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputNotWritable(
-            f"cannot write to {folder}: {error.strerror}; choose a folder you may write to"
-        ) from error
     with alone(folder / _LOCK, folder):
         yield _state(folder, paper, scale)
 

@@ -175,7 +175,7 @@ class Rules(TorchFunctionMode):
     Several rules may concern one operation: the first is outermost. Only one of them may replace its
     backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
     confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
-    the operation's place; the same model's pass over the references then fills them in, as ``Beside`` that pass.
+    the operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them in.
     """
 
     def __init__(

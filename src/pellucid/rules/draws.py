@@ -91,16 +91,10 @@ class DrawnRules(Rules):
         rows, version, draws = self._known.get(id(x), (None, 0, None))
         return draws if rows is not None and rows() is x and x._version == version else None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func`` under the rules, and follow what becomes of drawn rows."""
-        result = super().__torch_function__(func, types, args, kwargs)
-        for x in tensors((*args, *(kwargs or {}).values())):
+        result = super()._run(func, args, kwargs)
+        for x in tensors((*args, *kwargs.values())):
             draws = self.draws_of(x)
             if draws is not None and func in _COPIES:
                 self.know(result, draws)

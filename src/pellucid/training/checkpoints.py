@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileWarning, InvalidWeights, OutputNotWritable, first_difference
-from ..files import replace_file
+from ..files import alone, replace_file
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
 
@@ -84,6 +85,19 @@ class Checkpoints:
     def files(self) -> list[Path]:
         """The folder's checkpoints, the newest first."""
         return sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
+
+
+@contextmanager
+def checkpoints_beside(output: Path) -> Iterator[Path]:
+    """A folder for the checkpoints of the training that writes a file: this process's alone, gone once it is over.
+
+    Raises:
+        OutputNotWritable: another process trains into the same file, or the folder cannot be written.
+    """
+    folder = output.with_suffix(".checkpoint")
+    with alone(folder / ".lock", output):
+        yield folder
+        remove_checkpoints(folder)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -15,12 +15,11 @@ from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import open_images
 from ..errors import InvalidData
-from ..files import alone
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs
 from ..variants.surrogate import Surrogate
 from .batches import check_set, class_count, preprocess_of
-from .checkpoints import remove_checkpoints
+from .checkpoints import checkpoints_beside
 from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
 from .hyperparameters import Hyperparameters, TrainingPrecision, hyperparameters_of
 from .loop import Progress
@@ -115,11 +114,10 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     else:
         validation_set, test_set = test_set, None  # it chooses nothing, so it may be scored in each epoch
 
-    with alone(output.with_suffix(".checkpoint") / ".lock", output):
-        report = train_network(
-            settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
-            lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
-        )  # fmt: skip
+    report = train_network(
+        settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
+        lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
+    )  # fmt: skip
     return Trained(report, train_set, validation_set)
 
 
@@ -155,23 +153,22 @@ def train_network(
     preprocess = preprocess_of(loaded)
     if test_set is not None:
         check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
-    folder = output.with_suffix(".checkpoint")
-    report = train(loaded.model, train_set, validation_set, recipe, seed, preprocess, folder, progress)
-    facts = {
-        "model": name,
-        "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",
-        "classes": list(classes),
-        "preprocess": preprocess.as_dict(),
-        "train_set": repr(train_set),
-        "validation_set": repr(validation_set),
-        "accuracy": report.accuracy,
-        "training": asdict(report),
-        "left_out": list(getattr(train_set, "skipped", ())),
-    }
-    if test_set is not None:
-        facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
-    save_weights(loaded.model, output, facts)
-    remove_checkpoints(folder)
+    with checkpoints_beside(output) as folder:
+        report = train(loaded.model, train_set, validation_set, recipe, seed, preprocess, folder, progress)
+        facts = {
+            "model": name,
+            "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",
+            "classes": list(classes),
+            "preprocess": preprocess.as_dict(),
+            "train_set": repr(train_set),
+            "validation_set": repr(validation_set),
+            "accuracy": report.accuracy,
+            "training": asdict(report),
+            "left_out": list(getattr(train_set, "skipped", ())),
+        }
+        if test_set is not None:
+            facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
+        save_weights(loaded.model, output, facts)
     return report
 
 
@@ -202,19 +199,18 @@ def _train_and_test(
 
 def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate:
     """Train a surrogate and write it to a .safetensors file; else as :func:`train_classifier`."""
-    checkpoint = output.with_suffix(".checkpoint")
     loaded = load_model(settings.model, settings.weights, device=device)
     images = open_images(settings.source)[: settings.count]
     if not len(images):
         raise InvalidData(f"{settings.source}: there are no images")
 
-    trained = train_surrogate(
-        loaded.model, images, settings.epochs, settings.lr, batch_size=settings.batch_size,
-        preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
-        seed=settings.seed, precision=settings.precision,
-        progress=lambda done, steps, loss: advance(f"training, loss {loss:.4f}", done, steps),
-        about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
-    )  # fmt: skip
-    trained.save(output)
-    remove_checkpoints(checkpoint)
+    with checkpoints_beside(output) as checkpoint:
+        trained = train_surrogate(
+            loaded.model, images, settings.epochs, settings.lr, batch_size=settings.batch_size,
+            preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
+            seed=settings.seed, precision=settings.precision,
+            progress=lambda done, steps, loss: advance(f"training, loss {loss:.4f}", done, steps),
+            about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
+        )  # fmt: skip
+        trained.save(output)
     return trained
