@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -273,7 +274,7 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 FoundLayout = Layout | InvalidLayer | None
 # What was found of models by the layer's name and the image's shape.
 _FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.Size], FoundLayout]] = WeakKeyDictionary()
-_LAST_MAPS: WeakKeyDictionary[nn.Module, dict[torch.Size, str]] = WeakKeyDictionary()
+_LAST_MAPS: WeakKeyDictionary[nn.Module, dict[Any, tuple[str, list[str]]]] = WeakKeyDictionary()
 
 
 def layouts_of(
@@ -317,38 +318,43 @@ def _random_image(images: Tensor) -> Tensor:
     return torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32).to(images)
 
 
-def last_map(model: nn.Module, images: Tensor, max_batch: int) -> str:
+def last_map(
+    model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
+) -> tuple[str, list[str]]:
     """The last block whose output is a map on whose places the logits depend, for images (B, C, H, W).
 
     It is no classifier's vector, no map of one place, and not the last block of a transformer of which the class
-    token alone is read.
+    token alone is read. Also the blocks after it that were passed over since they cannot be told or captured.
 
     Raises:
         InvalidLayer: the model has no such block.
     """
-    size = images.shape[1:]
+    trial = (images.shape[1:], tuple(declared.items()))
     known = _LAST_MAPS.setdefault(model, {})
-    if size not in known:
+    if trial not in known:
+        passed_over: list[str] = []
         blocks = layer_names(model)[:0:-1]
-        last = (name for name in blocks if _has_say(model, name, images, max_batch))
-        if (found := next(last, None)) is None:
+        found = (layouts_of(model, (name,), images, declared, max_batch) for name in blocks)
+        for name, layout in ((name, layout) for ran in found for name, layout in ran.items()):
+            if not isinstance(layout, Layout):
+                passed_over.append(name)
+            elif layout.is_map and _has_say(model, name, layout, images):
+                known[trial] = name, passed_over
+                break
+        else:
             raise InvalidLayer("no block of the model gives a map that the class depends on; name a layer")
-        known[size] = found
-    return known[size]
+    return known[trial]
 
 
-def _has_say(model: nn.Module, name: str, images: Tensor, max_batch: int) -> bool:
-    """Whether a layer's output is a map of several places, and logits depend on these."""
-    found = layouts_of(model, (name,), images, {}, max_batch).get(name)
-    if not isinstance(found, Layout) or not found.is_map:
-        return False
+def _has_say(model: nn.Module, name: str, layout: Layout, images: Tensor) -> bool:
+    """Whether a layer's output has several places, and logits depend on these."""
     with torch.inference_mode(False), torch.enable_grad(), captured(model, (name,)) as outputs:
         logits = tensor_in(model(_random_image(images)))
     if not logits.requires_grad:
         return False
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(logits)
     (gradient,) = torch.autograd.grad(logits, outputs[name], weights, materialize_grads=True, allow_unused=True)
-    places, _ = found.split(gradient, (images.shape[-2], images.shape[-1]))
+    places, _ = layout.split(gradient, (images.shape[-2], images.shape[-1]))
     return places[0, 0].numel() > 1 and bool(places.any())
 
 

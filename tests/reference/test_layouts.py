@@ -432,3 +432,52 @@ def test_trainable_convolutions_are_known_without_measuring(monkeypatch: pytest.
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert pl.Gradient()(net, images(2, 8).float(), 0, "2")["2"].shape == (2, 4, 6, 6)
+
+
+class Mixing(Odd):
+    """The block before the head gives a list; the one before it is a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.branches = self.branches, self.fine
+        self.branches.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        x, _ = self.first(x)
+        return self.head(sum(self.fine(x)).mean((2, 3)))
+
+
+class Shuffled(nn.Module):
+    """Its last block's places stand in an order that nobody can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = WithSize(), WithSize()
+        self.last.conv = nn.Conv2d(4, 4, 1)
+        self.order, self.head = torch.randperm(100), nn.Linear(4, 5)
+        self.block = nn.Sequential()
+        self.tokens = Tokens(self.order)
+
+    def forward(self, x):
+        x, _ = self.first(x)
+        return self.head(F.silu(self.tokens(x)).mean(1))
+
+
+class Tokens(nn.Module):
+    def __init__(self, order) -> None:
+        super().__init__()
+        self.conv, self.other, self.order = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), order
+
+    def forward(self, x):
+        return self.other(F.silu(self.conv(x))).flatten(2).mT[:, self.order]
+
+
+def test_blocks_that_grad_cam_passes_over_are_said_and_layouts_declared_count() -> None:
+    x = images(2, 10)
+    with pytest.warns(pl.errors.SkippedLayerWarning, match=r"'first' is explained: of fine after it"):
+        assert list(pl.GradCAM()(seeded(Mixing), x, 0)) == ["first"]
+    net = seeded(Shuffled)
+    with pytest.warns(pl.errors.SkippedLayerWarning, match=r"'first' is explained: of .*tokens"):
+        assert list(pl.GradCAM()(net, x, 0)) == ["first"]
+    declared = pl.GradCAM()(net, x, 0, layouts={"tokens": "tokens(grid=(10, 10))"})
+    assert list(declared) == ["tokens"]

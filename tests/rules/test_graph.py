@@ -115,6 +115,45 @@ def test_a_gate_beside_activations_is_warned_of(gate) -> None:
         guided_backprop()(net, x, 0, "second")
 
 
+BY_HAND = {
+    "softplus": lambda x: torch.log(1 + torch.exp(x)),
+    "softplus, log1p": lambda x: torch.log1p(x.exp()),
+    "softplus, logaddexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "elu": lambda x: F.relu(x) + torch.clamp(torch.expm1(x), max=0),
+    "hard sigmoid of another tensor": lambda x: x.flip(1) * (F.relu6(x + 3) / 6),
+    "relu": lambda x: (x + x.abs()) / 2,
+    "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
+}
+
+
+@pytest.mark.parametrize("act", BY_HAND.values(), ids=BY_HAND)
+def test_pieces_of_activations_by_hand_are_warned_of(act) -> None:
+    net, x = seeded(lambda: Net(act)), images(2, 12)
+    for method in (guided_backprop(), rectgrad(50)):
+        with pytest.warns(pl.errors.RuleWarning, match="an activation written by hand"):
+            method(net, x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Gradient()(net, x, 0)
+        guided_backprop()(net, x, 0, "second")  # nothing of it lies above
+
+
+KNOWN = [
+    F.relu6,
+    F.hardsigmoid,
+    lambda x: x * F.relu6(x + 3) / 6,
+    lambda x: x * torch.tanh(torch.log1p(x.exp())),
+    lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+]
+
+
+@pytest.mark.parametrize("act", KNOWN)
+def test_what_is_known_is_not_warned_of(act) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guided_backprop()(seeded(lambda: Net(act)), images(2, 12), 0)
+
+
 def test_masks_of_channels_are_no_gates() -> None:
     kept = torch.tensor([True, False] * 4)[:, None, None]
     net, x = seeded(lambda: Net(lambda y: torch.where(kept, F.relu(y), 0))), images(2, 12)

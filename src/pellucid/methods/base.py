@@ -110,8 +110,10 @@ class Method(ABC):
         """The rules under which the model runs."""
         return ()
 
-    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
-        """The layers explained if none are named, of a model for images (B, C, H, W)."""
+    def default_layers(
+        self, model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
+    ) -> tuple[str, ...]:
+        """The layers explained if none are named, of a model for images (B, C, H, W) and layouts by layer."""
         return (INPUT,)
 
     def sampled(self, sampling: Sampling) -> Self:
@@ -172,12 +174,15 @@ class Method(ABC):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             answering, targets = asked(model, targets, names)
             require_repeatable(model, images, answering)
+            declared = {
+                name: layout(one) if isinstance(one, str) else one for name, one in (layouts or {}).items()
+            }
             if layers is None:
-                layers = self.default_layers(answering, images, max_batch)
+                layers = self.default_layers(answering, images, declared, max_batch)
             chosen = select_layers(model, layers)
             if targets is None or (isinstance(targets, str) and targets == "auto"):
                 targets = predicted(model, images, max_batch)
-            found = {} if self.gives_maps else _layouts(model, chosen, images, layouts or {}, max_batch)
+            found = {} if self.gives_maps else _layouts(model, chosen, images, declared, max_batch)
             shown = tuple(name for name in chosen if found.get(name, name) is not None)
             network = Network(
                 answering,
@@ -337,7 +342,7 @@ def _layouts(
     model: nn.Module,
     chosen: Mapping[str, bool],
     images: Tensor,
-    declared: Mapping[str, str | Layout],
+    declared: Mapping[str, Layout],
     max_batch: int,
 ) -> dict[str, Layout | None]:
     """The layouts of the chosen layers.
@@ -345,8 +350,7 @@ def _layouts(
     None is one that cannot be told, or of a layer that cannot be captured; it is warned of, or refused if the
     layer was named outright.
     """
-    given = {name: layout(one) if isinstance(one, str) else one for name, one in declared.items()}
-    found = layouts_of(model, tuple(chosen), images, given, max_batch)
+    found = layouts_of(model, tuple(chosen), images, declared, max_batch)
     for name, one in found.items():
         if isinstance(one, Layout):
             continue

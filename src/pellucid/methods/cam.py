@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..layouts import last_map
+from ..errors import SkippedLayerWarning, shortened
+from ..layouts import Layout, last_map
 from .base import Estimate, Method
 from .network import Network, Points
 
@@ -22,9 +24,18 @@ class GradCAM(Method):
     have no place, neither weigh nor get a share.
     """
 
-    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
+    def default_layers(
+        self, model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
+    ) -> tuple[str, ...]:
         """The last block that gives a map (``last_map``)."""
-        return (last_map(model, images, max_batch),)
+        last, passed_over = last_map(model, images, declared, max_batch)
+        if passed_over:
+            message = (
+                f"{last!r} is explained: of {shortened(passed_over)} after it nobody can tell where dimensions "
+                "look, or they give several tensors; declare layouts, or name a layer"
+            )
+            warnings.warn(SkippedLayerWarning(message, last), stacklevel=4)
+        return (last,)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One pass for all layers."""

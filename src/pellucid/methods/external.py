@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InvalidLayer, InvalidMap, PellucidError, UnknownName
 from ..files import run_file
 from ..layers import INPUT
+from ..layouts import Layout
 from ..rules.base import Rules
 from ..rules.norm import FrozenBatchNorm
 from .base import Estimate, Method
@@ -39,7 +40,9 @@ class External(Method):
     layer: str = INPUT
     gives_maps: ClassVar[bool] = True
 
-    def default_layers(self, model: nn.Module, images: Tensor, max_batch: int) -> tuple[str, ...]:
+    def default_layers(
+        self, model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
+    ) -> tuple[str, ...]:
         """The layer that the maps are of."""
         return (self.layer,)
 

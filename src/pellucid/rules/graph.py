@@ -38,6 +38,10 @@ _NODES = {
     "softplus": "Softplus",
 }
 
+# Nodes of functions that between layers stand for activations by hand, a softmax by hand, or a maxout.
+_PIECES = {"Exp": "exp", "Expm1": "expm1", "Log": "log", "Log1P": "log1p", "Logaddexp": "logaddexp", "Abs": "abs"}
+_PIECES |= {"Maximum": "maximum", "Minimum": "minimum"}
+
 
 def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> None:
     """Raise ``RuleNotApplied`` if between the layers and the logits an operation passed a rule by unseen.
@@ -118,6 +122,28 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
+    pieces = sorted({_PIECES[name] for name in names if name in _PIECES} | _shifted(path))
+    if pieces and not (rule.needs_reference or rule.of_parts):
+        message = (
+            f"{', '.join(pieces)} between the layers: an activation written by hand, such as a softplus, an ELU "
+            f"or a hard sigmoid, may be made of it, to which {rule} did not apply as such; write it as one"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _shifted(path: Collection[Any]) -> set[str]:
+    """Whether a ReLU6 of a sum with a constant is scaled: relu6(x + 3) / 6 is a hard sigmoid, no activation."""
+    for scaled in path:
+        clamped = _alone(scaled, ("Mul", "Div"))
+        if getattr(clamped, "operation", "") == "relu6" and _alone(_alone(clamped), ("Add",)) is not None:
+            return {"relu6(x + c) / d"}
+    return set()
+
+
+def _alone(node: Any, names: tuple[str, ...] = ("",)) -> Any:
+    """The one node before a node of these names; None if there are several, or it has another name."""
+    before = [] if node is None else [one for one, _ in node.next_functions if one is not None]
+    return before[0] if len(before) == 1 and node.name().startswith(names) else None
 
 
 def _is_gate(node: Any) -> bool:
