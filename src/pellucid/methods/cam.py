@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import SkippedLayerWarning, shortened
+from ..errors import SkippedLayerWarning
 from ..layouts import Layout, last_map
 from .base import Estimate, Method
 from .network import Network, Points
@@ -29,12 +29,12 @@ class GradCAM(Method):
     ) -> tuple[str, ...]:
         """The last block that gives a map (``last_map``)."""
         last, passed_over = last_map(model, images, declared, max_batch)
-        if passed_over:
+        for block in passed_over:
             message = (
-                f"{last!r} is explained: of {shortened(passed_over)} after it nobody can tell where dimensions "
-                "look, or they give several tensors; declare layouts, or name a layer"
+                f"{last!r} is explained: of {block!r} after it nobody can tell where its dimensions look, or it "
+                "gives several tensors; declare its layout, or name a layer"
             )
-            warnings.warn(SkippedLayerWarning(message, last), stacklevel=4)
+            warnings.warn(SkippedLayerWarning(message, block), stacklevel=4)
         return (last,)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
