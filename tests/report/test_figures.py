@@ -8,7 +8,7 @@ from PIL import Image
 
 from pellucid.errors import InvalidParameter, OutputNotWritable
 from pellucid.report import figures
-from pellucid.report.figures import CaptionedPhoto, grid, text_width, wrapped, write_figure, write_map
+from pellucid.report.figures import CaptionedPhoto, Overlay, grid, text_width, wrapped, write_figure, write_map
 from pellucid.report.pages import Bar, Page, Picture, Section, Table
 
 CHECKERBOARD = np.indices((8, 8)).sum(0) % 2 * 2.0 - 1
@@ -45,10 +45,60 @@ def test_an_overlay_shows_the_photo_where_the_map_is_zero(tmp_path):
         np.tile(np.repeat([[40, 220]], 32, axis=0).reshape(64, 1, 1), (1, 64, 3)).astype(np.uint8)
     )
     shown = figures.overlaid(half, halves.pixels, signed=True)
-    assert len(np.unique(shown[:, :32].reshape(-1, 3), axis=0)) > 1
-    assert (shown[:, 32:] == figures.colored(np.array([1.0]), signed=True)).all()
+    assert (shown[:, :32] == halves.pixels[:, :32]).all()
+    assert (shown[:, 32:, 0] > shown[:, 32:, 2]).all()
+    assert len(np.unique(shown[:, 32:].reshape(-1, 3), axis=0)) == 2  # the photo's two grays are still told apart
     plain, over = (drawn(tmp_path, [[half]], ["a"], photos=[halves], overlay=overlay) for overlay in (False, True))
     assert (plain != over).any()
+
+
+def test_where_signs_change_an_overlay_draws_no_line():
+    gray = np.full((1, 201, 3), 140, np.uint8)
+    shown = figures.overlaid(np.linspace(-1, 1, 201)[None], gray, signed=True).astype(int)[0]
+    distance = np.abs(shown - 140).sum(-1)
+    assert (np.diff(distance[:101]) <= 0).all()
+    assert (np.diff(distance[100:]) >= 0).all()
+    assert np.abs(np.diff(distance)).max() < 6
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_alpha_is_what_the_strongest_value_hides(alpha):
+    photo = np.full((8, 8, 3), 200, np.uint8)
+    shown = figures.overlaid(np.ones((8, 8)), photo, True, Overlay(alpha)).astype(int)
+    for channel, hue in enumerate((178, 24, 43)):
+        assert np.abs(shown[..., channel] - (200 + alpha * (hue - 200))).max() <= 0.5
+
+
+def test_contours_enclose_what_is_half_as_strong():
+    values = np.zeros((20, 20))
+    values[5:15, 5:15] = 0.6
+    photo = np.full((20, 20, 3), 200, np.uint8)
+    drawn = (figures.overlaid(values, photo, True, Overlay(0, contours=True)) != 200).any(-1)
+    expected = np.zeros((20, 20), bool)
+    expected[5:15, 5:15] = True
+    expected[7:13, 7:13] = False
+    inside = np.zeros((20, 20), bool)
+    inside[[7, 7, 12, 12], [7, 12, 7, 12]] = True  # a rim two pixels wide rounds its inner corners
+    assert (drawn[~inside] == expected[~inside]).all()
+    with pytest.raises(InvalidParameter, match="alpha"):
+        Overlay(1.5)
+
+
+def test_a_figure_is_at_most_4000_pixels_wide():
+    photo = CaptionedPhoto(np.zeros((1000, 1500, 3), np.uint8))
+    figure = grid([[np.zeros((1000, 1500))] * 6], ["a"] * 6, photos=[photo])
+    assert 3990 < figure.width <= 4000
+    (_, _, width, height, _), *_ = figure.pictures
+    assert width / height == pytest.approx(1.5, abs=0.01)
+
+
+def test_the_legend_says_which_class_and_what_was_clipped():
+    texts = [one.text for one in grid([[CHECKERBOARD]], ["a"], explained="altar", clip=(0.5, 99.5)).texts]
+    assert {"for altar", "against altar"} <= set(texts)
+    assert "clipped at percentiles 0.5 and 99.5" in " ".join(texts)
+    long = "a class of a name that is far too long for the place below the bar of colors"
+    texts = " ".join(one.text for one in grid([[CHECKERBOARD]], ["a"], explained=long).texts)
+    assert long in texts
 
 
 def test_signed_colors_are_centered_and_symmetric():

@@ -9,9 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ..report.figures import Map, grid, write_figure, write_map
+from ..report.figures import Drawing, Map, grid, write_figure, write_map
 from .output import writable
 from .photos import Photo
 from .request import Request
@@ -94,7 +92,7 @@ class Pictures:
         save_figure(figure, self.folder, name)
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> None:
+def save_figure(figure: Drawing, folder: Path, name: str) -> None:
     """Write a figure as .png and .svg."""
     for suffix in (".png", ".svg"):
         write_figure(figure, folder / f"{name}{suffix}")

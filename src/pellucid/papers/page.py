@@ -19,7 +19,7 @@ from ..findings.digits import decimals, number
 from ..findings.statistics import GROUP
 from ..findings.wording import joined
 from ..report.charts import MARKERS, Look, Panel, chart_figure, looks
-from ..report.figures import CaptionedPhoto, grid, shrunk, write_figure
+from ..report.figures import CaptionedPhoto, Drawing, grid, shrunk, write_figure
 from ..report.pages import Page, Picture, Section, Table
 from .exhibits import Compared, ComparedTable, MapGrid, Shown, exhibited
 from .protocol import differences
@@ -280,7 +280,7 @@ class _PaperPage:
         below = BOXES if isinstance(exhibit, BoxesExhibit) else bands
         return Picture(path, f"{exhibit.title}: {in_words(panels)}", below)
 
-    def written(self, figure: Figure, name: str, largest: int = 0) -> Path:
+    def written(self, figure: Figure | Drawing, name: str, largest: int = 0) -> Path:
         """Write a figure as a PNG, and beside it as an SVG of at most ``largest`` bytes, which is preferred."""
         path = self.folder / f"{name}.png"
         write_figure(figure, path, LARGEST_PNG)
@@ -296,7 +296,7 @@ class _PaperPage:
 # Maps.
 
 
-def map_figure(maps: MapGrid, photos: bool = True) -> Figure | None:
+def map_figure(maps: MapGrid, photos: bool = True) -> Drawing | None:
     """Draw the maps of a photo, beside it if ``photos``; None if the run kept none of them."""
     sizes = [max(cell.shape) for row in maps.cells for cell in row if cell is not None]
     if not sizes:

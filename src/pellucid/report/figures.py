@@ -10,28 +10,31 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib
 import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from markupsafe import escape
+from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InvalidParameter
 from ..files import replace_file
+from .pages import data_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Map = NDArray[Any]
 
 INK, FAINT, FRAME = "#1b1b1f", "#6b6b76", "#c9c9d2"
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "magma"
+_FOR, _AGAINST, _STRONG = (178, 24, 43), (33, 102, 172), (230, 97, 0)  # of overlays: one hue for each meaning
+_HALF = 0.5  # of the strongest: what contours enclose
 _PERCENTILE = 99.0  # of |map|: where the colors end, so that one outlier does not turn a map pale
 
 # Lengths in inches; a cell's width in pixels sets the resolution.
@@ -40,6 +43,7 @@ _LEAST_PIXELS = 220
 _NAME = 1.15  # of a row
 _TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
 _LEADING = 1.28  # from line to line, in font sizes
+_WIDEST = 4000  # pixels of a figure
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,32 @@ class CaptionedPhoto:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """How a map lies over the gray photo: the stronger a value, the less of the photo is seen.
+
+    ``alpha`` in [0, 1] is how much the strongest value hides; ``contours`` encloses what is half as strong.
+    """
+
+    alpha: float = 0.6
+    contours: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InvalidParameter(f"alpha={self.alpha}: give a number from 0, the photo alone, to 1")
+
+
 def grid(
     cells: Sequence[Sequence[Map | None]],
     columns: Sequence[str],
     rows: Sequence[str] = (),
     photos: Sequence[CaptionedPhoto] = (),
     title: str = "",
-    overlay: bool = False,
+    overlay: bool | Overlay = False,
     scale: Literal["map", "figure"] = "map",
-) -> Figure:
+    explained: str = "the class",
+    clip: tuple[float, float] | None = None,
+) -> Drawing:
     """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
 
     Colors are diverging and centered on 0 if some map has negative values. Long titles are wrapped.
@@ -68,8 +89,10 @@ def grid(
         cells: for each row, one map (h, w) per column, enlarged to the photo's size without smoothing, or None.
         columns, rows, title: the titles; rows may have none.
         photos: one per row, or one for the whole figure; all of one size.
-        overlay: lay the maps over the gray photo.
+        overlay: lay the maps over the gray photo; True is ``Overlay()``.
         scale: whether colors end at each map's own 99th percentile of |value|, or at that of all maps.
+        explained: what positive values speak for, as the legend names it.
+        clip: the percentiles at which the maps were clipped, for the legend.
 
     Raises:
         InvalidParameter: ragged rows, titles or photos that do not fit the cells, no map at all.
@@ -80,18 +103,28 @@ def grid(
     limit = _limit(np.concatenate([values.ravel() for values in maps])) if scale == "figure" else None
     size = photos[0].pixels.shape[:2] if photos else max((values.shape for values in maps), key=np.prod)
     across = [wrapped(text, _CELL, _LABEL) for text in columns]
+    over = (Overlay() if overlay else None) if isinstance(overlay, bool) else overlay
     sheet = _Sheet(size, across, [wrapped(text, _NAME, _LABEL) for text in rows], photos, len(cells), title)
     for r, row in enumerate(cells):
-        behind = photos[min(r, len(photos) - 1)].pixels if overlay and photos else None
+        behind = photos[min(r, len(photos) - 1)].pixels if photos else None
         for c, values in enumerate(row):
-            sheet.draw_cell(r, c, None if values is None else _drawn(scaled(values, limit), behind, signed))
+            sheet.draw_cell(
+                r, c, None if values is None else drawn_map(scaled(values, limit), signed, behind, over)
+            )
     sheet.draw_photos()
     sheet.draw_titles()
-    sheet.draw_legend(signed, "all maps are scaled to their common" if limit else "each map is scaled to its own")
-    return sheet.figure
+    sheet.draw_legend(signed, explained, scaling_note(clip, limit is not None), over if photos else None)
+    return sheet.drawing
 
 
-def write_figure(figure: Figure, path: Path, most: float = math.inf) -> None:
+def scaling_note(clip: tuple[float, float] | None = None, shared: bool = False) -> str:
+    """How maps became colors, in one line."""
+    whose = "all maps are scaled to their common" if shared else "each map is scaled to its own"
+    clipped = "" if clip is None else f"clipped at percentiles {clip[0]:g} and {clip[1]:g}; "
+    return f"{clipped}{whose} 99th percentile of magnitude"
+
+
+def write_figure(figure: Figure | Drawing, path: Path, most: float = math.inf) -> None:
     """Write a figure as .png or .svg, in one move; the SVG keeps text as text and pixels as pixels.
 
     A .png of more than ``most`` bytes is written with fewer colors, down to 32.
@@ -100,17 +133,21 @@ def write_figure(figure: Figure, path: Path, most: float = math.inf) -> None:
         OutputNotWritable: the file cannot be written.
     """
     kind = path.suffix.removeprefix(".")
-    # No date and no random ids: the same maps give the same file.
-    metadata = {"Date": None} if kind == "svg" else {"Software": "pellucid"}
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "pellucid", "image.composite_image": False}
-    buffer = io.BytesIO()
-    with rc_context(style):
-        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
-    content = buffer.getvalue()
+    content = figure.file(kind) if isinstance(figure, Drawing) else _saved(figure, kind)
     for colors in (256, 128, 64, 32):
         if len(content) > most:
             content = _reduced(content, colors)
     replace_file(path, content)
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    """A chart as a file without date and random ids: the same numbers give the same file."""
+    metadata = {"Date": None} if kind == "svg" else {"Software": "pellucid"}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "pellucid", "image.composite_image": False}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style):
+        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=metadata)
+    return buffer.getvalue()
 
 
 def write_map(values: Map, path: Path) -> None:
@@ -159,13 +196,31 @@ def colored(values: Map, signed: bool) -> NDArray[np.uint8]:
     return _bytes(colors[..., :3] * 255)
 
 
-def overlaid(values: Map, photo: NDArray[np.uint8], signed: bool) -> NDArray[np.uint8]:
-    """Lay colored values (H, W) over the gray photo (H, W, 3): the stronger the value, the less of the photo."""
-    gray = photo @ np.array([0.299, 0.587, 0.114])
-    # Lighter than it is, for the white middle of the diverging colors; darker for the black end of the others.
-    gray = 110 + 0.5 * gray if signed else 0.7 * gray
-    share = np.abs(values)[..., None] ** 0.6
-    return _bytes(share * colored(values, signed) + (1 - share) * gray[..., None])
+def overlaid(
+    values: Map, photo: NDArray[np.uint8], signed: bool, overlay: Overlay = Overlay()
+) -> NDArray[np.uint8]:
+    """Lay values (H, W) in [-1, 1] over the gray photo (H, W, 3) in one hue for each sign.
+
+    How much of the photo is hidden grows in proportion to |value|: where signs change the photo alone is seen.
+    """
+    gray = np.repeat((photo @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1)
+    hues = np.where(values[..., None] < 0, _AGAINST, _FOR if signed else _STRONG)
+    share = overlay.alpha * np.abs(values)[..., None]
+    if overlay.contours:
+        share = np.where(_outline(np.abs(values) >= _HALF)[..., None], 1.0, share)
+    return _bytes(share * hues + (1 - share) * gray)
+
+
+def _outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The rim of a region (H, W), two pixels wide, inside it; the picture's border is none."""
+    kept = np.pad(region, 2, mode="edge")
+    height, width = region.shape
+    moved = [kept[2 + down : 2 + down + height, 2 + across : 2 + across + width] for down, across in _NEAR]
+    rim: NDArray[np.bool_] = region & ~np.logical_and.reduce(moved)
+    return rim
+
+
+_NEAR = [(down, across) for down in range(-2, 3) for across in range(-2, 3) if abs(down) + abs(across) == 2]
 
 
 def shrunk(pixels: NDArray[Any], times: float) -> NDArray[Any]:
@@ -177,13 +232,20 @@ def shrunk(pixels: NDArray[Any], times: float) -> NDArray[Any]:
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX), pixels.dtype)
 
 
-def _drawn(shown: Map, behind: NDArray[np.uint8] | None, signed: bool) -> NDArray[np.uint8]:
-    """The colors of a scaled map, over the photo ``behind`` it if there is one."""
-    if behind is None:
+def drawn_map(
+    shown: Map, signed: bool, behind: NDArray[np.uint8] | None = None, overlay: Overlay | None = None
+) -> NDArray[np.uint8]:
+    """The colors of a scaled map, over the photo ``behind`` it if an overlay is asked for."""
+    if behind is None or overlay is None:
         return colored(shown, signed)
-    # As nearest-neighbor up-sampling does.
-    down, across = (np.arange(new) * old // new for new, old in zip(behind.shape[:2], shown.shape, strict=True))
-    return overlaid(shown[down[:, None], across], behind, signed)
+    return overlaid(enlarged(shown, behind.shape[:2]), behind, signed, overlay)
+
+
+def enlarged(values: Map, size: tuple[int, ...]) -> Map:
+    """A map (h, w) of another size, as nearest-neighbor up-sampling makes it."""
+    down, across = (np.arange(new) * old // new for new, old in zip(size, values.shape, strict=True))
+    larger: Map = values[down[:, None], across]
+    return larger
 
 
 def _bytes(values: Map) -> NDArray[np.uint8]:
@@ -224,19 +286,99 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> s
     return "\n".join(lines)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def text_width(text: str, points: float, weight: str = "normal") -> float:
     """Width in inches of one line of text."""
-    if not text.strip():
-        return 0.0
-    # TextPath would read a dollar sign as the start of a formula.
-    path = TextPath((0, 0), text.replace("$", "S"), size=points, prop=FontProperties(weight=weight))
-    return float(path.get_extents().width) / 72
+    return float(_font(100, weight).getlength(text)) * points / 100 / 72
+
+
+@lru_cache(maxsize=64)
+def _font(size: float, weight: str) -> ImageFont.FreeTypeFont:
+    """The one font of all figures, which comes with matplotlib, in pixels."""
+    name = "DejaVuSans-Bold.ttf" if weight == "bold" else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
 def _height(text: str, points: float) -> float:
     """Height in inches of lines of text."""
     return (text.count("\n") + 1) * points * _LEADING / 72 if text else 0.0
+
+
+# What is drawn.
+
+
+@dataclass(frozen=True)
+class _Text:
+    x: float
+    y: float
+    text: str
+    size: float  # in pixels
+    color: str
+    anchor: str  # Pillow's: across l, m or r; upright a, m or d
+    weight: str = "normal"
+
+
+@dataclass
+class Drawing:
+    """Pictures, frames and lines of text on a white canvas measured in pixels, as a .png or .svg file."""
+
+    width: int
+    height: int
+    pictures: list[tuple[int, int, int, int, NDArray[np.uint8]]] = field(default_factory=list)
+    frames: list[tuple[int, int, int, int, str]] = field(default_factory=list)  # x, y, width, height, filling
+    texts: list[_Text] = field(default_factory=list)
+
+    def file(self, kind: str) -> bytes:
+        """The content of a file, the same for the same drawing."""
+        return self._repr_svg_().encode() if kind == "svg" else self._repr_png_()
+
+    def _repr_png_(self) -> bytes:
+        canvas = Image.new("RGB", (self.width, self.height), "white")
+        pen = ImageDraw.Draw(canvas)
+        for x, y, width, height, pixels in self.pictures:
+            canvas.paste(_resized(pixels, width, height), (x, y))
+        for x, y, width, height, filling in self.frames:
+            pen.rectangle((x, y, x + width - 1, y + height - 1), filling or None, FRAME)
+        for one in self.texts:
+            pen.text((one.x, one.y), one.text, one.color, _font(one.size, one.weight), one.anchor)
+        return encoded(canvas, "png", compress_level=1)
+
+    def _repr_svg_(self) -> str:
+        size = f'width="{self.width}" height="{self.height}"'
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {self.width} {self.height}" '
+            'font-family="DejaVu Sans, Verdana, sans-serif">',
+            f'<rect {size} fill="white"/>',
+            *(_svg_picture(*picture) for picture in self.pictures),
+            *(_svg_frame(*frame) for frame in self.frames),
+            *map(_svg_text, self.texts),
+        ]
+        return "\n".join([*parts, "</svg>\n"])
+
+
+def _resized(pixels: NDArray[np.uint8], width: int, height: int) -> Image.Image:
+    """Enlarged without smoothing; made smaller by means over what falls into a pixel."""
+    smaller = pixels.shape[0] > height or pixels.shape[1] > width
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX if smaller else 0)
+
+
+def _svg_picture(x: int, y: int, width: int, height: int, pixels: NDArray[np.uint8]) -> str:
+    uri = data_uri(encoded(Image.fromarray(pixels), "png"), "png")
+    place = f'x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none"'
+    return f'<image {place} style="image-rendering: pixelated" href="{uri}"/>'
+
+
+def _svg_frame(x: int, y: int, width: int, height: int, filling: str) -> str:
+    place = f'x="{x}" y="{y}" width="{width}" height="{height}"'
+    return f'<rect {place} fill="{filling or "none"}" stroke="{FRAME}"/>'
+
+
+def _svg_text(one: _Text) -> str:
+    ascent, descent = _font(one.size, one.weight).getmetrics()
+    down = {"a": ascent, "m": (ascent - descent) / 2, "d": -descent}[one.anchor[1]]
+    anchor = {"l": "start", "m": "middle", "r": "end"}[one.anchor[0]]
+    style = f'font-size="{one.size:.2f}" font-weight="{one.weight}" fill="{one.color}" text-anchor="{anchor}"'
+    return f'<text x="{one.x:.1f}" y="{one.y + down:.1f}" {style}>{escape(one.text)}</text>'
 
 
 # Where everything goes.
@@ -259,28 +401,20 @@ class _Sheet:
         title: str,
     ) -> None:
         self.columns, self.rows, self.photos, self.count = columns, rows, photos, count
-        times = -(-_LEAST_PIXELS // size[1])
-        self.cell = (size[0] * times, size[1] * times)  # height and width, in pixels
-        self.dpi = self.cell[1] / _CELL
         names = max((text_width(line, _LABEL) for text in rows for line in text.split("\n")), default=0.0)
         self.left = _MARGIN + (_CELL + 2 * _GAP if photos else 0) + (names + _GAP if names else 0)
         self.width = max(self.left + len(columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
+        times = -(-_LEAST_PIXELS // size[1])
+        self.dpi = min(size[1] * times / _CELL, _WIDEST / self.width)
+        self.cell = (round(size[0] / size[1] * self.dpi * _CELL), round(self.dpi * _CELL))  # in pixels
         self.heading = wrapped(title, self.width - 2 * _MARGIN, _TITLE, "bold")
         above = _height(self.heading, _TITLE) + (0.08 if title else 0)
         self.top = _MARGIN + above + max((_height(text, _LABEL) for text in columns), default=0.0) + 0.05
         # A single photo's caption finds its room below it, where the first column is empty.
         captioned = photos if len(photos) == count or count == 1 else ()
         self.pitch = self.cell[0] / self.dpi + _GAP + max(map(_caption_height, captioned), default=0.0)
-        self.axes = self._axes()
-
-    def _axes(self) -> Axes:
-        """Axes over a whole figure, whose unit is its pixel."""
-        legend = 0.06 + _BAR + 0.05 + _height("\n\n" if self.width < 4 else "\n", _SMALL)
-        width, height = self.px(self.width), self.px(self.top + self.count * self.pitch + legend + _MARGIN)
-        self.figure = Figure((width / self.dpi, height / self.dpi), self.dpi, facecolor="white")
-        axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-        axes.set_axis_off()
-        return axes
+        legend = 0.06 + _BAR + 0.05 + 3 * _height(" ", _SMALL)
+        self.drawing = Drawing(self.px(self.width), self.px(self.top + self.count * self.pitch + legend + _MARGIN))
 
     def place(self, row: int, column: int) -> tuple[int, int]:
         """Upper left corner (x, y) of a cell, in pixels."""
@@ -299,8 +433,8 @@ class _Sheet:
             self._draw_picture(x, y, picture)
             return
         height, width = self.cell
-        self._frame(x, y, width, height, facecolor="#f3f3f6")
-        self._write(x + width / 2, y + height / 2, "no map", _SMALL, FAINT, "center", "center")
+        self.drawing.frames.append((x, y, width, height, "#f3f3f6"))
+        self._write(x + width / 2, y + height / 2, "no map", _SMALL, FAINT, "mm")
 
     def draw_photos(self) -> None:
         x = self.px(_MARGIN)
@@ -309,52 +443,55 @@ class _Sheet:
             self._draw_picture(x, y, photo.pixels)
             y += self.cell[0] + self.px(0.05)
             caption, name = _caption(photo)
-            self._write(x, y, caption, _LABEL, INK, "left", "top")
-            self._write(x, y + self.px(_height(caption, _LABEL)), name, _SMALL, FAINT, "left", "top")
+            self._write(x, y, caption, _LABEL, INK, "la")
+            self._write(x, y + self.px(_height(caption, _LABEL)), name, _SMALL, FAINT, "la")
 
     def draw_titles(self) -> None:
         margin = self.px(_MARGIN)
-        self._write(margin, margin, self.heading, _TITLE, INK, "left", "top", weight="bold")
+        self._write(margin, margin, self.heading, _TITLE, INK, "la", "bold")
         for column, text in enumerate(self.columns):
             x, y = self.place(0, column)
-            self._write(x + self.cell[1] / 2, y - self.px(0.05), text, _LABEL, INK, "center", "bottom")
+            self._write(x + self.cell[1] / 2, y - self.px(0.05), text, _LABEL, INK, "md")
         for row, text in enumerate(self.rows):
             x, y = self.place(row, 0)
-            self._write(x - self.px(_GAP), y + self.cell[0] / 2, text, _LABEL, INK, "right", "center")
+            self._write(x - self.px(_GAP), y + self.cell[0] / 2, text, _LABEL, INK, "rm")
 
-    def draw_legend(self, signed: bool, whose: str) -> None:
+    def draw_legend(self, signed: bool, explained: str, note: str, overlay: Overlay | None) -> None:
         """A color bar below the maps, what its ends mean, and how maps are scaled."""
         left, y = self.place(self.count, 0)
         x, y = left if self.width >= 4 else self.px(_MARGIN), y + self.px(0.06)
-        width, height = self.px(2 * _CELL), self.px(_BAR)
-        bar = colored(np.linspace(-1 if signed else 0, 1, 257), signed)[None]
-        self.axes.imshow(bar, extent=(x, x + width, y + height, y), aspect="auto", interpolation="none")
-        self._frame(x, y, width, height, fill=False)
-        ends = ("against the class", "0", "for the class") if signed else ("none", "", "strongest")
+        width, height = self.px(2 * _CELL), max(self.px(_BAR), 1)
+        bar = np.linspace(-1 if signed else 0, 1, 257)[None]
+        behind = np.full((1, 257, 3), 160, np.uint8)
+        # Contours lie where a value is half of the strongest, of which a bar of values has no rim to show.
+        plain = None if overlay is None else Overlay(overlay.alpha)
+        self.drawing.pictures.append((x, y, width, height, drawn_map(bar, signed, behind, plain)))
+        self.drawing.frames.append((x, y, width, height, ""))
+        ends = (f"against {explained}", "0", f"for {explained}") if signed else ("none", "", "strongest")
+        if max(text_width(end, _SMALL) for end in ends) > 0.9 * _CELL:  # a name too long to stand beside the other
+            ends, note = ("against", "0", "for") if signed else ends, f"for or against {explained}; {note}"
         y += height + self.px(0.035)
-        for share, text, align in zip((0, 0.5, 1), ends, ("left", "center", "right"), strict=True):
-            self._write(x + share * width, y, text, _SMALL, INK, align, "top")
-        note = wrapped(f"{whose} 99th percentile of magnitude", 2 * _CELL, _SMALL)
-        self._write(x, y + self.px(_height("0", _SMALL)), note, _SMALL, FAINT, "left", "top")
+        for share, text, align in zip((0, 0.5, 1), ends, "lmr", strict=True):
+            self._write(x + share * width, y, text, _SMALL, INK, f"{align}a")
+        room = max(self.width - x / self.dpi - _MARGIN, 2 * _CELL)
+        self._write(x, y + self.px(_height("0", _SMALL)), wrapped(note, room, _SMALL), _SMALL, FAINT, "la")
 
-    def _draw_picture(self, x: float, y: float, pixels: NDArray[np.uint8]) -> None:
+    def _draw_picture(self, x: int, y: int, pixels: NDArray[np.uint8]) -> None:
         height, width = self.cell
-        self.axes.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="none")
-        self._frame(x, y, width, height, fill=False)
-
-    def _frame(self, x: float, y: float, width: float, height: float, **fill: Any) -> None:
-        self.axes.add_patch(Rectangle((x, y), width, height, edgecolor=FRAME, linewidth=0.5, zorder=3, **fill))
+        self.drawing.pictures.append((x, y, width, height, pixels))
+        self.drawing.frames.append((x, y, width, height, ""))
 
     def _write(
-        self, x: float, y: float, text: str, points: float, color: str, align: str, upright: str, **font: Any
+        self, x: float, y: float, text: str, points: float, color: str, anchor: str, weight: str = "normal"
     ) -> None:
-        """Write lines of text one by one, since matplotlib would move the first of several."""
+        """Write lines of text one by one; ``anchor``: Pillow's."""
         lines = text.split("\n")
-        above = {"top": 0.0, "center": 0.5, "bottom": 1.0}[upright] * (len(lines) - 1)  # lines above y
+        above = {"a": 0.0, "m": 0.5, "d": 1.0}[anchor[1]] * (len(lines) - 1)  # lines above y
         for place, line in enumerate(lines):
             down = self.px((place - above) * points * _LEADING / 72)
-            font |= {"fontsize": points, "color": color, "ha": align, "va": upright, "zorder": 4}
-            self.axes.text(x, y + down, line, parse_math=False, **font)
+            size = points * self.dpi / 72
+            if line:
+                self.drawing.texts.append(_Text(x, y + down, line, size, color, anchor, weight))
 
 
 def _caption(photo: CaptionedPhoto) -> tuple[str, str]:
