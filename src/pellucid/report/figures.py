@@ -238,10 +238,10 @@ def drawn_map(
     """The colors of a scaled map, over the photo ``behind`` it if an overlay is asked for."""
     if behind is None or overlay is None:
         return colored(shown, signed)
-    return overlaid(enlarged(shown, behind.shape[:2]), behind, signed, overlay)
+    return overlaid(upsampled(shown, behind.shape[:2]), behind, signed, overlay)
 
 
-def enlarged(values: Map, size: tuple[int, ...]) -> Map:
+def upsampled(values: Map, size: tuple[int, ...]) -> Map:
     """A map (h, w) of another size, as nearest-neighbor up-sampling makes it."""
     down, across = (np.arange(new) * old // new for new, old in zip(size, values.shape, strict=True))
     larger: Map = values[down[:, None], across]
