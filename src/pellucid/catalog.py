@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
-from .errors import InvalidParameter, PellucidError, UnknownName
+from .errors import InvalidParameter, PellucidError, UnknownName, brief
+from .kinds import require_kind
 from .methods.base import Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
@@ -120,6 +121,7 @@ METRICS: Mapping[str, type[Criterion]] = {
     )
 }
 
+_LONGEST, _DEEPEST = 2000, 100  # characters of a text, and levels of what is nested in it
 SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 
 
@@ -182,11 +184,25 @@ def variant_name(text: str) -> str:
 
 
 def _parsed(text: str, kind: str = "method") -> ast.expr:
+    ways = "a name, or smoothed(...) and integrated(...) around one" if kind == "method" else "a name"
+    refusal = InvalidParameter(f"{brief(text)} is no {kind}; write {ways}")
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        raise refusal
     try:
-        return ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        ways = "a name, or smoothed(...) and integrated(...) around one"
-        raise InvalidParameter(f"{text!r} is no {kind}; write {ways if kind == 'method' else 'a name'}") from error
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null characters
+        raise refusal from error
+    if _depth(tree) > _DEEPEST:
+        raise refusal
+    return tree
+
+
+def _depth(tree: ast.AST) -> int:
+    """How deep a syntax tree is, found without recursion."""
+    depth, level = 0, [tree]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -214,16 +230,21 @@ def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, d
     if isinstance(node, ast.Name):
         return node.id, None, {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
-        raise InvalidParameter(f"{ast.unparse(node)!r} is no {kind}; write name(inner, parameter=value)")
+        raise InvalidParameter(f"{brief(ast.unparse(node))} is no {kind}; write name(inner, parameter=value)")
     inner = node.args[0] if node.args else None
+    words = [str(word.arg) for word in node.keywords]
+    if len(set(words)) < len(words):
+        raise InvalidParameter(f"{node.func.id} is given {max(words, key=words.count)} twice; give it once")
     return node.func.id, inner, {str(word.arg): _literal(word.value) for word in node.keywords}
 
 
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
-        raise InvalidParameter(f"{ast.unparse(node)!r} is no plain value (number, 'text', True, None)") from error
+    except (ValueError, TypeError) as error:  # TypeError: a set or keys that cannot be hashed
+        raise InvalidParameter(
+            f"{brief(ast.unparse(node))} is no plain value (number, 'text', True, None)"
+        ) from error
 
 
 def _taken(taker: Callable[..., Any], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -252,8 +273,18 @@ def _call_checked(name: str, taker: Callable[..., Any], settings: dict[str, Any]
         if key not in _names(taker):
             raise UnknownName(f"parameter of {name!r}", key, _names(taker))
     try:
-        return taker(**settings)
+        made = taker(**settings)
     except PellucidError:
         raise
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
+        _require_kinds(name, taker, settings)
         raise InvalidParameter(f"{name}: {error}") from error
+    _require_kinds(name, taker, settings)
+    return made
+
+
+def _require_kinds(name: str, taker: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Raise ``InvalidParameter`` unless every setting is of the kind that the taker's annotation names."""
+    kinds = get_type_hints(taker)
+    for key, value in settings.items():
+        require_kind(kinds[key], value, f"{name}: {key}", InvalidParameter)

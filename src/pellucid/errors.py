@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, get_args
 
+_MOST_QUOTED = 100  # characters of an input in a message
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MOST_QUOTED
+_LONGEST_WORD, _LONGEST_MESSAGE = 400, 1600  # whoever quotes it; paths and commands have room
+
+
+def brief(value: object) -> str:
+    """What is quoted of an input: its ``repr``, or where that is long its beginning."""
+    # Of a long text only the beginning is looked at; of what nests deeply only the outside.
+    text = repr(value[: _MOST_QUOTED + 1]) if isinstance(value, str | bytes) else _REPR.repr(value)
+    return text if len(text) <= _MOST_QUOTED else f"{text[: _MOST_QUOTED - 3]}..."
+
+
+def _cut(text: str, most: int) -> str:
+    """A text without its middle, if it is longer: the thing stands first, the way out last."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
 
 class PellucidError(Exception):
     """Base of all errors raised for something the caller can put right."""
+
+    def __init__(self, message: str = "") -> None:
+        words = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: _cut(word[0], _LONGEST_WORD), str(message))
+        super().__init__(_cut(words, _LONGEST_MESSAGE))
 
 
 class UnknownName(PellucidError, LookupError):
@@ -16,9 +40,9 @@ class UnknownName(PellucidError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(set(known))
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        near = get_close_matches(name[:_MOST_QUOTED], names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
-        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        super().__init__(f"unknown {kind} {brief(name)}; {hint}")
 
 
 class InvalidParameter(PellucidError, ValueError):
@@ -115,22 +139,17 @@ def first_difference(there: Any, here: Any, name: str = "") -> str:
             if one != other:
                 return first_difference(one, other, f"{name}[{index}]")
         longer, place = (there, "there") if len(there) > len(here) else (here, "here")
-        return f"{name} has {_brief(longer[min(len(there), len(here))])} {place} alone"
-    return f"{name} is {_brief(there)} there and {_brief(here)} here"
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+        return f"{name} has {brief(longer[min(len(there), len(here))])} {place} alone"
+    return f"{name} is {brief(there)} there and {brief(here)} here"
 
 
 def require_count(name: str, value: int) -> None:
     """Raise ``InvalidParameter`` unless value is a whole number above 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidParameter(f"{name}={value!r}: give a whole number of at least 1")
+        raise InvalidParameter(f"{name}={brief(value)}: give a whole number of at least 1")
 
 
 def require_choice(name: str, value: object, choices: object) -> None:
     """Raise ``InvalidParameter`` unless value is one of a Literal's choices."""
-    if value not in get_args(choices):
-        raise InvalidParameter(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")
+    if not isinstance(value, str | int | None) or value not in get_args(choices):
+        raise InvalidParameter(f"{name}={brief(value)}: give one of {', '.join(map(repr, get_args(choices)))}")

@@ -7,6 +7,7 @@ at the layer that is explained (inside a layer's path everything lies at that la
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from .errors import InvalidParameter, require_choice, require_count
+from .errors import InvalidParameter, brief, require_choice, require_count
 from .seeds import fold_in
 
 Space = Literal["input", "layer"]
 Moment = Literal["mean", "squared", "variance"]
 Quadrature = Literal["gauss_legendre", "right", "left", "midpoint", "trapezoid", "linspace"]
 Baseline = Literal["zero", "blur"] | float | Tensor
+
+_FEW_NODES, _NEWTON_STEPS = 200, 4  # Newton's method doubles the digits of the first guess
 
 
 class Sampling(ABC):
@@ -54,9 +57,14 @@ class Sampling(ABC):
         ``references`` are one for all (1, ...) or one for each point (m, ...); ``keys[i]`` is the row's seed.
         """
 
+    def weights_of(self, draw: Tensor, like: Tensor) -> Tensor:
+        """The weights of these draws alone, however many there are in all, in the precision of ``like``."""
+        assert self.weights is not None
+        return like.new_tensor(self.weights[draw.cpu().numpy()])
+
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """What each draw adds to the running sums, for rows of ``attribution`` (n, ...)."""
-        weights = attribution.new_tensor(self.weights)[draw]
+        weights = self.weights_of(draw, attribution)
         return (attribution * weights.view(-1, *[1] * (attribution.dim() - 1)),)
 
     @abstractmethod
@@ -83,8 +91,8 @@ class Noise(Sampling):
 
     def __post_init__(self) -> None:
         require_count("samples", self.samples)
-        if not self.std >= 0:
-            raise InvalidParameter(f"std={self.std}: the noise's standard deviation must be 0 or more")
+        if not (isinstance(self.std, int | float) and 0 <= self.std < math.inf):
+            raise InvalidParameter(f"std={brief(self.std)}: the noise's standard deviation must be 0 or more")
         require_choice("moment", self.moment, Moment)
         require_choice("space", self.space, Space)
 
@@ -101,7 +109,7 @@ class Noise(Sampling):
     @property
     def weights(self) -> np.ndarray | None:
         """Equal ones, of the mean."""
-        return np.full(self.samples, 1 / self.samples) if self.moment == "mean" else None
+        return np.broadcast_to(1 / self.samples, self.samples) if self.moment == "mean" else None
 
     def points(
         self, values: Tensor, references: Tensor | None, of: Tensor, draw: Sequence[int], keys: Sequence[int]
@@ -172,10 +180,10 @@ class Path(Sampling):
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
         """Places a_t on [0, 1] and weights w_t (sum 1) of the quadrature."""
         n = self.steps
-        even = np.full(n, 1 / n)
+        even = np.broadcast_to(1 / n, n)
         match self.quadrature:
             case "gauss_legendre":
-                places, weights = np.polynomial.legendre.leggauss(n)
+                places, weights = _gauss_legendre(n)
                 return (places + 1) / 2, weights / 2
             case "right":
                 return np.arange(1, n + 1) / n, even
@@ -216,6 +224,26 @@ class Path(Sampling):
         return sums[0] * difference
 
 
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [-1, 1]: NumPy's, and of many steps, whose matrix it would need, by Newton's method."""
+    if n <= _FEW_NODES:
+        return np.polynomial.legendre.leggauss(n)
+    angle = np.pi * (np.arange((n + 1) // 2) + 0.75) / (n + 0.5)
+    nodes = -np.cos(angle)  # those below 0; the others mirror them
+    for _ in range(_NEWTON_STEPS):
+        before, value = np.ones_like(nodes), nodes.copy()  # P_(k-1) and P_k at the nodes
+        for k in range(1, n):
+            moved = nodes * value
+            before -= moved
+            before *= -k / (k + 1)
+            before += moved
+            before, value = value, before  # ((2k + 1) x P_k - k P_(k-1)) / (k + 1)
+        slope = n * (before - nodes * value) / (1 - nodes**2)
+        nodes = nodes - value / slope
+    weights, other = 2 / ((1 - nodes**2) * slope**2), slice(None, None, -1) if n % 2 == 0 else slice(-2, None, -1)
+    return np.concatenate([nodes, -nodes[other]]), np.concatenate([weights, weights[other]])
+
+
 def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
     """The reference images of a baseline: (1, C, H, W) if it is the same for all images, else (B, C, H, W)."""
     if isinstance(baseline, Tensor):
@@ -250,6 +278,8 @@ def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
 
 
 def require_baseline(baseline: Baseline) -> None:
-    """Raise ``InvalidParameter`` unless the baseline is a known name, a number or a tensor."""
-    if isinstance(baseline, str) and baseline not in ("zero", "blur"):
-        raise InvalidParameter(f"baseline={baseline!r}: give 'zero', 'blur', a number or a tensor")
+    """Raise ``InvalidParameter`` unless the baseline is a known name, a finite number or a finite tensor."""
+    is_number = isinstance(baseline, int | float) and not isinstance(baseline, bool) and abs(baseline) < math.inf
+    is_sound = isinstance(baseline, Tensor) and bool(baseline.isfinite().all())
+    if not (is_number or is_sound or (isinstance(baseline, str) and baseline in ("zero", "blur"))):
+        raise InvalidParameter(f"baseline={brief(baseline)}: give 'zero', 'blur', or finite numbers")

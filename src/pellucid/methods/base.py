@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
+from ..bounds import GRADIENTS
 from ..errors import (
     CompletenessWarning,
     EmptyMapWarning,
@@ -117,8 +119,13 @@ class Method(ABC):
         return (INPUT,)
 
     def sampled(self, sampling: Sampling) -> Self:
-        """This method at the points that a sampling draws, folded as the sampling says."""
-        return replace(self, samplings=(sampling, *self.samplings))
+        """This method at the points that a sampling draws, folded as the sampling says.
+
+        ``InvalidParameter`` for more gradients than a ``Bound`` allows.
+        """
+        samplings = (sampling, *self.samplings)
+        GRADIENTS.require(math.prod(one.draws for one in samplings), "this method takes")
+        return replace(self, samplings=samplings)
 
     def smoothed(self, samples: int = 15, std: float = 0.15, **settings: Any) -> Self:
         """This method averaged over noisy copies of the image: settings of ``Noise``."""
@@ -314,7 +321,9 @@ def _chunks(
     sampling: Sampling, rows: int, size: int, device: torch.device, tied: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every draw of every row, at most ``size`` at a time, as numbers of rows and of draws."""
-    for index in torch.arange(rows * sampling.draws, device=device).split(size):
+    total = rows * sampling.draws
+    for start in range(0, total, size):
+        index = torch.arange(start, min(start + size, total), device=device)
         if tied or sampling.needs_reference:  # point by point, so that the draws of a chunk share few points
             yield index // sampling.draws, index % sampling.draws
         else:  # draw by draw: rows with one seed share the noise of a draw
@@ -334,7 +343,7 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
     drawn = Points(values, points.origin[row], tuple(map(fold_in, keys, draws)), points.layer)
     if not tied or (references is None and len(chosen) == len(drawn)):
         return drawn
-    weights, path = values.new_tensor(sampling.weights)[draw], None if references is None else move
+    weights, path = sampling.weights_of(draw, values), None if references is None else move
     return replace(drawn, draws=Draws(chosen.values, of, weights, references, path))
 
 
