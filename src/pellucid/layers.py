@@ -1,14 +1,16 @@
 """Names, selects, captures and replaces a model's activations.
 
-The only file that touches a module: by forward hooks for the time of one call, deaf to every other thread.
+The only file that touches a module: by forward hooks for the time of one call, deaf to every other thread, and
+removed wherever the call is interrupted (undo.py).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import InvalidLayer, InvalidModel, UnknownName, counted
+from .undo import Undo
 
 INPUT = "input"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -202,12 +205,31 @@ def captured(
 
         return hook
 
-    with ExitStack() as hooks:
+    with Undo() as undo:
         for name in dict.fromkeys([*layers, *replaced]):
             if name != INPUT:
-                handle = model.get_submodule(name).register_forward_hook(hook_for(name))
-                hooks.callback(handle.remove)
+                _hook(undo, model.get_submodule(name), hook_for(name))
         yield activations
+
+
+def _hook(
+    undo: Undo, module: nn.Module, hook: Callable[..., Any], before: bool = False, always: bool = False
+) -> None:
+    """Have a module call a hook after it runs, also if that fails (``always``), or ``before`` anything else."""
+    undo.later(partial(_unhook, module, hook))
+    if before:
+        module.register_forward_pre_hook(hook, prepend=True)
+    else:
+        module.register_forward_hook(hook, always_call=always)
+
+
+def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Remove a hook, of which an interrupt may have lost the handle."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, one in hooks.items() if one is hook]:
+            # Last from where it is found by, so that an interrupted removal can be done again.
+            module._forward_hooks_always_called.pop(key, None)
+            del hooks[key]
 
 
 @contextmanager
@@ -222,9 +244,9 @@ def module_outputs(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
 
         return hook
 
-    with ExitStack() as hooks:
+    with Undo() as undo:
         for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(keep(name)).remove)
+            _hook(undo, module, keep(name))
         yield found
 
 
@@ -250,11 +272,10 @@ def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
         if threading.get_ident() == thread:
             inside.pop()
 
-    with ExitStack() as hooks:
+    with Undo() as undo:
         for module in [module for module in names if module is not model]:
-            hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-            # Also after an exception, which the model may catch.
-            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+            _hook(undo, module, enter, before=True)
+            _hook(undo, module, leave, always=True)  # also after an exception, which the model may catch
         yield inside
 
 

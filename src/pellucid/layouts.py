@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .errors import InvalidLayer, InvalidParameter
 from .layers import INPUT, captured, fits_glob, layer_names
 from .outputs import tensor_in
+from .undo import Guard
 
 # Names of common layouts, as they may be declared; all others are written as letters, such as "bwhc".
 NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "vector": "bc"}
@@ -307,7 +308,12 @@ def _probed(
     """The layers' outputs for copies of one random image of the images' size, with a graph; and what has none."""
     if not layers:
         return {}, {}
-    with torch.inference_mode(False), torch.enable_grad(), captured(model, layers, strict=False) as outputs:
+    with (
+        Guard() as guard,
+        guard.inference(False),
+        torch.enable_grad(),
+        captured(model, layers, strict=False) as outputs,
+    ):
         leaf = _random_image(images).expand(copies, -1, -1, -1).clone().requires_grad_()
         model(leaf.clone())
     return {name: Probe(output, leaf) for name, output in outputs.items()}, outputs.refused
@@ -348,7 +354,7 @@ def last_map(
 
 def _has_say(model: nn.Module, name: str, layout: Layout, images: Tensor) -> bool:
     """Whether a layer's output has several places, and logits depend on these."""
-    with torch.inference_mode(False), torch.enable_grad(), captured(model, (name,)) as outputs:
+    with Guard() as guard, guard.inference(False), torch.enable_grad(), captured(model, (name,)) as outputs:
         logits = tensor_in(model(_random_image(images)))
     if not logits.requires_grad:
         return False

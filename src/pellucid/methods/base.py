@@ -31,6 +31,7 @@ from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import Noise, Path, Sampling
 from ..seeds import fold_in
+from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
@@ -177,7 +178,7 @@ class Method(ABC):
         if max_batch < self.rows_per_point:
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
-        with torch.inference_mode(False):
+        with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             answering, targets = asked(model, targets, names)
             require_repeatable(model, images, answering)

@@ -20,6 +20,7 @@ from ..rules.draws import DrawnRules, Draws
 from ..rules.graph import require_all_met
 from ..rules.operations import Counterpart
 from ..sampling import Baseline, reference_images
+from ..undo import Guard
 from .checks import not_finite, require_in_range
 
 
@@ -266,7 +267,7 @@ class Network:
         make: Callable[[Tensor], Rules],
     ) -> tuple[Activations, Tensor]:
         rules = make(next(iter(injected.values()), images))
-        with captured(self.model, layers, injected) as activations, rules:
+        with Guard(), captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
         rules.require_all_applied()
         self.notes |= rules.notes

@@ -16,6 +16,7 @@ from ..methods.checks import not_finite
 from ..outputs import logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH
 from ..rules.base import Rule, Rules
+from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 
 Output = Literal["softmax", "sigmoid", "logits"]
@@ -56,7 +57,7 @@ class Scorer:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
-        with torch.inference_mode():
+        with Guard() as guard, guard.inference(True):
             # A clone, since the model's first operation may be in place.
             logits = torch.cat([self._forward(part.clone()) for part in images.split(self.max_batch)])
         self._require(logits.isfinite().all())
@@ -80,7 +81,7 @@ class Scorer:
         last has run.
         """
         followed, sound = [], []
-        with torch.inference_mode():
+        with Guard() as guard, guard.inference(True):
             for rows, classes in batches:
                 logits = self._forward(rows)
                 sound.append(logits.isfinite().all())
@@ -109,7 +110,7 @@ class Scorer:
         Batch norms run as they are: without gradients that is the fastest.
         """
         half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with half, Rules(self.rules, model=self.model) as running:
+        with Guard(), half, Rules(self.rules, model=self.model) as running:
             logits = logits_in(self.model(rows)).to(rows.dtype)
         running.require_all_applied()
         return logits

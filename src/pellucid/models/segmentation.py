@@ -12,6 +12,7 @@ from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget
 from ..layers import captured, explainable, layer_names
 from ..outputs import Sharing, tensor_in
 from ..passes import DEFAULT_MAX_BATCH
+from ..undo import Guard
 
 Pooling = Literal["mean", "predicted"]
 _VOID = 255  # torchvision's and Pascal VOC's label of pixels that belong to no class
@@ -127,7 +128,7 @@ class Dense(Sharing):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w)."""
-        with captured(self._model, [self._block]) as features:
+        with Guard(), captured(self._model, [self._block]) as features:
             self._model(images)
         # A linear layer after the mean over places is the mean of the same layer, run at every place.
         linear = self.get_submodule(self._linear)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
+from ..undo import Undo
 from .compositions import is_quotient, parts_of
 from .handmade import handmade
 from .operations import RECTIFIERS, Counterpart, Operation, is_inplace, recognise
@@ -203,23 +204,38 @@ class Rules(TorchFunctionMode):
                 self._by_name.setdefault(name, []).append(rule)
         # Whether products may be activations by hand: where no rule of products answers for what they are made of.
         self._by_hand = "mul" not in self._by_name and any(rule.operations >= RECTIFIERS for rule in rules)
-        self._hooks = ExitStack()
+        self._undo = Undo()
+        self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
 
     def __enter__(self) -> Rules:
         """Intercept operations, and follow which modules run if some rule asks."""
         if any(isinstance(rule, ConfinedRule) for rule in self.rules):
-            self._inside = self._hooks.enter_context(running_modules(self._model_of_confined_rules()))
+            self._modules = running_modules(self._model_of_confined_rules())
+        self._undo.__enter__()
+        self._undo.later(self._leave)
+        if self._modules is not None:
+            self._inside = self._modules.__enter__()
         mode: Any = super()
         mode.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
         """Leave operations and modules alone."""
-        self._hooks.close()
-        mode: Any = super()
-        mode.__exit__(*raised)
+        self._undo.__exit__()
+        self._modules = None
+
+    def _leave(self) -> None:
+        """Be no mode of this thread any more, however often an interrupt left this one on the stack."""
+        while any(mode is self for mode in _get_current_function_mode_stack()):
+            others = []
+            while (top := _pop_mode()) is not self:
+                others.append(top)
+            for other in reversed(others):
+                _push_mode(other)
+        while (kept := torch._C._autograd._top_saved_tensors_default_hooks(True)) and kept[0] is _itself:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def _model_of_confined_rules(self) -> nn.Module:
         if self.model is None:

@@ -23,6 +23,7 @@ from ..pixels import require_picture
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
 from ..seeds import fold_in
+from ..undo import Guard
 from ..variants.paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
 from ..variants.surrogate import Surrogate, named_tensors
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
@@ -343,7 +344,7 @@ class SurrogateLearner(Learner):
         batch = batch.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
         mixed = torch.autocast(batch.device.type, torch.bfloat16, enabled=self.settings.in_bfloat16)
-        with torch.no_grad(), mixed, Rules((teaching,)):
+        with Guard(), torch.no_grad(), mixed, Rules((teaching,)):
             self.model(batch.clone())  # a clone: its first operation may be in place
         self.optimizer.step()
         return torch.stack([teaching.losses[c] for c in teaching.learners])

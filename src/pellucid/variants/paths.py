@@ -18,6 +18,7 @@ from ..layers import explainable
 from ..rules.base import Rule, Rules, Run
 from ..rules.conv import pair
 from ..rules.operations import Operation
+from ..undo import Guard
 
 CONVOLUTION = frozenset({"conv2d"})
 Size = tuple[int, int]
@@ -196,7 +197,7 @@ def strided_convolutions(model: nn.Module, images: Tensor) -> tuple[Convolution,
     """
     model = explainable(model)
     listing = _Listing({})
-    with torch.no_grad(), Rules((listing,)) as running:
+    with Guard(), torch.no_grad(), Rules((listing,)) as running:
         model(images[:1].clone())
     if not listing.found:
         reducing = ", ".join(_reductions(running.trace)) or "nothing that is known to"
