@@ -5,26 +5,26 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
 import pandas
 import pyarrow
 import pyarrow.parquet
 
 from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, first_difference
-from ..files import alone, replace_file
+from ..files import alone
+from .places import Place
 from .record import RUN, DamagedRun, RunRecord
 
 WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
+_T = TypeVar("_T")
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
 
@@ -101,19 +101,13 @@ class Store:
     A file appears in one move, a cell's part last, so that a part that is there is whole: on a local disk by
     renaming, on object stores because a write is one. Each holds a checksum of its values and the hash of its
     run: a part that was damaged since, or is another run's, counts as missing, and its cell is computed again.
-    On a local disk a second process is refused; elsewhere two would compute the same cells and write the same
-    parts.
+    On a local disk a second process is refused. Elsewhere one of another spec is, for ``run.json`` is written only
+    where there is none; two of the same spec would compute the same cells and write the same parts.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = os.fspath(url)
-        try:
-            self.fs, root = fsspec.core.url_to_fs(os.path.expanduser(self.url))
-        except (ImportError, ValueError) as error:
-            raise InvalidData(f"{self.url} cannot be opened: {error}") from error
-        self.root = str(root).rstrip("/")
-        protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        self.local = Path(self.root) if "file" in protocols else None
+        self.place = Place(url)
+        self.url, self.local = self.place.url, self.place.local
         self.run = ""  # the hash of the run whose parts are written and read
 
     # Writing.
@@ -128,17 +122,27 @@ class Store:
         self.run = record.hash
         self._require_same(record)
         with self._alone():
-            found = self._require_same(record)
-            if found is None or found.spec != record.spec:
-                self.write_file(RUN, record.content())
+            self._claim(record)
             yield
+            if self.local is None:  # where no condition could be put on the claim, the last one stands
+                self._require_same(record)
+
+    def _claim(self, record: RunRecord) -> None:
+        """Write run.json, unless it says the same already."""
+        found = self._require_same(record)
+        if found is None and self.local is None and self.place.create(RUN, record.content()):
+            found = self._require_same(record)
+        if found is None:  # damaged, or written by another process meanwhile
+            found = self._require_same(record)
+        if found is None or found.spec != record.spec:
+            self.place.write(RUN, record.content())
 
     def _require_same(self, record: RunRecord) -> RunRecord | None:
         """What run.json here says, or None if nothing is here; anything but the same experiment is refused."""
         try:
             found = self.record()
         except DamagedRun as error:
-            if not self._names(PARTS):
+            if not self.place.names(PARTS):
                 raise
             # The parts tell themselves whether they are of this run.
             warnings.warn(DamagedFileWarning(f"{error}: it is written anew"), stacklevel=2)
@@ -166,7 +170,9 @@ class Store:
             for folder in (PARTS, PICTURES):
                 (self.local / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._not_writable(error, "choose a folder you may write to") from error
+            raise OutputNotWritable(
+                f"cannot write to {self.url}: {error.strerror}; choose a folder you may write to"
+            ) from error
         with alone(self.local / LOCK, self.url):
             for draft in [*self.local.glob(f".{RUN}.*"), *self.local.glob("*/.*.parquet.*")]:
                 draft.unlink(missing_ok=True)  # left by a process that was killed
@@ -175,14 +181,15 @@ class Store:
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
-        self.write_file(f"{PARTS}/{cell}.parquet", self._parquet(rows))
+        self.place.write(f"{PARTS}/{cell}.parquet", self._parquet(rows))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
         """Store pictures, if there are any."""
+        name = f"{PICTURES}/{cell}.parquet"
         if len(pictures):
-            self.write_file(f"{PICTURES}/{cell}.parquet", self._parquet(pictures))
-        elif self.fs.exists(path := f"{self.root}/{PICTURES}/{cell}.parquet"):
-            self.fs.rm_file(path)
+            self.place.write(name, self._parquet(pictures))
+        else:
+            self.place.remove(name)
 
     def _parquet(self, table: pyarrow.Table) -> bytes:
         told = {CHECKSUM: checksum(table), RUN_HASH: self.run}
@@ -194,40 +201,21 @@ class Store:
         """Whether whole pictures of the photos are here."""
         return bool(self.whole(PICTURES, [PHOTOS], PICTURE_ROWS))
 
-    def write_file(self, name: str, content: bytes) -> None:
-        """Write a file in one move."""
-        try:
-            if self.local is not None:
-                replace_file(self.local / name, content)
-            else:
-                self.fs.pipe_file(f"{self.root}/{name}", content)
-        except OSError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            raise self._not_writable(
-                cause, "what was finished before is safe: make room and run the same command again"
-            ) from error
-
-    def _not_writable(self, error: OSError, way_out: str) -> OutputNotWritable:
-        return OutputNotWritable(f"cannot write to {self.url}: {error.strerror or error}; {way_out}")
-
     # Reading.
 
     def record(self) -> RunRecord | None:
         """What run.json says; None if there is none."""
-        try:
-            return RunRecord.read(self.fs.cat_file(f"{self.root}/{RUN}"), self.url)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return self._again(self._told)
+
+    def _told(self) -> RunRecord | None:
+        content = self.place.read(RUN)
+        return None if content is None else RunRecord.read(content, self.url)
 
     def _others(self) -> list[str]:
         """Files here, less hidden ones and empty folders."""
-        if self.fs.isfile(self.root):
+        if self.place.is_file():
             return ["a file"]
-        if not self.fs.exists(self.root):
-            return []
-        names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
-        ours = (PARTS, PICTURES)
-        return [name for name in names if name not in ours and not name.startswith(".")]
+        return sorted(name for name in self.place.names() - {PARTS, PICTURES} if not name.startswith("."))
 
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
@@ -239,27 +227,40 @@ class Store:
         return there - self.whole(PICTURES, sorted(there), PICTURE_ROWS).keys()
 
     def _names(self, folder: str) -> set[str]:
-        try:
-            found = self.fs.ls(f"{self.root}/{folder}", detail=False)
-        except FileNotFoundError:
-            return set()
-        return {str(path).rpartition("/")[2].removesuffix(".parquet") for path in found}
+        return {name.removesuffix(".parquet") for name in self.place.names(folder)}
 
     def _part(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table | None:
         """A part of this run, read whole; None if it is damaged, or another run's."""
         try:
-            table = pyarrow.parquet.read_table(io.BytesIO(self.fs.cat_file(f"{self.root}/{name}")))
-            told = table.schema.metadata or {}
-            # Runs of earlier versions have neither.
-            expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
-            if not table.schema.equals(schema) or expected not in (None, checksum(table)):
-                raise ValueError("it does not hold what was written")
-            if run != self.run.encode():
-                raise ValueError("it is of another run")
-            return table
+            return self._again(lambda: self._checked(name, schema))
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            if type(error) is InvalidData and self.local is None:
+                raise
             warnings.warn(DamagedFileWarning(f"{self.url}/{name} cannot be used: {error}"), stacklevel=2)
             return None
+
+    def _again(self, read: Callable[[], _T]) -> _T:
+        """What is read; elsewhere once more if it is damaged: a connection may have cut it short."""
+        try:
+            return read()
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            if type(error) is InvalidData or self.local is not None:
+                raise
+            return read()
+
+    def _checked(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table:
+        content = self.place.read(name)
+        if content is None:
+            raise ValueError("it is gone")
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
+        told = table.schema.metadata or {}
+        # Runs of earlier versions have neither.
+        expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
+        if not table.schema.equals(schema) or expected not in (None, checksum(table)):
+            raise ValueError("it does not hold what was written")
+        if run != self.run.encode():
+            raise ValueError("it is of another run")
+        return table
 
     def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
         """The parts of the cells that have one that is whole, in the order of the cells, each read once."""

@@ -1,0 +1,149 @@
+"""A folder at a path or a URL: files appear in one move, and a store that fails is asked again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from ..errors import InvalidData, OutputNotWritable, PellucidError
+from ..files import replace_file
+
+_T = TypeVar("_T")
+_WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_ANSWERS = (*_ABSENT, FileExistsError, IsADirectoryError, PermissionError)  # not to be asked for again
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Place:
+    """A folder, ``local`` or elsewhere (None), and what is asked of it.
+
+    Whatever goes wrong elsewhere, such as an endpoint that refuses, is asked for four times within some seconds,
+    and then told in one line.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(os.path.expanduser(self.url))
+        except (ImportError, ValueError) as error:
+            raise InvalidData(f"{self.url} cannot be opened: {error}") from error
+        self._root = str(root).rstrip("/")
+        protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        self.local = Path(self._root) if "file" in protocols else None
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if there is none.
+
+        Raises:
+            InvalidData: it cannot be read.
+        """
+        return self._read(name, lambda: self._fs.cat_file(self._at(name)))
+
+    def names(self, folder: str = "") -> set[str]:
+        """What is in a folder of this one; nothing where it is missing.
+
+        Raises:
+            InvalidData: it cannot be read.
+        """
+        found = self._read(folder, lambda: self._fs.ls(self._at(folder), detail=False))
+        return {str(path).rstrip("/").rpartition("/")[2] for path in found or ()}
+
+    def is_file(self) -> bool:
+        """Whether it is a file, and no folder."""
+        return bool(self._read("", lambda: self._fs.isfile(self._root)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file in one move.
+
+        Raises:
+            OutputNotWritable: it cannot be written; what stood there before does.
+        """
+        with_name = self._at(name)
+        self._write(
+            lambda: self._fs.pipe_file(with_name, content) if self.local is None else self._move(name, content)
+        )
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file elsewhere, unless one is there already; whether it was written.
+
+        A store that cannot write on this condition is asked before: whoever needs to be sure reads it again.
+        """
+        path = self._at(name)
+
+        def create() -> bool:
+            try:
+                self._fs.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            except (TypeError, NotImplementedError):
+                if self._fs.exists(path):
+                    return False
+                self._fs.pipe_file(path, content)
+            return True
+
+        return self._write(create)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        path = self._at(name)
+        self._write(lambda: self._fs.rm_file(path) if self._fs.exists(path) else None)
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _move(self, name: str, content: bytes) -> None:
+        assert self.local is not None
+        replace_file(self.local / name, content)
+
+    def _read(self, name: str, ask: Callable[[], _T]) -> _T | None:
+        try:
+            return self._asked(ask)
+        except _ABSENT:
+            return None
+        except OSError as error:
+            what = f"{self.url}/{name}" if name else self.url
+            raise InvalidData(f"cannot read {what}: {_reason(error)}; {_way_out(error, 'read it')}") from error
+
+    def _write(self, ask: Callable[[], _T]) -> _T:
+        try:
+            return self._asked(ask)
+        except OSError as error:
+            cause = error.__cause__ if isinstance(error, PellucidError) else error
+            way_out = f"what was finished before is safe: {_way_out(cause, 'write there')}"
+            raise OutputNotWritable(f"cannot write to {self.url}: {_reason(cause)}; {way_out}") from error
+
+    def _asked(self, ask: Callable[[], _T]) -> _T:
+        """What the file system answers, or an ``OSError``, whatever its library raises."""
+        for wait in (*_WAITS, None):
+            try:
+                return ask()
+            except _ANSWERS:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and (self.local is not None or error.errno in _FULL):
+                    raise
+                if wait is None or "Credentials" in type(error).__name__:
+                    raise OSError(f"{type(error).__name__}: {error}") from error
+            time.sleep(wait)
+        raise AssertionError
+
+
+def _reason(error: Any) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
+def _way_out(error: Any, act: str) -> str:
+    if isinstance(error, PermissionError) or "Credentials" in str(error):
+        return f"give credentials that may {act}, and run the same command again"
+    if getattr(error, "errno", None) in _FULL:
+        return "make room and run the same command again"
+    if isinstance(error, IsADirectoryError):
+        return "it should be a file: remove it, or choose another folder"
+    return "run the same command again once the place answers"
