@@ -15,7 +15,7 @@ BOUND = Bound("PELLUCID_MAX_THINGS", "things", 10)
 
 def test_a_bound_names_the_amount_and_how_it_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
     BOUND.require(10, "the box holds", InvalidData)
-    with pytest.raises(InvalidData, match=r"^the box holds 11 things, and 10 .* PELLUCID_MAX_THINGS=11$"):
+    with pytest.raises(InvalidData, match=r"^the box holds 11 things, and 10 .* PELLUCID_MAX_THINGS to what"):
         BOUND.require(11, "the box holds", InvalidData)
     monkeypatch.setenv("PELLUCID_MAX_THINGS", "11")
     BOUND.require(11, "the box holds")

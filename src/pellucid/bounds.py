@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from .errors import InvalidParameter, PellucidError, brief
+
+_PACKING = 4  # weights and pictures that are of use do not pack to less than one part in this
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,33 @@ class Bound:
         if amount > max(self.value, but):
             raise error(
                 f"{thing} {amount:,} {self.units}, and {self.value:,} are allowed; if it is to be trusted "
-                f"and there is room, set the environment variable {self.variable}={amount}"
+                f"and there is room, set the environment variable {self.variable} to what is needed"
             )
 
 
 PIXELS = Bound("PELLUCID_MAX_PIXELS", "pixels", 89_478_485)  # of one image, as Pillow's own bound
 IMAGES = Bound("PELLUCID_MAX_IMAGES", "images", 5_000_000)  # of one source
-IMAGE_BYTES = Bound("PELLUCID_MAX_IMAGE_BYTES", "bytes", 1 << 30)  # of one image's file, and unpacked
-WEIGHT_BYTES = Bound("PELLUCID_MAX_WEIGHT_BYTES", "bytes", 1 << 28)  # of weights that unpacking makes much larger
+UNPACKED = Bound(
+    "PELLUCID_MAX_UNPACKED", "bytes unpacked", 1 << 28
+)  # of a file that packs them to less than a quarter
 GRADIENTS = Bound("PELLUCID_MAX_GRADIENTS", "gradients for each image", 100_000)  # of one method
+
+
+def require_unpacked(amount: int, packed: int, thing: str, error: type[PellucidError]) -> None:
+    """Raise ``error`` for a file that says it unpacks to an amount of bytes that nothing of use would."""
+    UNPACKED.require(amount, thing, error, but=_PACKING * packed)
+
+
+def require_unpacked_archive(archive: BinaryIO, thing: str, error: type[PellucidError]) -> None:
+    """Raise ``error`` for a ZIP archive that says it unpacks to more than is allowed."""
+    with zipfile.ZipFile(archive) as files:
+        entries = files.infolist()
+        packed = sum(entry.compress_size for entry in entries)
+        require_unpacked(sum(entry.file_size for entry in entries), packed, f"{thing} holds", error)
+
+
+def read_unpacked(read: Callable[[int], bytes], packed: int, thing: str, error: type[PellucidError]) -> bytes:
+    """All that unpacking so many bytes gives, read with never more in memory than is allowed."""
+    content = read(max(UNPACKED.value, _PACKING * packed) + 1)
+    require_unpacked(len(content), packed, f"{thing} holds", error)
+    return content

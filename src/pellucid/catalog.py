@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from .errors import InvalidParameter, PellucidError, UnknownName, brief
-from .kinds import require_kind
+from .kinds import require_settings
 from .methods.base import Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
@@ -277,14 +277,7 @@ def _call_checked(name: str, taker: Callable[..., Any], settings: dict[str, Any]
     except PellucidError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        _require_kinds(name, taker, settings)
+        require_settings(taker, settings, name)
         raise InvalidParameter(f"{name}: {error}") from error
-    _require_kinds(name, taker, settings)
+    require_settings(taker, settings, name)
     return made
-
-
-def _require_kinds(name: str, taker: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    """Raise ``InvalidParameter`` unless every setting is of the kind that the taker's annotation names."""
-    kinds = get_type_hints(taker)
-    for key, value in settings.items():
-        require_kind(kinds[key], value, f"{name}: {key}", InvalidParameter)

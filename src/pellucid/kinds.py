@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .errors import PellucidError, brief
+from .errors import InvalidParameter, PellucidError, brief
 
 
 def require_kind(kind: Any, value: object, place: str, error: type[PellucidError]) -> Any:
@@ -22,6 +23,13 @@ def require_kind(kind: Any, value: object, place: str, error: type[PellucidError
         return _adapter(kind).validate_python(value)
     except ValidationError as found:
         raise refusal(found, place, error) from found
+
+
+def require_settings(taker: Callable[..., Any], settings: Mapping[str, Any], place: str) -> None:
+    """Raise ``InvalidParameter`` unless every setting is of the kind that the taker's annotation names."""
+    kinds = get_type_hints(taker)
+    for name, value in settings.items():
+        require_kind(kinds[name], value, f"{place}: {name}", InvalidParameter)
 
 
 def refusal(found: ValidationError, place: str, error: type[PellucidError]) -> PellucidError:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from unittest import mock
 
@@ -17,6 +18,7 @@ from pellucid.data.reading import read_image
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
 from pellucid.data.sources import Sample, Source, open_images
 from pellucid.errors import InvalidData, InvalidImage, UnknownName
+from pellucid.models.preprocess import Preprocess
 
 
 def plain(colour, size=(6, 4), mode="RGB"):
@@ -106,11 +108,20 @@ def test_a_missing_image_is_named(tmp_path):
         read_image(tmp_path / "absent.png")
 
 
-@pytest.mark.parametrize("limit", [10, 20])  # Pillow warns above its limit, and raises above twice that
-def test_a_decompression_bomb_is_refused(monkeypatch, limit):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(InvalidImage, match="too large"):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setenv("PELLUCID_MAX_PIXELS", "23")
+    with pytest.raises(InvalidImage, match=r"the image of 6 x 4 has 24 pixels, and 23 are .* PELLUCID_MAX_PIXELS"):
         read_image(encoded(plain("red")))
+    monkeypatch.setenv("PELLUCID_MAX_PIXELS", "24")
+    assert read_image(encoded(plain("red"))).size == (6, 4)
+
+
+def test_pillows_own_bound_is_lifted_with_it(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InvalidImage, match=r"too large .* set PELLUCID_MAX_PIXELS"):
+        read_image(encoded(plain("red")))
+    monkeypatch.setenv("PELLUCID_MAX_PIXELS", str(10**9))
+    assert read_image(encoded(plain("red"))).size == (6, 4)
 
 
 # Sources.
@@ -242,6 +253,87 @@ def test_a_broken_row_is_named_and_stops_no_other(tmp_path):
     with pytest.raises(InvalidImage, match="neither bytes nor a path"):
         source[2]
     assert source[0].name == "0.png"
+
+
+def test_labels_of_tables_whose_classes_stand_in_another_order_are_moved_by_name(tmp_path):
+    orders = {"a": ["cat", "dog"], "b": ["dog", "cat", "fox"], "c": ["fox", "owl"]}
+    for part, names in orders.items():
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        write_table(tmp_path / f"{part}.parquet", {"image": cells(2), "label": [0, 1]}, features)
+    source = open_images(tmp_path)
+    assert source.classes == ("cat", "dog", "fox", "owl")
+    named = [source.classes[sample.label] for sample in source]
+    assert named == ["cat", "dog", "dog", "cat", "fox", "owl"]
+    write_table(tmp_path / "d.parquet", {"image": cells(2), "label": [0, 1]})
+    with pytest.raises(InvalidData, match="d does not name its classes, which others beside it do"):
+        open_images(tmp_path)
+
+
+OUTSIDE = ["../secret.png", "/dev/zero", "/etc/passwd", "a/../../secret.png"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_paths_in_a_table_lead_nowhere_but_below_its_folder(tmp_path, path):
+    (tmp_path / "secret.png").write_bytes(encoded(plain("red")))
+    (tmp_path / "tables" / "a").mkdir(parents=True)
+    write_table(tmp_path / "tables" / "t.parquet", {"image": [{"bytes": None, "path": path}]})
+    with pytest.raises(InvalidImage, match="leads out of its folder"):
+        open_images(tmp_path / "tables" / "t.parquet")[0]
+
+
+def test_a_pipe_beside_a_table_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    write_table(tmp_path / "t.parquet", {"image": [{"bytes": None, "path": "pipe.png"}]})
+    with pytest.raises(InvalidImage, match="no regular file"):
+        open_images(tmp_path / "t.parquet")[0]
+
+
+WRONG_CELLS = {
+    "image": ([7], "the table holds 7; an image is bytes or a file's path", InvalidImage),
+    "label": ([2.5], "the label is 2.5 in column 'label'; labels must be integers", InvalidData),
+    "mask": ([b"junk"], "the mask of row-0 is no image", InvalidImage),
+    "boxes": ([[[1.0, 2.0, 3.0]]], "row-0: boxes 0.3 is .*; field required", InvalidData),
+}
+
+
+@pytest.mark.parametrize("column", WRONG_CELLS)
+def test_a_cell_of_a_wrong_kind_is_named(tmp_path, column):
+    values, message, kind = WRONG_CELLS[column]
+    write_table(tmp_path / "t.parquet", {"image": [encoded(plain("red"))], column: values})
+    with pytest.raises(kind, match=message):
+        open_images(tmp_path / "t.parquet")[0]
+
+
+def test_a_label_below_0_is_none_and_one_beyond_the_classes_is_refused(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    write_table(tmp_path / "t.parquet", {"image": cells(4), "label": [-1, 1, 2, -2]}, features)
+    source = open_images(tmp_path / "t.parquet")
+    assert [source[0].label, source[1].label] == [None, 1]
+    for position in (2, 3):
+        with pytest.raises(InvalidData, match="classes are numbered from 0 to 1"):
+            source[position]
+
+
+def test_a_row_group_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    write_table(tmp_path / "t.parquet", {"image": [encoded(plain("red")) + bytes(10**6)]}, compression="zstd")
+    assert open_images(tmp_path / "t.parquet")[0].image.size == (6, 4)
+    monkeypatch.setenv("PELLUCID_MAX_UNPACKED", "100000")
+    with pytest.raises(InvalidData, match=r"row group 0 of .* PELLUCID_MAX_UNPACKED"):
+        open_images(tmp_path / "t.parquet")[0]
+
+
+def test_more_images_than_allowed_are_refused_before_they_are_named(monkeypatch):
+    with pytest.raises(InvalidData, match="shape has 1,000,000,000,000 images, and 5,000,000 are allowed"):
+        open_images("shapes:1000000000000")
+
+
+def test_a_line_of_pixels_is_not_resized_to_gigabytes():
+    line = Image.new("L", (1, 20_000))
+    with pytest.raises(InvalidImage, match="1 x 20000, resized to 256, has 1,310,720,000 pixels"):
+        Preprocess()(line)
+    with pytest.raises(InvalidImage, match="has 1,310,720,000 pixels"):
+        Preprocess().display(line)
+    assert Preprocess(resize=None)(line).shape == (3, 224, 224)
 
 
 def test_a_broken_table_is_refused(tmp_path):

@@ -116,6 +116,14 @@ def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
     assert torch.allclose(found[0], torch.from_numpy(values / 30000).float())
 
 
+@pytest.mark.parametrize("kind", ["int32", "uint32"])
+def test_whole_numbers_of_32_bits_are_read_exactly(kind):
+    values = np.array([[0, 1], [2**24 + 1, np.iinfo(kind).max]], kind)
+    image = read_image(tiff(values), "ct.tif")
+    assert image.values.dtype == kind
+    assert np.array_equal(image.values[..., 0], values)
+
+
 def test_floats_stay_as_they_are():
     values = np.random.default_rng(0).normal(0, 3, (5, 7)).astype(np.float32)
     for content in (tiff(values), saved(values)):

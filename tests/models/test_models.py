@@ -27,6 +27,7 @@ from pellucid.errors import (
 from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
+from pellucid.models.weights import read_facts, read_state_dict
 from pellucid.models.zoo import load_model, model_names
 from pellucid.training.classifiers import accuracy
 
@@ -573,3 +574,43 @@ def test_two_names_make_one_output_a_classifier(model_file):
     assert torch.allclose(loaded.model(images).softmax(1)[:, 1:], logit.sigmoid())
     found = pl.method("gradient")(loaded, images, ["benign", "malignant", "benign"])
     assert found.targets.tolist() == [0, 1, 0]
+
+
+def test_packed_weights_are_bounded_while_they_are_unpacked(tmp_path, monkeypatch):
+    network = nn.Linear(1000, 30)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    packed = gzip.compress((tmp_path / "w.pth").read_bytes())
+    bomb = tmp_path / "bomb.pth.gz"
+    bomb.write_bytes(gzip.compress(bytes(10**7)))
+    (tmp_path / "w.pth.gz").write_bytes(packed)
+    monkeypatch.setenv("PELLUCID_MAX_UNPACKED", "100000")
+    # Weights that pack as numbers do are of use whatever their size.
+    assert read_state_dict(tmp_path / "w.pth.gz")["weight"].equal(network.weight)
+    with pytest.raises(InvalidWeights, match=r"bomb.pth.gz holds 100,001 bytes .*PELLUCID_MAX_UNPACKED"):
+        read_state_dict(bomb)
+
+
+def test_weights_that_repeat_one_number_by_a_stride_of_0_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pth")
+    with pytest.raises(InvalidWeights, match="holds 4,000,000,000,000 bytes"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+FACTS = {
+    "a text for names": ({"classes": "abc"}, "classes is 'abc'; "),
+    "numbers for names": ({"classes": [1, 2]}, "classes.0 is 1; input should be a valid string"),
+    "a list for a preprocess": ({"preprocess": [1]}, r"preprocess is \[1\]; input should be a valid dict"),
+    "a text for a number": ({"preprocess": {"crop": "9"}}, "Preprocess: crop is '9'; input should be a valid int"),
+    "a crop of gigabytes": ({"preprocess": {"crop": 10**6}}, "crop=1000000 makes 1,000,000,000,000 pixels"),
+    "no crop": ({"preprocess": {"crop": 0}}, "crop=0: give a whole number of at least 1"),
+    "an infinite mean": ({"preprocess": {"mean": [1e999] * 3}}, "mean"),
+    "a deep nest": ("[" * 100_000, "cannot be trusted"),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_a_wrong_kind_beside_weights_are_named(tmp_path, name):
+    facts, message = FACTS[name]
+    (tmp_path / "w.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    with pytest.raises(InvalidWeights, match=f"w.json.*{message}"):
+        read_facts(tmp_path / "w.safetensors")

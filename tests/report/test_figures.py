@@ -1,6 +1,7 @@
 """Figures: crisp pixels, centered colors, nothing clipped, text as text."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -142,6 +143,14 @@ def test_long_names_are_wrapped_within_their_width():
         lines = wrapped(text, 1.5, 8.5).split("\n")
         assert max(text_width(line, 8.5) for line in lines) <= 1.5
         assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", text)
+
+
+def test_a_line_takes_all_that_fits_however_long_the_word():
+    word = "0123456789abcdef" * 10_000
+    lines = wrapped(word, 1.5, 8.5).split("\n")
+    assert "".join(lines) == word
+    for line, following in pairwise(lines[:200]):
+        assert text_width(line, 8.5) <= 1.5 < text_width(line + following[0], 8.5)
 
 
 def test_a_dollar_sign_is_no_formula(tmp_path):

@@ -77,7 +77,10 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         InvalidData: it is to be explained for its label, and has none.
     """
     sample, preprocess = place.source[place.index], loaded.preprocess
-    pixels = preprocess(sample.image)
+    try:
+        pixels = preprocess(sample.image)
+    except InvalidImage as error:
+        raise error if sample.name in str(error) else InvalidImage(f"{sample.name}: {error}") from error
     if not bool(pixels.isfinite().all()):
         raise InvalidImage(f"{sample.name}: the model's preprocess gave NaN or infinite values")
     if target == "label" and sample.label is None:

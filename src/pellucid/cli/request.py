@@ -60,9 +60,7 @@ def method_names(texts: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for text in dict.fromkeys(texts):
         names[unused(file_name(text), names)] = text
-    if not names:
-        raise InvalidParameter("--methods names no method; see: pellucid list methods")
-    return names
+    return _some(names, "method")
 
 
 def variant_names(given: Iterable[str]) -> dict[str, str]:
@@ -72,6 +70,13 @@ def variant_names(given: Iterable[str]) -> dict[str, str]:
         other = names.setdefault(variant_name(text), text)
         if other != text:
             raise InvalidParameter(f"--variant {other} and {text} would have one name; rename one of the files")
+    return _some(names, "variant")
+
+
+def _some(names: dict[str, str], what: str) -> dict[str, str]:
+    """Names as they are; there must be one."""
+    if not names:
+        raise InvalidParameter(f"no {what} is named; see: pellucid list {what}s")
     return names
 
 

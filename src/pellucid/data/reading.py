@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import InvalidImage
+from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
+from ..errors import InvalidImage, PellucidError
 from ..pixels import AnyImage, Ends, Pixels, scale_of
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DEFLATED, _HEADER, _GROUP = (
+    b"1.2.840.10008.1.2.1.99",
+    4096,
+    144,
+)  # of a DICOM: where its first group's length ends
 _TURNS: dict[int, Callable[[Any], np.ndarray]] = {  # EXIF's orientations
     2: np.fliplr,
     3: lambda values: np.rot90(values, 2),
@@ -47,9 +56,9 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
     """
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise InvalidImage(f"{name} cannot be read: {error.strerror}") from error
+        content = source if isinstance(source, bytes) else _content(Path(source), name)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InvalidImage(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
     if not content:
         raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
     try:
@@ -57,12 +66,21 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
     except UnidentifiedImageError as error:
         start = content[:12]
         raise InvalidImage(f"{name} is no image that can be read; its file starts with {start!r}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidImage(f"{name} is too large to decode safely ({error}); scale it down first") from error
-    except InvalidImage:
+    except Image.DecompressionBombError as error:
+        raise InvalidImage(
+            f"{name} is too large to decode safely ({error}); if it is to be trusted, set {PIXELS.variable}"
+        ) from error
+    except PellucidError:
         raise
     except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
         raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def _content(path: Path, name: str) -> bytes:
+    """A file's bytes; devices and pipes, which may have no end, are none."""
+    if path.exists() and not path.is_file():
+        raise InvalidImage(f"{name} cannot be read: it is no regular file")
+    return path.read_bytes()
 
 
 def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
@@ -79,11 +97,18 @@ def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
 
 def _from_pillow(content: bytes, name: str) -> AnyImage:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which do no harm, and of size
+        if PIXELS.value > PIXELS.most:
+            Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which else ends what is lifted here
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        _require_size(image.size, name)
         image.load()
         return upright(image, name)
+
+
+def _require_size(size: Sequence[int], name: str) -> None:
+    """Refuse an image of too many pixels, before they are decoded."""
+    PIXELS.require(math.prod(size), f"{name} of {' x '.join(map(str, size))} has", InvalidImage)
 
 
 def upright(image: Image.Image, name: str) -> AnyImage:
@@ -135,6 +160,7 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
         raise InvalidImage(f"{name}: this TIFF needs tifffile; run: pip install 'pellucid[tiff]'") from error
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
+        _require_size(series.shape, name)
         values, axes = np.asarray(series.asarray()), series.axes
         first: Any = file.pages[0]
         orientation, extra = first.tags.get(274), first.tags.get(338)
@@ -151,6 +177,8 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
 
 
 def _from_numpy(content: bytes, name: str) -> Pixels:
+    if content[:2] == b"PK":
+        require_unpacked_archive(io.BytesIO(content), name, InvalidImage)
     found = np.load(io.BytesIO(content), allow_pickle=False)
     if isinstance(found, np.ndarray):
         return Pixels.of(found, name)
@@ -169,9 +197,11 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
         from pydicom.pixels import apply_modality_lut
     except ImportError as error:
         raise InvalidImage(f"{name}: DICOM needs pydicom; run: pip install 'pellucid[dicom]'") from error
-    file = pydicom.dcmread(io.BytesIO(content))
+    file = pydicom.dcmread(io.BytesIO(_undeflated(content, name)))
+    frames = int(file.get("NumberOfFrames", None) or 1)
+    _require_size((int(file.Columns), int(file.Rows), int(file.SamplesPerPixel), frames), name)
     values = file.pixel_array
-    if getattr(file, "NumberOfFrames", None) not in (None, 0, 1):
+    if frames != 1:
         values = values[0]
     if file.SamplesPerPixel > 1:
         return Pixels.of(values, name)
@@ -180,6 +210,15 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
         values = low + high - values
     return Pixels.of(values.astype(np.float32), name, (low, high))
+
+
+def _undeflated(content: bytes, name: str) -> bytes:
+    """A DICOM's content as it is, after it was tried that it does not inflate to more than is allowed."""
+    if _DEFLATED in content[:_HEADER]:
+        start = _GROUP + int.from_bytes(content[_GROUP - 4 : _GROUP], "little")
+        read = partial(zlib.decompressobj(-zlib.MAX_WBITS).decompress, content[start:])
+        read_unpacked(read, len(content), name, InvalidImage)
+    return content
 
 
 def _window(file: Any) -> Ends:

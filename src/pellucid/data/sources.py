@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
 import pyarrow
@@ -19,10 +21,13 @@ import pyarrow.parquet
 import torch
 import torchvision
 from PIL import Image
+from pydantic import Field, Strict
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ..errors import InvalidData, InvalidImage, UnknownName, shortened
+from ..bounds import IMAGES, require_unpacked
+from ..errors import InvalidData, InvalidImage, UnknownName, brief, shortened
+from ..kinds import require_kind
 from ..pixels import AnyImage, Pixels
 from .reading import read_image, upright
 from .shapes import ShapesDataset
@@ -118,9 +123,9 @@ def open_images(
     if not isinstance(spec, str | Path):
         return _from_dataset(spec, type(spec).__name__, label_column)
     path = Path(spec)
-    if path.is_dir():
+    if os.path.isdir(path):  # which, unlike the path's own, takes any text
         return _from_folder(path, label_column)
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_parquet(path, label_column) if path.suffix == ".parquet" else _from_files([path])
     scheme, _, name = str(spec).partition(":")
     match scheme:
@@ -173,12 +178,31 @@ def concatenated(parts: Mapping[str, Source]) -> Source:
     names = [f"{place}/{name}" for place, part in parts.items() for name in part.names]
     sources = list(parts.values())
     ends = list(accumulate(map(len, sources)))
+    classes = _common_classes(parts)
 
     def read(position: int) -> Sample:
         which = bisect_right(ends, position)
-        return replace(sources[which][position - ends[which]], name=names[position])
+        sample = sources[which][position - ends[which]]
+        own, label = sources[which].classes, sample.label
+        if own != classes and own is not None and classes is not None and label is not None:
+            label = classes.index(own[label])
+        return replace(sample, name=names[position], label=label)
 
-    return Source(names, read, sources[0].classes)
+    return Source(names, read, classes)
+
+
+def _common_classes(parts: Mapping[str, Source]) -> Classes:
+    """The classes of all parts: the first's, then others as they come; labels are moved to them by name."""
+    named = {place: part.classes for place, part in parts.items()}
+    told = [classes for classes in named.values() if classes is not None]
+    if not told or all(classes == told[0] for classes in named.values()):
+        return told[0] if told else None
+    for place, classes in named.items():
+        if classes is None:
+            raise InvalidData(f"{place} does not name its classes, which others beside it do; open it on its own")
+        if len(set(classes)) < len(classes):
+            raise InvalidData(f"{place} names a class twice, and others beside it have other classes; rename one")
+    return tuple(dict.fromkeys(name for classes in told for name in classes))
 
 
 # Tables: Parquet files and Hugging Face's data sets, whose rows are alike.
@@ -188,39 +212,62 @@ def _from_parquet(path: Path, label_column: str | None) -> Source:
     """A Parquet file in Hugging Face's image layout; one row group is in memory at a time."""
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        columns = table.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InvalidData(f"{path} is no readable Parquet file ({error})") from error
-    columns = table.schema_arrow.names
     image_column = _column_among(_IMAGE_COLUMNS, columns, f"{path}: no image column")
     label_column = _label_among(label_column, columns, str(path))
-    wanted = [image_column, *(c for c in (label_column, "mask", "boxes") if c in columns)]
+    wanted = [image_column, *(c for c in (label_column, "mask", "boxes") if c is not None and c in columns)]
     ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
-    names = _row_names(table, image_column)
+    names = _row_names(table, image_column, path)
+    classes = _class_names(table.schema_arrow.metadata, label_column)
 
     @lru_cache(maxsize=1)
     def row_group(group: int) -> pyarrow.Table:
-        return table.read_row_group(group, columns=wanted)
+        return _row_group(table, group, wanted, path)
 
     def read(position: int) -> Sample:
         group = bisect_right(ends, position)
         rows = row_group(group)
         [row] = rows.slice(position - ends[group] + rows.num_rows, 1).to_pylist()
-        return _row_sample(names[position], row, image_column, label_column, path.parent)
+        return _row_sample(names[position], row, image_column, label_column, path.parent, classes)
 
-    return Source(names, read, _class_names(table.schema_arrow.metadata, label_column))
+    return Source(names, read, classes)
+
+
+def _row_group(
+    table: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], path: Path
+) -> pyarrow.Table:
+    """Columns of a row group, unless they would be far larger than they are packed."""
+    about = table.metadata.row_group(group)
+    parts = [about.column(index) for index in range(about.num_columns)]
+    chosen = [part for part in parts if part.path_in_schema.partition(".")[0] in columns]
+    unpacked, packed = sum(p.total_uncompressed_size for p in chosen), sum(p.total_compressed_size for p in chosen)
+    require_unpacked(unpacked, packed, f"row group {group} of {path} holds", InvalidData)
+    try:
+        return table.read_row_group(group, columns=columns)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InvalidImage(f"row group {group} of {path} is broken ({error}); fetch it again") from error
 
 
 def _numbered(name: str, count: int) -> list[str]:
     """Names with numbers of as many digits as the last one has, so that they sort."""
+    IMAGES.require(count, f"{name} has", InvalidData)
     return [f"{name}-{position:0{len(str(count - 1))}d}" for position in range(count)]
 
 
-def _row_names(table: pyarrow.parquet.ParquetFile, image_column: str) -> list[str]:
+def _row_names(table: pyarrow.parquet.ParquetFile, image_column: str, path: Path) -> list[str]:
     """Rows are named by their images' paths where these are given and differ, else by their numbers."""
     numbered = _numbered("row", table.metadata.num_rows)
-    if not pyarrow.types.is_struct(table.schema_arrow.field(image_column).type):
+    kind = table.schema_arrow.field(image_column).type
+    if not pyarrow.types.is_struct(kind) or ("path", pyarrow.string()) not in [
+        (one.name, one.type) for one in kind
+    ]:
         return numbered
-    paths = table.read(columns=[f"{image_column}.path"]).column(image_column).to_pylist()
+    try:
+        paths = table.read(columns=[f"{image_column}.path"]).column(image_column).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InvalidData(f"the images' paths in {path} cannot be read ({error}); fetch it again") from error
     given = [(cell or {}).get("path") for cell in paths]
     seen = Counter(given)
     return [path if path and seen[path] == 1 else number for path, number in zip(given, numbered, strict=True)]
@@ -244,45 +291,72 @@ def _label_among(label_column: str | None, columns: Sequence[str], place: str) -
 def _class_names(metadata: Mapping[bytes, bytes] | None, label_column: str | None) -> Classes:
     """The class names of a label column, from what Hugging Face writes into the schema."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(features[label_column]["names"])
-    except (KeyError, TypeError, ValueError):  # written by another program, or a column without names
+        names: Any = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label_column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):  # of another program, or a column without names
         return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Boxes = Sequence[Annotated[tuple[_Number, _Number, _Number, _Number], Strict(False)]]
 
 
 def _row_sample(
-    name: str, row: Mapping[str, Any], image_column: str, label_column: str | None, folder: Path
+    name: str,
+    row: Mapping[str, Any],
+    image_column: str,
+    label_column: str | None,
+    folder: Path,
+    classes: Classes = None,
 ) -> Sample:
     mask, boxes = row.get("mask"), row.get("boxes")
-    label = None if label_column is None else row[label_column]
-    if label is not None and not isinstance(label, int):
-        raise InvalidData(f"{name}: the label is {label!r} in column {label_column!r}; labels must be integers")
+    label = None if label_column is None else _label(row[label_column], f"{name}: ", label_column, classes)
     return Sample(
         name,
         _cell_image(row[image_column], name, folder),
         label,
         None if mask is None else _cell_image(mask, f"the mask of {name}", folder).convert("L"),
-        None if boxes is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
+        None if boxes is None else tuple(require_kind(_Boxes, boxes, f"{name}: boxes", InvalidData)),
     )
 
 
+def _label(given: Any, place: str, column: str, classes: Classes) -> int | None:
+    """A label of a table, where -1 stands for none, as Hugging Face's data sets have it."""
+    if given is None or ((is_number := isinstance(given, int) and not isinstance(given, bool)) and given == -1):
+        return None
+    if not is_number:
+        raise InvalidData(f"{place}the label is {brief(given)} in column {column!r}; labels must be integers")
+    if given < 0 or (classes is not None and given >= len(classes)):
+        most = "" if classes is None else f" to {len(classes) - 1}"
+        raise InvalidData(f"{place}the label is {given} in column {column!r}; classes are numbered from 0{most}")
+    return int(given)
+
+
 def _cell_image(cell: Any, name: str, folder: Path) -> AnyImage:
-    """The image of one cell: an image, encoded bytes, or the path of a file beside the table."""
+    """The image of one cell: an image, encoded bytes, or the path of a file beside the table, or below."""
     if isinstance(cell, Image.Image):
         return upright(cell, name)
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None:
         raise InvalidImage(f"{name}: the table holds neither bytes nor a path")
-    return read_image(cell if isinstance(cell, bytes) else folder / cell, name)
+    if isinstance(cell, bytes):
+        return read_image(cell, name)
+    if not isinstance(cell, str):
+        raise InvalidImage(f"{name}: the table holds {brief(cell)}; an image is bytes or a file's path")
+    if os.path.isabs(cell) or ".." in Path(cell).parts:
+        raise InvalidImage(
+            f"{name}: the table's path {brief(cell)} leads out of its folder, where nothing is read"
+        )
+    return read_image(folder / cell, name)
 
 
 # Data set libraries.
 
 
 def _from_shapes(count: str) -> Source:
-    if count and not count.isdecimal():
-        raise InvalidData(f"shapes:{count} has no number; write it as shapes:200")
+    if count and not (count.isdecimal() and len(count) < 18 and int(count)):
+        raise InvalidData(f"{brief(f'shapes:{count}')} has no number; write it as shapes:200")
     return _from_dataset(ShapesDataset(int(count or _SHAPES_COUNT), seed=_SHAPES_SEED), "shape")
 
 
@@ -329,12 +403,20 @@ def _from_dataset(dataset: Any, name: str, label_column: str | None = None) -> S
         return Sample(
             here,
             _picture(image, here),
-            None if label is None else int(label),
+            None if label is None else _whole(label, here),
             None if mask is None else _picture(mask, f"the mask of {here}").convert("L"),
         )
 
     classes = getattr(dataset, "classes", None)
     return Source(names, read, None if classes is None else tuple(map(str, classes)))
+
+
+def _whole(label: Any, name: str) -> int:
+    """A data set's label, a number or a tensor of one."""
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise InvalidData(f"{name}: the label is {brief(label)}; labels must be integers") from error
 
 
 def _from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> Source:
@@ -347,10 +429,11 @@ def _from_rows(dataset: Any, names: Sequence[str], label_column: str | None) -> 
             row = dataset[position]
         except OSError as error:  # it decodes images itself
             raise InvalidImage(f"{names[position]} is broken or cut short ({error})") from error
-        return _row_sample(names[position], row, image_column, label_column, Path())
+        return _row_sample(names[position], row, image_column, label_column, Path(), classes)
 
-    classes = getattr(dataset.features[label_column], "names", None) if label_column else None
-    return Source(names, read, None if classes is None else tuple(classes))
+    told = getattr(dataset.features[label_column], "names", None) if label_column else None
+    classes = None if told is None else tuple(map(str, told))
+    return Source(names, read, classes)
 
 
 def _picture(pixels: Any, name: str) -> AnyImage:

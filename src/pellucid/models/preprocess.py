@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from ..errors import InvalidImage, InvalidParameter, require_count
+from ..bounds import PIXELS
+from ..errors import InvalidImage, InvalidParameter, brief, require_count
+from ..kinds import require_settings
 from ..pixels import AnyImage, Ends, Pixels, picture, with_channels
 
 _PerChannel = tuple[float, ...]
@@ -55,7 +58,12 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         require_count("Preprocess: channels", self.channels)
-        if self.scale is not None and not self.scale[0] < self.scale[1]:
+        for side in [self.resize] if isinstance(self.resize, int) else self.resize or ():
+            require_count("Preprocess: resize", side)
+        if self.crop is not None:
+            require_count("Preprocess: crop", self.crop)
+            PIXELS.require(self.crop**2, f"Preprocess: crop={self.crop} makes")
+        if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
             raise InvalidParameter(f"Preprocess: scale={self.scale}; give the lower value first")
         if (self.mean is None) != (self.std is None):
             raise InvalidParameter("Preprocess: give both mean and std, or neither")
@@ -64,7 +72,9 @@ class Preprocess:
                 raise InvalidParameter(
                     f"Preprocess: {name} has {len(values)} values for {self.channels} channels; give one each"
                 )
-        if self.std is not None and min(self.std) <= 0:
+        if self.mean is not None and not all(map(math.isfinite, (*self.mean, *(self.std or ())))):
+            raise InvalidParameter(f"Preprocess: mean={self.mean}, std={self.std}; give finite numbers")
+        if self.std is not None and not min(self.std) > 0:
             raise InvalidParameter(f"Preprocess: std={self.std}; every value must be positive")
 
     def __call__(self, image: AnyImage) -> Tensor:
@@ -100,8 +110,17 @@ class Preprocess:
         """A picture, or pixels, resized and cropped."""
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            self._require_size(image.shape[:-3:-1] if isinstance(image, Tensor) else image.size)
             image = transforms.resize(image, size, InterpolationMode(self.interpolation), antialias=True)
         return image if self.crop is None else transforms.center_crop(image, [self.crop])
+
+    def _require_size(self, size: Sequence[int]) -> None:
+        """Refuse an image (width, height) that resizing would make too large, as a line of pixels."""
+        height, width = self.resize if isinstance(self.resize, tuple) else (0, 0)
+        if isinstance(self.resize, int):
+            height, width = (max(self.resize, self.resize * side // min(size)) for side in size)
+        thing = f"an image of {size[0]} x {size[1]}, resized to {self.resize}, has"
+        PIXELS.require(height * width, thing, InvalidImage)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return ``(pixels - mean) / std`` of pixels (..., channels, H, W) in [0, 1], on their device."""
@@ -119,12 +138,15 @@ class Preprocess:
         """Build from the settings of :meth:`as_dict`, also after a trip through JSON.
 
         Raises:
-            InvalidParameter: a setting that does not exist.
+            InvalidParameter: a setting that does not exist, or of another kind.
         """
         unknown = settings.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise InvalidParameter(f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {dict(settings)}")
+            raise InvalidParameter(
+                f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {brief(dict(settings))}"
+            )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        require_settings(cls, values, "Preprocess")
         return cls(**values)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..bounds import read_unpacked, require_unpacked, require_unpacked_archive
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, WeightsWarning, shortened
 from ..files import file_digest, unsealed
+from ..kinds import require_kind
 from .preprocess import Preprocess
 
 _StateDict = dict[str, Tensor]
@@ -31,7 +34,7 @@ NO_TORCHSCRIPT = "rules cannot see the operations inside; use the Python model a
 def is_file(weights: str | Path) -> bool:
     """Tell a file of weights from a name of weights."""
     path = Path(weights)
-    return isinstance(weights, Path) or path.exists() or _unzipped(path).suffix in _FORMATS
+    return isinstance(weights, Path) or os.path.exists(path) or _unzipped(path).suffix in _FORMATS
 
 
 def _unzipped(path: Path) -> Path:
@@ -49,6 +52,8 @@ def read_state_dict(path: Path) -> _StateDict:
         InvalidModel: a TorchScript file.
     """
     state = plain_names(_nested(_decoded(path), path))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    require_unpacked(size, path.stat().st_size, f"{path} holds", InvalidWeights)  # strides of 0 repeat a number
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InvalidWeights(
@@ -62,14 +67,9 @@ def _decoded(path: Path) -> Any:
     suffix = _unzipped(path).suffix
     if suffix not in _FORMATS:
         raise InvalidWeights(f"{path}: weights must be a {', '.join(_FORMATS)} file, plain or .gz")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InvalidWeights(f"there is no weights file {path}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidWeights(f"{path} cannot be read or is cut short ({error}); fetch it again") from error
-    if not content:
-        raise InvalidWeights(f"{path} is empty (0 bytes); fetch it again")
+    content = _unpacked(path)
     if suffix != ".safetensors":
         refuse_torchscript(path, content)
     try:
@@ -85,14 +85,29 @@ def _decoded(path: Path) -> Any:
         raise InvalidWeights(f"{path} is broken or cut short ({error}); fetch it again") from error
 
 
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, of a .gz those inside."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            read = gzip.GzipFile(fileobj=io.BytesIO(content)).read
+            content = read_unpacked(read, len(content), str(path), InvalidWeights)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidWeights(f"{path} cannot be read or is cut short ({error}); fetch it again") from error
+    if not content:
+        raise InvalidWeights(f"{path} is empty (0 bytes); fetch it again")
+    return content
+
+
 def refuse_torchscript(path: Path, content: bytes | None = None) -> None:
-    """Refuse a TorchScript archive, which has a table of constants where a state dict has none."""
+    """Refuse a TorchScript archive, which has constants where a state dict has none, and one that is a bomb."""
     archive: Any = path if content is None else io.BytesIO(content)
     if not zipfile.is_zipfile(archive):
         return
     with zipfile.ZipFile(archive) as files:
         if any(entry.endswith("/constants.pkl") for entry in files.namelist()):
             raise InvalidModel(f"{path} is a TorchScript file; {NO_TORCHSCRIPT}")
+    require_unpacked_archive(archive, str(path), InvalidWeights)
 
 
 def _nested(content: Any, path: Path) -> _StateDict:
@@ -204,7 +219,7 @@ def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
         InvalidParameter: a file that cannot be read or holds something else; names that are not distinct.
     """
     names = [given] if isinstance(given, str) else list(given)
-    if len(names) == 1 and Path(names[0]).is_file():
+    if len(names) == 1 and os.path.isfile(names[0]):
         names = _names_of(Path(names[0]))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -235,9 +250,14 @@ def read_facts(path: Path) -> dict[str, Any]:
         for name, expected in facts.get("files", {}).items():
             if name == weights.name and file_digest(weights) != expected:
                 raise ValueError("it tells of other weights than those beside it")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidWeights(
             f"{path}, beside the weights, cannot be trusted: {error}; mend or remove it"
         ) from error
-    readers: dict[str, Callable[[Any], Any]] = {"classes": tuple, "preprocess": Preprocess.from_dict}
-    return {name: read(facts[name]) for name, read in readers.items() if facts.get(name)}
+    try:
+        classes = require_kind(Sequence[str], facts.get("classes") or (), f"{path}: classes", InvalidWeights)
+        told = require_kind(dict[str, Any], facts.get("preprocess") or {}, f"{path}: preprocess", InvalidWeights)
+        found = {"classes": tuple(classes), "preprocess": Preprocess.from_dict(told) if told else None}
+    except InvalidParameter as error:
+        raise InvalidWeights(f"{path}: {error}") from error
+    return {name: value for name, value in found.items() if value}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,7 @@ _NAME = 1.15  # of a row
 _TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
 _LEADING = 1.28  # from line to line, in font sizes
 _WIDEST = 4000  # pixels of a figure
+_LONGEST_LINE = 1000  # characters, which no width here holds
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,12 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> s
     """
 
     def fits(line: str) -> bool:
+        if len(line) > _LONGEST_LINE:
+            return False
         return len(line) < 2 or text_width(line.rstrip(), points, weight) <= width
+
+    def overflows(line: str, end: int) -> bool:
+        return not fits(line[:end])
 
     lines = []
     for paragraph in text.split("\n"):
@@ -279,7 +286,8 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> s
                 line = ""
             line += piece
             while not fits(line):
-                end = next(n for n in range(len(line) - 1, 0, -1) if fits(line[:n]))
+                ends = range(1, min(len(line), _LONGEST_LINE + 1))
+                end = max(1, bisect_left(ends, True, key=partial(overflows, line)))
                 lines.append(line[:end])
                 line = line[end:]
         lines.append(line.rstrip())
