@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pellucid.cli.program import app
 from pellucid.errors import InvalidData, OutputNotWritable
-from pellucid.experiments import places
+from pellucid.experiments import folders
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
@@ -63,7 +63,7 @@ def _empty(monkeypatch):
     monkeypatch.setattr(Store, "store", {})
     monkeypatch.setattr(Store, "pseudo_dirs", [""])
     monkeypatch.setattr(Store, "faults", {})
-    monkeypatch.setattr(places, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(folders, "_WAITS", (0.0, 0.0, 0.0))
 
 
 def spec(**changed):

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, first_difference
 from ..files import alone
-from .places import Place
+from .folders import Folder
 from .record import RUN, DamagedRun, RunRecord
 
 WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
@@ -106,8 +106,8 @@ class Store:
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.place = Place(url)
-        self.url, self.local = self.place.url, self.place.local
+        self.folder = Folder(url)
+        self.url, self.local = self.folder.url, self.folder.local
         self.run = ""  # the hash of the run whose parts are written and read
 
     # Writing.
@@ -130,19 +130,19 @@ class Store:
     def _claim(self, record: RunRecord) -> None:
         """Write run.json, unless it says the same already."""
         found = self._require_same(record)
-        if found is None and self.local is None and self.place.create(RUN, record.content()):
+        if found is None and self.local is None and self.folder.create(RUN, record.content()):
             found = self._require_same(record)
         if found is None:  # damaged, or written by another process meanwhile
             found = self._require_same(record)
         if found is None or found.spec != record.spec:
-            self.place.write(RUN, record.content())
+            self.folder.write(RUN, record.content())
 
     def _require_same(self, record: RunRecord) -> RunRecord | None:
         """What run.json here says, or None if nothing is here; anything but the same experiment is refused."""
         try:
             found = self.record()
         except DamagedRun as error:
-            if not self.place.names(PARTS):
+            if not self.folder.names(PARTS):
                 raise
             # The parts tell themselves whether they are of this run.
             warnings.warn(DamagedFileWarning(f"{error}: it is written anew"), stacklevel=2)
@@ -181,15 +181,15 @@ class Store:
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
-        self.place.write(f"{PARTS}/{cell}.parquet", self._parquet(rows))
+        self.folder.write(f"{PARTS}/{cell}.parquet", self._parquet(rows))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
         """Store pictures, if there are any."""
         name = f"{PICTURES}/{cell}.parquet"
         if len(pictures):
-            self.place.write(name, self._parquet(pictures))
+            self.folder.write(name, self._parquet(pictures))
         else:
-            self.place.remove(name)
+            self.folder.remove(name)
 
     def _parquet(self, table: pyarrow.Table) -> bytes:
         told = {CHECKSUM: checksum(table), RUN_HASH: self.run}
@@ -208,14 +208,14 @@ class Store:
         return self._again(self._told)
 
     def _told(self) -> RunRecord | None:
-        content = self.place.read(RUN)
+        content = self.folder.read(RUN)
         return None if content is None else RunRecord.read(content, self.url)
 
     def _others(self) -> list[str]:
         """Files here, less hidden ones and empty folders."""
-        if self.place.is_file():
+        if self.folder.is_file():
             return ["a file"]
-        return sorted(name for name in self.place.names() - {PARTS, PICTURES} if not name.startswith("."))
+        return sorted(name for name in self.folder.names() - {PARTS, PICTURES} if not name.startswith("."))
 
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
@@ -227,7 +227,7 @@ class Store:
         return there - self.whole(PICTURES, sorted(there), PICTURE_ROWS).keys()
 
     def _names(self, folder: str) -> set[str]:
-        return {name.removesuffix(".parquet") for name in self.place.names(folder)}
+        return {name.removesuffix(".parquet") for name in self.folder.names(folder)}
 
     def _part(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table | None:
         """A part of this run, read whole; None if it is damaged, or another run's."""
@@ -249,7 +249,7 @@ class Store:
             return read()
 
     def _checked(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table:
-        content = self.place.read(name)
+        content = self.folder.read(name)
         if content is None:
             raise ValueError("it is gone")
         table = pyarrow.parquet.read_table(io.BytesIO(content))

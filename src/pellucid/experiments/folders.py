@@ -21,7 +21,7 @@ _ANSWERS = (*_ABSENT, FileExistsError, IsADirectoryError, PermissionError)  # no
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Place:
+class Folder:
     """A folder, ``local`` or elsewhere (None), and what is asked of it.
 
     Whatever goes wrong elsewhere, such as an endpoint that refuses, is asked for four times within some seconds,
