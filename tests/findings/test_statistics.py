@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from pellucid.errors import InvalidData, UnknownName
-from pellucid.findings.intervals import interval
-from pellucid.findings.statistics import ALL_LAYERS, Statistics
+from pellucid.findings.intervals import best_row, interval
+from pellucid.findings.statistics import Statistics
 from tests.tables import FACTS, NAN, fact, plausible, results
 
 KEY = ("net", "original", "gradient", "input", "insertion")
@@ -128,46 +128,76 @@ def test_ranks_agree_with_a_loop_over_pairs():
 # Layers.
 
 
-def test_an_image_counts_once_with_the_mean_of_its_layers():
-    found = row({KEY: [1.0, 2.0, 3.0], key(layer="deep"): [3.0, 4.0, 11.0]}, key(layer=ALL_LAYERS))
-    assert found["mean"] == pytest.approx((2 + 3 + 7) / 3, rel=1e-12)
-    assert found["std"] == pytest.approx(np.std([2, 3, 7], ddof=1), rel=1e-12)
-    assert found["n"] == 3
-
-
-def test_a_layer_without_a_value_leaves_the_image_out():
-    found = row({KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [3.0, NAN, 11.0, 4.0]}, key(layer=ALL_LAYERS))
-    assert (found["n"], found["undefined"]) == (3, 1)
-    assert found["mean"] == pytest.approx((2 + 7 + 4) / 3, rel=1e-12)
-
-
-def test_a_layer_at_which_a_method_is_undefined_is_left_out_for_all():
-    """As a gradient below global pooling: 3 of 4 undefined are too many, 2 of 4 are not."""
+def test_each_method_stands_at_its_own_best_layer():
+    """Also what has maps at one layer alone; lower is better for deletion."""
     values = {
-        KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [9.0, NAN, NAN, NAN],
-        key(layer="deeper"): [NAN, NAN, 3.0, 6.0],
-        key("other"): [5.0, 6.0, 7.0, 8.0], key("other", "deep"): [9.0, 9.0, 9.0, 9.0],
-        key("other", "deeper"): [7.0, 8.0, 9.0, 10.0],
+        KEY: [0.1, 0.2, 0.3], key(layer="deep"): [0.7, 0.9, 0.8], key("elsewhere", "deep"): [0.7, 0.9, 0.8],
+        key(metric="deletion"): [0.1, 0.2, 0.3], key(layer="deep", metric="deletion"): [0.7, 0.9, 0.8],
     }  # fmt: skip
-    stats = Statistics.of(results(values))
-    found = stats.summary.loc[key("other", ALL_LAYERS)]
-    assert (found["n"], found["undefined"]) == (4, 0)
-    assert found["mean"] == pytest.approx((6 + 7 + 8 + 9) / 4, rel=1e-12)
-    found = stats.summary.loc[key(layer=ALL_LAYERS)]
-    assert (found["n"], found["undefined"]) == (2, 2)
-    assert found["mean"] == pytest.approx((3 + 5) / 2, rel=1e-12)
-    assert stats.left_out("net", "insertion") == ["deep"]
+    best = Statistics.of(results(values)).best
+    assert list(best.values.index) == [
+        key(layer="deep"), key("elsewhere", "deep"), key(metric="deletion"),
+    ]  # fmt: skip
+    assert best.values.loc[key(layer="deep")].tolist() == [0.7, 0.9, 0.8]
+    assert best.summary.loc[key(layer="deep"), ["rank", "shared"]].tolist() == [1, True]
+    assert best.summary.loc[key("elsewhere", "deep"), ["rank", "shared"]].tolist() == [1, True]
 
 
-def test_a_method_at_some_layers_alone_has_no_mean_over_all():
+def test_an_images_value_is_of_the_layer_that_is_best_without_it():
+    """The first image alone makes "deep" better: for the first image itself "input" is the choice."""
+    values = {KEY: [1.0, 2.0, 2.0, 2.0], key(layer="deep"): [9.0, 1.0, 1.0, 1.0]}
+    best = Statistics.of(results(values)).best
+    assert best.values.loc[key(layer="deep")].tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_more_layers_are_no_advantage():
+    """The best of 40 layers of noise has a mean far above 0 on the images that chose it, and none by this one."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(60, 40, 20))
+    chosen = np.array([values[best_row(values, True)[1], np.arange(20)].mean() for values in noise])
+    flattered = noise.mean(2).max(1)
+    assert abs(chosen.mean()) < 3 * chosen.std(ddof=1) / np.sqrt(60)
+    assert flattered.min() > 0.2
+
+
+def test_a_layer_at_which_most_images_are_undefined_is_no_choice():
+    """As a gradient below global pooling: 3 of 4 undefined are too many, 2 of 4 are not."""
+    values = {KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [9.0, NAN, NAN, NAN]}
+    found = Statistics.of(results(values)).best
+    assert list(found.values.index) == [KEY]
+    values = {KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [NAN, NAN, 9.0, 8.0]}
+    found = Statistics.of(results(values)).best
+    assert list(found.values.index) == [key(layer="deep")]
+    assert found.undefined.tolist() == [2]
+
+
+def test_differences_are_to_the_reference_at_its_own_best_layer():
+    values = {
+        KEY: [1.0, 2.0, 3.0], key(layer="deep"): [0.0, 0.0, 0.0],
+        key("other"): [0.0, 0.0, 0.0], key("other", "deep"): [3.0, 3.0, 3.0],
+    }  # fmt: skip
+    found = Statistics.of(results(values, "gradient")).best.summary
+    assert found.loc[key("other", "deep"), "difference"] == pytest.approx((2 + 1 + 0) / 3, rel=1e-12)
+
+
+def test_layers_and_who_has_no_maps_there():
     stats = Statistics.of(results({KEY: [1.0] * 3, key(layer="deep"): [2.0] * 3, key("elsewhere"): [3.0] * 3}))
-    assert key(layer=ALL_LAYERS) in stats.values.index
-    assert stats.summary.loc[key(layer=ALL_LAYERS), "mean"] == 1.5
-    assert key("elsewhere", ALL_LAYERS) not in stats.values.index
-    assert stats.left_out("net", "insertion") == []
-    assert stats.layers("net") == [ALL_LAYERS, "input", "deep"]
+    assert stats.layers("net") == ["input", "deep"]
+    assert stats.absent("net", "deep", "insertion") == ["elsewhere"]
+    assert stats.absent("net", "input", "insertion") == stats.absent("net", None, "insertion") == []
     with pytest.raises(UnknownName, match="nett"):
         stats.layers("nett")
+
+
+def test_curves_at_the_best_layer_are_those_of_that_layer():
+    curves = [
+        (one, at, None, [at, at, at])
+        for one in (KEY, key(layer="deep"))
+        for at in (0.0, 1.0, 2.0)[: 2 + (one != KEY)]
+    ]
+    stats = Statistics.of(results({KEY: [1.0, 2.0, 3.0], key(layer="deep"): [5.0] * 3}, curves=curves))
+    assert len(stats.drawn("net", "original", None)) == len(stats.drawn("net", "original", "deep")) == 3
+    assert len(stats.drawn("net", "original", "input")) == 2
 
 
 # Curves.
@@ -180,7 +210,7 @@ def test_curves_have_the_mean_at_each_point():
     assert found.index.get_level_values("at").tolist() == [0, 0.5, 1]
     np.testing.assert_allclose(found["mean"], [1, 1.5, 2], rtol=1e-12)
     assert (found["low"] < found["mean"]).all()
-    assert len(stats.values) == 2
+    assert len(stats.values) == 1
 
 
 def test_curves_keep_their_steps_names_and_long_ones_are_thinned_to_their_ends():

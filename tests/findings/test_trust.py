@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pellucid.errors import UnknownName
+from pellucid.errors import InvalidParameter, UnknownName
 from pellucid.findings.digits import decimals, number
 from pellucid.findings.ranking import Contender, Ranking
 from pellucid.findings.trust import trust_card
@@ -156,7 +156,7 @@ def test_variants_themselves_are_compared_with_the_original():
         ("net", "original", "", "", metric): np.zeros(12), ("net", "backward", "", "", metric): np.zeros(12),
         ("net", "forward", "", "", metric): 12 + 100 * NOISE,
     }  # fmt: skip
-    (found,) = trust_card(results(values), "net", "all layers").findings
+    (found,) = trust_card(results(values), "net").findings
     assert [one.variant for one in found.lead.best] == ["original", "backward"]
     assert found.sentence == (
         "By prediction difference, backward does and forward does not: 0 (original), 0 (backward) and "
@@ -220,10 +220,61 @@ def test_layers_have_cards_of_their_own():
         layer: methods(trust_card(table, "net", layer).findings[0].lead.best) for layer in (None, "input", "deep")
     }
     assert best == {None: ["a"], "input": ["a"], "deep": ["b"]}
+    assert "a at input is best: insertion 0.900" in str(trust_card(table, "net"))
+    assert str(trust_card(table, "net", "deep")).startswith("Trust card of net, at deep\n")
     with pytest.raises(UnknownName, match="did you mean deep"):
         trust_card(table, "net", "deeep")
     with pytest.raises(UnknownName, match="unknown model"):
         trust_card(table, "other")
+
+
+def test_maps_at_one_layer_alone_are_judged_beside_the_same_maps_at_many():
+    values = {
+        ("net", "original", name, layer, "insertion"): mean + np.roll(NOISE, index)
+        for name, layers in {"random": "ab", "gradcam": "ab", "external": "b"}.items()
+        for layer in layers
+        for index, mean in [(len(name), 0.3 if name == "random" else {"a": 0.4, "b": 0.8}[layer])]
+    }
+    values["net", "original", "external", "b", "insertion"] = values[
+        "net", "original", "gradcam", "b", "insertion"
+    ]
+    (found,) = trust_card(results(values), "net").findings
+    assert found.sentence.startswith("gradcam at b and external at b are best and cannot be told apart")
+    (found,) = trust_card(results(values), "net", "a").findings
+    assert found.agreement == "Not graded, since they have maps at other layers alone: external."
+
+
+def test_the_headline_counts_no_question_on_which_measures_disagree():
+    def told(deletion):
+        values = {
+            ("net", "original", name, "input", metric): mean + np.roll(NOISE, index)
+            for metric, means in {
+                "insertion": {"random": 0.3, "gradient": 0.8},
+                "deletion": deletion,
+                "total_variation": {"random": 0.9, "gradient": 0.2},
+            }.items()
+            for index, (name, mean) in enumerate(means.items())
+        }
+        return trust_card(results(values), "net").sentence
+
+    assert told({"random": 0.5, "gradient": 0.1}) == (
+        "gradient is among the best on 2 of 2 questions (faithfulness and noise)."
+    )
+    assert told({"random": 0.1, "gradient": 0.5}) == (
+        "gradient is among the best on 1 of 2 questions (noise). "
+        "On faithfulness the measures disagree about who is best."
+    )
+
+
+def test_a_card_needs_no_name_of_the_only_model_and_escapes_itself_for_a_notebook():
+    table = results({("net", "original", "<b>", "input", "insertion"): 0.5 + NOISE})
+    assert trust_card(table) == trust_card(table, "net")
+    html = trust_card(table)._repr_html_()
+    assert "<b>:" not in html
+    assert "&lt;b&gt;" in html
+    two = results({(name, "original", "a", "input", "insertion"): 0.5 + NOISE for name in ("net", "other")})
+    with pytest.raises(InvalidParameter, match="name one: net, other"):
+        trust_card(two)
 
 
 # Numbers.
@@ -250,7 +301,7 @@ def test_numbers_as_text(value, places, text):
 
 def test_a_metric_by_which_methods_beat_chance_does_not_agree_with_one_by_which_none_does():
     def ranking(*best):
-        found = tuple(Contender(name, "original", 0.5, 0.4, 0.6, 9) for name in best)
+        found = tuple(Contender(name, "original", "input", 0.5, 0.4, 0.6, 9) for name in best)
         return Ranking("m", "m", "share", True, found, found, False)
 
     tied_with_edges, ahead = ranking("edges", "deeplift"), ranking("deeplift")

@@ -56,7 +56,7 @@ def column(tab, place, table="div[data-slot=scores] table"):
 @pytest.mark.parametrize(("metric", "descending"), [("insertion(steps='auto')", True), ("total_variation", False)])
 def test_a_click_sorts_the_best_to_the_top_and_another_the_worst(view, run, metric, descending):
     tab = view()
-    means = Statistics.of(run).summary.xs(("net", "original", "all layers", metric), level=[0, 1, 3, 4])["mean"]
+    means = Statistics.of(run).scores("net", "original", None).xs(metric, level="metric")["mean"]
     ordered = means.sort_values(ascending=not descending).index.tolist()
     assert column(tab, 0) != ordered
     head = tab.locator("div[data-slot=scores] thead").first.locator(
@@ -217,10 +217,10 @@ def test_a_network_brings_its_own_layers(browser, tmp_path):
     def visible_layers():
         return tab.locator("select.layer:visible option").all_text_contents()
 
-    assert visible_layers() == ["all layers", "input", "block"]
+    assert visible_layers() == ["each method at its own best layer", "input", "block"]
     tab.select_option("#layer", label="block")
     tab.select_option("#model", label="large")
-    assert visible_layers() == ["all layers", "stem", "body", "top"]
+    assert visible_layers() == ["each method at its own best layer", "stem", "body", "top"]
     tab.locator("select.layer:visible").select_option(label="top")
     expected = Statistics.of(results(values)).summary.loc["large", "original", "a", "top", "insertion"]["mean"]
     assert float(column(tab, 1)[0].split()[0]) == pytest.approx(expected, abs=6e-3)

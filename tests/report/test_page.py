@@ -86,7 +86,7 @@ def test_a_run_without_curves_pictures_or_variants_has_a_page():
     text = benchmark_page(results(values))
     assert "The maps" not in text
     assert 'id="variant"' not in text
-    assert "all layers" not in text.split("<main>")[0]
+    assert "best layer" not in text.split("<main>")[0]
 
 
 def test_a_run_without_results_is_refused():
@@ -122,7 +122,7 @@ def test_tables_have_the_statistics_of_their_place(run):
         for metric, cell in zip(stats.metrics, row.cells, strict=False):
             found = stats.summary.loc["net", "backward", row.title, "layer1.1", metric]
             assert cell.by == found["mean"]
-            assert cell.note == f"{found['rank']:.0f}"
+            assert cell.note == f"{'=' if found['shared'] else ''}{found['rank']:.0f}"
             assert cell.best == (found["rank"] == 1)
             assert float(cell.text.replace("−", "-")) == pytest.approx(found["mean"], abs=0.006)
     assert [row.title for row in table.rows if row.floor] == ["random", "edges"]
@@ -146,17 +146,19 @@ def test_details_say_what_is_undefined_and_why(run):
     assert details["insertion(steps='auto')"].notes == ["RISE, Sec. 4."]
 
 
-def test_the_mean_over_layers_names_those_it_leaves_out():
+def test_each_method_stands_with_its_own_best_layer_and_who_has_no_map_at_one_is_named():
     values = {
-        ("net", "original", name, layer, "insertion"): [0.1, 0.2, 0.3]
-        if (name, layer) != ("a", "deep")
-        else [NAN] * 3
-        for name in ("a", "b")
-        for layer in ("input", "deep")
+        ("net", "original", name, layer, "insertion"): [0.1 + 0.5 * (layer == "deep"), 0.2, 0.3]
+        for name, layers in {"a": ("input", "deep"), "b": ("input",)}.items()
+        for layer in layers
     }
-    (table,) = tables.details(Statistics.of(results(values)), "net", "original", "all layers")
-    assert table.notes[-1] == "The mean leaves out deep, where some method is undefined on most images."
-    assert [row.cells[-2].by for row in table.rows] == [3, 3]
+    stats = Statistics.of(results(values))
+    (table,) = tables.details(stats, "net", "original", None)
+    assert {row.title: row.cells[-1].text for row in table.rows} == {"a": "deep", "b": "input"}
+    table = tables.overview(stats, "net", "original", None)
+    assert [row.cells[0].note for row in table.rows] == ["=1 deep", "=1 input"]
+    (table,) = tables.details(stats, "net", "original", "deep")
+    assert table.notes[-1] == "Not here, since they have maps at other layers alone: b."
 
 
 def test_whiskers_span_the_table():

@@ -136,7 +136,7 @@ def _run(spec: Path | None, options: dict[str, Any], output: str, command: str) 
 
 def _show(results: Results, output: str) -> None:
     """Show means, where everything is, what was amiss, and what to do next."""
-    show_whole(_means(results))
+    show_whole(_scores(results), keys=2 + (len(results.record.layers) > 1))
     record = results.record
     cells = len(record.cells)
     typer.echo(
@@ -158,22 +158,34 @@ def show_troubles(results: Results, place: str = "") -> None:
         show_reasons([f"{cell}: {message}" for cell, message in results.failed.items()])
 
 
-def _means(results: Results) -> Table:
-    """The mean of each metric by method and variant, over images and layers; undefined values are left out."""
+def _scores(results: Results) -> Table:
+    """The mean of each metric by method and variant, each at its own best layer, with its rank."""
+    from ..findings.statistics import Statistics
+    from ..report.tables import rank_text
+
+    statistics = Statistics.of(results)
+    summary, metrics = statistics.best.summary, results.record.metrics
     several = len(results.record.layers) > 1
-    values = results.table[results.table["at"].isna()]
-    keys = ["model", "method", "variant"] if several else ["method", "variant"]
-    found = values.groupby([*keys, "metric"], observed=True, sort=False)["value"].mean()
-    metrics = {text: metric.higher_is_better for text, metric in results.record.metrics.items()}
-    over = "trainings" if results.record.of_trainings else "images and layers"
+    layered = max(map(len, results.record.layers.values()), default=0) > 1
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for (model, variant, method, layer, metric), row in zip(
+        summary.index, summary.to_dict("records"), strict=True
+    ):
+        key = (*([model] if several else []), method or "(the variant)", variant)
+        number = "" if row["mean"] != row["mean"] else f"{row['mean']:.4g}"
+        at = layer if layered else ""
+        cells.setdefault(key, {})[metric] = " ".join(filter(None, (number, rank_text(row).strip("–"), at)))
+    heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
+    where = ", each at its own best layer by that measure, which is named" if layered else ""
     table = Table(
-        *keys,
-        *(Column(f"{escape(text)} {'↑' if higher else '↓'}", justify="right") for text, higher in metrics.items()),
-        title=f"Means over {over}; ↑ higher is better, ↓ lower is better",
+        *[*(["model"] if several else []), "method", "variant"],
+        *(Column(head, justify="right") for head in heads),
+        title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
+        caption="After each mean its rank: 1 + how many methods of the same variant are better, that is, told "
+        "apart image by image; = where several stand on one rank.",
         title_justify="left",
+        caption_justify="left",
     )
-    for key in dict.fromkeys(entry[:-1] for entry in found.index):
-        numbers = [found.get((*key, text)) for text in metrics]
-        cells = ["" if number is None or number != number else f"{number:.4g}" for number in numbers]
-        table.add_row(*(escape(str(part)) or "(the variant)" for part in key), *cells)
+    for key, found in cells.items():
+        table.add_row(*map(escape, key), *(escape(found.get(text, "")) for text in metrics))
     return table

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import counted, shortened
 
@@ -41,12 +41,39 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def show_whole(table: Table) -> None:
-    """Print a table; into a pipe as wide as it is, so that no name is cut."""
+def show_whole(table: Table, keys: int = 0) -> None:
+    """Print a table; into a pipe as wide as it is, so that no name is cut.
+
+    On a terminal that is too narrow, columns go into further tables, each of which begins with the first ``keys``.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=Console(width=10_000).measure(table).maximum)
-    console.print(table)
+    for part in _fitting_parts(console, table, keys) if keys else [table]:
+        console.print(part)
+
+
+def _fitting_parts(console: Console, table: Table, keys: int) -> list[Table]:
+    """Tables of the first ``keys`` columns and as many of the others as the console has room for."""
+    whole, parts, places = list(table.columns), [], list(range(keys))
+
+    def part(places: Sequence[int]) -> Table:
+        columns = [Column(whole[place].header, justify=whole[place].justify, no_wrap=True) for place in places]
+        found = Table(*columns)
+        for row in zip(*(whole[place].cells for place in places), strict=True):
+            found.add_row(*row)
+        return found
+
+    for place in range(keys, len(whole)):
+        wider = Console(width=10_000).measure(part([*places, place])).maximum > console.width
+        if wider and len(places) > keys:
+            parts.append(part(places))
+            places = list(range(keys))
+        places.append(place)
+    parts.append(part(places))
+    parts[0].title, parts[0].title_justify = table.title, "left"
+    parts[-1].caption, parts[-1].caption_justify = table.caption, "left"
+    return parts
 
 
 def show_left_out(noun: str, reasons: Sequence[str]) -> None:

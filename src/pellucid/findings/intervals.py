@@ -133,3 +133,19 @@ def without_each(values: Numbers, spread: bool = False) -> Numbers:
         squares = (apart**2).sum(1, keepdims=True) - apart**2 * n / (n - 1)
         spreads: Numbers = np.sqrt(np.maximum(squares, 0) / (n - 1 - known))
     return spreads
+
+
+def best_row(values: Numbers, higher: bool) -> tuple[int, NDArray[np.intp]]:
+    """Which row of values (K, N) has the best mean; and for each column which has it without this column (N,).
+
+    Rows of fewer than half as many known values as the best known one are not chosen.
+    """
+    known = (~np.isnan(values)).sum(1)
+    ranked = np.where((2 * known >= known.max())[:, None], values if higher else -values, np.nan)
+    whole, each = (
+        np.nan_to_num(means, nan=-np.inf, posinf=-np.inf) for means in (mean(ranked), without_each(ranked))
+    )
+    best = int(whole.argmax())
+    # Layers may have equal maps: rounding does not choose among them.
+    tied = each.max(0) <= each[best] + rounding_of(values)
+    return best, np.where(tied, best, each.argmax(0))

@@ -24,10 +24,14 @@ def floor_of(method: str) -> str:
 
 @dataclass(frozen=True)
 class Contender:
-    """A method under a variant, and what its maps score: the mean of ``n`` values and its 95 % interval."""
+    """A method under a variant at a layer, and what its maps score: the mean of ``n`` values, its 95 % interval.
+
+    The layer is empty where a variant is graded as a whole.
+    """
 
     method: str
     variant: str
+    layer: str
     mean: float
     low: float
     high: float
@@ -56,6 +60,7 @@ class Ranking:
             graded themselves (contenders without a method), those so near to the original.
         same: every contender has the same values, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
+        absent: methods that have maps at other layers alone.
         counted, most: what a value is of, an image or a training; how many the best known contender has.
     """
 
@@ -67,6 +72,7 @@ class Ranking:
     best: tuple[Contender, ...]
     same: bool
     ungraded: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     counted: str = "image"
     most: int = 0
 
@@ -80,6 +86,11 @@ class Ranking:
         """The floors among the best: no method is told from these."""
         found = {contender.floor for contender in self.best}
         return tuple(floor for floor in FLOORS if floor in found)
+
+    @property
+    def several_layers(self) -> bool:
+        """Whether contenders stand at layers of their own."""
+        return len({contender.layer for contender in self.contenders}) > 1
 
     @property
     def of_variants(self) -> bool:
@@ -97,8 +108,11 @@ class Ranking:
         return bool(mine & theirs) and bool(self.floors) == bool(other.floors)
 
 
-def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Ranking | None:
-    """Rank all methods under all variants by one metric; None if nothing was measured there."""
+def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) -> Ranking | None:
+    """Rank all methods under all variants by one metric at a layer, or each at its own best one (None).
+
+    None if nothing was measured there.
+    """
     values, summary = statistics.contenders(model, layer, metric)
     if values.empty:
         return None
@@ -109,8 +123,8 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
     summary = summary[summary["n"] >= LEAST].sort_values("mean", ascending=not higher, kind="stable")
     numbers = values.loc[summary.index].to_numpy()
     contenders = tuple(
-        Contender(method, variant, float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
-        for (variant, method), row in summary.iterrows()
+        Contender(method, variant, at, float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
+        for (variant, method, at), row in summary.iterrows()
     )
     originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == UNCHANGED]
     against = originals[0] if originals else 0
@@ -124,7 +138,10 @@ def ranking(statistics: Statistics, model: str, layer: str, metric: str) -> Rank
         name for name in measured if not is_of_variant(name) and name not in {one.method for one in contenders}
     )
     label = statistics.label(metric)
-    return Ranking(metric, label, known.unit, higher, contenders, best, same, ungraded, known.counted, most)
+    absent = tuple(statistics.absent(model, layer, metric))
+    return Ranking(
+        metric, label, known.unit, higher, contenders, best, same, ungraded, absent, known.counted, most
+    )
 
 
 def _spread(numbers: Numbers) -> float:

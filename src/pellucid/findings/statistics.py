@@ -7,7 +7,7 @@ enters no mean; it is counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, UnknownName
-from ..experiments.store import is_of_variant
-from .intervals import Numbers, deviation, interval, mean, paired_ranks
+from ..experiments.store import WHOLE_VARIANT, is_of_variant
+from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
     from ..experiments.store import Results
 
 GROUP = ["model", "variant", "method", "layer", "metric"]
-ALL_LAYERS = "all layers"  # the layer of an image's mean over its layers
+CONTENDER = ["model", "variant", "method", "metric"]
 UNCHANGED = "original"  # the variant that the others are compared with, where no method is graded
 POINTS = 57  # of a curve that are kept at most
 
@@ -36,19 +36,18 @@ class Statistics:
         metrics: what each says about itself, by text.
         reference: the method that the others are compared with, if any.
         values: one row per (model, variant, method, layer, metric), one column per image; NaN where undefined
-            or not measured. The layer ``"all layers"`` holds each image's mean over the shared layers.
-        undefined: how many images were measured without a defined value, for each row of ``values``.
+            or not measured.
+        missing: like ``values``: whether the image was measured without a defined value.
         points: the curves, like ``values`` with the levels ``at`` and ``step`` added.
-        shared: the layers (model, metric, layer) that ``"all layers"`` are the mean of: those at which every
-            method is defined for at least half of the images.
+        by_layer: whether rows are compared at each layer; else each has a layer of its own (``best``).
     """
 
     metrics: Mapping[str, MetricRecord]
     reference: str | None
     values: pd.DataFrame
-    undefined: pd.Series[int]
+    missing: pd.DataFrame
     points: pd.DataFrame
-    shared: pd.DataFrame
+    by_layer: bool = True
 
     @classmethod
     def of(cls, results: Results) -> Statistics:
@@ -63,18 +62,40 @@ class Statistics:
         images = list(dict.fromkeys(table["image"].astype(object)))
         whole = table["at"].isna()
         long = _plain(table[whole], [*GROUP, "image"])
-        shared = _shared_layers(long)
-        long = _with_all_layers(long, shared)
-        curves = _with_all_layers(_plain(_thinned(table[~whole]), [*GROUP, "at", "step", "image"]), shared)
-        missing = long["value"].isna().groupby([long[key] for key in GROUP], sort=False).sum()
-        values = _wide(long, GROUP, images)
+        curves = _plain(_thinned(table[~whole]), [*GROUP, "at", "step", "image"])
+        gone = long.assign(value=long["value"].isna().astype(float))
         return cls(
             results.record.metrics,
             results.record.reference,
-            values,
-            missing.reindex(values.index),
+            _wide(long, GROUP, images),
+            _wide(gone, GROUP, images) == 1,
             _wide(curves, [*GROUP, "at", "step"], images),
-            shared,
+        )
+
+    @cached_property
+    def best(self) -> Statistics:
+        """Each method under each variant at the layer at which a metric finds it best, which its row names.
+
+        What is chosen by values is flattered by them, the more, the more layers there are. So an image's value is
+        that of the layer which is best on the other images; mostly that is the layer named. A layer is a choice
+        where at least half as many images are defined as at the best known one.
+        """
+        keys = self.values.index.to_frame(index=False)
+        values, missing = self.values.to_numpy(), self.missing.to_numpy()
+        columns = np.arange(self.images)
+        kept, chosen = [], []
+        for key, group in keys.groupby(CONTENDER, sort=False):
+            place, each = best_row(values[group.index], self.metrics[key[-1]].higher_is_better)
+            kept.append(group.index[place])
+            chosen.append(group.index.to_numpy()[each])
+        at = np.array(chosen), columns
+        index = self.values.index[kept]
+        return replace(
+            self,
+            values=pd.DataFrame(values[at], index, self.values.columns),
+            missing=pd.DataFrame(missing[at], index, self.values.columns),
+            points=self.points[self.points.index.droplevel(["at", "step"]).isin(index)],
+            by_layer=False,
         )
 
     @property
@@ -82,8 +103,13 @@ class Statistics:
         """How many images there are."""
         return len(self.values.columns)
 
+    @property
+    def undefined(self) -> pd.Series[int]:
+        """How many images were measured without a defined value, for each row of ``values``."""
+        return self.missing.sum(axis=1)
+
     def layers(self, model: str) -> list[str]:
-        """The layers of a model that were graded, after ``"all layers"``.
+        """The layers of a model at which maps were graded.
 
         Raises:
             UnknownName: the results have no such model.
@@ -91,18 +117,15 @@ class Statistics:
         models = self.values.index.get_level_values("model")
         if model not in models:
             raise UnknownName("model", model, models)
-        return [ALL_LAYERS, *self._layers(model=model)]
+        index = rows_at(self.values, model=model).index
+        return list(index[~is_of_variant(index.get_level_values("method"))].get_level_values("layer").unique())
 
-    def left_out(self, model: str, metric: str) -> list[str]:
-        """The layers that are no part of a metric's mean over all layers."""
-        shared = self.shared[(self.shared["model"] == model) & (self.shared["metric"] == metric)]["layer"]
-        return [layer for layer in self._layers(model=model, metric=metric) if layer not in set(shared)]
-
-    def _layers(self, **asked: str) -> list[str]:
-        """The layers at which such rows grade maps."""
-        index = rows_at(self.values, **asked).index
-        names = index[~is_of_variant(index.get_level_values("method"))].get_level_values("layer").unique()
-        return [name for name in names if name != ALL_LAYERS]
+    def absent(self, model: str, layer: str | None, metric: str) -> list[str]:
+        """The methods that a metric grades at other layers of a model alone."""
+        index = rows_at(self.values, model=model, metric=metric).index
+        here = index[np.isin(index.get_level_values("layer"), [layer, WHOLE_VARIANT]) | (layer is None)]
+        every, some = (list(found.get_level_values("method").unique()) for found in (index, here))
+        return [method for method in every if method not in some]
 
     def label(self, metric: str) -> str:
         """A metric's name in words; its whole text if another has the same name."""
@@ -115,16 +138,27 @@ class Statistics:
         """What the means are over, as in a sentence: ``"images"``, ``"trainings"``, or both."""
         return " or ".join(sorted({f"{metric.counted}s" for metric in self.metrics.values()}))
 
-    def contenders(self, model: str, layer: str, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The values of one metric and their summary, a row for each (variant, method); may be empty.
+    def contenders(self, model: str, layer: str | None, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The values of one metric and their summary at a layer, or at each row's best; may be empty.
 
-        What grades variants as a whole stands at no layer, and is the same at all.
+        There is a row for each (variant, method, layer). What grades variants as a whole stands at no layer, and
+        is the same at all.
         """
-        asked = {"model": model, "metric": metric}
-        if not self.metrics[metric].of_model:
-            asked["layer"] = layer
-        found = rows_at(self.values, **asked), rows_at(self.summary, **asked)
-        return found if "layer" in asked else tuple(rows.droplevel("layer") for rows in found)
+        here = self if layer is not None else self.best
+        return tuple(
+            _at_layer(rows_at(rows, model=model, metric=metric), layer) for rows in (here.values, here.summary)
+        )
+
+    def scores(self, model: str, variant: str, layer: str | None) -> pd.DataFrame:
+        """The summary of maps by (method, metric) at a layer, or at each one's best, which ``layer`` says."""
+        rows = rows_at((self if layer is not None else self.best).summary, model=model, variant=variant)
+        rows = _at_layer(rows[~is_of_variant(rows.index.get_level_values("method"))], layer)
+        return rows.reset_index("layer")
+
+    def drawn(self, model: str, variant: str, layer: str | None) -> pd.DataFrame:
+        """The mean curves at a layer, or of each method at its best one, by (method, metric, at, step)."""
+        rows = rows_at((self if layer is not None else self.best).curves, model=model, variant=variant)
+        return _at_layer(rows, layer).droplevel("layer")
 
     def of_variants(self, model: str) -> pd.DataFrame:
         """The summary of what grades a model's variants as a whole, a row for each (variant, metric)."""
@@ -140,20 +174,22 @@ class Statistics:
         ``low`` and ``high`` of the mean's 95 % interval; ``difference`` to the reference method of the same
         variant over the ``paired`` images that both have, with ``difference_low`` and ``difference_high``;
         ``rank`` among the methods of the same variant: 1 + how many are better, that is, whose paired
-        difference has an interval without 0. Rows that grade a variant are compared with the original.
+        difference has an interval without 0; and whether it is ``shared``. Rows that grade a variant are compared
+        with the original.
         """
         values = self.values.to_numpy()
-        differences = values - self.values.reindex(self._references()).to_numpy()
+        differences = values - self._references()
         return pd.DataFrame(
             {
                 "n": (~np.isnan(values)).sum(1),
-                "undefined": self.undefined,
+                "undefined": self.undefined.to_numpy(),
                 **_means(values, "mean", "low", "high"),
                 "std": deviation(values),
                 **_means(differences, "difference", "difference_low", "difference_high"),
                 "paired": (~np.isnan(differences)).sum(1),
-                "rank": self._ranks(),
-            }
+                **self._ranks(),
+            },
+            self.values.index,
         )
 
     @cached_property
@@ -161,23 +197,37 @@ class Statistics:
         """The mean and its interval at each point of each curve, indexed as ``points``."""
         return pd.DataFrame(_means(self.points.to_numpy(), "mean", "low", "high"), index=self.points.index)
 
-    def _references(self) -> pd.MultiIndex:
-        """The row that each row is compared with."""
-        rows = self.values.index.to_frame(index=False)
+    def _references(self) -> Numbers:
+        """The values that each row is compared with."""
+        rows = self.values.index.to_frame(index=False)[self._compared]
         of_variant = is_of_variant(rows["method"])
         rows["variant"] = rows["variant"].where(~of_variant, UNCHANGED)
         rows["method"] = rows["method"].where(of_variant, self.reference or "no reference")
-        return pd.MultiIndex.from_frame(rows)
+        values = self.values if self.by_layer else self.values.droplevel("layer")
+        found: Numbers = values.reindex(pd.MultiIndex.from_frame(rows)).to_numpy()
+        return found
 
-    def _ranks(self) -> pd.Series[float]:
+    @property
+    def _compared(self) -> list[str]:
+        """What tells rows apart that are compared."""
+        return GROUP if self.by_layer else CONTENDER
+
+    def _ranks(self) -> dict[str, Any]:
         # Variants compete where they are graded themselves, methods within their variant.
         rows = self.values.index.to_frame(index=False)
         rows["variant"] = rows["variant"].mask(is_of_variant(rows["method"]), "")
-        found = np.full(len(rows), np.nan)
+        ranks, shared = np.full(len(rows), np.nan), np.zeros(len(rows), bool)
         values = self.values.to_numpy()
-        for key, group in rows.groupby(["model", "variant", "layer", "metric"], sort=False):
-            found[group.index] = paired_ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
-        return pd.Series(found, index=self.values.index)
+        for key, group in rows.groupby([name for name in self._compared if name != "method"], sort=False):
+            found = paired_ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
+            ranks[group.index] = found
+            shared[group.index] = (found[:, None] == found).sum(1) > 1
+        return {"rank": ranks, "shared": shared}
+
+
+def _at_layer(rows: pd.DataFrame, layer: str | None) -> pd.DataFrame:
+    """The rows at a layer, if one is given, and those at none."""
+    return rows if layer is None else rows[np.isin(rows.index.get_level_values("layer"), [layer, WHOLE_VARIANT])]
 
 
 def rows_at(rows: pd.DataFrame, **asked: str) -> pd.DataFrame:
@@ -200,38 +250,6 @@ def _plain(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             f"({twice['model']}, {twice['variant']}, {twice['method']}, {twice['layer']}); run it in a new folder"
         )
     return plain
-
-
-def _shared_layers(values: pd.DataFrame) -> pd.DataFrame:
-    """The layers to take the mean over, a row for each (model, metric, layer): those at which every method,
-    under every variant, is defined for at least half of its images.
-
-    A gradient below global pooling, for one, is constant, and most metrics of it undefined: means over
-    different layers would not be comparable. Methods without maps at some layer have no part in this.
-    """
-    at_layers = values[~is_of_variant(values["method"])]
-    known = at_layers["value"].notna().groupby([at_layers[key] for key in GROUP], sort=False).mean()
-    shares = known.unstack("layer")
-    found = []
-    for (model, metric), group in shares.groupby(level=["model", "metric"], sort=False):
-        everywhere = group.dropna(axis="columns", how="all").dropna()
-        found += [(model, metric, layer) for layer in everywhere.columns[everywhere.min() >= 0.5]]
-    return pd.DataFrame(found, columns=["model", "metric", "layer"])
-
-
-def _with_all_layers(table: pd.DataFrame, shared: pd.DataFrame) -> pd.DataFrame:
-    """Add each image's mean over the shared layers, for the methods that have them all.
-
-    It is undefined if it is so at one of them.
-    """
-    keys = [key for key in table.columns if key not in ("layer", "value")]
-    chosen = table.merge(shared, on=["model", "metric", "layer"])
-    every = shared.groupby(["model", "metric"]).size().rename("every")
-    means = chosen.groupby(keys, sort=False)["value"].agg(["mean", "count", "size"]).reset_index()
-    means = means.join(every, on=["model", "metric"])
-    means["value"] = means["mean"].where(means["count"] == means["size"])
-    means = means[means["size"] == means["every"]].assign(layer=ALL_LAYERS)
-    return pd.concat([table, means[table.columns]], ignore_index=True) if len(means) else table
 
 
 def _thinned(curves: pd.DataFrame) -> pd.DataFrame:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import UnknownName
+from markupsafe import escape
+
+from ..errors import InvalidParameter, UnknownName
 from . import wording
 from .ranking import Ranking, ranking
-from .statistics import ALL_LAYERS, Statistics
+from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
@@ -40,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class TrustCard:
-    """What to trust the maps of a model for, at one layer or on average over its layers (``layer=None``)."""
+    """What to trust a model's maps for: at one layer, or each method's at its own best one (``layer=None``)."""
 
     model: str
     layer: str | None
@@ -48,39 +50,64 @@ class TrustCard:
     sentence: str
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def title(self) -> str:
+        """What was judged, and where."""
+        return f"Trust card of {self.model}, {wording.judged_at(self.layer)}"
+
     def __str__(self) -> str:
-        title = f"Trust card of {self.model}, {self.layer or ALL_LAYERS}"
         found = [
             f"{one.question}\n  {' '.join(filter(None, (one.sentence, one.agreement)))}" for one in self.findings
         ]
-        return "\n".join([title, self.sentence, *self.warnings, *found])
+        return "\n".join([self.title, self.sentence, *self.warnings, *found])
+
+    def _repr_html_(self) -> str:
+        """The card in a notebook."""
+        warned = "".join(f"<p>&#9888; {escape(text)}</p>" for text in self.warnings)
+        rows = "".join(
+            f"<dt><b>{escape(one.question)}</b></dt><dd>{escape(one.sentence)} {escape(one.agreement)}</dd>"
+            for one in self.findings
+        )
+        head = f"<h4>{escape(self.title)}</h4><p>{escape(self.sentence)}</p>"
+        return f"<div style='max-width:50em'>{head}{warned}<dl>{rows}</dl></div>"
 
 
 def trust_card(
-    results: Results, model: str, layer: str | None = None, statistics: Statistics | None = None
+    results: Results, model: str | None = None, layer: str | None = None, statistics: Statistics | None = None
 ) -> TrustCard:
-    """Judge a model's maps at one layer, or on average over its layers (``layer=None``).
+    """Judge a model's maps at one layer, or each method's at its own best one (``layer=None``).
 
-    For each axis that was graded, the contenders are all methods under all variants. ``statistics`` of the
-    same results saves their computation.
+    For each axis that was graded, the contenders are all methods under all variants. A method's best layer is that
+    of each metric by itself (``Statistics.best``). ``model`` may be left out where there is one; ``statistics`` of
+    the same results saves their computation.
 
     Raises:
         UnknownName: the results have no such model or layer.
+        InvalidParameter: several models, and none is named.
         InvalidData: the results are empty.
     """
     statistics = statistics or Statistics.of(results)
+    model = model or _only(statistics)
     layers = statistics.layers(model)
     if layer is not None and layer not in layers:
         raise UnknownName("layer", layer, layers)
     axes: dict[str, list[Ranking]] = {}
     for metric, known in statistics.metrics.items():
-        found = ranking(statistics, model, layer or ALL_LAYERS, metric)
+        found = ranking(statistics, model, layer, metric)
         if found is not None:
             axes.setdefault(known.axis, []).append(found)
     axes = dict(sorted(axes.items(), key=lambda entry: [*wording.QUESTIONS, entry[0]].index(entry[0])))
-    leads = {axis: rankings[0] for axis, rankings in axes.items()}
     findings = tuple(_finding(axis, *rankings) for axis, rankings in axes.items())
-    return TrustCard(model, layer, findings, wording.overall(leads), tuple(wording.warnings([*leads.values()])))
+    leads = [rankings[0] for rankings in axes.values()]
+    return TrustCard(model, layer, findings, wording.overall(axes), tuple(wording.warnings(leads)))
+
+
+def _only(statistics: Statistics) -> str:
+    """The one model that was graded."""
+    models = list(statistics.values.index.get_level_values("model").unique())
+    if len(models) > 1:
+        raise InvalidParameter(f"the results are of {len(models)} models; name one: {', '.join(models)}")
+    return str(models[0])
 
 
 def _finding(axis: str, lead: Ranking, *others: Ranking) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .digits import number
 from .intervals import LEAST
@@ -99,29 +99,46 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     parts = [f"{_begun(text)}."] if text else []
     if lead.ungraded and lead.contenders:
         parts.append(f"Not graded, since {lead.name} is undefined there: {_few(lead.ungraded, _NAMED)}.")
+    if lead.absent:
+        parts.append(f"Not graded, since they have maps at other layers alone: {_few(lead.absent, _NAMED)}.")
     return " ".join(parts)
 
 
-def overall(leads: Mapping[str, Ranking]) -> str:
-    """The whole card in a sentence or two, by what leads each axis: who is best most often, where chance wins."""
-    decided = {axis: lead for axis, lead in leads.items() if lead.decided}
+def overall(axes: Mapping[str, Sequence[Ranking]]) -> str:
+    """The whole card in a few sentences: who is best most often, where chance wins, where measures disagree.
+
+    Only who is among the best by every measure of a question wins it.
+    """
+    decided = {axis: rankings for axis, rankings in axes.items() if rankings[0].decided}
     if not decided:
         return "Nothing that was graded tells the maps apart."
-    open_ = {axis: lead for axis, lead in decided.items() if not lead.floors}
-    chance = [axis for axis in decided if axis not in open_]
-    lost = f"No method beats a map that knows nothing of the network on {joined(chance)}." if chance else ""
-    wins = Counter((one.method, one.variant) for lead in open_.values() for one in lead.best)
+    chance = [axis for axis, (lead, *_) in decided.items() if lead.floors]
+    best = {axis: _best_by_all(rankings) for axis, rankings in decided.items() if axis not in chance}
+    split = [axis for axis, some in best.items() if not some]
+    notes = [f"No method beats a map that knows nothing of the network on {joined(chance)}."] if chance else []
+    notes += [f"On {joined(split)} the measures disagree about who is best."] if split else []
+    wins = Counter(key for some in best.values() for key in some)
     if not wins:
-        return lost
+        return " ".join(notes)
     most = max(wins.values())
     first = [key for key, count in wins.items() if count == most]
-    names = _named(first, [one for lead in open_.values() for one in lead.contenders])
+    names = _named(first, [one for axis in best for one in decided[axis][0].contenders])
     are = "is" if len({method for method, _ in first}) == 1 else "are"
     if len(decided) == 1:
         return f"{names} {are} best for {next(iter(decided))}, the only question asked."
-    axes = [axis for axis, lead in open_.items() if first[0] in [(one.method, one.variant) for one in lead.best]]
-    where = f" ({joined(axes)})" if len(first) == 1 else ""
-    return f"{names} {are} among the best on {most} of {len(decided)} questions{where}. {lost}".strip()
+    won = [axis for axis, some in best.items() if first[0] in some]
+    where = f" ({joined(won)})" if len(first) == 1 else ""
+    return " ".join([f"{names} {are} among the best on {most} of {len(decided)} questions{where}.", *notes])
+
+
+def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
+    """The methods under variants that every measure which tells maps apart finds among the best."""
+    lead, *others = (ranking for ranking in rankings if ranking.decided)
+    found = [(one.method, one.variant) for one in lead.best]
+    for other in others:
+        best = {(one.method, one.variant) for one in other.best}
+        found = [key for key in found if key in best and bool(other.floors) == bool(lead.floors)]
+    return found
 
 
 def warnings(leads: Sequence[Ranking]) -> list[str]:
@@ -150,12 +167,22 @@ def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def judged_at(layer: str | None) -> str:
+    """At which layer maps are judged."""
+    return "each method at its own best layer" if layer is None else f"at {layer}"
+
+
 def _contenders(some: Sequence[Contender], among: Sequence[Contender]) -> str:
-    """Contenders in words: variants are named where only some of a method's are meant."""
-    return _named([(one.method, one.variant) for one in some], among)
+    """Contenders in words: variants are named where some of a method's are meant, layers where they differ."""
+    layers: dict[str, dict[str, None]] = {}
+    for one in some if len({one.layer for one in among}) > 1 else ():
+        layers.setdefault(one.method, {})[one.layer] = None
+    return _named([(one.method, one.variant) for one in some], among, layers)
 
 
-def _named(some: Sequence[tuple[str, str]], among: Sequence[Contender]) -> str:
+def _named(
+    some: Sequence[tuple[str, str]], among: Sequence[Contender], layers: Mapping[str, Iterable[str]] | None = None
+) -> str:
     every: dict[str, set[str]] = {}
     for one in among:
         every.setdefault(one.method, set()).add(one.variant)
@@ -167,7 +194,8 @@ def _named(some: Sequence[tuple[str, str]], among: Sequence[Contender]) -> str:
     for method, variants in found.items():
         all_of_them = set(variants) == every[method]
         note = "any variant" if all_of_them else joined(variants)
-        names.append(f"{method} ({note})" if several else method)
+        where = f" at {joined(list(layers[method]))}" if layers and method in layers else ""
+        names.append((f"{method} ({note})" if several else method) + where)
     return _few(names, _NAMED + 1)
 
 

@@ -22,7 +22,7 @@ from ..findings.intervals import (
     mean,
     without_each,
 )
-from ..findings.statistics import ALL_LAYERS, GROUP, Statistics
+from ..findings.statistics import GROUP, Statistics
 from .recipe import Claim, How, Quantity, RowFilter, Test, matches
 
 
@@ -81,13 +81,13 @@ class Verdict:
 
 
 def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
-    """The rows of ``Statistics.values`` or ``.points`` that match; never those of all layers."""
+    """The rows of ``Statistics.values`` or ``.points`` that match."""
     index = rows.index
     kept = np.ones(len(rows), bool)
     for key in GROUP:
         level = index.names.index(key)
         names, patterns = index.levels[level], getattr(where, key)
-        known = np.array([name != ALL_LAYERS and matches(name, patterns) for name in names], bool)
+        known = np.array([matches(name, patterns) for name in names], bool)
         kept &= known[index.codes[level]]
     return rows[kept]
 

@@ -15,8 +15,9 @@ from markupsafe import Markup
 from ..errors import counted
 from ..experiments.store import is_of_variant
 from ..findings.ranking import floor_of
-from ..findings.statistics import ALL_LAYERS, Statistics, rows_at
+from ..findings.statistics import Statistics, rows_at
 from ..findings.trust import trust_card
+from ..findings.wording import judged_at
 from . import tables
 from .album import Album
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -79,13 +80,15 @@ class _BenchmarkPage:
     def methods(self) -> list[str]:
         return [method for method in self._unique("method") if not is_of_variant(method)]
 
-    def layers(self, model: str) -> list[str]:
-        """The choices of a layer: all, and each; only itself if there is one."""
+    def layers(self, model: str) -> list[str | None]:
+        """The choices of a layer: each method's own best (None), and each; only itself if there is one."""
         layers = self.statistics.layers(model)
-        return layers[1:] if len(layers) == 2 else layers
+        return [None, *layers] if len(layers) > 1 else [*layers]
 
-    def _single_layers(self, model: str) -> list[str]:
-        return [layer for layer in self.layers(model) if layer != ALL_LAYERS]
+    @staticmethod
+    def layer_title(layer: str | None) -> str:
+        """What a choice of a layer is called."""
+        return layer or judged_at(layer)
 
     def _unique(self, level: str) -> list[str]:
         return list(self.statistics.values.index.get_level_values(level).unique())
@@ -149,7 +152,7 @@ class _BenchmarkPage:
         """The pictures that fragments name by their place, as JSON."""
         return Markup(json.dumps({"uris": self.album.maps, "small": self.album.small}))
 
-    def _places(self) -> Iterator[tuple[int, str, int, str]]:
+    def _places(self) -> Iterator[tuple[int, str, int, str | None]]:
         for m, model in enumerate(self.models):
             for y, layer in enumerate(self.layers(model)):
                 yield m, model, y, layer
@@ -170,12 +173,11 @@ class _BenchmarkPage:
                 yield "scores", {"model": m, "layer": y, "variant": v}, content
 
     def _curves(self) -> Iterator[Fragment]:
-        rows = self.statistics.curves
-        groups = dict(iter(rows.groupby(level=["model", "layer", "variant"], sort=False))) if len(rows) else {}
         for m, model, y, layer in self._places():
             for v, variant in enumerate(self.variants):
-                here = groups.get((model, layer, variant), rows[:0]).groupby(level="metric", sort=False)
-                charts = [self._curve(metric, some, f"{layer}, {variant} variant") for metric, some in here]
+                here = self.statistics.drawn(model, variant, layer).groupby(level="metric", sort=False)
+                where = f"{self.layer_title(layer)}, {variant} variant"
+                charts = [self._curve(metric, some, where) for metric, some in here]
                 yield "curves", {"model": m, "layer": y, "variant": v}, charts
 
     def _curve(self, metric: str, rows: pd.DataFrame, where: str) -> Markup:
@@ -197,7 +199,7 @@ class _BenchmarkPage:
         for text, metric in self.statistics.metrics.items():
             leading.setdefault(metric.axis, text)
         for m, model in enumerate(self.models):
-            layers = self._single_layers(model)
+            layers = self.statistics.layers(model)
             found = [(text, self._panels(model, text, layers)) for text in leading.values() if len(layers) > 1]
             content = [(tables.column_of(self.statistics, text), panels) for text, panels in found if panels]
             yield "profiles", {"model": m}, content
@@ -223,10 +225,12 @@ class _BenchmarkPage:
         """Maps as tables: methods x variants at a layer, methods x layers of a variant."""
         for p, photo in enumerate(self.album.photos):
             for m, model, y, layer in self._places():
-                cells = [[(model, of, method, layer, photo) for of in self.variants] for method in self.methods]
+                cells = [
+                    [(model, of, method, layer or "", photo) for of in self.variants] for method in self.methods
+                ]
                 yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(self.variants, cells)
             for m, model in enumerate(self.models):
-                layers = self._single_layers(model)
+                layers = self.statistics.layers(model)
                 for v, of in enumerate(self.variants):
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
                     yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ import pandas as pd
 from ..findings.digits import number, shared_decimals
 from ..findings.intervals import LEAST
 from ..findings.ranking import Contender, Ranking, floor_of
-from ..findings.statistics import ALL_LAYERS, UNCHANGED, Statistics, rows_at
-from ..findings.wording import joined
+from ..findings.statistics import UNCHANGED, Statistics
+from ..findings.wording import joined, judged_at
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,32 @@ class Scores:
     metric: str = ""
 
 
-def overview(statistics: Statistics, model: str, variant: str, layer: str) -> Scores | None:
-    """Methods x metrics: the mean and its rank."""
-    summary = rows_at(statistics.summary, model=model, variant=variant, layer=layer)
+def overview(statistics: Statistics, model: str, variant: str, layer: str | None) -> Scores | None:
+    """Methods x metrics: the mean, its rank, and the layer where each has its own (``layer=None``)."""
+    summary = statistics.scores(model, variant, layer)
     if summary.empty:
         return None
     methods, metrics = (list(summary.index.get_level_values(key).unique()) for key in ("method", "metric"))
     places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in _by_metric(summary)}
     found = dict(zip(summary.index, summary.to_dict("records"), strict=True))
     rows = [
-        _row(method, [_mean_cell(found.get((method, metric)), places[metric]) for metric in metrics])
+        _row(
+            method, [_mean_cell(found.get((method, metric)), places[metric], layer is None) for metric in metrics]
+        )
         for method in methods
     ]
     columns = [ScoreColumn("Method"), *(column_of(statistics, metric) for metric in metrics)]
-    return Scores(f"{variant}, {layer}", columns, rows)
+    return Scores(f"{variant}, {judged_at(layer)}", columns, rows)
 
 
-def details(statistics: Statistics, model: str, variant: str, layer: str) -> list[Scores]:
+def details(statistics: Statistics, model: str, variant: str, layer: str | None) -> list[Scores]:
     """For each metric, a table of all its statistics by method."""
     found = []
-    for metric, rows in _by_metric(rows_at(statistics.summary, model=model, variant=variant, layer=layer)):
-        scores = _detail(statistics, metric, rows, "Method", statistics.reference)
-        left_out = statistics.left_out(model, metric) if layer == ALL_LAYERS else []
-        if left_out:
-            note = f"The mean leaves out {joined(left_out)}, where some method is undefined on most images."
+    for metric, rows in _by_metric(statistics.scores(model, variant, layer)):
+        scores = _detail(statistics, metric, rows, "Method", statistics.reference, layer is None)
+        absent = statistics.absent(model, layer, metric)
+        if absent:
+            note = f"Not here, since they have maps at other layers alone: {joined(absent)}."
             scores = replace(scores, notes=[*scores.notes, note])
         found.append(scores)
     return found
@@ -98,7 +100,7 @@ def details(statistics: Statistics, model: str, variant: str, layer: str) -> lis
 def of_variants(statistics: Statistics, model: str) -> list[Scores]:
     """The metrics that grade variants, by variant."""
     rows = statistics.of_variants(model)
-    return [_detail(statistics, metric, some, "Variant", UNCHANGED) for metric, some in _by_metric(rows)]
+    return [_detail(statistics, metric, some, "Variant", UNCHANGED, False) for metric, some in _by_metric(rows)]
 
 
 def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
@@ -115,6 +117,7 @@ def contender_rows(ranking: Ranking) -> list[ScoreRow]:
     rows = []
     for one, whisker in zip(shown, whiskers, strict=True):
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
+        title += f" at {one.layer}" if ranking.several_layers else ""
         score = ScoreCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
         rows.append(ScoreRow(title, bool(one.floor), [score]))
     return rows
@@ -138,7 +141,9 @@ def _row(title: str, cells: Sequence[ScoreCell]) -> ScoreRow:
     return ScoreRow(title, bool(floor_of(title)), cells)
 
 
-def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, reference: str | None) -> Scores:
+def _detail(
+    statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, reference: str | None, own_layers: bool
+) -> Scores:
     column = column_of(statistics, metric)
     known = reference in rows.index
     difference = [ScoreColumn(f"Difference to {reference}", "paired", column.descending)] if known else []
@@ -151,18 +156,19 @@ def _detail(statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, 
         *difference,
         ScoreColumn("Images"),
         ScoreColumn("Undefined"),
+        *([ScoreColumn("Best layer")] if own_layers else []),
     ]
     places = shared_decimals(rows["low"], rows["high"])
     whiskers = _whiskers(rows["low"], rows["high"], rows["mean"])
     lines = [
-        _row(name, _detail_cells(row, places, whisker, name == reference, known))
+        _row(name, _detail_cells(row, places, whisker, name == reference, known, own_layers))
         for name, row, whisker in zip(rows.index, rows.to_dict("records"), whiskers, strict=True)
     ]
     return Scores(column.title, columns, lines, _notes(statistics, metric, rows), metric)
 
 
 def _detail_cells(
-    row: dict[str, Any], places: int, whisker: Whisker | None, itself: bool, known: bool
+    row: dict[str, Any], places: int, whisker: Whisker | None, itself: bool, known: bool, own_layers: bool
 ) -> list[ScoreCell]:
     low, high = row["low"], row["high"]
     cells = [
@@ -176,7 +182,8 @@ def _detail_cells(
     elif known:
         ends = _ends(row["difference_low"], row["difference_high"], places)
         cells.append(replace(_number_cell(row["difference"], places), note=ends))
-    return [*cells, *(ScoreCell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined"))]
+    cells += [ScoreCell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined")]
+    return [*cells, ScoreCell(row["layer"])] if own_layers else cells
 
 
 def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]:
@@ -191,16 +198,22 @@ def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]
     return notes
 
 
-def _mean_cell(row: dict[str, Any] | None, places: int) -> ScoreCell:
+def _mean_cell(row: dict[str, Any] | None, places: int, own_layer: bool) -> ScoreCell:
     if row is None:
         return ScoreCell("–")
     rank = _rank_cell(row)
-    return replace(_number_cell(row["mean"], places), note=rank.text.rstrip("–"), best=rank.best)
+    note = " ".join([rank.text.rstrip("–"), *([row["layer"]] if own_layer else [])]).strip()
+    return replace(_number_cell(row["mean"], places), note=note, best=rank.best)
+
+
+def rank_text(row: Mapping[Any, Any]) -> str:
+    """A rank of ``Statistics.summary`` as text: one that several share with ``=`` before it, none as a dash."""
+    return "–" if math.isnan(row["rank"]) else f"{'=' if row['shared'] else ''}{row['rank']:.0f}"
 
 
 def _rank_cell(row: dict[str, Any]) -> ScoreCell:
     rank = row["rank"]
-    return ScoreCell("–") if math.isnan(rank) else ScoreCell(f"{rank:.0f}", by=float(rank), best=rank == 1)
+    return ScoreCell("–") if math.isnan(rank) else ScoreCell(rank_text(row), by=float(rank), best=rank == 1)
 
 
 def _number_cell(value: float, places: int) -> ScoreCell:
