@@ -23,6 +23,8 @@ from .models.detection import Detection
 from .models.segmentation import Segmentation, segmentation_targets
 from .models.zoo import LoadedModel, load_model
 from .outputs import Classifier, Difference, two_answers
+from .report.figures import Overlay
+from .report.notebook import show
 from .rules.base import BackwardRule, Rule
 from .rules.conv import PaddingTrick, SmoothedDownsampling
 from .rules.deeplift import RescaleChoice, RescaleElementwise, RescaleMaxPool, RescaleProduct, RescaleSoftmax
@@ -64,6 +66,7 @@ __all__ = [
     "Metric",
     "Noise",
     "NormalizationLRP",
+    "Overlay",
     "PaddingTrick",
     "Path",
     "PellucidError",
@@ -102,6 +105,7 @@ __all__ = [
     "normalize",
     "read_spec",
     "segmentation_targets",
+    "show",
     "spearman",
     "ssim",
     "total_variation",

@@ -14,11 +14,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from .errors import OutputNotWritable, PellucidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEAL = "sha256"  # the name of the checksum among sealed values
 
@@ -120,6 +123,45 @@ def unsealed(content: bytes) -> dict[str, Any]:
 
 def _checksum(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """Tensors by name and plain values as safetensors with their own checksum, for ``unsealed_tensors``."""
+    import safetensors.torch
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    told = {name: json.dumps(value) for name, value in facts.items()}
+    return safetensors.torch.save(plain, told | {SEAL: _checksum_of(plain, told)})
+
+
+def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and values that ``sealed_tensors`` wrote.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another kind.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            told = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(str(error)) from error
+    if told.pop(SEAL, None) != _checksum_of(tensors, told):
+        raise ValueError("it was damaged since it was written, or another program wrote it")
+    return tensors, {name: json.loads(value) for name, value in told.items()}
+
+
+def _checksum_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """The SHA-256 of facts and tensors, by name."""
+    import torch
+
+    content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,13 +17,13 @@ Display = Literal["absolute", "diverging"]
 
 
 def heatmap(
-    attribution: Tensor,
+    attribution: Tensor | Mapping[str, Tensor],
     size: tuple[int, int] | None = None,
     channels: Channels = "mean",
     upsampling: Upsampling = "nearest",
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Reduce an attribution (B, C, h, w) to one map per image (B, H, W).
+    """Reduce an attribution (B, C, h, w), or that of the only layer, to one map per image (B, H, W).
 
     ``channels``: ``mean``, signed (Smooth Deep Saliency); ``sum``, signed (RectGrad); ``abs_sum`` (Adebayo et
     al.); ``abs_max``; ``positive_sum``, the sum of max(attribution, 0) (RectGrad's final threshold).
@@ -30,10 +31,12 @@ def heatmap(
     for ``clip_percentiles``, applied before up-sampling.
 
     Raises:
-        InvalidParameter: an unknown reduction or up-sampling, a shape that is not (B, C, h, w).
+        InvalidParameter: an unknown reduction or up-sampling, a shape that is not (B, C, h, w), several layers.
     """
     require_choice("channels", channels, Channels)
     require_choice("upsampling", upsampling, Upsampling)
+    if isinstance(attribution, Mapping):
+        attribution = _only(attribution)
     if attribution.dim() != 4:
         raise InvalidParameter(f"attribution of shape {tuple(attribution.shape)}; give (batch, channels, h, w)")
     reduced = _reduced(attribution, channels)
@@ -43,6 +46,14 @@ def heatmap(
         return reduced
     corners = None if upsampling == "nearest" else False
     return F.interpolate(reduced[:, None], size, mode=upsampling, align_corners=corners)[:, 0]
+
+
+def _only(attributions: Mapping[str, Tensor]) -> Tensor:
+    """The attribution of the only layer."""
+    if len(attributions) != 1:
+        names = ", ".join(map(repr, attributions)) or "none"
+        raise InvalidParameter(f"attributions of the layers {names}; give those of one, attributions['LAYER']")
+    return next(iter(attributions.values()))
 
 
 def _reduced(attribution: Tensor, channels: Channels) -> Tensor:

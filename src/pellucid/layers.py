@@ -83,8 +83,11 @@ def _count(module: nn.Module, kinds: Kinds) -> int:
     return sum(isinstance(part, kinds) for part in module.modules())
 
 
-def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bool]:
-    """Resolve ``"all"``, names and globs to module names, each with whether it was named outright.
+LayerChoice = str | nn.Module | Sequence[str | nn.Module]
+
+
+def select_layers(model: nn.Module, layers: LayerChoice) -> dict[str, bool]:
+    """Resolve ``"all"``, names, globs and modules to module names, each with whether it was named outright.
 
     A layer that a pattern chose may fail to run (an auxiliary head in eval mode); one named outright must.
 
@@ -93,7 +96,8 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
     """
     modules = [INPUT, *(name for name, _ in model.named_modules() if name)]
     selected: dict[str, bool] = {}
-    for pattern in [layers] if isinstance(layers, str) else layers:
+    for given in [layers] if isinstance(layers, str | nn.Module) else layers:
+        pattern = _name_of(given, model) if isinstance(given, nn.Module) else given
         if pattern in modules:
             selected[pattern] = True
             continue
@@ -105,6 +109,16 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> dict[str, bo
     if not selected:
         raise InvalidLayer("no layer was named; give 'all', 'input', a module's name or a glob such as 'layer*.0'")
     return selected
+
+
+def _name_of(module: nn.Module, model: nn.Module) -> str:
+    """What a model calls one of its modules; ``InvalidLayer`` for a module of another."""
+    for name, part in model.named_modules():
+        if part is module and name:
+            return name
+    raise InvalidLayer(
+        f"the layer {type(module).__name__} given is no part of this model; name one of its modules"
+    )
 
 
 def fits_glob(name: str, pattern: str) -> bool:

@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from html import escape
 from typing import Any, TypeVar
 
 import pandas
 import pyarrow
 import pyarrow.parquet
 
-from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, first_difference
+from ..errors import (
+    DamagedFileWarning,
+    InvalidData,
+    OutputNotWritable,
+    UnknownName,
+    counted,
+    first_difference,
+)
 from ..files import alone
 from .folders import Folder
 from .record import RUN, DamagedRun, RunRecord
@@ -45,6 +53,9 @@ PICTURE_ROWS = pyarrow.schema(
         ("data", pyarrow.binary()),
     ]
 )
+
+
+_VALUES = ["model", "variant", "method", "layer", "metric", "image"]  # what tells a value from others
 
 
 def is_of_variant(method: Any) -> Any:
@@ -93,6 +104,58 @@ class Results:
             one_table(pictures, PICTURE_ROWS),
             [cell for cell in record.cells if cell not in parts],
         )
+
+    def values(self, **where: str) -> pandas.DataFrame:
+        """The values alone, without curves: a row for each model, variant, method, layer, metric and image.
+
+        ``where`` takes rows of one model, variant, method, layer, metric or image, such as ``metric="insertion"``.
+        What grades a variant as a whole has neither a method nor a layer (None).
+
+        Raises:
+            UnknownName: no such column, or no such name in it.
+        """
+        table = self.table[self.table["at"].isna()]
+        for column, name in where.items():
+            if column not in _VALUES:
+                raise UnknownName("column of the results", column, _VALUES)
+            known = table[column].astype(object)
+            if name not in set(known):
+                raise UnknownName(column, name, (str(other) for other in set(known)))
+            table = table[known == name]
+        found = table[[*_VALUES, "value"]].astype(dict.fromkeys(_VALUES, object))
+        return found.replace({"method": {WHOLE_VARIANT: None}, "layer": {WHOLE_VARIANT: None}}).reset_index(
+            drop=True
+        )
+
+    def pivot(
+        self,
+        index: Sequence[str] = ("model", "variant", "method", "layer"),
+        columns: str | Sequence[str] = "metric",
+        how: str = "mean",
+        **where: str,
+    ) -> pandas.DataFrame:
+        """Means over images (or ``how`` pandas calls it) as a table, one column for each metric; as ``values``.
+
+        Layers have rows of their own: a mean over layers that some methods lack compares unlike with unlike.
+        """
+        table = self.values(**where)
+        columns = [columns] if isinstance(columns, str) else list(columns)
+        keys = [*index, *columns]
+        grouped = table.groupby(keys, sort=False, dropna=False)["value"].agg(how)
+        return grouped.unstack(columns).sort_index(axis=1)[list(dict.fromkeys(_places(table, columns)))]
+
+    def _repr_html_(self) -> str:
+        """How far the run is, and its means, in a notebook."""
+        cells = len(self.record.cells)
+        done = counted(cells - len(self.missing), "cell")
+        told = f"{done} of {cells}, {counted(len(self.record.images), 'image')}; trust_card(results) judges them"
+        return f"<p><b>{escape(self.record.name)}</b>: {escape(told)}</p>{self.pivot().to_html()}"
+
+
+def _places(table: pandas.DataFrame, columns: Sequence[str]) -> list[Any]:
+    """The labels of a pivot's columns in the order of their appearance."""
+    rows = list(table[list(columns)].itertuples(index=False, name=None))
+    return [row[0] for row in rows] if len(columns) == 1 else rows
 
 
 class Store:

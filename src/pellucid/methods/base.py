@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
+from pathlib import Path as FilePath
 from typing import Any, ClassVar, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +21,14 @@ from ..bounds import GRADIENTS
 from ..errors import (
     CompletenessWarning,
     EmptyMapWarning,
+    InvalidData,
     InvalidLayer,
     InvalidParameter,
     SkippedLayerWarning,
     require_count,
 )
-from ..layers import INPUT, explainable, select_layers
+from ..files import replace_file, sealed_tensors, unsealed_tensors
+from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
 from ..outputs import class_names
 from ..passes import DEFAULT_MAX_BATCH, placed, rows_per_pass
@@ -39,6 +45,10 @@ from .repeatable import require_repeatable
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
+
+# Attributions in files and notebooks.
+_FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
+_SHOWN = 4  # images
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,64 @@ class Attributions(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{layer}: {tuple(value.shape)}" for layer, value in self.items())
         return f"Attributions({shapes}; targets {self.targets.tolist()})"
+
+    def _repr_html_(self) -> str:
+        """Shapes, and a picture of the first images' maps, in a notebook."""
+        shown = {layer: value[:_SHOWN] for layer, value in self.items() if value.dim() == 4}
+        few = Attributions(dict(list(shown.items())[: 2 * _SHOWN]), self.targets[:_SHOWN])
+        return f"<p><code>{escape(repr(self))}</code></p>{few.plot()._repr_svg_() if few else ''}"
+
+    def plot(self, images: Any = None, **settings: Any) -> Any:
+        """Draw the maps beside the images (B, C, H, W), as ``pellucid.show(attributions, images)`` does."""
+        import pellucid  # drawing lies above explaining: it is asked as a user would
+
+        return pellucid.show(self, images, **settings)
+
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """The attributions by layer as NumPy arrays, each (B, C, h, w); bfloat16 becomes float32."""
+        halves = {layer: value.detach().cpu() for layer, value in self.items()}
+        return {
+            layer: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            for layer, value in halves.items()
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all to a .safetensors file with a checksum, in one move.
+
+        Raises:
+            InvalidParameter: a path of another ending.
+            OutputNotWritable: the folder is missing or cannot be written.
+        """
+        if FilePath(path).suffix != ".safetensors":
+            raise InvalidParameter(
+                f"{os.fspath(path)} does not end in .safetensors; to_numpy() gives arrays for numpy.savez"
+            )
+        parts = {name: getattr(self, name) for name in _PARTS}
+        tensors = {f"{part}/{layer}": value for part, layers in parts.items() for layer, value in layers.items()}
+        facts = {"format": _FORMAT, "layers": list(self)}
+        replace_file(FilePath(path), sealed_tensors({"targets": self.targets} | tensors, facts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Attributions:
+        """Read what ``save`` wrote, on the CPU.
+
+        Raises:
+            InvalidData: no such file; damaged, or of another kind.
+        """
+        try:
+            tensors, facts = unsealed_tensors(FilePath(path))
+            if facts.get("format") != _FORMAT:
+                raise ValueError("it holds something else")
+            targets, order = tensors.pop("targets"), facts["layers"]
+            found = {
+                part: {layer: tensors[f"{part}/{layer}"] for layer in order if f"{part}/{layer}" in tensors}
+                for part in _PARTS
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidData(
+                f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save"
+            ) from error
+        return cls(targets=targets, **found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +210,7 @@ class Method(ABC):
         model: nn.Module,
         images: Tensor,
         targets: Any = "auto",
-        layers: str | Sequence[str] | None = None,
+        layers: LayerChoice | None = None,
         *,
         variant: AnyVariant = ORIGINAL,
         seed: int | Sequence[int] = 0,
@@ -159,8 +227,8 @@ class Method(ABC):
             targets: classes (B,) or one for all, by number, or by name where the model has names; ``"auto"`` is
                 the highest logit; ``"tabby - tiger cat"`` the difference of two (``Difference``); or any function
                 of what the model returns, which gives a value for each image (B,).
-            layers: ``"all"``, names, or globs of modules; None is the method's own choice (the input, for
-                Grad-CAM the last block).
+            layers: ``"all"``, names, or globs of modules, or the model's modules themselves; None is the method's
+                own choice (the input, for Grad-CAM the last block).
             variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``,
                 a ``Surrogate``, any ``Variant``, or a single rule.
             seed: of all noise; one for all images, so each sees the same noise, or one per image.
@@ -173,7 +241,7 @@ class Method(ABC):
             RuleNotApplied: as their names say; the model is unchanged then, too.
         """
         names, model = class_names(model), explainable(model)
-        require_images(images)
+        require_images(images, model)
         require_count("max_batch", max_batch)
         if max_batch < self.rows_per_point:
             raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")

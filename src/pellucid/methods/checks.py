@@ -19,13 +19,19 @@ def not_finite(model: nn.Module, what: str) -> InvalidModel:
     return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
 
 
-def require_images(images: Tensor) -> None:
-    """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W)."""
+def require_images(images: Tensor, model: nn.Module | None = None) -> None:
+    """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W) with the model's channels."""
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise InvalidImage(f"images are {shape}; give a float tensor (batch, channels, height, width)")
     if len(images) == 0:
         raise InvalidImage("the batch holds no image")
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None) if model else None
+    if first is not None and first.in_channels == images.shape[3] != images.shape[1]:
+        raise InvalidImage(
+            f"images are {tuple(images.shape)}, with their {first.in_channels} channels last; give (batch, "
+            "channels, height, width): images.permute(0, 3, 1, 2), normalized as the model expects"
+        )
     broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if broken:
         raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 import torchvision
 from torch import nn
 
-from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
+from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
 from ..files import run_file
-from ..layers import unwrapped
+from ..layers import layer_names, unwrapped
 from ..outputs import Classifier, answer, two_answers
 from .hugging_face import HuggingFace
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed
@@ -59,6 +60,19 @@ class LoadedModel:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.preprocess))
+
+    def _repr_html_(self) -> str:
+        """What it is, in a notebook."""
+        count = outputs(self.model)
+        named = f": {shortened(self.classes, 6)}" if self.classes else ", whose names are not known"
+        rows = {
+            "weights": self.weights,
+            "classes": f"{count}{named}",
+            "images": ", ".join(f"{name}={value}" for name, value in self.preprocess.as_dict().items()),
+            "layers": shortened(layer_names(self.model), 8),
+        }
+        told = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<b>{escape(self.name)}</b><table>{told}</table>"
 
     def class_name(self, number: int) -> str:
         """What a class is called."""

@@ -8,17 +8,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import DamagedFileWarning, InvalidWeights, OutputNotWritable, first_difference
-from ..files import alone, replace_file
+from ..files import alone, replace_file, sealed_tensors, unsealed_tensors
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
 
@@ -59,10 +56,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputNotWritable(f"cannot make {self.folder}: {error.strerror}") from error
-        facts = {"identity": json.dumps(self.identity), "facts": json.dumps({**checkpoint.facts, "epoch": epoch})}
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-        facts["sha256"] = _checksum_of(tensors, facts)
-        replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", safetensors.torch.save(tensors, facts))
+        facts = {"identity": self.identity, "facts": {**checkpoint.facts, "epoch": epoch}}
+        replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", sealed_tensors(checkpoint.tensors, facts))
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -108,23 +103,10 @@ def remove_checkpoints(folder: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
     """Read a checkpoint and whose it is; None where the file is cut short or broken."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata.pop("sha256") != _checksum_of(tensors, metadata):
-            return None
-        return json.loads(metadata["identity"]), Checkpoint(tensors, json.loads(metadata["facts"]))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
+        tensors, told = unsealed_tensors(path)
+        return told["identity"], Checkpoint(tensors, told["facts"])
+    except (KeyError, TypeError, ValueError):
         return None
-
-
-def _checksum_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """The SHA-256 of a checkpoint's facts and tensors, by name."""
-    content = sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 # Optimizers.

@@ -1,0 +1,129 @@
+"""Maps beside their images in one picture, for notebooks and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InvalidParameter, counted
+from ..heatmap import Channels, heatmap
+from ..methods.base import Attributions
+from ..outputs import class_names
+from ..pixels import picture
+from .figures import CaptionedPhoto, Drawing, Overlay, grid
+
+AnyMaps = Tensor | Mapping[str, "AnyMaps"]
+"""Attributions (B, C, h, w) or maps (B, h, w); or such by name, as ``Attributions`` has them by layer."""
+
+
+def show(
+    attributions: AnyMaps,
+    images: Any = None,
+    classes: Any = None,
+    *,
+    channels: Channels = "mean",
+    clip: tuple[float, float] | None = None,
+    overlay: bool | Overlay = False,
+    title: str = "",
+    most: int = 8,
+) -> Drawing:
+    """Draw maps beside their images: a row for each image, a column for each layer, and each method.
+
+    A notebook shows what it returns; ``file("png")`` and ``file("svg")`` are its bytes. Each map has its own
+    scale, which ends at its 99th percentile of magnitude, and one unit of a layer is one square.
+
+    Args:
+        attributions: of one method, or of several by name: ``{"gradient": ..., "gradcam": ...}``.
+        images: what was explained, (B, C, H, W), which is shown from its least to its greatest value; or one
+            picture for each, as Pillow's or (H, W, 3) arrays of one size, such as ``preprocess.display`` gives.
+        classes: the class names, or the model that has them, for captions.
+        channels, clip: as ``heatmap`` takes them.
+        overlay: lay the maps over the photos; an ``Overlay`` says how.
+        title: of the whole picture.
+        most: images that are drawn at most.
+
+    Raises:
+        InvalidParameter: no map at all, or images that do not fit the maps.
+    """
+    columns = [(name, _maps(name, value, channels, clip)) for name, value in _flat(attributions)]
+    if not columns:
+        raise InvalidParameter("there are no attributions to show")
+    count = {len(maps) for _, maps in columns}
+    photos = [] if images is None else _photos(images)
+    if len(count) > 1 or (photos and len(photos) not in (1, max(count))):
+        given = f", {counted(len(photos), 'picture')}" if photos else ""
+        raise InvalidParameter(f"maps of {sorted(count)} images{given}; give one picture for each image")
+    names = _answers(attributions, class_names(classes) if hasattr(classes, "classes") else classes, max(count))
+    rows = range(min(max(count), most))
+    left = max(count) - len(rows)
+    captioned = [CaptionedPhoto(photo, name) for photo, name in zip(photos, names, strict=False)][: len(rows)]
+    return grid(
+        [[maps[row] for _, maps in columns] for row in rows],
+        [name for name, _ in columns],
+        () if photos else [names[row] for row in rows],
+        captioned,
+        f"{title} ({counted(left, 'more image')} not shown)".strip() if left else title,
+        overlay,
+        explained=names[0] if len(set(names)) == 1 and names[0] else "the class",
+        clip=clip,
+    )
+
+
+def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All attributions by name: a method's and a layer's, a line for each."""
+    if isinstance(shown, Mapping):
+        for inner, value in shown.items():
+            yield from _flat(value, f"{name}\n{inner}".strip())
+    else:
+        yield name, shown
+
+
+def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, float] | None) -> NDArray[Any]:
+    values = values.detach().float().cpu()
+    if values.dim() not in (3, 4):
+        raise InvalidParameter(
+            f"the attribution {name!r} has the shape {tuple(values.shape)}, which is no map; show others"
+        )
+    found: NDArray[Any] = (values if values.dim() == 3 else heatmap(values, None, channels, clip=clip)).numpy()
+    return found
+
+
+def _answers(shown: AnyMaps, classes: Sequence[str] | None, count: int) -> list[str]:
+    """The class that each row explains, where that is known and the same for all maps."""
+    parts = (
+        [shown] if isinstance(shown, Attributions) else list(shown.values()) if isinstance(shown, Mapping) else []
+    )
+    targets = {tuple(part.targets.tolist()) for part in parts if isinstance(part, Attributions)}
+    if len(targets) != 1:
+        return [""] * count
+    return [classes[target] if classes else f"class {target}" for target in targets.pop()]
+
+
+def _photos(images: Any) -> list[NDArray[np.uint8]]:
+    """Pictures (H, W, 3) of tensors (B, C, H, W) or (C, H, W), of pictures, or of arrays (H, W, 3)."""
+    if isinstance(images, Tensor):
+        batch = images[None] if images.dim() == 3 else images
+        if batch.dim() != 4:
+            raise InvalidParameter(f"images of shape {tuple(images.shape)}; give (batch, channels, height, width)")
+        return [np.asarray(picture(one.detach().float(), stretched=True).convert("RGB")) for one in batch]
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        images = [images]
+    return [_photo(one) for one in images]
+
+
+def _photo(image: Any) -> NDArray[np.uint8]:
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        return _photos(image)[0]
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InvalidParameter(f"a picture is an array {pixels.shape}; give (height, width, 3)")
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.rint(255 * (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-12)).astype(np.uint8)

@@ -1,0 +1,107 @@
+"""Attributions kept in files, as arrays and as maps; layers and images in the forms that users have."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pellucid as pl
+from pellucid.errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, OutputNotWritable
+from pellucid.methods.base import Attributions
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
+    return layers.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_saved_is_read_again(model, images, tmp_path):
+    found = pl.Gradient().integrated(steps=60)(model, images, layers=("input", "0"))
+    assert found.residuals
+    found.save(tmp_path / "maps.safetensors")
+    read = Attributions.load(tmp_path / "maps.safetensors")
+    assert same(found, read)
+    assert same(found.residuals, read.residuals)
+    assert torch.equal(found.targets, read.targets)
+    values = {"b": torch.ones(1, 2, 3, 3, dtype=torch.float64), "a/c": torch.zeros(1, 2, dtype=torch.bfloat16)}
+    odd = Attributions(values, torch.tensor([0]), prefixes={"b": torch.ones(1, 2, 1)})
+    odd.save(tmp_path / "odd.safetensors")
+    again = Attributions.load(tmp_path / "odd.safetensors")
+    assert same(odd, again)
+    assert same(odd.prefixes, again.prefixes)
+
+
+def test_any_changed_byte_is_noticed(model, images, tmp_path):
+    path = tmp_path / "maps.safetensors"
+    pl.Gradient()(model, images[:1]).save(path)
+    content = path.read_bytes()
+    for place in np.linspace(0, len(content) - 1, 40).astype(int):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(InvalidData, match="cannot be read as attributions"):
+            Attributions.load(path)
+    path.write_bytes(content[:-7])
+    with pytest.raises(InvalidData, match="cannot be read as attributions"):
+        Attributions.load(path)
+
+
+def test_what_cannot_be_saved_or_read_is_told(tmp_path):
+    found = Attributions({"input": torch.ones(1, 1, 2, 2)}, torch.tensor([0]))
+    with pytest.raises(InvalidParameter, match=r"does not end in .safetensors; to_numpy\(\)"):
+        found.save(tmp_path / "maps.pt")
+    with pytest.raises(OutputNotWritable):
+        found.save(tmp_path / "missing" / "maps.safetensors")
+    with pytest.raises(InvalidData, match="No such file"):
+        Attributions.load(tmp_path / "none.safetensors")
+
+
+def test_arrays_have_the_values(model, images):
+    found = pl.Gradient()(model, images, layers=("input", "0"))
+    arrays = found.to_numpy()
+    assert list(arrays) == ["input", "0"]
+    np.testing.assert_array_equal(arrays["0"], found["0"].numpy())
+    half = Attributions({"input": torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)}, torch.tensor([0]))
+    assert half.to_numpy()["input"].dtype == np.float32
+
+
+def test_the_heatmap_of_attributions_is_that_of_their_only_layer(model, images):
+    one, two = (pl.Gradient()(model, images, layers=layers) for layers in ("input", ("input", "0")))
+    assert torch.equal(pl.heatmap(one), pl.heatmap(one["input"]))
+    with pytest.raises(InvalidParameter, match=r"layers 'input', '0'; give those of one, attributions\['LAYER'\]"):
+        pl.heatmap(two)
+
+
+def test_layers_may_be_the_models_modules(model, images):
+    named = pl.Gradient()(model, images, layers=("0", "1"))
+    for given in ([model[0], model[1]], [model[0], "1"]):
+        assert same(named, pl.Gradient()(model, images, layers=given))
+    assert list(pl.Gradient()(model, images, layers=model[0])) == ["0"]
+    with pytest.raises(InvalidLayer, match="the layer Conv2d given is no part of this model"):
+        pl.Gradient()(model, images, layers=nn.Conv2d(3, 4, 3))
+
+
+def test_images_with_channels_last_are_told_from_others(model, images):
+    with pytest.raises(InvalidImage, match=r"images.permute\(0, 3, 1, 2\)"):
+        pl.Gradient()(model, images.permute(0, 2, 3, 1))
+
+
+def test_a_loaded_model_is_a_model():
+    loaded = pl.load_model("shapes-resnet")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = pl.Gradient()(loaded, images)
+    assert same(maps, pl.Gradient()(loaded.model, images))
+    values = pl.heatmap(maps, (64, 64))
+    curves = [pl.insertion(model, images, maps.targets, values, steps=2).auc for model in (loaded, loaded.model)]
+    assert torch.equal(*curves)
+    assert pl.layer_names(loaded) == pl.layer_names(loaded.model)
+    assert next(iter(pl.cascade(loaded)))[0] == next(iter(pl.cascade(loaded.model)))[0]

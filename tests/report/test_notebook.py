@@ -1,0 +1,129 @@
+"""What a notebook shows: maps beside images, tables and cards, from the values themselves."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import pellucid as pl
+from pellucid.errors import InvalidParameter
+from pellucid.report.figures import colored, scaled
+from tests.tables import plausible
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
+    return layers.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def pixels(drawing):
+    return np.asarray(Image.open(io.BytesIO(drawing.file("png"))).convert("RGB"))
+
+
+def counts(picture, color):
+    return int((picture == np.array(color, np.uint8)).all(-1).sum())
+
+
+def test_a_maps_pixels_are_in_the_picture_each_as_large_as_the_others():
+    """A map of 2 x 2 in four colors: each color fills a quarter of a cell."""
+    values = torch.tensor([[[1.0, -1.0], [0.5, 0.0]]])
+    picture = pixels(pl.show(values))
+    colors = colored(scaled(values[0].numpy()), True).reshape(-1, 3)
+    areas = [counts(picture, color) for color in colors[:3]]  # the fourth is white
+    assert min(areas) > 100 * 100
+    assert max(areas) <= min(areas) + 600  # beside the bar of colors
+
+
+def test_methods_and_layers_are_columns_and_images_rows(model, images):
+    found = {
+        name: pl.method(name)(model, images, layers=("input", "0")) for name in ("gradient", "input_x_gradient")
+    }
+    drawing = pl.show(found, images, classes=["cat", "dog", "eel"])
+    told = [one.text for one in drawing.texts]
+    assert sum("gradient" in text for text in told) == 4
+    targets = found["gradient"].targets.tolist()
+    assert [text for text in told if text in ("cat", "dog", "eel")] == [["cat", "dog", "eel"][t] for t in targets]
+    assert len(drawing.pictures) == 3 * 4 + 3 + 1  # maps, photos, the bar of colors
+
+
+def test_images_beyond_the_most_are_counted(model, images):
+    drawing = pl.Gradient()(model, images).plot(images, most=1)
+    assert any("2 more images not shown" in one.text for one in drawing.texts)
+
+
+def test_pictures_arrays_and_tensors_are_shown_alike(model, images):
+    found = pl.Gradient()(model, images[:1])
+    array = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    shown = [
+        pl.show(found, given).file("png")
+        for given in (array, Image.fromarray(array), [array], [Image.fromarray(array)])
+    ]
+    assert len(set(shown)) == 1
+    assert pl.show(found, images[0]).file("png") == pl.show(found, images[:1]).file("png")
+
+
+def test_what_does_not_fit_is_refused(model, images):
+    found = pl.Gradient()(model, images)
+    with pytest.raises(InvalidParameter, match="2 pictures; give one picture for each image"):
+        pl.show(found, images[:2])
+    with pytest.raises(InvalidParameter, match="no attributions to show"):
+        pl.show({})
+    with pytest.raises(InvalidParameter, match="which is no map"):
+        pl.show(torch.zeros(3, 4))
+    with pytest.raises(InvalidParameter, match=r"array \(16, 16\)"):
+        pl.show(found, [np.zeros((16, 16))] * 3)
+
+
+def test_a_notebook_shows_attributions_with_their_maps(model, images):
+    html = pl.Gradient()(model, images, layers=("input", "0"))._repr_html_()
+    assert "Attributions(input: (3, 3, 16, 16), 0: (3, 4, 8, 8)" in html
+    assert html.count("<image ") == 3 * 2 + 1
+    assert "<image " not in pl.Gradient()(model, images, layers="3")._repr_html_()  # no map: (B, C)
+
+
+def test_a_notebook_shows_results_a_card_and_a_model():
+    run = plausible()
+    assert "by hand" in run._repr_html_()
+    assert "layer2.1" in run._repr_html_()
+    loaded = pl.load_model("shapes-resnet")
+    html = loaded._repr_html_()
+    assert "shapes-resnet" in html
+    assert str(len(loaded.classes)) in html
+    assert loaded.classes[0] in html
+    assert "layer1.0" in html
+
+
+# Results as tables.
+
+
+def test_values_and_pivots_of_results():
+    run = plausible()
+    values = run.values(metric="mass_outside", layer="input", method="gradcam", variant="original")
+    assert list(values.columns) == ["model", "variant", "method", "layer", "metric", "image", "value"]
+    assert len(values) == 12
+    table = run.pivot(metric="mass_outside")
+    assert table.loc[("net", "original", "gradcam", "input"), "mass_outside"] == pytest.approx(
+        values["value"].mean(), rel=1e-12
+    )
+    of_variants = run.values(metric="top1")
+    assert of_variants["method"].isna().all()
+    assert of_variants["layer"].isna().all()
+    assert len(run.pivot(metric="top1")) == 3
+    assert list(run.pivot().columns)[:2] == ["insertion(steps='auto')", "deletion(steps='auto')"]
+
+
+def test_values_of_what_is_not_there_are_refused():
+    with pytest.raises(pl.PellucidError, match="did you mean mass_outside"):
+        plausible().values(metric="mas_outside")
+    with pytest.raises(pl.PellucidError, match="did you mean metric"):
+        plausible().pivot(metrics="mass_outside")
