@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -121,6 +122,11 @@ METRICS: Mapping[str, type[Criterion]] = {
     )
 }
 
+_FILE = re.compile(r"""(?P<path>[^(),'"=\s][^(),'"=]*?\.py):(?P<name>[^\W\d]\w*)""")
+_IN_FILE = "file "  # before a function's place, where its hexadecimal digits stand for a name
+_WORD = re.compile(  # an unquoted word after =, or what is quoted
+    r"""'[^']*'|"[^"]*"|=\s*(?!(?:True|False|None)\s*[,)])(?P<word>[^\W\d]\w*(?:\.\w+)*)(?=\s*[,)])"""
+)
 _LONGEST, _DEEPEST = 2000, 100  # characters of a text, and levels of what is nested in it
 SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 
@@ -128,7 +134,9 @@ SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 def method(text: str, **settings: Any) -> Method:
     """A method by its catalogue name or as text, such as ``smoothed(integrated(gradient, steps=50))``.
 
-    ``"path/to/file.py:function"`` makes a method of any function (model, images, targets) -> maps.
+    ``"path/to/file.py:function"`` makes a method of any function (model, images, targets) -> maps; it takes
+    settings and combinators as others do: ``smoothed(file.py:function(layer=layer4.1), samples=5)`` (see
+    ``external``).
 
     Settings go to the outermost part that takes them: ``method("smoothed_integrated_gradients", steps=20,
     samples=5)``. The text is parsed, never evaluated.
@@ -137,8 +145,6 @@ def method(text: str, **settings: Any) -> Method:
         UnknownName: no such method, combinator or parameter (nearest names shown).
         InvalidParameter: text that is no method, or a value out of range.
     """
-    if ".py:" in text:
-        return external(text.strip(), **settings)
     built, unused = _built(_parsed(text), dict(settings))
     if unused:
         raise UnknownName(f"parameter of {text!r}", next(iter(unused)), _parameters(_parsed(text)))
@@ -189,12 +195,26 @@ def _parsed(text: str, kind: str = "method") -> ast.expr:
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise refusal
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_as_python(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null characters
         raise refusal from error
     if _depth(tree) > _DEEPEST:
         raise refusal
     return tree
+
+
+def _as_python(text: str) -> str:
+    """The text in Python's grammar: functions in files as names, and words after ``=`` in quotes."""
+    named = on_files(text, lambda path, name: f"{_IN_FILE}{path}:{name}".encode().hex().join(["f_", ""]))
+    return _WORD.sub(lambda found: found[0] if found["word"] is None else f"={found['word']!r}", named)
+
+
+def on_files(text: str, change: Callable[[str, str], str]) -> str:
+    """The text with every ``path/to/file.py:name`` in it replaced by what ``change`` makes of path and name."""
+    path, _, name = text.rpartition(":")
+    if path.endswith(".py") and name.isidentifier() and ("(" not in path or FilePath(path).is_file()):
+        return change(path, name)
+    return _FILE.sub(lambda found: change(found["path"], found["name"]), text)
 
 
 def _depth(tree: ast.AST) -> int:
@@ -208,6 +228,10 @@ def _depth(tree: ast.AST) -> int:
 def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
     """The method a syntax tree stands for, and the settings that found no taker."""
     name, inner, written = _call(node)
+    if (place := _place_of(name)) is not None:
+        if inner is not None:
+            raise InvalidParameter(f"{place} takes no method inside; only {' and '.join(COMBINATORS)} wrap one")
+        return external(place, **(written | settings)), {}
     if name in COMBINATORS:
         if inner is None:
             raise InvalidParameter(f"{name}(...) needs a method inside, such as {name}(gradient)")
@@ -223,6 +247,15 @@ def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, 
         return _built(_parsed(made_of), written | settings)
     own, rest = _taken(made_of, settings)
     return cast(Method, _call_checked(name, made_of, written | own)), rest
+
+
+def _place_of(name: str) -> str | None:
+    """Where the function is that a name stands for (``_as_python``); None for other names."""
+    try:
+        told = bytes.fromhex(name.removeprefix("f_")).decode() if name.startswith("f_") else ""
+    except ValueError:
+        return None
+    return told.removeprefix(_IN_FILE) if told.startswith(_IN_FILE) else None
 
 
 def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, dict[str, Any]]:

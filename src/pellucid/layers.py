@@ -115,7 +115,7 @@ def _name_of(module: nn.Module, model: nn.Module) -> str:
     """What a model calls one of its modules; ``InvalidLayer`` for a module of another."""
     for name, part in model.named_modules():
         if part is module and name:
-            return name
+            return str(name)
     raise InvalidLayer(
         f"the layer {type(module).__name__} given is no part of this model; name one of its modules"
     )

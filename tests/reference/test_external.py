@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import InvalidLayer, InvalidMap, UnknownName
+from pellucid.errors import InvalidLayer, InvalidMap, InvalidParameter, UnknownName
+from pellucid.experiments.spec import shown
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -131,3 +132,73 @@ def test_files_and_names(network: nn.Module, images: Tensor) -> None:
         pl.method(f"{EXAMPLES / 'captum_maps.py'}:oclusion")
     with pytest.raises(InvalidLayer, match="gives maps at 'input' alone"):
         pl.External(function=broken)(network, images, 0, "layer1.0")
+
+
+FUNCTIONS = """
+import torch
+
+def plain(model, images, targets, gain=1.0):
+    return images.detach() * gain
+
+def at(model, images, targets, layer="layer2.0", way="up"):
+    value = {"layer2.0": 1.0, "layer3.0": 2.0}[layer]
+    return torch.full((len(images), 1, 2, 2), -value if way == "down" else value)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    (tmp_path / "my maps (2)").mkdir()
+    path = tmp_path / "my maps (2)" / "own.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+def test_functions_in_files_take_settings_layers_and_combinators(
+    network: nn.Module, images: Tensor, tmp_path: Path, functions: Path
+) -> None:
+    (tmp_path / "own.py").write_text(FUNCTIONS)
+    file = tmp_path / "own.py"
+    for text, layer, value in [
+        (f"{file}:at", "layer2.0", 1.0),
+        (f"{file}:at(layer=layer3.0)", "layer3.0", 2.0),
+        (f"{file}:at( layer = 'layer3.0', way=down )", "layer3.0", -2.0),
+        (f"smoothed({file}:at(way='down'), samples=2)", "layer2.0", -1.0),
+    ]:
+        found = pl.method(text)(network, images, 0)
+        assert list(found) == [layer], text
+        assert bool((found[layer] == value).all()), text
+    assert torch.equal(pl.method(f"{functions}:plain")(network, images, 0)["input"], images)
+    assert pl.method(f"{file}:plain(layer=layer3.0)").layer == "layer3.0"
+    by_text = pl.method(f"smoothed({file}:plain(gain=2.0), samples=3, std=0.1)")(network, images, 0)["input"]
+    by_keyword = pl.method(f"smoothed({file}:plain)", gain=2.0, samples=3, std=0.1)(network, images, 0)["input"]
+    plain = pl.method("smoothed(gradient, samples=3, std=0.1)")
+    assert torch.equal(by_text, by_keyword)
+    assert by_text.std() != 0
+    assert not torch.equal(by_text, 2 * images)
+    torch.testing.assert_close(by_text, 2 * images, rtol=0, atol=2.0)
+    assert plain.samplings == pl.method(f"smoothed({file}:plain, samples=3, std=0.1)").samplings
+
+
+def test_settings_that_a_function_does_not_take_are_named(functions: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FUNCTIONS)
+    with pytest.raises(UnknownName, match="did you mean gain"):
+        pl.method(f"{tmp_path}/own.py:plain(gian=2)")
+    with pytest.raises(UnknownName, match="did you mean plain"):
+        pl.method(f"smoothed({tmp_path}/own.py:plian)")
+    with pytest.raises(InvalidParameter, match="takes no method inside"):
+        pl.method(f"{tmp_path}/own.py:plain(gradient)")
+
+
+def test_tables_call_functions_by_their_files_without_folders() -> None:
+    for text, name in {
+        "/a b/own.py:at": "own.py:at",
+        "smoothed(/a b/own.py:at(layer=layer3.0), samples=3)": "smoothed(own.py:at(layer=layer3.0), samples=3)",
+        "smoothed(gradient, samples=3)": "smoothed(gradient, samples=3)",
+    }.items():
+        assert shown(text) == name
+
+
+def test_words_in_settings_need_no_quotes() -> None:
+    assert pl.method("smoothed(gradient, space=input)") == pl.method("smoothed(gradient, space='input')")
+    assert pl.method("gradient(absolute=True)") == pl.method("gradient", absolute=True)

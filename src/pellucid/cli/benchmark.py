@@ -174,14 +174,15 @@ def _scores(results: Results) -> Table:
         key = (*([model] if several else []), method or "(the variant)", variant)
         number = "" if row["mean"] != row["mean"] else f"{row['mean']:.4g}"
         at = layer if layered else ""
-        cells.setdefault(key, {})[metric] = " ".join(filter(None, (number, rank_text(row).strip("–"), at)))
+        rank = rank_text(row).strip("–")
+        cells.setdefault(key, {})[metric] = " ".join(filter(None, (number, rank and f"({rank})", at)))
     heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
     where = ", each at its own best layer by that measure, which is named" if layered else ""
     table = Table(
         *[*(["model"] if several else []), "method", "variant"],
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
-        caption="After each mean its rank: 1 + how many methods of the same variant are better, that is, told "
+        caption="(1) is a rank: 1 + how many methods of the same variant are better, that is, told "
         "apart image by image; = where several stand on one rank.",
         title_justify="left",
         caption_justify="left",

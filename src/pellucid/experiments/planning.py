@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..catalog import on_files
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidModel
 from ..layers import explainable, select_layers
@@ -174,7 +175,13 @@ def _files(spec: Spec) -> dict[str, str]:
     """Digests of the user's own Python files, and of surrogates."""
     networks = [spec.training.network] if spec.training is not None else []
     texts = (*spec.methods, *(model.name for model in spec.models), *networks, spec.asked)
-    texts = tuple(text for text in texts if ".py:" in text)
-    files = {shown(text): text.rpartition(":")[0] for text in texts}
+    files: dict[str, str] = {}
+
+    def noted(path: str, name: str) -> str:
+        files[f"{Path(path).name}:{name}"] = path
+        return ""
+
+    for text in texts:
+        on_files(text, noted)
     files |= {name: text for name, text in spec.variant_texts.items() if name != text}
     return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}

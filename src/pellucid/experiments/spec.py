@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ..catalog import SURROGATE, variant_name
+from ..catalog import SURROGATE, on_files, variant_name
 from ..errors import InvalidData, InvalidParameter, UnknownName
 from ..heatmap import Channels, Upsampling
 from ..layouts import layout
@@ -233,8 +233,8 @@ class Spec(Checked):
 
 
 def shown(text: str) -> str:
-    """What tables call a method or model: its text, of one from a file without the folders."""
-    return Path(text).name if ".py:" in text else text
+    """What tables call a method or model: its text, files in it without their folders."""
+    return on_files(text, lambda path, name: f"{Path(path).name}:{name}")
 
 
 def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None) -> Spec:
@@ -330,7 +330,9 @@ def _code(text: str, folder: Path) -> str:
     """A name as it is; of ``path/to/file.py:name``, ``hf:folder`` or a surrogate, the path made absolute."""
     if text.startswith("hf:") and (place := Path(_absolute(text.removeprefix("hf:"), folder))).is_dir():
         return f"hf:{place}"
-    return _absolute(text, folder) if ".py:" in text or text.endswith(SURROGATE) else text
+    if text.endswith(SURROGATE):
+        return _absolute(text, folder)
+    return on_files(text, lambda path, name: f"{_absolute(path, folder)}:{name}")
 
 
 def _file(text: str, folder: Path) -> str:

@@ -123,7 +123,7 @@ class Statistics:
     def absent(self, model: str, layer: str | None, metric: str) -> list[str]:
         """The methods that a metric grades at other layers of a model alone."""
         index = rows_at(self.values, model=model, metric=metric).index
-        here = index[np.isin(index.get_level_values("layer"), [layer, WHOLE_VARIANT]) | (layer is None)]
+        here = _at_layer(rows_at(self.values, model=model, metric=metric), layer).index
         every, some = (list(found.get_level_values("method").unique()) for found in (index, here))
         return [method for method in every if method not in some]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,12 +95,15 @@ class External(Method):
         return attribution
 
 
-def external(text: str, layer: str = INPUT, **settings: Any) -> External:
+def external(text: str, layer: str | None = None, **settings: Any) -> External:
     """The function that ``path/to/file.py:function`` names, with its settings, as a method.
+
+    ``layer`` says which layer the maps are of: a function with a parameter of that name is given it, and its
+    default holds where none is asked for; else it is the input.
 
     Raises:
         InvalidMap: no such file, or it fails when it is imported.
-        UnknownName: it has no function of that name.
+        UnknownName: it has no function of that name, or that has no such parameter.
     """
     path, _, name = text.rpartition(":")
     module = run_file(Path(path), InvalidMap, "file of methods", "function")
@@ -107,4 +111,19 @@ def external(text: str, layer: str = INPUT, **settings: Any) -> External:
     if not callable(function):
         known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
         raise UnknownName(f"function in {path}", name, known)
+    taken = _parameters(function)
+    if "layer" in taken and layer is not None:
+        settings["layer"] = layer
+    if not any(one.kind is Parameter.VAR_KEYWORD for one in taken.values()):
+        for setting in settings.keys() - taken.keys():
+            raise UnknownName(f"parameter of {text}", setting, ["layer", *list(taken)[3:]])
+    default = taken["layer"].default if "layer" in taken else None
+    layer = layer or (default if isinstance(default, str) else "") or INPUT
     return External(function=partial(function, **settings) if settings else function, name=text, layer=layer)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    try:
+        return signature(function).parameters
+    except (TypeError, ValueError):  # of what is no Python
+        return {"settings": Parameter("settings", Parameter.VAR_KEYWORD)}

@@ -126,4 +126,6 @@ def _photo(image: Any) -> NDArray[np.uint8]:
         raise InvalidParameter(f"a picture is an array {pixels.shape}; give (height, width, 3)")
     if pixels.dtype == np.uint8:
         return pixels
-    return np.rint(255 * (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-12)).astype(np.uint8)
+    shares = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-12)
+    stretched: NDArray[np.uint8] = np.rint(255 * shares).astype(np.uint8)
+    return stretched
