@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("src", "tests", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "pyproject.toml")
+COPIED = (
+    "src",
+    "tests",
+    "docs",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "mkdocs.yml",
+    "pyproject.toml",
+)
 # What the recipes add, and the tests that must take notice of it.
 ADDED = ("halved", "jittered_gradient", "twice_smoothed", "entropy", "sanity-checks")
 TESTS = (
@@ -39,14 +48,15 @@ def carry_out(root: Path, language: str, name: str, lines: str) -> None:
     if language != "diff":
         path.write_text(f"{text}\n\n{lines}")
         return
-    above = ""
-    for line in lines.splitlines():
+    above, added = "", []
+    for line in [*lines.splitlines(), " "]:
         if line.startswith("+"):
-            added = f"{above}\n{line[1:]}"
+            added.append(line[1:])
+            continue
+        if added:
             assert text.count(f"{above}\n") == 1, f"{name}: {above!r} stands there {text.count(above)} times"
-            text, above = text.replace(above, added), line[1:]
-        else:
-            above = line[1:]
+            text, added = text.replace(f"{above}\n", "\n".join([above, *added, ""])), []
+        above = line[1:]
     path.write_text(text)
 
 

@@ -1,0 +1,56 @@
+"""Natural mistakes: each leads to a sentence that names the thing and what to do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import pellucid as pl
+
+from .person import pictures, typed, write_model
+
+EXPLAIN = "pellucid explain photo.png --model shapes-resnet"
+
+
+@pytest.fixture(autouse=True)
+def _photo() -> None:
+    pictures(1)[0].save("photo.png")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (f"{EXPLAIN} --target circel", "unknown class 'circel'; did you mean circle"),
+        (f"{EXPLAIN} --layers layer3.2", "unknown layer 'layer3.2'; did you mean layer3.1"),
+        (f"{EXPLAIN} --weights lost.safetensors", "there is no weights file lost.safetensors"),
+        (f"{EXPLAIN} --methods gradcan", "unknown method 'gradcan'; did you mean gradcam"),
+        ("pellucid explain fotos --model shapes-resnet", "there is no file or folder fotos"),
+        (f"{EXPLAIN} --layer input", "No such option: --layer (Possible options: --layers"),
+        ("pellucid explain empty --model shapes-resnet", "empty holds no images"),
+        ("pellucid explain photo.png --model model.py:netwrok", "'netwrok'; did you mean network?"),
+        ("pellucid benchmark typo.toml", "unknown key in typo.toml 'metods'; did you mean methods"),
+    ],
+    ids=lambda text: text.split()[-1],
+)
+def test_a_command_says_what_is_wrong(command: str, sentence: str) -> None:
+    Path("empty").mkdir()
+    write_model("model.py")
+    Path("typo.toml").write_text('models = ["shapes-resnet"]\nmetods = ["gradient"]\nimages = "shapes:4"\n')
+    said = typed(f"{command} -o out", code=2)
+    assert sentence in said, said
+    assert not Path("out").exists()
+
+
+def test_a_model_in_training_mode_is_refused_in_python() -> None:
+    model = pl.load_model("shapes-resnet").model
+    with pytest.raises(pl.PellucidError, match=r"training mode.*eval\(\)"):
+        pl.method("gradient")(model.train(), torch.randn(1, 3, 64, 64))
+
+
+def test_a_softmax_at_the_end_is_noticed() -> None:
+    write_model("model.py", "preprocess = Preprocess(resize=64, crop=64)")
+    Path("model.py").write_text(
+        Path("model.py").read_text() + "\n\ndef sure():\n    return nn.Sequential(network(), nn.Softmax(1))\n"
+    )
+    said = typed("pellucid explain photo.png --model model.py:sure -o out")
+    assert "the outputs are probabilities; explain the model without its last softmax" in said

@@ -1,0 +1,24 @@
+"""Two networks compared: one that has learned, and its copy that has forgotten."""
+
+from safetensors.torch import save_file
+
+import pellucid as pl
+
+from .person import typed
+
+
+def test_the_copy_with_random_weights_is_told_apart() -> None:
+    save_file(pl.load_model("shapes-resnet", "random", seed=1).model.state_dict(), "forgotten.safetensors")
+    for weights, folder in (("bundled", "learned"), ("forgotten.safetensors", "forgotten")):
+        typed(
+            f"pellucid benchmark --model shapes-resnet --weights {weights} --images shapes:8 --layers layer3.1 "
+            f"--target label --methods random,gradcam --metrics 'top1,mass_outside' -o {folder}"
+        )
+    means = {}
+    for folder in ("learned", "forgotten"):
+        table = pl.Results.read(folder).table
+        means[folder] = table.groupby(["metric", "method"], observed=True)["value"].mean()
+    assert means["learned"]["top1", ""] == 1
+    assert means["forgotten"]["top1", ""] < 0.5
+    assert means["learned"]["mass_outside", "random"] == means["forgotten"]["mass_outside", "random"]
+    assert means["learned"]["mass_outside", "gradcam"] < means["forgotten"]["mass_outside", "gradcam"]
