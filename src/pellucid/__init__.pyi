@@ -5,6 +5,7 @@ from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNot
 from .experiments.runners import benchmark
 from .experiments.spec import Spec, read_spec
 from .experiments.store import Results
+from .findings.comparison import compare
 from .findings.trust import TrustCard, trust_card
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
@@ -93,6 +94,7 @@ __all__ = [
     "benchmark",
     "cascade",
     "clip_percentiles",
+    "compare",
     "deletion",
     "heatmap",
     "hog_similarity",

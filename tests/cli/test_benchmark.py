@@ -15,6 +15,7 @@ from pellucid.cli.benchmark import spec_content
 from pellucid.errors import RuleNotApplied
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
+from pellucid.findings.statistics import Statistics
 from pellucid.metrics.noise import TotalVariation
 
 SPEC = """
@@ -47,11 +48,12 @@ def test_a_spec_gives_a_table_of_means_and_says_what_is_next():
     assert result.exit_code == 0, result.output
     assert "2 cells of 2 finished, 3 images, 12 rows in run" in result.stdout
     assert "next: pellucid report run" in result.stdout
-    table = Results.read("run").table
+    best = Statistics.of(Results.read("run")).best.summary
     for method in ("random", "smoothed(gradient, samples=2)"):
-        mean = table[table["method"] == method]["value"].mean()
+        [(at, found)] = [(key[3], row) for key, row in best.iterrows() if key[2] == method]
         [row] = [line for line in result.stdout.splitlines() if method in line]
-        assert f"{mean:.4g}" in row
+        assert f"{found['mean']:.4g} (" in row
+        assert at in row
     facts = json.loads(Path("run/run.json").read_text())
     assert facts["command"] == "pellucid benchmark bench.toml -o run"
 

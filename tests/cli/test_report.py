@@ -2,13 +2,14 @@
 
 import json
 
+import pandas
 import pyarrow
 import pytest
 from typer.testing import CliRunner
 
 from pellucid.cli import app
 from pellucid.experiments.record import RUN
-from pellucid.experiments.store import PICTURE_ROWS, ROWS, Store
+from pellucid.experiments.store import PICTURE_ROWS, ROWS, Results, Store
 from tests.tables import plausible
 
 SMALL = {"variants": ("original",), "layers": ("input",), "shown": 1}
@@ -83,3 +84,51 @@ def test_a_run_that_has_just_begun_is_refused(folder):
 
 def test_a_page_that_cannot_be_written_is_refused(folder, tmp_path):
     assert "cannot write" in refused(folder, "-o", tmp_path / "missing" / "page.html")
+
+
+def test_a_report_that_is_no_page_is_refused_with_the_way_out(folder):
+    result = run("report", folder, "-o", "scores.csv")
+    assert result.exit_code == 2
+    assert f"pellucid export {folder} -o scores.csv" in result.stderr
+
+
+def test_results_are_exported_by_the_files_ending_or_the_option(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, name in [
+        (("-o", "a.csv"), "a.csv"),
+        (("--parquet", "-o", "b.parquet"), "b.parquet"),
+        ((), "run.csv"),
+        (("--latex",), "run.tex"),
+    ]:
+        result = run("export", folder, *arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"wrote {name}\n"
+    results = Results.read(folder)
+    written = pandas.read_csv("a.csv")
+    assert written["value"].to_numpy() == pytest.approx(results.values()["value"].to_numpy(), nan_ok=True)
+    assert (written["method"].isna() == results.values()["method"].isna()).all()
+    assert len(pandas.read_parquet("b.parquet")) == len(results.table)
+    latex = (tmp_path / "run.tex").read_text()
+    assert r"guided\_backprop" in latex
+    mean = results.pivot(metric="mass_outside").loc[("net", "original", "gradcam", "input"), "mass_outside"]
+    assert f"{mean:.2f}" in latex
+
+
+def test_exports_of_no_kind_or_two_are_refused(folder):
+    for arguments, message in [
+        (("-o", "table.xlsx"), "give a file ending in .csv, .tex, .parquet"),
+        (("--csv", "--latex"), "are two kinds of table; give one"),
+        (("--csv", "-o", "table.tex"), "give a file ending in"),
+        (("--latex", "--layer", "nowhere"), "no maps were graded at 'nowhere'"),
+    ]:
+        result = run("export", folder, *arguments)
+        assert result.exit_code == 2, arguments
+        assert message in result.stderr
+
+
+def test_two_runs_are_compared(folder, tmp_path):
+    result = run("compare", folder, folder, "-o", tmp_path / "differences.csv")
+    assert result.exit_code == 0, result.output
+    assert "not told apart" in result.stdout
+    assert "better" not in result.stdout
+    assert (pandas.read_csv(tmp_path / "differences.csv")["difference"].dropna() == 0).all()

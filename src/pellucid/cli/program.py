@@ -18,6 +18,7 @@ from ..errors import PellucidError
 from .benchmark import benchmark_command
 from .demo import demo
 from .explain import explain
+from .export import compare_command, export
 from .lists import listing
 from .options import COMMAND
 from .report import report
@@ -89,6 +90,8 @@ app = typer.Typer(
 app.command()(explain)
 app.command("benchmark")(benchmark_command)
 app.command()(report)
+app.command()(export)
+app.command("compare")(compare_command)
 app.command()(demo)
 app.command("train")(train_command)
 app.command("reproduce")(reproduce_command)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import counted
+from ..errors import InvalidParameter, counted
 
 
 def report(
@@ -29,6 +29,11 @@ def report(
     from ..files import replace_file
     from ..report.benchmark_page import benchmark_page
 
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise InvalidParameter(
+            f"--output {output}: the report is one HTML page; give a file ending in .html, or write tables with: "
+            f"pellucid export {run} -o {output.with_suffix('.csv')}"
+        )
     results = Results.read(run)
     path = output or page_of(run)
     replace_file(path, benchmark_page(results).encode())

@@ -112,7 +112,7 @@ def overall(axes: Mapping[str, Sequence[Ranking]]) -> str:
     decided = {axis: rankings for axis, rankings in axes.items() if rankings[0].decided}
     if not decided:
         return "Nothing that was graded tells the maps apart."
-    chance = [axis for axis, (lead, *_) in decided.items() if lead.floors]
+    chance = [axis for axis, rankings in decided.items() if all(one.floors for one in rankings if one.decided)]
     best = {axis: _best_by_all(rankings) for axis, rankings in decided.items() if axis not in chance}
     split = [axis for axis, some in best.items() if not some]
     notes = [f"No method beats a map that knows nothing of the network on {joined(chance)}."] if chance else []

@@ -1,0 +1,155 @@
+"""The commands ``export`` and ``compare``: a benchmark's results as tables, and beside another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..errors import InvalidParameter, counted
+from .terminal import show_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..experiments.store import Results
+
+_ENDINGS = {"csv": ".csv", "latex": ".tex", "parquet": ".parquet"}
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The output of `pellucid benchmark`.")]
+
+
+def export(
+    run: RunArgument,
+    csv: Annotated[bool, typer.Option("--csv", help="A row for each value.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Means and ranks, for a paper.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="A row for each value, with curves.")] = False,
+    layer: Annotated[
+        str | None, typer.Option(help="With --latex: the layer, instead of each method's own best one.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The file, whose ending may choose.", show_default="RUN.csv"
+        ),
+    ] = None,
+) -> None:
+    """Write a benchmark's results as a table: CSV, Parquet or LaTeX.
+
+    Example: `pellucid export results --latex -o table.tex`
+    """
+    from ..experiments.store import Results
+    from ..files import replace_file
+
+    asked = [kind for kind, given in {"csv": csv, "latex": latex, "parquet": parquet}.items() if given]
+    if len(asked) > 1:
+        raise InvalidParameter(f"--{asked[0]} and --{asked[1]} are two kinds of table; give one")
+    ending = output.suffix if output else ""
+    fitting = [kind for kind, known in _ENDINGS.items() if known == ending]
+    kind = (asked or fitting or ([] if output else ["csv"]) or [""])[0]
+    if not kind or (asked and ending and fitting != asked):
+        raise InvalidParameter(
+            f"--output {output}: give a file ending in {', '.join(_ENDINGS.values())}, as asked"
+        )
+    results = Results.read(run)
+    path = output or Path(f"{run.rstrip('/').rpartition('/')[2]}{_ENDINGS[kind]}")
+    replace_file(path, _content(results, kind, layer))
+    if missing := len(results.missing):
+        typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
+    typer.echo(f"wrote {path}")
+
+
+def _content(results: Results, kind: str, layer: str | None) -> bytes:
+    if kind == "parquet":
+        return results.table.to_parquet(index=False)  # type: ignore[no-any-return]
+    text = results.values().to_csv(index=False) if kind == "csv" else _latex(results, layer)
+    return str(text).encode()
+
+
+def _latex(results: Results, layer: str | None) -> str:
+    """Means with their ranks as the report's tables have them, a part for each model and variant."""
+    import pandas as pd
+
+    from ..findings.statistics import Statistics
+    from ..findings.wording import judged_at
+    from ..report.tables import overview
+
+    statistics = Statistics.of(results)
+    pairs = statistics.values.index.droplevel(["method", "layer", "metric"]).unique()
+    rows = {
+        (model, variant, row.title): {
+            column.title: f"{cell.text} ({cell.note})" if cell.note else cell.text
+            for column, cell in zip(part.columns[1:], row.cells, strict=True)
+        }
+        for model, variant in pairs
+        if (part := overview(statistics, model, variant, layer)) is not None
+        for row in part.rows
+    }
+    if not rows:
+        raise InvalidParameter(f"no maps were graded at {layer!r}; name a layer of the run, or none")
+    index = pd.MultiIndex.from_tuples(list(rows), names=["model", "variant", "method"])
+    table = pd.DataFrame(list(rows.values()), index)
+    caption = (
+        f"Means over {statistics.over}, {judged_at(layer)}. In brackets the rank among methods of the same "
+        "variant (= where several share it)" + (" and the layer." if layer is None else ".")
+    )
+    return str(table.replace({"−": "-"}, regex=True).to_latex(escape=True, caption=caption))
+
+
+def compare_command(
+    run: RunArgument,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another run, on the same images.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Where maps are compared; else each at its best layer.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Also write the table.")
+    ] = None,
+) -> None:
+    """Compare two benchmarks image by image, over the images that both have.
+
+    Differences are the second run's minus the first's, with 95 % intervals.
+
+    Example: `pellucid compare before after`
+    """
+    from ..errors import first_difference
+    from ..experiments.store import Results
+    from ..files import replace_file
+    from ..findings.comparison import compare
+
+    if output is not None and output.suffix != ".csv":
+        raise InvalidParameter(f"--output {output}: give a file ending in .csv")
+    first, second = Results.read(run), Results.read(other)
+    found = compare(first, second, layer)
+    mine, theirs = dict(first.record.identity), dict(second.record.identity)
+    if mine != theirs:
+        typer.echo(f"The runs differ first in: {first_difference(mine, theirs)}")
+    show_whole(_differences(found, first), keys=3)
+    if output is not None:
+        replace_file(output, found.to_csv().encode())
+        typer.echo(f"wrote {output}")
+
+
+def _differences(found: pd.DataFrame, first: Results) -> Table:
+    from ..findings.digits import number, shared_decimals
+
+    places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in found.groupby(level="metric")}
+    table = Table(
+        *("metric", "method", "variant"),
+        *(Column(head, justify="right") for head in ("first", "second", "difference", "95 % interval", "images")),
+        "the second is",
+        "layers",
+        title="Paired over the images that both runs have",
+        title_justify="left",
+    )
+    for (_, variant, method, metric), row in zip(found.index, found.to_dict("records"), strict=True):
+        arrow = "↑" if first.record.metrics[metric].higher_is_better else "↓"
+        numbers = [number(row[name], places[metric]) for name in ("one", "other", "difference", "low", "high")]
+        layers = " | ".join(dict.fromkeys(filter(None, (row["layer"], row["other_layer"]))))
+        table.add_row(
+            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant), *numbers[:3],
+            f"{numbers[3]} to {numbers[4]}", str(row["images"]), row["verdict"], escape(layers),
+        )  # fmt: skip
+    return table

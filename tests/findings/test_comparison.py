@@ -1,0 +1,72 @@
+"""Two runs whose differences are known, paired over the images that both have."""
+
+import numpy as np
+import pytest
+
+from pellucid.errors import InvalidData
+from pellucid.findings.comparison import compare
+from pellucid.findings.intervals import interval
+from tests.tables import NAN, results
+
+NOISE = np.array([0.02, -0.02, 0.03, -0.03, 0.01, -0.01, 0.04, -0.04])
+
+
+def run(means, model="net", layer="input"):
+    """A run of one layer: by (method, metric) the values or their mean."""
+    return results({(model, "original", *key[:1], layer, key[1]): value + NOISE for key, value in means.items()})
+
+
+def test_differences_are_paired_and_told_by_the_metrics_direction():
+    """Images differ by far more than the runs do: only the pairs tell."""
+    apart = np.arange(8.0)
+    before = run({("a", "insertion"): apart, ("a", "deletion"): apart, ("b", "insertion"): apart})
+    after = run({("a", "insertion"): apart + 0.5, ("a", "deletion"): apart + 0.5, ("b", "insertion"): apart})
+    found = compare(before, after)
+    assert found["difference"].tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-12)
+    assert found["verdict"].tolist() == ["better", "worse", "not told apart"]
+    assert compare(after, before)["verdict"].tolist() == ["worse", "better", "not told apart"]
+    assert found["images"].tolist() == [8, 8, 8]
+
+
+def test_the_interval_is_that_of_the_differences():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 8))
+    found = compare(run({("a", "insertion"): first}), run({("a", "insertion"): second})).iloc[0]
+    low, high = interval((second - first)[None])
+    assert (found["low"], found["high"]) == pytest.approx((low[0], high[0]), rel=1e-9)
+
+
+def test_only_images_with_both_values_count_and_both_means_are_over_them():
+    key = ("net", "original", "a", "input", "insertion")
+    found = compare(results({key: [1.0, 2.0, NAN, 9.0, 5.0]}), results({key: [2.0, 4.0, 7.0, NAN]})).iloc[0]
+    assert found["images"] == 2
+    assert (found["one"], found["other"], found["difference"]) == (1.5, 3.0, 1.5)
+    assert found["verdict"] == "not told apart"
+
+
+def test_rows_of_one_run_alone_are_left_out_and_single_models_may_have_other_names():
+    before = run({("a", "insertion"): 0.0, ("b", "insertion"): 0.0})
+    after = run({("b", "insertion"): 1.0, ("c", "insertion"): 1.0}, model="finer")
+    assert list(compare(before, after).index) == [("net", "original", "b", "insertion")]
+    with pytest.raises(InvalidData, match="no model, variant, method and metric in common"):
+        compare(run({("a", "insertion"): 0.0}), run({("c", "insertion"): 0.0}))
+
+
+def test_each_run_has_its_own_best_layer_unless_one_is_given():
+    def layered(input_, deep):
+        key = ("net", "original", "a", "{}", "insertion")
+        return results(
+            {(*key[:3], name, key[4]): value + NOISE for name, value in (("input", input_), ("deep", deep))}
+        )
+
+    found = compare(layered(0.0, 1.0), layered(3.0, 2.0)).iloc[0]
+    assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "input", pytest.approx(2.0))
+    found = compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="deep").iloc[0]
+    assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "deep", pytest.approx(1.0))
+
+
+def test_other_images_are_not_paired():
+    one, other = run({("a", "insertion"): 0.0}), run({("a", "insertion"): 0.0})
+    other.table["image"] = other.table["image"].cat.rename_categories(lambda name: f"other-{name}")
+    with pytest.raises(InvalidData, match="no images in common"):
+        compare(one, other)
