@@ -23,7 +23,11 @@ from .errors import OutputNotWritable, PellucidError
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUN = "run.json"  # the file in which a folder tells what made it
 SEAL = "sha256"  # the name of the checksum among sealed values
+FILES = "files"  # in sealed values: the names of files beside them, or their SHA-256 by name
+DIGESTS = "digests"  # in sealed values: the SHA-256 of files, by their paths from there
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
 @contextmanager
@@ -105,6 +109,20 @@ def alone(lock: Path, place: str | Path) -> Iterator[None]:
                 lock.parent.rmdir()
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file; where the system cannot tell, it does not."""
+    try:
+        import fcntl
+
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 def sealed(facts: Mapping[str, Any]) -> bytes:
     """Plain values as JSON with their own checksum, by which ``unsealed`` finds out damage."""
     return json.dumps({**facts, SEAL: _checksum(facts)}, indent=1).encode() + b"\n"
@@ -119,6 +137,31 @@ def unsealed(content: bytes) -> dict[str, Any]:
     if seal is not None and seal != _checksum(facts):
         raise ValueError("it was damaged since it was written")
     return facts
+
+
+def told_whole(path: Path) -> dict[str, Any]:
+    """The values of a sealed file; ``ValueError`` or ``OSError`` if it, or a file that it tells of, is damaged."""
+    told = unsealed(path.read_bytes())
+    for files in (told.get(FILES), told.get(DIGESTS)):
+        for name, expected in files.items() if isinstance(files, dict) else ():
+            if file_digest(_inside(path.parent, name)) != expected:
+                raise ValueError(f"{name} was damaged since it was written")
+    return told
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file below a folder by a name that was read from a file, which may say anything."""
+    path = folder / name
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"it names {name!r}, which nothing here writes")
+    if not path.is_file() or path.is_symlink():
+        raise ValueError(f"{name} is missing")
+    return path
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file's name is one that ``replaced`` gives to drafts."""
+    return bool(_DRAFT.fullmatch(name))
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:

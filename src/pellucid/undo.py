@@ -53,14 +53,15 @@ class Guard(Undo):
 
     def __enter__(self) -> Self:
         """Undo what a dead call left on this thread, and keep the thread's switches."""
+        self._grad = torch.is_grad_enabled()
+        self._autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
         stack: list[Undo] = _OF_THREAD.__dict__.setdefault("stack", [])
         running = list(map(id, _frames(sys._getframe())))
         dead = [one for one in stack if isinstance(one, Guard) and id(one._frame) not in running]
         while any(one in stack for one in dead):
             stack[-1]._end()
+            torch.set_grad_enabled(self._grad)
         self._frame: FrameType | None = sys._getframe(1)
-        self._grad = torch.is_grad_enabled()
-        self._autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
@@ -73,10 +74,9 @@ class Guard(Undo):
 
     def inference(self, enabled: bool) -> torch.inference_mode:
         """Inference mode, switched on or off; to be entered at once."""
-        mode, before = torch.inference_mode(enabled), torch.is_inference_mode_enabled()
-        self.later(
-            lambda: None if torch.is_inference_mode_enabled() == before else mode.__exit__(None, None, None)
-        )
+        mode = torch.inference_mode(enabled)
+        # Not left to the end of the object, which a traceback may keep: it would switch gradients at that moment.
+        self.later(lambda: mode.__exit__(None, None, None) if hasattr(mode, "_inference_mode_context") else None)
         return mode
 
 

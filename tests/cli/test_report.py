@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pellucid.cli import app
-from pellucid.experiments.record import RUN
 from pellucid.experiments.store import PICTURE_ROWS, ROWS, Results, Store
+from pellucid.files import RUN
 from tests.tables import plausible
 
 SMALL = {"variants": ("original",), "layers": ("input",), "shown": 1}

@@ -375,6 +375,8 @@ def test_damaged_content_is_refused(network, tmp_path, damage, message):
     with safetensors.safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["surrogate"])
     tensors = safetensors.torch.load_file(path)
+    for checksum in ("sha256", "digests"):  # as files of earlier versions had none
+        del header[checksum]
     damage(tensors, header)
     safetensors.torch.save_file(tensors, path, {"surrogate": json.dumps(header)})
     with pytest.raises(InvalidWeights, match=message):

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidParameter, OutputNotWritable
-from ..files import alone
+from ..files import DIGESTS, FILES, RUN, alone, file_digest, sealed
 
-_RUN = "run.json"
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
 _EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
 
@@ -52,15 +51,20 @@ def staged(folder: Path) -> Iterator[Path]:
         lock.unlink(missing_ok=True)
 
 
+def is_staged(name: str) -> bool:
+    """Whether a folder's name is one that ``staged`` gives to drafts."""
+    return bool(re.fullmatch(rf"{re.escape(_DRAFT)}[0-9a-f]{{16}}", name))
+
+
 def _clear_away(beside: Path, folder: Path) -> None:
     """Finish what processes that were killed left beside a folder: drafts whose lock nobody holds."""
     for lock in beside.glob(f"{_DRAFT}*.lock"):
         draft = lock.with_suffix("")
-        if not re.fullmatch(rf"{re.escape(_DRAFT)}[0-9a-f]{{16}}", draft.name) or draft.is_symlink():
+        if not is_staged(draft.name) or draft.is_symlink():
             continue
         try:
             with alone(lock, folder):
-                if (draft / _EARLIER).is_file() and (draft / _RUN).is_file() and beside == folder.absolute():
+                if (draft / _EARLIER).is_file() and (draft / RUN).is_file() and beside == folder.absolute():
                     told = json.loads((draft / _EARLIER).read_text())
                     _move(draft, folder, [_own(folder, name) for name in told])
                 shutil.rmtree(draft, ignore_errors=True)
@@ -90,11 +94,11 @@ def _earlier_run(folder: Path) -> list[Path]:
         if all(path.name.startswith(_DRAFT) for path in folder.iterdir()):
             return []
     try:
-        told = json.loads((folder / _RUN).read_text())
+        told = json.loads((folder / RUN).read_text())
         if told["made_by"] != "pellucid":
             raise ValueError("another program made it")
         # run.json goes first and comes last: a folder that has it is complete.
-        return [_own(folder, name) for name in (_RUN, *told["files"])]
+        return [_own(folder, name) for name in (RUN, *told[FILES])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = "no run.json" if isinstance(error, OSError) else f"run.json: {error}"
         raise OutputNotWritable(
@@ -126,13 +130,13 @@ def _take_place(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
 
 def _move(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
     """Move a draft's files into the place of an earlier run's, run.json last; some may have been moved before."""
-    moved = set(json.loads((draft / _RUN).read_text())["files"]) if (draft / _RUN).exists() else set()
+    moved = set(json.loads((draft / RUN).read_text())[FILES]) if (draft / RUN).exists() else set()
     for old in earlier:
         if old.name in moved and not (draft / old.name).exists():
             continue
         # The name may have become a link since it was read: then only the link is removed.
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-    for new in sorted(draft.iterdir(), key=lambda path: path.name == _RUN):
+    for new in sorted(draft.iterdir(), key=lambda path: path.name == RUN):
         if new.name != _EARLIER:
             os.replace(new, folder / new.name)
 
@@ -163,7 +167,9 @@ def origin(command: str) -> dict[str, Any]:
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write run.json, with the names of all that stands beside it."""
+    """Write run.json, with the names of all that stands beside it, and the checksums of all files."""
     with writable(folder):
-        files = sorted(path.name for path in folder.iterdir())
-        (folder / _RUN).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+        names = sorted(path.name for path in folder.iterdir())
+        inside = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in inside}
+        (folder / RUN).write_bytes(sealed({**facts, FILES: names, DIGESTS: digests}))

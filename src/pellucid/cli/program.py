@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from ..errors import PellucidError
 from .benchmark import benchmark_command
 from .demo import demo
+from .doctor import doctor
 from .explain import explain
 from .export import compare_command, export
 from .lists import listing
@@ -93,6 +94,7 @@ app.command()(report)
 app.command()(export)
 app.command("compare")(compare_command)
 app.command()(demo)
+app.command()(doctor)
 app.command("train")(train_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(surrogate, name="surrogate")

@@ -12,9 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import InvalidData
-from ..files import sealed, unsealed
-
-RUN = "run.json"
+from ..files import RUN, sealed, unsealed
 
 
 class DamagedRun(InvalidData):

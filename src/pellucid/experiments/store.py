@@ -24,9 +24,9 @@ from ..errors import (
     counted,
     first_difference,
 )
-from ..files import alone
+from ..files import RUN, alone
 from .folders import Folder
-from .record import RUN, DamagedRun, RunRecord
+from .record import DamagedRun, RunRecord
 
 WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
@@ -286,10 +286,16 @@ class Store:
 
     def damaged_pictures(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose pictures are there, but damaged."""
-        there = self._names(PICTURES) & set(cells)
+        there = self.names(PICTURES) & set(cells)
         return there - self.whole(PICTURES, sorted(there), PICTURE_ROWS).keys()
 
-    def _names(self, folder: str) -> set[str]:
+    def strangers(self, folder: str, cells: Sequence[str]) -> list[str]:
+        """Files among the parts or pictures that are none of the run's; no drafts."""
+        there = {name for name in self.folder.names(folder) if not name.startswith(".")}
+        return sorted(there - {f"{cell}.parquet" for cell in cells})
+
+    def names(self, folder: str) -> set[str]:
+        """The cells that have a file in a folder."""
         return {name.removesuffix(".parquet") for name in self.folder.names(folder)}
 
     def _part(self, name: str, schema: pyarrow.Schema) -> pyarrow.Table | None:
@@ -327,7 +333,7 @@ class Store:
 
     def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
         """The parts of the cells that have one that is whole, in the order of the cells, each read once."""
-        there = self._names(folder)
+        there = self.names(folder)
         found = {cell: self._part(f"{folder}/{cell}.parquet", schema) for cell in cells if cell in there}
         return {cell: part for cell, part in found.items() if part is not None}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DamagedFileWarning, OutputNotWritable
-from ..files import file_digest, replace_file, sealed, unsealed
+from ..files import FILES, file_digest, replace_file, sealed, told_whole
 from ..models.zoo import LoadedModel
 from .batches import preprocess_of
 from .checkpoints import remove_checkpoints
@@ -21,7 +21,7 @@ from .classifiers import save_weights, train
 from .degradation import open_ranks, write_ranks
 from .hyperparameters import Hyperparameters
 
-VALUES, FILES = "values", "files"  # in sealed files: what was computed, and other files' SHA-256 by name
+VALUES = "values"  # in sealed files: what was computed
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,10 @@ class Artifacts:
         if not done.exists():
             return None
         try:
-            found = unsealed(done.read_bytes())
-            for name, expected in found.get(FILES, {}).items():
-                if file_digest(done.with_name(name)) != expected:
-                    raise ValueError(f"{name} was damaged since it was written")
+            return told_whole(done)
         except (OSError, ValueError) as error:
             warnings.warn(DamagedFileWarning(f"{done}: {error}; it is made anew"), stacklevel=3)
             return None
-        return found
 
     def result(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Plain values that ``compute`` trains for, with a folder for its checkpoints."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import zip_longest
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights
-from ..files import replace_file
+from ..files import replace_file, sealed, unsealed
 from ..rules.base import Rule, Run
 from ..rules.operations import Operation
 from .base import Variant
-from .paths import CONVOLUTION, BilinearPath, Convolution, is_strided, strided_convolutions
+from .paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
 
 FORMAT = "pellucid surrogate 1"
 
@@ -210,7 +209,14 @@ def _encoded(surrogate: Surrogate) -> bytes:
     }
     tensors = named_tensors(surrogate.paths)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, {"surrogate": json.dumps(header)})
+    header["digests"] = {name: digest(tensor) for name, tensor in plain.items()}
+    return safetensors.torch.save(plain, {"surrogate": sealed(header).decode()})
+
+
+def is_surrogate(path: Path) -> bool:
+    """Whether a safetensors file says that it holds a surrogate."""
+    with path.open("rb") as file:
+        return b'"surrogate"' in file.read(1 << 12)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -219,8 +225,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         # Ordinary tensors also where inference asks for them: gradients may go through them later.
         with torch.inference_mode(False), safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("surrogate", "{}"))
+            header = unsealed((file.metadata() or {}).get("surrogate", "{}").encode())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, expected in header.get("digests", {}).items():  # files of earlier versions have none
+            if name not in tensors or digest(tensors[name]) != expected:
+                raise ValueError(f"{name} was damaged since it was written")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InvalidWeights(f"{path} is broken or cut short ({error}); train or fetch it again") from error
     if header.get("format") != FORMAT:

@@ -1,0 +1,181 @@
+"""The command ``doctor``: whether what commands wrote is whole, and what to do where it is not."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import DamagedFileWarning, InvalidData, PellucidError, counted
+from ..files import RUN, is_draft, is_held, told_whole
+from .output import is_staged
+
+if TYPE_CHECKING:
+    from ..experiments.store import Store
+
+_AGAIN = "the same command computes it anew"
+_CLEARED = "left by a command that was killed; the same command clears it away, or delete it"
+
+
+def doctor(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="What a command wrote: a folder, a benchmark's URL or a file of weights."
+        ),
+    ],
+) -> None:
+    """Verify all parts, pictures, checkpoints and weights of a run by their checksums; nothing is changed.
+
+    One line for each file that is damaged, foreign or left over, with what to do. Ends with 0 if all is whole,
+    else with 1.
+
+    Example: `pellucid doctor results`
+    """
+    found = examined(run)
+    for line in found.amiss:
+        typer.echo(line)
+    whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()))
+    typer.echo(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
+    if found.amiss:
+        raise typer.Exit(1)
+
+
+@dataclass
+class Findings:
+    """What was found whole, counted by kind, and a line for each thing amiss."""
+
+    whole: Counter[str] = field(default_factory=Counter)
+    amiss: list[str] = field(default_factory=list)
+
+    def note(self, what: str | Path, why: str, way_out: str) -> None:
+        """Note what is amiss, in one line."""
+        self.amiss.append(" ".join(f"{what}: {why}; {way_out}".split()))
+
+
+def examined(run: str) -> Findings:
+    """Read all that a run's place holds, and change nothing.
+
+    Raises:
+        InvalidData: nothing there is of pellucid, or it cannot be read.
+    """
+    from ..experiments.store import Store
+
+    found, store = Findings(), Store(run)
+    if store.local is None:
+        if not _examine_run(store, found):
+            raise InvalidData(f"there is no run of pellucid in {run}; give its output folder")
+        return found
+    if not store.local.exists():
+        raise InvalidData(f"there is no {run}; give what a command wrote")
+    for path in _files(store.local):
+        _examine_file(path, found)
+    if not found.whole and not found.amiss:
+        raise InvalidData(f"there is no run of pellucid in {run}; give its output folder")
+    return found
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """A file of weights with what tells of it and its checkpoints, or all files below a folder; links are none."""
+    if place.is_file():
+        yield from (path for path in (place, place.with_suffix(".json")) if path.is_file())
+        place = place.with_suffix(".checkpoint")
+    for path in sorted(place.rglob("*")):
+        if not path.is_symlink() and (path.is_file() or is_staged(path.name) or path.name == RUN):
+            yield path
+
+
+def _examine_file(path: Path, found: Findings) -> None:
+    """Examine one file as what its name says it is; those of cells are examined with their run."""
+    from ..experiments.store import Store
+
+    if is_draft(path.name) or is_staged(path.name):
+        _examine_draft(path, found)
+    elif path.name == RUN and path.is_file() and _examine_run(Store(path.parent), found):
+        pass
+    elif path.suffix == ".json" or path.name == RUN:
+        _examine_facts(path, found)
+    elif path.suffix == ".safetensors":
+        _examine_tensors(path, found)
+
+
+def _examine_draft(path: Path, found: Findings) -> None:
+    lock = path.with_name(f"{path.name}.lock")
+    if path.suffix == ".lock":
+        return
+    if lock.is_file() and is_held(lock):
+        found.note(path, "a command is writing it", "ask again when that has ended")
+    else:
+        found.note(path, "a draft", _CLEARED)
+
+
+def _examine_facts(path: Path, found: Findings) -> None:
+    """Examine a file of values, and those whose checksums it tells."""
+    try:
+        told_whole(path)
+    except (OSError, ValueError) as error:
+        found.note(path, str(error), _AGAIN)
+    else:
+        found.whole["values file"] += 1
+
+
+def _examine_tensors(path: Path, found: Findings) -> None:
+    """Examine a checkpoint or a surrogate; weights are examined with the values beside them."""
+    from ..training.checkpoints import read
+    from ..variants.surrogate import is_surrogate, load_surrogate
+
+    if path.parent.suffix == ".checkpoint" or path.name.startswith("epoch-"):
+        if read(path) is None:
+            found.note(path, "the checkpoint is damaged", "the same command takes the one before it")
+        else:
+            found.whole["checkpoint"] += 1
+    elif path.with_suffix(".json").is_file():
+        found.whole["weights file"] += 1
+    elif is_surrogate(path):
+        try:
+            load_surrogate(path)
+        except PellucidError as error:
+            found.note(path, str(error), f"delete {path}, and the same command trains it again")
+        else:
+            found.whole["surrogate"] += 1
+
+
+def _examine_run(store: Store, found: Findings) -> bool:
+    """Examine a benchmark's run.json, parts and pictures; whether there is such a run."""
+    from ..experiments.record import DamagedRun
+    from ..experiments.store import LOCK, PARTS, PHOTOS, PICTURE_ROWS, PICTURES, ROWS
+
+    try:
+        record = store.record()
+    except DamagedRun as error:
+        found.note(f"{store.url}/{RUN}", str(error).partition(";")[0], "the same command writes it anew")
+        return True
+    except InvalidData:
+        return False
+    if record is None:
+        return False
+    store.run = record.hash
+    if store.local is not None and is_held(store.local / LOCK):
+        found.note(store.url, "a command is writing here", "ask again when that has ended")
+    kinds = (
+        (PARTS, record.cells, ROWS, "part"),
+        (PICTURES, (PHOTOS, *record.cells), PICTURE_ROWS, "picture file"),
+    )
+    for folder, cells, rows, kind in kinds:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", DamagedFileWarning)
+            found.whole[kind] += len(store.whole(folder, cells, rows))
+        for warning in told:
+            what, _, why = str(warning.message).partition(" cannot be used: ")
+            found.note(what, why, _AGAIN)
+        for name in store.strangers(folder, cells):
+            found.note(f"{store.url}/{folder}/{name}", "none of this run's", "it is never read; delete it")
+    if missing := len(set(record.cells) - store.names(PARTS)):
+        found.note(store.url, f"{counted(missing, 'cell')} not computed yet", "the same command goes on")
+    found.whole["run"] += 1
+    return True

@@ -1,0 +1,166 @@
+"""``pellucid doctor``: what is whole, what is not and what to do, without changing anything."""
+
+import os
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pellucid.cli.program import app
+from pellucid.errors import DamagedFileWarning
+from pellucid.experiments.runners import benchmark
+from pellucid.experiments.spec import read_spec
+from pellucid.files import alone, replace_file, sealed
+from pellucid.training.checkpoints import Checkpoint, Checkpoints
+from pellucid.training.classifiers import save_weights
+
+SPEC = {
+    "models": ["shapes-resnet"],
+    "images": {"source": "shapes:2"},
+    "methods": ["gradient"],
+    "metrics": ["total_variation"],
+    "images_per_cell": 1,
+    "pictures": 1,
+}
+
+
+def asked(place):
+    """The exit code, and the lines; nothing is changed."""
+    before = everything(place)
+    ended = CliRunner().invoke(app, ["doctor", str(place)])
+    assert everything(place) == before
+    return ended.exit_code, ended.stdout.splitlines() + ended.stderr.splitlines()
+
+
+def everything(place):
+    paths = [place, *place.rglob("*")] if place.exists() else []
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in paths}
+
+
+def flip(path, place=-20):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def run(tmp_path):
+    benchmark(read_spec(None, SPEC), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_whole_run_is_whole(run):
+    code, lines = asked(run)
+    assert code == 0
+    assert lines == [f"{run}: whole: 2 parts, 2 picture files, 1 run"]
+
+
+@pytest.mark.parametrize("folder", ["parts", "pictures"])
+def test_each_damaged_part_is_named_and_the_same_command_mends_it(run, folder):
+    path = min((run / folder).iterdir())
+    flip(path, 40)
+    code, lines = asked(run)
+    assert code == 1
+    assert lines[0].startswith(f"{path}: ")
+    assert lines[0].endswith("; the same command computes it anew")
+    with pytest.warns(DamagedFileWarning):
+        benchmark(read_spec(None, SPEC), run)
+    assert asked(run)[0] == 0
+
+
+@pytest.mark.parametrize("place", [0, 40, -20])
+def test_a_damaged_run_json_is_named(run, place):
+    flip(run / "run.json", place)
+    code, lines = asked(run)
+    assert code == 1
+    assert lines[0].startswith(f"{run}/run.json: ")
+    assert lines[0].endswith("; the same command writes it anew")
+
+
+def test_what_is_missing_foreign_or_left_over_is_told_with_what_to_do(run):
+    parts = sorted((run / "parts").iterdir())
+    parts[0].rename(run / "parts" / "other.parquet")
+    (run / "parts" / f".{parts[0].name}.{'0' * 16}").write_bytes(b"begun")
+    code, lines = asked(run)
+    assert code == 1
+    assert sorted(lines) == sorted(
+        [
+            f"{run}: 1 cell not computed yet; the same command goes on",
+            f"{run}/parts/other.parquet: none of this run's; it is never read; delete it",
+            f"{run}/parts/.{parts[0].name}.{'0' * 16}: a draft; left by a command that was killed; the same "
+            "command clears it away, or delete it",
+            f"{run}: whole: 1 part, 2 picture files, 1 run",
+        ]
+    )
+
+
+def test_a_command_that_is_writing_is_told(run):
+    with alone(run / ".lock", run):
+        code, lines = asked(run)
+    assert code == 1
+    assert lines[0] == f"{run}: a command is writing here; ask again when that has ended"
+
+
+def test_pictures_of_explain_are_verified(tmp_path):
+    command = ["explain", "shapes:2", "--model", "shapes-resnet", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert asked(tmp_path / "out")[0] == 0
+    picture = next((tmp_path / "out").rglob("maps/**/*.png"))
+    flip(picture)
+    code, lines = asked(tmp_path / "out")
+    assert code == 1
+    name = picture.relative_to(tmp_path / "out").as_posix()
+    assert lines[0] == (
+        f"{tmp_path}/out/run.json: {name} was damaged since it was written; the same command computes it anew"
+    )
+
+
+@pytest.mark.parametrize("name", ["../mine", "/dev/zero", "pipe", "missing"])
+def test_a_name_read_from_a_file_leads_nowhere_else(tmp_path, name):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "pipe")
+    replace_file(tmp_path / "out" / "run.json", sealed({"made_by": "pellucid", "digests": {name: "0"}}))
+    code, lines = asked_without_reading(tmp_path / "out")
+    assert code == 1
+    assert name in lines[0]
+    assert "damaged since" not in lines[0]
+
+
+def asked_without_reading(place):
+    ended = CliRunner().invoke(app, ["doctor", str(place)])
+    return ended.exit_code, ended.stdout.splitlines()
+
+
+def test_weights_and_checkpoints_are_verified(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(torch.nn.Linear(3, 2), path, {"classes": ["a", "b"]})
+    kept = Checkpoints(path.with_suffix(".checkpoint"), {"seed": 0})
+    kept.write(1, Checkpoint.of({}, network=torch.nn.Linear(3, 2).state_dict()))
+    assert asked(path) == (0, [f"{path}: whole: 1 checkpoint, 1 values file, 1 weights file"])
+    flip(path, -2)
+    flip(tmp_path / "weights.checkpoint" / "epoch-00001.safetensors", -2)
+    code, lines = asked(path)
+    assert code == 1
+    assert [line.partition(": ")[0] for line in lines[:2]] == [
+        str(path.with_suffix(".json")),
+        str(tmp_path / "weights.checkpoint" / "epoch-00001.safetensors"),
+    ]
+
+
+@pytest.mark.parametrize("place", ["nothing", "folder", "memory://nothing"])
+def test_what_is_no_run_is_refused(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "cat.jpg").write_text("none")
+    where = place if ":" in place else str(tmp_path / place)
+    ended = CliRunner().invoke(app, ["doctor", where])
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("error: there is no ")
+
+
+def test_a_run_at_a_url_is_verified():
+    url = "memory://doctored/run"
+    benchmark(read_spec(None, SPEC), url)
+    ended = CliRunner().invoke(app, ["doctor", url])
+    assert ended.stdout == f"{url}: whole: 2 parts, 2 picture files, 1 run\n"
+    assert ended.exit_code == 0
