@@ -16,7 +16,7 @@ from .methods.external import External
 from .methods.gradient import DeepLift, Gradient
 from .metrics.base import Case, Measured, Metric
 from .metrics.faithfulness import Curve, deletion, insertion
-from .metrics.noise import total_variation
+from .metrics.noise import checkerboard, total_variation
 from .metrics.randomization import cascade
 from .metrics.scoring import Scorer
 from .metrics.similarity import hog_similarity, spearman, ssim
@@ -93,6 +93,7 @@ __all__ = [
     "ZBoxLRP",
     "benchmark",
     "cascade",
+    "checkerboard",
     "clip_percentiles",
     "compare",
     "deletion",

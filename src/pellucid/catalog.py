@@ -31,7 +31,7 @@ from .metrics.edges import EdgeDifferentiation, VisualCoherence
 from .metrics.faithfulness import Deletion, Insertion
 from .metrics.fidelity import PredictionDifference, TargetDifference, Top1
 from .metrics.localization import BackgroundMass, EnergyOutside, MassOutside, PatchMass, PointingGame
-from .metrics.noise import RawTotalVariation, TotalVariation
+from .metrics.noise import Checkerboard, RawTotalVariation, TotalVariation
 from .metrics.occlusion import BackgroundOcclusion, ObjectOcclusion
 from .metrics.sanity import CascadeDeletion, CascadeHOG, CascadeInsertion, CascadeSpearman, CascadeSSIM
 from .metrics.sensitivity import AdversarialChange, ClassChange
@@ -94,6 +94,7 @@ METRICS: Mapping[str, type[Criterion]] = {
     for metric in (
         TotalVariation,
         RawTotalVariation,
+        Checkerboard,
         Insertion,
         Deletion,
         CascadeSSIM,

@@ -143,10 +143,10 @@ def first_difference(there: Any, here: Any, name: str = "") -> str:
     return f"{name} is {brief(there)} there and {brief(here)} here"
 
 
-def require_count(name: str, value: int) -> None:
-    """Raise ``InvalidParameter`` unless value is a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidParameter(f"{name}={brief(value)}: give a whole number of at least 1")
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ``InvalidParameter`` unless value is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidParameter(f"{name}={brief(value)}: give a whole number of at least {least}")
 
 
 def require_choice(name: str, value: object, choices: object) -> None:

@@ -9,7 +9,7 @@ import pellucid as pl
 from pellucid import catalog
 from pellucid.errors import InvalidParameter
 from pellucid.metrics.base import Case
-from pellucid.metrics.noise import RawTotalVariation
+from pellucid.metrics.noise import Checkerboard, RawTotalVariation
 from pellucid.metrics.scoring import Scorer
 
 
@@ -65,3 +65,64 @@ def test_bad_settings_are_refused():
         RawTotalVariation(clip=(99.0, 5.0))
     with pytest.raises(InvalidParameter, match="channels"):
         catalog.metric("raw_total_variation(channels='max')")
+
+
+# The checkerboard.
+
+
+def spectral_share(values, period):
+    """The same from the Fourier transform: energy at the multiples of 1 / period over all, but for the mean."""
+    rows, columns = (side // period * period for side in values.shape)
+    energy = np.abs(np.fft.fft2(values[:rows, :columns])) ** 2
+    energy[0, 0] = 0
+    return energy[:: rows // period, :: columns // period].sum() / energy.sum()
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(12, 12), (13, 17), (8, 23)])
+def test_the_checkerboard_is_the_energy_at_its_frequencies(period, shape):
+    values = np.random.default_rng(period).normal(size=(3, *shape)) + np.indices(shape).sum(0) % period
+    found = pl.checkerboard(torch.tensor(values), period)
+    expected = [spectral_share(each, period) for each in values]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert (found > 0.05).all()
+
+
+def test_a_pattern_is_all_of_its_map_at_its_period_and_multiples():
+    tile = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # the gradient of a strided convolution, Fig. 1
+    maps = tile.repeat(1, 8, 8) * torch.tensor([1.0, -3e-6])[:, None, None]
+    assert pl.checkerboard(maps).tolist() == pytest.approx([1, 1], rel=1e-12)
+    assert pl.checkerboard(maps, 4).tolist() == pytest.approx([1, 1], rel=1e-12)
+    assert pl.checkerboard(maps, 3).max() < 0.1
+    assert pl.checkerboard(torch.full((1, 8, 8), 0.1)).isnan().all()
+
+
+def test_noise_has_the_share_of_chance():
+    noise = torch.randn(2000, 16, 16, generator=torch.Generator().manual_seed(0))
+    for period in (2, 4):
+        chance = (period**2 - 1) / (16 * 16 - 1)
+        assert pl.checkerboard(noise, period).mean().item() == pytest.approx(chance, rel=0.05)
+
+
+def test_the_metric_takes_the_layers_own_maps():
+    gradient = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    strided = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    strided[..., ::2, ::2] = gradient[..., ::2, ::2]  # of a 1 x 1 convolution of stride 2
+    [sums], absolute = (
+        graded(Checkerboard(), strided[:1], "sum"),
+        graded(Checkerboard(channels="abs_sum"), strided),
+    )
+    assert absolute == pl.checkerboard(strided.abs().sum(1)).tolist()
+    assert sums == pl.checkerboard(strided[:1].sum(1)).item()
+    assert min(absolute) > 0.5 > sums
+    small = graded(Checkerboard(period=8), gradient)
+    assert np.isnan(small).all()
+
+
+def test_bad_periods_and_shapes_are_refused():
+    with pytest.raises(InvalidParameter, match="period=1: give a whole number of at least 2"):
+        catalog.metric("checkerboard(period=1)")
+    with pytest.raises(InvalidParameter, match="at least 8 pixels a side"):
+        pl.checkerboard(torch.zeros(1, 7, 9), 4)
+    with pytest.raises(InvalidParameter, match="give \\(batch, h, w\\)"):
+        pl.checkerboard(torch.zeros(1, 3, 9, 9))

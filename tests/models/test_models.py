@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import pellucid as pl
+from pellucid.data.labeled import load_images
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
 from pellucid.data.sources import open_images
 from pellucid.errors import (
@@ -29,6 +30,8 @@ from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.weights import read_facts, read_state_dict
 from pellucid.models.zoo import load_model, model_names
+from pellucid.rules.base import Rules
+from pellucid.training.adversarial import robust_accuracy
 from pellucid.training.classifiers import accuracy
 
 SMALL = "squeezenet1_1"  # torchvision's smallest classifier
@@ -91,6 +94,22 @@ PARAMETERS = {  # weights and biases, counted by hand from the papers' descripti
     + (256 * 10 + 10),
     "cifar-resnet18": 11_173_962,  # as published for the 32x32 ResNet-18
     "tiny-resnet18": 11_173_962 + 190 * 513,
+    "cifar-resnet20": 269_722,  # as published without weights in the shortcuts
+    "cifar-resnet56": 853_018,
+    "cifar-resnet2b": (27 * 8 + 8)
+    + (72 * 16 + 16)
+    + 3 * (144 * 16 + 16)
+    + (8 * 16 + 16)
+    + (1024 * 100 + 100)
+    + (100 * 10 + 10),
+    "cifar-resnet4b": (27 * 16 + 16)
+    + (144 * 32 + 32)
+    + 7 * (288 * 32 + 32)
+    + (16 * 32 + 32)
+    + (32 * 32 + 32)
+    + (512 * 100 + 100)
+    + (100 * 10 + 10),
+    "mnist-lenet5": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (3136 * 200 + 200) + (200 * 10 + 10),
 }
 
 
@@ -614,3 +633,44 @@ def test_facts_of_a_wrong_kind_beside_weights_are_named(tmp_path, name):
     (tmp_path / "w.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
     with pytest.raises(InvalidWeights, match=f"w.json.*{message}"):
         read_facts(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "data", "known"),
+    [
+        ("cifar-resnet20", "cifar-resnet20", "cifar10", 0.832),  # known of 2 000 or 1 000 images of these files
+        ("cifar-resnet56", "cifar-resnet56", "cifar10", 0.850),
+        ("cifar-resnet2b", "cifar-resnet2b-robust", "cifar10", 0.688),
+        ("cifar-resnet4b", "cifar-resnet4b-robust", "cifar10", 0.784),
+        ("mnist-lenet5", "mnist-lenet5-robust", "mnist", 0.981),
+    ],
+)
+def test_released_weights_fit_and_know_their_images(real_data, name, file, data, known):
+    model, preprocess = load_model(name, real_data / f"weights/{file}.safetensors")
+    images = load_images(open_images(real_data / f"data/{data}/test.parquet")[:500], preprocess.display)
+    assert accuracy(model, images, preprocess) == pytest.approx(known, abs=0.04)
+
+
+def test_robust_weights_withstand_what_plain_ones_do_not(real_data):
+    images = open_images(real_data / "data/mnist/test.parquet")[:100]
+    found = {}
+    for kind in ("clean", "robust"):
+        model, preprocess = load_model("mnist-lenet5", real_data / f"weights/mnist-lenet5-{kind}.safetensors")
+        found[kind] = robust_accuracy(model, load_images(images, preprocess.display), preprocess, 0.3)
+    assert found["clean"] < 0.1
+    assert found["robust"] > 0.85
+
+
+def test_the_shortcuts_of_cifar_resnets_are_smoothed_too():
+    """Two slices and two strided convolutions; the stem has stride 1, and it is the first convolution."""
+    model = load_model("cifar-resnet20").model
+    met = []
+
+    class Counting(pl.SmoothedDownsampling):
+        def apply(self, operation, x, run):
+            met.append(operation.name)
+            return super().apply(operation, x, run)
+
+    with Rules([Counting()]), torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert sorted(met) == ["conv2d", "conv2d", "slice", "slice"]

@@ -126,6 +126,91 @@ def test_stride_three_averages_nine_rolls() -> None:
     torch.testing.assert_close(rolled_mean(x, (3, 3)), torch.stack(rolls).mean(0), rtol=0, atol=1e-12)
 
 
+SPELLINGS = {
+    "slice": lambda x: x[:, :, ::2, ::2],
+    "slice of all before": lambda x: x[..., ::2, ::2],
+    "slice of channels-last": lambda x: x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2),
+    "max-pooling of single pixels": lambda x: F.max_pool2d(x, 1, 2),
+    "average of single pixels": lambda x: F.avg_pool2d(x, 1, stride=2),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_what_takes_every_second_pixel_is_smoothed_as_the_convolution_that_does(
+    spelling, variant, direction
+) -> None:
+    """A slice is a 1x1 convolution of stride 2 by the identity."""
+
+    class Reduced(nn.Module):
+        def __init__(self, reduce) -> None:
+            super().__init__()
+            self.first, self.reduce, self.last = nn.Conv2d(2, 3, 3, padding=1), reduce, nn.Conv2d(3, 2, 3)
+            self.double().eval()
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.reduce(self.first(x)))).square().mean((2, 3))
+
+    strided = nn.Conv2d(3, 3, 1, stride=2, bias=False)
+    strided.weight.data = torch.eye(3)[:, :, None, None]
+    by_hand, model = Reduced(strided), Reduced(SPELLINGS[spelling])
+    model.load_state_dict(by_hand.state_dict(), strict=False)
+    x = torch.randn(2, 2, 9, 12, dtype=torch.float64)
+    rule = pl.SmoothedDownsampling(variant, direction)
+    expected, found = (pl.Gradient()(net, x, 1, variant=rule)["input"] for net in (by_hand, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(found, pl.Gradient()(model, x, 1)["input"])
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_space_to_depth_is_smoothed_as_slices_are(variant: str) -> None:
+    class Focus(nn.Module):
+        def __init__(self, unshuffled: bool) -> None:
+            super().__init__()
+            self.unshuffled, self.conv = unshuffled, nn.Conv2d(8, 3, 3)
+            self.double().eval()
+
+        def forward(self, x):
+            if self.unshuffled:
+                parts = F.pixel_unshuffle(x, 2)
+            else:  # channel by channel, the four places of a tile
+                tiles = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 2)
+                parts = tiles.flatten(1, 2)
+            return self.conv(parts).tanh().mean((2, 3))
+
+    one, other = Focus(True), Focus(False)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(2, 2, 10, 12, dtype=torch.float64)
+    found, expected = (pl.Gradient()(model, x, 0, variant=variant)["input"] for model in (one, other))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(found, pl.Gradient()(one, x, 0)["input"])
+
+
+def test_pooling_is_left_alone_unless_asked_for() -> None:
+    """Average pooling of stride 2 sends each pixel's mean down: with P_d of its own, that is averaged again."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 1), nn.AvgPool2d(3, 2), nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model, x = model.double().eval(), torch.randn(1, 1, 9, 9, dtype=torch.float64)
+    with pytest.raises(pl.RuleNotApplied, match="SmoothedDownsampling"):
+        map_of(model, x, variant="backward")
+    plain = map_of(model, x)
+    smoothed = map_of(model, x, variant=pl.SmoothedDownsampling(pooling=True))
+    torch.testing.assert_close(smoothed, rolled_mean(plain, (2, 2)), rtol=0, atol=1e-12)
+
+
+def test_a_step_along_one_dimension_is_no_reduction_of_space() -> None:
+    """Rotary embeddings take every second feature."""
+
+    class Rotary(nn.Module):
+        def forward(self, x):
+            return (x[..., ::2] * x[..., 1::2]).mean((2, 3))
+
+    with pytest.raises(pl.RuleNotApplied, match="SmoothedDownsampling"):
+        map_of(Rotary().eval(), torch.randn(1, 3, 8, 8), variant="backward")
+
+
 @pytest.mark.parametrize("size", [56, 28, 14, 8])
 def test_bilinear_halving_is_average_pooling(size: int) -> None:
     z = torch.randn(1, 2, size, size, dtype=torch.float64)

@@ -40,6 +40,10 @@ def train_command(
     precision: Annotated[
         str | None, typer.Option(help="`full`, or `bfloat16`, faster where the processor has units for it.")
     ] = None,
+    adversarial: Annotated[
+        float | None,
+        typer.Option(metavar="EPSILON", help="Train robustly: pixels in [0, 1] are moved by as much."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order, dropout and augmentation.")] = 0,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
@@ -66,6 +70,7 @@ def train_command(
         epochs=epochs,
         shuffle=shuffle,
         precision=cast("TrainingPrecision | None", precision),
+        adversarial=adversarial,
         seed=seed,
     )
     with progress() as show:
@@ -75,8 +80,13 @@ def train_command(
 
 def _show(output: Path, trained: Trained) -> None:
     """Say how well the network does, and what was amiss in the data."""
+    from ..training.from_source import ATTACKED
+
     report, train_set = trained.report, trained.train_set
     typer.echo(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
+    if report.robust is not None:
+        moved = f"pixels moved by up to {report.recipe.adversarial:g} against it"
+        typer.echo(f"robust accuracy {report.robust:.1%}: {moved}, {ATTACKED} images at most")
     if report.empty:
         names = [str(train_set.classes[label]) if train_set.classes else str(label) for label in report.empty]
         typer.echo(f"note: no training image is of {shortened(names)}", err=True)

@@ -1,17 +1,20 @@
-"""Noise of an attribution: total variation."""
+"""Noise of an attribution: total variation, and the checkerboard of strided layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, require_choice, require_count
+from ..heatmap import Channels, heatmap
 from .base import Axis, Case, MapMetric, ProcessedMapMetric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
 _EPSILON = 1e-6
+_ROUNDING = 1e-6  # of the largest value: a map that varies less is constant
 
 
 def total_variation(attribution: Tensor, normalized: bool = True) -> Tensor:
@@ -38,6 +41,33 @@ def _variation(maps: Tensor) -> Tensor:
     """Anisotropic total variation of each channel (B, C)."""
     vertical = maps.diff(dim=2).abs().sum((2, 3))
     return vertical + maps.diff(dim=3).abs().sum((2, 3))
+
+
+def checkerboard(maps: Tensor, period: int = 2) -> Tensor:
+    """The share (B,) of the energy of maps (B, H, W) that repeats every ``period`` pixels, in [0, 1].
+
+    The energy of the Fourier transform at the frequencies k / period, but for the mean, over that at all
+    frequencies but the mean. By Parseval's theorem it is the variance of the means of the period^2 places of a
+    tile over the variance of the map. 1 for any pattern of that period, (period^2 - 1) / (H W - 1) on average for
+    white noise, NaN for a constant map. Rows and columns beyond the last whole tile are left out. What repeats
+    every 2 pixels also repeats every 4.
+
+    Raises:
+        InvalidParameter: not a tensor (B, H, W); a period below 2, or larger than half a side.
+    """
+    require_count("period", period, 2)
+    if maps.dim() != 3 or min(maps.shape[1:]) < 2 * period:
+        raise InvalidParameter(
+            f"maps of shape {tuple(maps.shape)}; give (batch, h, w) of at least {2 * period} pixels a side, "
+            f"twice the period of {period}"
+        )
+    rows, columns = (side // period * period for side in maps.shape[1:])
+    centered = maps[:, :rows, :columns].double()
+    centered = centered - centered.mean((1, 2), keepdim=True)
+    tiles = centered.unflatten(1, (-1, period)).unflatten(3, (-1, period))
+    energy = centered.square().mean((1, 2))
+    share: Tensor = tiles.mean((1, 3)).square().mean((1, 2)) / energy
+    return share.masked_fill(energy <= (_ROUNDING * maps.double().abs().amax((1, 2))).square(), torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +105,38 @@ class RawTotalVariation(ProcessedMapMetric):
     def values(self, maps: Tensor, case: Case) -> Tensor:
         """The sum of differences of one channel."""
         return total_variation(maps[:, None], normalized=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkerboard(MapMetric):
+    """How much of the heatmap, at its own size, repeats every ``period`` pixels (``checkerboard``).
+
+    ``channels`` reduces the attribution, None as the case does. Strided layers print their pattern on the size of
+    the gradient, while its sign changes from place to place: ``"abs_sum"`` shows most of it. Undefined where the
+    map is constant or its sides are below twice the period.
+    """
+
+    period: int = 2
+    channels: Channels | None = None
+
+    name = "checkerboard"
+    axis: ClassVar[Axis] = "noise"
+    unit = "share of energy"
+    higher_is_better = False
+    paper = "Smooth Deep Saliency, Sec. 2.1, Fig. 1; as a number ours"
+    undefined = "the map is constant, or smaller than two of its periods"
+
+    def __post_init__(self) -> None:
+        require_count("period", self.period, 2)
+        if self.channels is not None:
+            require_choice("channels", self.channels, Channels)
+
+    def maps(self, case: Case, layer: str) -> Tensor:
+        """The heatmap (B, h, w) at the layer's own size."""
+        return heatmap(case.attributions[layer], None, self.channels or case.channels)
+
+    def values(self, maps: Tensor, case: Case) -> Tensor:
+        """The share of energy."""
+        if min(maps.shape[1:]) < 2 * self.period:
+            return maps.new_full((len(maps),), torch.nan)
+        return checkerboard(maps, self.period)

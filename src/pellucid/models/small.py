@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .preprocess import Preprocess
 
@@ -159,6 +160,117 @@ class ShapesResNet(nn.Module):
         return logits
 
 
+class SlicedBlock(nn.Module):
+    """He et al.'s block with shortcut A: (B, channels, H, W) -> (B, out_channels, H / stride, W / stride).
+
+    Where the size changes, the shortcut takes every second pixel by slicing and adds channels of zeros on both
+    sides; it has no weights.
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride, self.more = stride, (out_channels - channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of the branch and the shortcut."""
+        shortcut = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, self.more, self.more)) if self.more else shortcut
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s ResNet of 6 n + 2 layers for CIFAR-10: (B, 3, 32, 32) -> (B, num_classes) logits.
+
+    A 3x3 convolution to 16 channels and three stages of n blocks at 32, 16 and 8 pixels with 16, 32, 64 channels.
+    """
+
+    def __init__(self, num_classes: int = 10, blocks: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(SlicedBlock, 16, 16, 1, blocks)
+        self.layer2 = _stage(SlicedBlock, 16, 32, 2, blocks)
+        self.layer3 = _stage(SlicedBlock, 32, 64, 2, blocks)
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+class UnnormalizedBlock(nn.Module):
+    """Two 3x3 convolutions with biases beside a shortcut, without normalization; sizes as of ``Block``."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = stride == 1 and channels == out_channels
+        self.shortcut = nn.Sequential(*([] if same else [nn.Conv2d(channels, out_channels, 1, stride=stride)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of the branch and the shortcut."""
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class UnnormalizedResNet(nn.Module):
+    """The small ResNets that robust training is verified on: (B, 3, 32, 32) -> (B, num_classes) logits.
+
+    A 3x3 stem of stride 2, stages of two blocks that open with stride 2, and two linear layers.
+    """
+
+    def __init__(self, num_classes: int = 10, stem: int = 8, width: int = 16, stages: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1)
+        self.stages = [f"layer{number + 1}" for number in range(stages)]
+        for number, name in enumerate(self.stages):
+            self.add_module(name, _stage(UnnormalizedBlock, width if number else stem, width, 2, 2))
+        self.linear1 = nn.Linear(width * (16 >> stages) ** 2, 100)
+        self.linear2 = nn.Linear(100, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = F.relu(self.conv1(x))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        logits: Tensor = self.linear2(F.relu(self.linear1(x.flatten(1))))
+        return logits
+
+
+def _stage(
+    block: Callable[..., nn.Module], channels: int, out_channels: int, stride: int, count: int
+) -> nn.Sequential:
+    """As many blocks; the first changes size and channels."""
+    others = [block(out_channels, out_channels) for _ in range(count - 1)]
+    return nn.Sequential(block(channels, out_channels, stride), *others)
+
+
+def lenet5(num_classes: int = 10) -> nn.Sequential:
+    """Build an MNIST CNN that is trained plainly and robustly: (B, 1, 28, 28) -> (B, num_classes) logits.
+
+    3x3 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-200-10.
+    """
+    return _sequence(
+        conv1=nn.Conv2d(1, 32, 3, padding=1),
+        relu1=nn.ReLU(inplace=True),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 3, padding=1),
+        relu2=nn.ReLU(inplace=True),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(64 * 7 * 7, 200),
+        relu3=nn.ReLU(inplace=True),
+        linear2=nn.Linear(200, num_classes),
+    )
+
+
 class PaperModel(NamedTuple):
     """A network of a paper: how to build it, how it wants its images, and where it is described."""
 
@@ -171,6 +283,8 @@ def _small_images(size: int, mean: float, std: float, channels: int = 3) -> Prep
     """For images whose channels share one mean and one standard deviation, without cropping."""
     return Preprocess(size, size, (mean,) * channels, (std,) * channels, channels)
 
+
+_CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
 PAPER_MODELS: dict[str, PaperModel] = {
     "sanity-cnn": PaperModel(
@@ -197,6 +311,27 @@ PAPER_MODELS: dict[str, PaperModel] = {
         partial(cifar_resnet18, num_classes=200),
         _small_images(64, 0.5, 0.5),
         "the same with 200 classes of 64x64 images; used by Nielsen et al. (Tiny ImageNet)",
+    ),
+    "cifar-resnet20": PaperModel(
+        CifarResNet,
+        Preprocess(32, 32),
+        "He et al., Deep Residual Learning, section 4.2 (CIFAR-10): 6 n + 2 layers, n = 3",
+    ),
+    "cifar-resnet56": PaperModel(partial(CifarResNet, blocks=9), Preprocess(32, 32), "the same with n = 9"),
+    "cifar-resnet2b": PaperModel(
+        UnnormalizedResNet,
+        Preprocess(32, 32, *_CIFAR),
+        "the ResNet 2B of the neural network verification competition of 2021 (CIFAR-10)",
+    ),
+    "cifar-resnet4b": PaperModel(
+        partial(UnnormalizedResNet, stem=16, width=32, stages=2),
+        Preprocess(32, 32, *_CIFAR),
+        "the same, ResNet 4B",
+    ),
+    "mnist-lenet5": PaperModel(
+        lenet5,
+        _small_images(28, 0.0, 1.0, channels=1),
+        "the LeNet5 of AdverTorch (Ding et al.), for plain and robust training (MNIST)",
     ),
     "shapes-resnet": PaperModel(
         ShapesResNet,

@@ -57,6 +57,9 @@ def _without_border(gradient: Tensor) -> Tensor:
     return masked
 
 
+POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+
+
 @dataclass(frozen=True)
 class SmoothedDownsampling(Rule):
     """Remove the checkerboard that a strided convolution prints on the gradient: average s x s rolls.
@@ -68,13 +71,20 @@ class SmoothedDownsampling(Rule):
     backward hook's rolled by (-1, -1); d = -1 in the forward gives exactly the backward hook's gradient.
     The network's first convolution is skipped unless ``include_first`` (Sec. 3.1), since maps of interest lie
     above it. Strided 1x1 shortcuts count, as in the released code.
+
+    What else takes every s-th pixel prints the same pattern and is treated alike, which goes beyond the paper:
+    strided slices (``x[:, :, ::2, ::2]``, also of (B, H, W, C)), ``pixel_unshuffle``, and pooling whose windows
+    are smaller than its stride. ``pooling=True`` includes all pooling with a stride, which the paper leaves
+    alone. A space-to-depth written as reshape and permute cannot be told from attention's windows and is left
+    as it is.
     """
 
     where: Where = "backward"
     direction: Direction = 1
     include_first: bool = False
+    pooling: bool = False
     linear: ClassVar[bool] = True
-    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d", "slice", "pixel_unshuffle"}) | POOLS
 
     def __post_init__(self) -> None:
         require_choice("where", self.where, Where)
@@ -86,22 +96,38 @@ class SmoothedDownsampling(Rule):
         return self.where == "backward"
 
     def concerns(self, operation: Operation) -> bool:
-        """Strided convolutions, but not the first convolution of the network."""
-        return max(pair(operation.settings["stride"])) > 1 and (
-            self.include_first or not operation.is_first_of(self.operations)
-        )
+        """What reduces the size by a stride, but not the first convolution of the network."""
+        stride = stride_of(operation)
+        if max(stride) == 1:
+            return False
+        if operation.name == "conv2d":
+            return self.include_first or not operation.is_first_of(("conv2d",))
+        if operation.name in POOLS:
+            window = pair(operation.settings["kernel_size"])
+            return self.pooling or any(side < step for side, step in zip(window, stride, strict=True))
+        return True
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
-        """Run the convolution with its input, or its input's gradient, averaged over the rolls."""
-        stride = pair(operation.settings["stride"])
+        """Run the operation with its input, or its input's gradient, averaged over the rolls."""
+        stride, dims = stride_of(operation), operation.settings.get("dims", (-2, -1))
         if self.where == "forward":
-            return run(rolled_mean(x, stride, self.direction))
-        return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction)))
+            return run(rolled_mean(x, stride, self.direction, dims))
+        return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction, dims)))
 
 
-def rolled_mean(x: Tensor, stride: tuple[int, int], direction: Direction = 1) -> Tensor:
-    """The mean of x rolled by 0..s-1 pixels, circularly, along height and along width (..., H, W)."""
-    for dim, steps in zip((-2, -1), stride, strict=True):
+def stride_of(operation: Operation) -> tuple[int, int]:
+    """By how much an operation of ``SmoothedDownsampling`` steps along height and width."""
+    settings = operation.settings
+    if operation.name == "pixel_unshuffle":
+        return pair(settings["downscale_factor"])
+    return pair(settings["stride"] or settings["kernel_size"])  # a pooling's stride is its window if left out
+
+
+def rolled_mean(
+    x: Tensor, stride: tuple[int, int], direction: Direction = 1, dims: tuple[int, int] = (-2, -1)
+) -> Tensor:
+    """The mean of x rolled by 0..s-1 pixels, circularly, along height and along width, its dimensions ``dims``."""
+    for dim, steps in zip(dims, stride, strict=True):
         if steps > 1:
             rolls = [x.roll(direction * shift, dim) for shift in range(1, steps)]
             x = sum(rolls, start=x) / steps

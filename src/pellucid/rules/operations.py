@@ -353,6 +353,25 @@ def _where(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     return Operation("where", x, run, run, others=(y, condition))
 
 
+def _slice(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+    """``x[:, :, ::2, ::2]`` or, channels last, ``x[:, ::2, ::2]`` keeps every second row and column.
+
+    A step along one dimension alone, as rotary embeddings take it, is none of space.
+    """
+    x, index = args
+    if not isinstance(index, tuple) or x.dim() != 4 or not all(isinstance(i, slice) or i is ... for i in index):
+        return None
+    ellipsis = next((place for place, i in enumerate(index) if i is ...), len(index))
+    before, after = index[:ellipsis], index[ellipsis + 1 :]
+    whole = (slice(None),) * (4 - len(before) - len(after))
+    steps = [1 if i.step is None else i.step for i in (*before, *whole, *after)]
+    dims = tuple(dim for dim, step in enumerate(steps) if step > 1)
+    if dims not in ((1, 2), (2, 3)):
+        return None
+    run = lambda t: function(t, index)  # noqa: E731
+    return Operation("slice", x, run, run, settings={"stride": tuple(steps[dim] for dim in dims), "dims": dims})
+
+
 def _softmax(name: str) -> Reader:
     """A softmax or its logarithm."""
 
@@ -439,6 +458,8 @@ _SPECIAL: dict[str, Reader] = {
     "max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
     "_max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
     "avg_pool2d": _with_signature("avg_pool2d", F.avg_pool2d, "kernel_size", *_AVG_POOL, **_AVG_POOL),
+    "__getitem__": _slice,
+    "pixel_unshuffle": _with_signature("pixel_unshuffle", F.pixel_unshuffle, "downscale_factor"),
     "adaptive_avg_pool2d": _with_signature("adaptive_avg_pool2d", F.adaptive_avg_pool2d, "output_size"),
     "adaptive_max_pool2d": _with_signature("adaptive_max_pool2d", F.adaptive_max_pool2d, "output_size"),
 }

@@ -21,6 +21,7 @@ from ..errors import InvalidData, InvalidParameter
 from ..files import file_digest, replace_file, sealed
 from ..models.preprocess import Preprocess
 from ..seeds import fold_in
+from .adversarial import attacked
 from .batches import check_labels, check_set, fetch, image_count, prepared, slices
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from .hyperparameters import AUGMENTATIONS, Hyperparameters, in_bfloat16
@@ -40,6 +41,7 @@ class TrainingReport:
         seconds: wall-clock time of this run, without the epochs a run before it had done.
         recipe, seed: the settings, and the seed of order, augmentation and dropout.
         images: how many the network was trained with.
+        robust: of an adversarial training, the accuracy on validation images that are moved against it.
         empty: labels within the network's outputs that no training image has.
     """
 
@@ -50,6 +52,7 @@ class TrainingReport:
     seed: int
     images: int
     empty: tuple[int, ...] = ()
+    robust: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -157,6 +160,10 @@ class Lessons:
         """Refuse settings that exclude each other, sets of differing sizes, and validation sets without images."""
         if self.recipe.keep == "best" and not self.score_each_epoch:
             raise InvalidParameter("train: keep='best' needs every epoch scored; leave score_each_epoch on")
+        if self.recipe.adversarial and self.preprocess is None:
+            raise InvalidParameter(
+                "train: adversarial training moves pixels in [0, 1]; give a preprocess that normalizes them"
+            )
         pairs = zip(self.train_sets, self.validation_sets, strict=True)
         sizes = {(image_count(one), image_count(other)) for one, other in pairs}
         if len(sizes) > 1:
@@ -218,8 +225,10 @@ class ClassifierLearner(Learner):
             parts = zip(sets, orders, generators, strict=True)
             pairs = [self._batch(images, order[part], draw) for images, order, draw in parts]
             self.recipe.set_rate(self.optimizer, epoch * self.steps + number, self.recipe.epochs * self.steps)
-            pixels, labels = zip(*pairs, strict=True)
-            yield self._step(torch.stack(pixels), torch.stack(labels))
+            pixels, labels = (torch.stack(each) for each in zip(*pairs, strict=True))
+            if self.recipe.adversarial:
+                pixels = self._attacked(pixels, labels, generators)
+            yield self._step(self._normalized(pixels), labels)
 
     def close(self, epoch: int, seconds: float) -> None:
         """Score the networks, and remember each that was never better where the recipe keeps the best."""
@@ -265,23 +274,43 @@ class ClassifierLearner(Learner):
         return torch.randperm(count, generator=draw) if self.recipe.shuffle else torch.arange(count)
 
     def _batch(self, images: Dataset[Any], indices: Tensor, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Images as the network wants them, augmented before they are normalized, and their labels."""
+        """Images in [0, 1], augmented, and their labels."""
         pixels, labels = fetch(images, indices)
         if getattr(images, "labels", None) is None:
             check_labels(labels, self.outputs)
         pixels = AUGMENTATIONS[self.recipe.augmentation](prepared(pixels, None, self.like), draw)
-        return prepared(pixels, self.lessons.preprocess, self.like), labels.to(self.device)
+        return pixels, labels.to(self.device)
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """Images (networks, B, C, H, W) as the networks want them."""
+        return torch.stack([prepared(each, self.lessons.preprocess, self.like) for each in pixels])
+
+    def _attacked(self, pixels: Tensor, labels: Tensor, draws: Sequence[Generator]) -> Tensor:
+        """The images moved against the networks, whose statistics stay as they are."""
+
+        def loss(x: Tensor) -> Tensor:
+            return self._losses(self._normalized(x), labels).sum()
+
+        start = torch.stack([torch.rand(pixels.shape[1:], generator=draw) for draw in draws]).to(pixels)
+        self.networks.base.eval()
+        moved = attacked(pixels, loss, self.recipe.adversarial, self.recipe.attack_steps, start)
+        self.networks.base.train()
+        return moved
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step of every network, each by its own mean cross-entropy; return their mean before it."""
-        half = in_bfloat16(self.recipe.precision, self.like)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            logits = self.networks.logits(images)
-            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        losses = self._losses(images, labels)
         self.optimizer.zero_grad()
         losses.mean(1).sum().backward()  # summed, so that no network's gradient depends on the others' number
         self.optimizer.step()
         return losses.detach().mean()
+
+    def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of each image (networks, B)."""
+        half = in_bfloat16(self.recipe.precision, self.like)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            logits = self.networks.logits(images)
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
     def _keep(self, found: Sequence[float]) -> None:
         """Copy the weights of each network whose accuracy is above that of every epoch before."""

@@ -18,6 +18,7 @@ from ..errors import InvalidData
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs
 from ..variants.surrogate import Surrogate
+from .adversarial import robust_accuracy
 from .batches import check_set, class_count, preprocess_of
 from .checkpoints import checkpoints_beside
 from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
@@ -27,6 +28,7 @@ from .surrogates import train_surrogate
 
 SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
 SHAPES_COUNT = 8000
+ATTACKED = 1000  # images of the validation set that the robust accuracy is measured on, at most
 _WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split along
 
 TellProgress = Callable[[str, int, int], None]
@@ -51,6 +53,7 @@ class NetworkSettings(Checked):
         test: images scored in the end; of a named data set its own if left out.
         label_column: the tables' column of labels.
         count: of the training images, drawn at random; None is all.
+        adversarial: how far pixels in [0, 1] are moved against the network as it learns; None is not at all.
         epochs, shuffle, precision: instead of the network's own.
         seed: of weights, order, dropout and augmentation.
     """
@@ -63,6 +66,7 @@ class NetworkSettings(Checked):
     epochs: Count | None = None
     shuffle: bool | None = None
     precision: TrainingPrecision | None = None
+    adversarial: float | None = None
     seed: Number = 0
 
     @model_validator(mode="after")
@@ -106,8 +110,9 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     names whatever is wrong with the network, the images or the file.
     """
     recipe = hyperparameters_of(
-        settings.name, epochs=settings.epochs, shuffle=settings.shuffle, precision=settings.precision
-    )
+        settings.name, epochs=settings.epochs, shuffle=settings.shuffle, precision=settings.precision,
+        adversarial=settings.adversarial,
+    )  # fmt: skip
     train_set, test_set = _train_and_test(settings, output.absolute().parent, advance)
     if test_set is None or recipe.keep == "best":
         train_set, validation_set = train_set.split(recipe.validation, settings.seed)
@@ -155,6 +160,9 @@ def train_network(
         check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
     with checkpoints_beside(output) as folder:
         report = train(loaded.model, train_set, validation_set, recipe, seed, preprocess, folder, progress)
+        if recipe.adversarial:
+            robust = robust_accuracy(loaded.model, validation_set, preprocess, recipe.adversarial, count=ATTACKED)
+            report = replace(report, robust=robust)
         facts = {
             "model": name,
             "source": PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision",

@@ -35,6 +35,8 @@ class Hyperparameters:
         shuffle: a new order in every epoch, drawn from (seed, epoch); else the order of the data.
         augmentation: one of :data:`AUGMENTATIONS`.
         validation: the share of the training images held out where no other validation set is given.
+        adversarial: how far a pixel in [0, 1] is moved against the network before each step (``attacked``), as
+            by 8 / 255; 0 trains plainly. ``attack_steps``: by how many gradients it is moved.
         precision: of the passes: ``"full"``; ``"bfloat16"``, under autocast and channels-last, several times
             faster on processors with units for it (weights stay in full precision); ``"auto"``, so on a GPU.
         keep: the weights after the ``"last"`` epoch, or those of the ``"best"`` validation accuracy.
@@ -54,6 +56,8 @@ class Hyperparameters:
     shuffle: bool = True
     augmentation: str = "none"
     validation: float = 0.1
+    adversarial: float = 0.0
+    attack_steps: int = 7
     precision: TrainingPrecision = "auto"
     keep: Keep = "last"
     source: str = "this project"
@@ -61,11 +65,13 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         require_count("epochs", self.epochs)
         require_count("batch_size", self.batch_size)
+        require_count("attack_steps", self.attack_steps)
         ranges = (
             ("batch_size", self.batch_size >= 2, "2 or more"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0"),
             ("validation", 0 < self.validation < 1, "a share between 0 and 1"),
+            ("adversarial", 0 <= self.adversarial < 1, "a share of the pixels' range, at least 0 and below 1"),
             ("augmentation", self.augmentation in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}"),
         )
         for name, fits, wanted in ranges:
@@ -173,6 +179,11 @@ _RESNET = Hyperparameters(
     "ours: one cycle",
 )  # fmt: skip
 
+_PLAIN = Hyperparameters(
+    epochs=20, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, augmentation="crop_flip",
+    source="ours: the released weights came without settings",
+)  # fmt: skip
+
 HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "sanity-cnn": replace(
         _CONSTANT, epochs=50, batch_size=50, learning_rate=1e-4, validation=1 / 12, keep="best",
@@ -186,6 +197,11 @@ HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         "of the data, no augmentation",
     ),
     "cifar-resnet18": _RESNET,
+    "cifar-resnet20": _RESNET,
+    "cifar-resnet56": _RESNET,
+    "cifar-resnet2b": _PLAIN,
+    "cifar-resnet4b": _PLAIN,
+    "mnist-lenet5": replace(_CONSTANT, source="ours: the released weights came without settings"),
     "tiny-resnet18": _RESNET,
     "shapes-resnet": Hyperparameters(epochs=12, augmentation="symmetry"),
 }  # fmt: skip
