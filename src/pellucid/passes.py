@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+_HEARD: ContextVar[Callable[[int], None] | None] = ContextVar("heard", default=None)
 
 DEFAULT_MAX_BATCH = 64  # the default bound
 CPU_PIXELS = 16 * 224 * 224  # on a CPU an image costs less in batches whose activations stay in its caches
@@ -33,3 +38,28 @@ def rows_per_pass(max_batch: int, images: Tensor) -> int:
     if images.device.type != "cpu":
         return max_batch
     return min(max_batch, max(CPU_PIXELS // images.shape[-2:].numel(), 2))
+
+
+def count_rows(rows: int) -> None:
+    """Say that a forward pass of so many rows was run: who runs a model calls this."""
+    if (heard := _HEARD.get()) is not None:
+        heard(rows)
+
+
+@contextmanager
+def counting(each: Callable[[int], None] = lambda rows: None) -> Iterator[list[int]]:
+    """The rows of every forward pass that is run inside, in a list that grows; ``each`` is called with them."""
+    found: list[int] = []
+    outer = _HEARD.get()
+
+    def hear(rows: int) -> None:
+        found.append(rows)
+        each(rows)
+        if outer is not None:
+            outer(rows)
+
+    token = _HEARD.set(hear)
+    try:
+        yield found
+    finally:
+        _HEARD.reset(token)

@@ -82,6 +82,7 @@ def test_options_replace_a_specs_values():
 def test_every_option_reaches_the_spec():
     options = {
         "model": ["a", "b"], "weights": ["a.pth", "random"], "images": "shapes:2", "count": 1, "every": 2,
+        "masks": "masks", "boxes": "boxes.json", "spread": True, "classes": ["cat,dog"],
         "label_column": "kind", "skip_unusable": True, "methods": ["x,y(z, w=1)", "v"], "variant": None,
         "variants": ["forward"], "layers": ["all"], "metrics": ["m"], "target": "label", "scored": "variant",
         "score": "logits", "precision": "bfloat16", "reference": "v",
@@ -90,9 +91,12 @@ def test_every_option_reaches_the_spec():
     }  # fmt: skip
     spec = read_spec(None, spec_content(options))
     assert [model.weights for model in spec.models] == [str(Path("a.pth").resolve()), "random"]
+    assert [model.classes for model in spec.models] == [("cat", "dog")] * 2
     assert spec.methods == ("x", "y(z, w=1)", "v")
     assert spec.images.model_dump(exclude={"skip", "split", "root"}) == {
-        "source": "shapes:2", "count": 1, "every": 2, "skip_unusable": True, "label_column": "kind"
+        "source": "shapes:2", "count": 1, "every": 2, "skip_unusable": True, "label_column": "kind",
+        "spread": True,
+        "masks": str(Path("masks").resolve()), "boxes": str(Path("boxes.json").resolve()),
     }  # fmt: skip
     others = spec.model_dump(exclude={"models", "images", "methods", "name", "training"})  # trainings are a table
     assert others == {

@@ -442,7 +442,7 @@ def test_a_file_s_factory(model_file):
 
 
 def test_a_file_s_own_preprocess(model_file):
-    function = "preprocess = transforms.Compose([transforms.Resize((4, 4)), transforms.ToTensor()])"
+    function = "preprocess = lambda image: transforms.ToTensor()(transforms.Resize((4, 4))(image))"
     model_file.write_text(FILE.format(preprocess=function))
     loaded = load_model(f"{model_file}:net")
     assert isinstance(loaded.preprocess, CustomPreprocess)

@@ -14,7 +14,10 @@ from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, checked_layouts, parted
 from .terminal import progress, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
+    from ..experiments.cost import Sized
     from ..experiments.store import Results
+
+_TOLD = 10.0  # seconds of a run whose cost is told before it begins
 
 
 def benchmark_command(
@@ -32,9 +35,28 @@ def benchmark_command(
     images: Annotated[
         str | None, typer.Option(help="A folder, .parquet table, `shapes:COUNT`, `torchvision:NAME`, `hf:NAME`.")
     ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(metavar="FILE|a,b,c", help="The class names, as for `explain`.")
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="How many images.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Take every n-th image in sorted order.")] = None,
     label_column: Annotated[str | None, typer.Option(help="A table's column of labels.")] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Masks by the images' names, white on the object; tables have columns."
+        ),
+    ] = None,
+    boxes: Annotated[
+        str | None, typer.Option(metavar="FILE|FOLDER", help="Boxes: COCO's .json, or a folder of VOC's .xml.")
+    ] = None,
+    spread: Annotated[
+        bool | None,
+        typer.Option("--spread", help="Take the --count images from all over the source, so of many classes."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look in about 5 minutes: fewer images, spread.")
+    ] = False,
     skip_unusable: Annotated[
         bool | None, typer.Option("--skip-unusable", help="Leave out images that are broken or lack a mask.")
     ] = None,
@@ -68,7 +90,8 @@ def benchmark_command(
 ) -> None:
     """Grade the maps of methods x variants x layers by metrics, image by image.
 
-    A run that was interrupted goes on where it was when the same command is given again.
+    A run that was interrupted goes on where it was when the same command is given again. Before it begins, one
+    image is graded to say what all of them cost.
 
     Examples:
 
@@ -81,8 +104,8 @@ def benchmark_command(
     options = {
         name: list(value) or None if isinstance(value, tuple) else value for name, value in ctx.params.items()
     }
-    options = {name: value for name, value in options.items() if name not in ("output", "spec")}
-    results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND])
+    options = {name: value for name, value in options.items() if name not in ("output", "spec", "quick")}
+    results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick)
     if not computed:
         typer.echo(f"{output} was finished already; nothing was computed")
     _show(results, output)
@@ -95,11 +118,11 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if "variant" in given:
         given["variants"] = given.pop("variant")
-    lists = ("methods", "variants", "layers", "metrics")
+    lists = ("methods", "variants", "layers", "metrics", "classes")
     given |= {name: parted(given[name]) for name in lists if name in given}
     if "layouts" in given:
         given["layouts"] = checked_layouts(parted(given["layouts"]))
-    names = ("count", "every", "label_column", "skip_unusable")
+    names = ("count", "every", "spread", "label_column", "masks", "boxes", "skip_unusable")
     of_images: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
     if "images" in given:
         of_images["source"] = given["images"]
@@ -118,20 +141,57 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
     return given | {"models": [{"name": name, "weights": file} for name, file in pairs]}
 
 
-def _run(spec: Path | None, options: dict[str, Any], output: str, command: str) -> tuple[Results, int]:
+def _run(
+    spec: Path | None, options: dict[str, Any], output: str, command: str, quick: bool
+) -> tuple[Results, int]:
     """Read the spec and run it, showing how far it is; the results, and how many cells were computed for them."""
+    from ..experiments.cost import sized
     from ..experiments.runners import benchmark
     from ..experiments.spec import read_spec
+    from ..passes import counting
 
-    states: list[int] = []
+    states: list[tuple[int, int]] = []
     with progress() as show:
+        asked = read_spec(spec, options)
+        show("measuring what one image costs", 0, 1)
+        planned = sized(asked, output, quick)
+        if planned.passes and planned.seconds >= _TOLD:
+            typer.echo(_cost(planned), err=True)
+
+        run = 0
 
         def advance(done: int, total: int) -> None:
-            show("grading", done, total)
-            states.append(done)
+            states.append((done, total))
+            tick(0)
 
-        results = benchmark(read_spec(spec, options), output, advance=advance, command=command)
-    return results, states[-1] - states[0]
+        def tick(rows: int) -> None:
+            """Show passes, so that something moves within a cell; those of cells done before count as run."""
+            nonlocal run
+            run += rows
+            if not states:
+                return
+            (first, total), (done, _) = states[0], states[-1]
+            if not planned.passes:
+                show("grading", done, total)
+                return
+            passes = planned.passes * first // max(total, 1) + run
+            passes = planned.passes if done == total else min(passes, planned.passes - 1)
+            show(f"grading, {done} of {counted(total, 'cell')}; forward passes", passes, planned.passes)
+
+        with counting(tick):
+            results = benchmark(planned.spec, output, advance=advance, command=command)
+    return results, states[-1][0] - states[0][0]
+
+
+def _cost(planned: Sized) -> str:
+    """What is computed, in words."""
+    minutes = planned.seconds / 60
+    time = f"{planned.seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
+    time = f"{minutes / 60:.1f} hours" if minutes > 100 else time
+    return (
+        f"{counted(planned.images, 'image')}, {planned.passes:,} forward passes, about {time} on this machine if "
+        "nothing is done yet (measured on one image); stopped at any time, the same command goes on"
+    )
 
 
 def _show(results: Results, output: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
+from itertools import pairwise
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from .. import catalog
+from ..data.annotations import annotated_with
 from ..data.sources import Box, Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage, UnknownName
 from ..methods.base import Method
@@ -25,6 +27,7 @@ from ..models import zoo
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import Sharing
+from ..seeds import fold_in
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
 
@@ -149,12 +152,22 @@ def forget() -> None:
 def candidates(images: Images) -> Source:
     """The images to choose from: every n-th, less those to skip, which must be there (``UnknownName``)."""
     source = open_images(images.source, images.label_column, images.split, images.root)[:: images.every]
+    source = annotated_with(source, images.masks, images.boxes)
     names, skip = set(source.names), set(images.skip)
     for name in images.skip:
         if name not in names:
             raise UnknownName("image to skip", name, names)
-    kept = [index for index, name in enumerate(source.names) if name not in skip]
+    order = spread_first(len(source), images.count) if images.spread and images.count else range(len(source))
+    kept = [index for index in order if source.names[index] not in skip]
     return Source([source.names[index] for index in kept], lambda index: source[kept[index]], source.classes)
+
+
+def spread_first(length: int, count: int) -> list[int]:
+    """All places, ``count`` of them first, in order: one at random of each of so many equal stretches."""
+    count = min(count, length)
+    edges = [number * length // count for number in range(count + 1)] if count else []
+    first = [low + fold_in(low, count) % (high - low) for low, high in pairwise(edges)]
+    return first + sorted(set(range(length)) - set(first))
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
 from .record import MetricRecord, RunRecord, hashed, versions
-from .spec import Spec, shown
+from .spec import DEFAULT_CUT, Spec, shown
 from .store import WHOLE_VARIANT
 from .trainings import TrainingCell, cache_of, require_trainable, training_cells
 
@@ -44,6 +44,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     ``folder`` is where trainings keep what they share; None is the user's cache. ``command`` is what was typed.
     Raises a ``PellucidError`` for whatever is wrong with models, methods, layers, variants, metrics or images.
     """
+    spec = spec.model_copy(update={"images_per_cell": spec.images_per_cell or DEFAULT_CUT})
     parsed = inputs.parsed(spec)
     if not spec.methods and not all(metric.of_model for metric in parsed.metrics.values()):
         raise InvalidData("no methods are named, and some metrics grade maps; name methods")
@@ -85,15 +86,25 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
 def _cells(parsed: ParsedSpec, images: int, key: str) -> Iterator[Cell]:
     """A model's cells on the same images follow each other, so that they share them."""
     spec = parsed.spec
-    graded = [metric for metric in parsed.metrics.values() if not isinstance(metric, Retraining)]
-    methods: list[str | None] = [None] if any(metric.of_model for metric in graded) else []
-    methods += parsed.methods if not all(metric.of_model for metric in graded) else []
+    cut = spec.images_per_cell or DEFAULT_CUT
     for model in spec.models:
-        for start in range(0, images, spec.images_per_cell):
-            stop = min(start + spec.images_per_cell, images)
-            for variant, method in product(parsed.variants, methods):
+        for start in range(0, images, cut):
+            stop = min(start + cut, images)
+            for variant, method in product(parsed.variants, graded_alone(parsed)):
                 content = [key, model.key, variant, method or WHOLE_VARIANT, start, stop]
                 yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
+
+
+def graded_alone(parsed: ParsedSpec) -> list[str | None]:
+    """What is graded without any training: methods, and the variants themselves (None)."""
+    graded = [metric for metric in parsed.metrics.values() if not isinstance(metric, Retraining)]
+    methods: list[str | None] = [None] if any(metric.of_model for metric in graded) else []
+    return methods + (list(parsed.methods) if not all(metric.of_model for metric in graded) else [])
+
+
+def with_usable(spec: Spec) -> Spec:
+    """The spec without images that cannot be used, if it says to skip them."""
+    return _usable(inputs.parsed(spec))[0]
 
 
 def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:

@@ -23,6 +23,8 @@ from ..training.degradation import Replacement
 from ..training.from_source import Checked, Count, Number
 from ..training.hyperparameters import TrainingPrecision
 
+DEFAULT_CUT = 16  # images of a cell, unless a spec says otherwise
+
 TargetRule = Literal["scored", "explained", "label"]
 
 
@@ -82,6 +84,12 @@ class Model(Part):
 class Images(Part):
     """Which images: every ``every``-th of a source in its sorted order, less ``skip``, the first ``count``.
 
+    ``spread`` takes them from all over the source instead, one at random of each of ``count`` equal stretches: so
+    of a source sorted by class they are of many classes.
+
+    ``masks`` is a folder of masks, ``boxes`` a COCO file or a folder of VOC's, whose names are the images'
+    (``annotated_with``); a table's columns ``mask`` and ``boxes`` need no naming.
+
     An image that cannot be used (broken, or without what a metric needs of it) ends the experiment before it
     begins, unless ``skip_unusable`` adds such images to ``skip``.
     """
@@ -89,9 +97,12 @@ class Images(Part):
     source: str
     count: Count | None = None
     every: Count = 1
+    spread: bool = False
     skip: Texts = ()
     skip_unusable: bool = False
     label_column: str | None = None
+    masks: str | None = None
+    boxes: str | None = None
     split: str = "test"
     root: str = "data"
 
@@ -154,7 +165,7 @@ class Spec(Checked):
         channels, upsampling: how attributions become heatmaps.
         pictures: of how many images photos and maps are kept.
         seed: of all noise.
-        images_per_cell, max_batch, device: how much is computed at once, and where.
+        images_per_cell, max_batch, device: how much is computed at once, and where; cells of None have 16 images.
         training: what is trained for metrics that are measured by training.
     """
 
@@ -175,7 +186,7 @@ class Spec(Checked):
     upsampling: Upsampling = "nearest"
     pictures: Number = 3
     seed: Number = 0
-    images_per_cell: Count = 16
+    images_per_cell: Count | None = None
     max_batch: Count = DEFAULT_MAX_BATCH
     device: str = "auto"
     training: Training | None = None
@@ -240,9 +251,9 @@ def shown(text: str) -> str:
 def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None) -> Spec:
     """A spec from a TOML file, from options, or from a file whose values options replace.
 
-    Options have the form of the file's content; those of ``images`` are replaced one by one, and ``weights``
-    are those of the models, in order. In the file, paths are relative to its folder; in options, to the current
-    folder. ``~`` and environment variables are put in.
+    Options have the form of the file's content; those of ``images`` are replaced one by one, ``weights`` are
+    those of the models, in order, and ``classes`` those of each. In the file, paths are relative to its folder; in
+    options, to the current folder. ``~`` and environment variables are put in.
 
     Raises:
         InvalidData: no such file, or an environment variable that is not set.
@@ -251,13 +262,15 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
     """
     content = {} if path is None else _located(_content(path), path.absolute().parent)
     given = _located(dict(options or {}), Path.cwd())
-    weights = given.pop("weights", [])
+    weights, classes = given.pop("weights", []), given.pop("classes", [])
     if "images" in given and isinstance(content.get("images"), dict):
         given["images"] = content["images"] | given["images"]
     place = "the options" if path is None else str(path)
     content |= given
     if weights:
         content["models"] = _weighted(content.get("models", []), weights)
+    if classes:
+        content["models"] = [part | {"classes": classes} for part in _parts(content.get("models", []))]
     for text in _texts(content):
         if "$" in text:
             raise InvalidData(f"{place}: {text!r} names an environment variable that is not set; set it first")
@@ -287,8 +300,13 @@ def _weighted(models: Sequence[Any], weights: Sequence[str]) -> list[Any]:
     """The models with other weights."""
     if len(models) != len(weights):
         raise InvalidParameter(f"{len(weights)} weights for {len(models)} models; give one for each, in order")
-    parts = [{"name": model} if isinstance(model, str) else model for model in models]
-    return [part | {"weights": text} for part, text in zip(parts, weights, strict=True)]
+    return [part | {"weights": text} for part, text in zip(_parts(models), weights, strict=True)]
+
+
+def _parts(models: str | Sequence[Any]) -> list[Any]:
+    """Models as tables."""
+    models = [models] if isinstance(models, str) else models
+    return [{"name": model} if isinstance(model, str) else model for model in models]
 
 
 # Paths: whatever the spec says, relative to its folder.
@@ -345,6 +363,8 @@ def _file(text: str, folder: Path) -> str:
 _PATHS: Mapping[str, Callable[[str, Path], str]] = {
     "images.source": _source,
     "images.root": _absolute,
+    "images.masks": _absolute,
+    "images.boxes": _absolute,
     "training.source": _source,
     "training.root": _absolute,
     "training.network": _code,
@@ -354,6 +374,7 @@ _PATHS: Mapping[str, Callable[[str, Path], str]] = {
     "models.classes": _file,
     "target": _code,
     "weights": _file,
+    "classes": _file,
     "methods": _code,
     "variants": _code,
     "reference": _code,

@@ -280,6 +280,10 @@ class Store:
             return ["a file"]
         return sorted(name for name in self.folder.names() - {PARTS, PICTURES} if not name.startswith("."))
 
+    def has_all(self, cells: Sequence[str]) -> bool:
+        """Whether there is a part of every cell, whole or not."""
+        return set(cells) <= self._names(PARTS)
+
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
         return set(self.whole(PARTS, cells, ROWS))

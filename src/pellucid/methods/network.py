@@ -15,6 +15,7 @@ from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarn
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..outputs import logits_in
+from ..passes import count_rows
 from ..rules.base import ReferenceRules, Rule, Rules
 from ..rules.draws import DrawnRules, Draws
 from ..rules.graph import require_all_met
@@ -272,6 +273,7 @@ class Network:
         rules.require_all_applied()
         self.notes |= rules.notes
         logits = logits_in(output)
+        count_rows(len(logits))
         if logits.requires_grad and not self._looked:
             require_all_met(rules, logits, [images, *activations.values()])
             self._looked = True

@@ -14,7 +14,7 @@ from ..errors import require_choice, require_count
 from ..layers import explainable
 from ..methods.checks import not_finite
 from ..outputs import logits_in, probabilities
-from ..passes import DEFAULT_MAX_BATCH
+from ..passes import DEFAULT_MAX_BATCH, count_rows
 from ..rules.base import Rule, Rules
 from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
@@ -92,6 +92,7 @@ class Scorer:
     def count(self, rows: int) -> None:
         """Count a forward pass of so many rows."""
         self.passes, self.rows = self.passes + 1, self.rows + rows
+        count_rows(rows)
 
     def _forward(self, rows: Tensor) -> Tensor:
         assert len(rows) <= self.max_batch

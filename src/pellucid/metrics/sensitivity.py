@@ -14,7 +14,7 @@ from ..errors import InvalidModel, InvalidParameter, require_choice
 from ..methods.base import Attributions
 from ..methods.checks import require_in_range
 from ..outputs import logits_in
-from ..passes import DEFAULT_MAX_BATCH
+from ..passes import DEFAULT_MAX_BATCH, count_rows
 from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
@@ -80,6 +80,7 @@ def fgsm(
             points = rows.detach().clone().requires_grad_()
             # A clone: the model's first operation may be in place.
             logits = logits_in(model(points.clone()))
+            count_rows(len(logits))
             require_in_range(labels, logits.shape[1])
             loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
             signs.append(torch.autograd.grad(loss, points)[0].sign())

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidWeights, UnknownName, shortened
 from ..outputs import of_labels
-from .preprocess import CustomPreprocess, Preprocess
+from .preprocess import CustomPreprocess, Preprocess, agree
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _ALIKE = 4 / 255  # of two ways to resize a picture, in pixels' values
@@ -96,7 +94,7 @@ class HuggingFace:
             return found
 
         described = _described(processor)
-        return described if described and _agree(described, pixels) else CustomPreprocess(pixels)
+        return described if described and agree(described, pixels, _ALIKE) else CustomPreprocess(pixels)
 
     def _read(self, kind: Any, what: str, **settings: Any) -> Any:
         try:
@@ -152,16 +150,3 @@ def _described(processor: Any) -> Preprocess | None:
     normal = (told["image_mean"], told["image_std"]) if told.get("do_normalize") else (None, None)
     mean, std = (None if values is None else tuple(values) for values in normal)
     return Preprocess(resize, center, mean, std, interpolation=interpolation)
-
-
-def _agree(preprocess: Preprocess, function: Callable[[Image.Image], Tensor]) -> bool:
-    """Whether both give one picture the same pixels, but for how resizing rounds."""
-    slope = np.linspace(0, 255, 300 * 260 * 3).reshape(260, 300, 3)
-    picture = Image.fromarray(
-        (slope + np.random.default_rng(0).normal(0, 20, slope.shape)).clip(0, 255).astype("uint8")
-    )
-    one, other = preprocess(picture), function(picture)
-    if one.shape != other.shape:
-        return False
-    std = 1.0 if preprocess.std is None else torch.tensor(preprocess.std)[:, None, None]
-    return float(((one - other) * std).abs().max()) <= _ALIKE

@@ -166,6 +166,78 @@ def is_assumed(preprocess: object) -> bool:
     return replace(preprocess, bands=None, scale=None) == assumed(preprocess.channels)
 
 
+_PROBES = ((260, 300), (123, 97))  # heights and widths of pictures on which two functions are compared
+_TENSORS = ("ToTensor", "ToImage", "ToDtype", "PILToTensor", "ConvertImageDtype")
+
+
+def understood(function: Callable[[Any], Any]) -> Preprocess | None:
+    """What a function of an image does, as a ``Preprocess``; None where it does something else.
+
+    Torchvision's transforms (both versions) are understood: a ``Compose`` of Resize, CenterCrop, ToTensor and
+    Normalize in this order, some of which may be missing, and what ``weights.transforms()`` gives. So it is known
+    where pixels go, and masks and boxes go with them. It counts only where both give the same pixels.
+    """
+    try:
+        found = _of_steps(function)
+        return found if found is not None and agree(found, function) else None
+    except Exception:  # what else a function does with its parts and with pictures is its own affair
+        return None
+
+
+def _of_steps(function: Callable[[Any], Any]) -> Preprocess | None:
+    kind = type(function).__name__
+    if kind == "ImageClassification":
+        preset: Any = function
+        steps: Sequence[Any] = ()
+        resize, crop, mean, std = preset.resize_size, preset.crop_size, preset.mean, preset.std
+        interpolation = preset.interpolation
+        return Preprocess(_sides(resize), _side(crop), tuple(mean), tuple(std), len(mean), interpolation.value)
+    steps = getattr(function, "transforms", [function])
+    by_kind = {type(step).__name__: step for step in steps}
+    order = [name for name in by_kind if name not in _TENSORS]
+    tensors = [name for name in by_kind if name in _TENSORS]
+    expected = [name for name in ("Resize", "CenterCrop", "Normalize") if name in by_kind]
+    unlike = order != expected or len(by_kind) < len(steps) or not tensors
+    if unlike or getattr(by_kind.get("Resize"), "max_size", None) is not None:
+        return None
+    sized, cropped, normal = (by_kind.get(name) for name in ("Resize", "CenterCrop", "Normalize"))
+    return Preprocess(
+        None if sized is None else _sides(sized.size),
+        None if cropped is None else _side(cropped.size),
+        None if normal is None else tuple(map(float, normal.mean)),
+        None if normal is None else tuple(map(float, normal.std)),
+        3 if normal is None else len(normal.mean),
+        "bilinear" if sized is None else InterpolationMode(sized.interpolation).value,
+    )
+
+
+def _sides(size: Any) -> int | tuple[int, int]:
+    """A size as torchvision has it: the shorter side, or (height, width)."""
+    sides = [size] if isinstance(size, int) else list(size)
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _side(size: Any) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    [side] = sides  # ValueError: it is no square
+    return int(side)
+
+
+def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float = 1e-5) -> bool:
+    """Whether both give pictures the same pixels in units of [0, 1], but for how resizing rounds (``within``)."""
+    std = 1.0 if preprocess.std is None else torch.tensor(preprocess.std)[:, None, None]
+    for height, width in _PROBES:
+        slope = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+        noise = np.random.default_rng(0).normal(0, 20, slope.shape)
+        image = Image.fromarray((slope + noise).clip(0, 255).astype("uint8"))
+        one, other = preprocess(image), function(image)
+        if not isinstance(other, Tensor) or one.shape != other.shape:
+            return False
+        if float(((one - other) * std).abs().max()) > within:
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class CustomPreprocess:
     """A user's own function from an image to a model's input, as a file of a model may bring along.

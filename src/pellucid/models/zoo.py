@@ -18,7 +18,7 @@ from ..files import run_file
 from ..layers import layer_names, unwrapped
 from ..outputs import Classifier, answer, two_answers
 from .hugging_face import HuggingFace
-from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed
+from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
 from .weights import (
@@ -130,11 +130,12 @@ def load_model(
         name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; ``"hf:NAME"`` or
             ``"hf:FOLDER"`` for an image classifier of Hugging Face, with its image processor and class names,
             from safetensors alone; or ``"path/to/file.py:factory"``, a file that is run and whose ``factory()``
-            returns the network. The file may also hold ``preprocess``, a :class:`Preprocess` or any function of an
-            image (:class:`CustomPreprocess`; without it ImageNet's); ``classes``, the class names; and ``output``,
-            where the logits are (:class:`Classifier`). ``"dense:NAME"`` is the classifier NAME run at every place
-            (:class:`Dense`), a segmentation model without a background, as a :class:`Segmentation` that pools over
-            the places where a class is predicted; its weights are the classifier's.
+            returns the network. The file may also hold ``preprocess``, a :class:`Preprocess`, a torchvision
+            ``Compose`` (``understood``), or any function of an image (:class:`CustomPreprocess`; without it
+            ImageNet's); ``classes``, the class names; and ``output``, where the logits are (:class:`Classifier`).
+            ``"dense:NAME"`` is the classifier NAME run at every place (:class:`Dense`), a segmentation model
+            without a background, as a :class:`Segmentation` that pools over the places where a class is predicted;
+            its weights are the classifier's.
         weights: a .safetensors, .pth or .pt file, plain or gzip-compressed (.gz); a name such as
             ``"DEFAULT"`` or ``"IMAGENET1K_V1"``, which is downloaded; ``"random"``; or None, which is
             ``"bundled"`` for ``shapes-resnet``, ``"DEFAULT"`` for Hugging Face's and random for all others. A
@@ -362,7 +363,7 @@ def _from_file(name: str) -> Architecture:
         return Classifier(model, module.output) if hasattr(module, "output") else unwrapped(model)
 
     own, names = getattr(module, "preprocess", IMAGENET), getattr(module, "classes", None)
-    preprocess = own if isinstance(own, Preprocess) else CustomPreprocess(own)
+    preprocess = own if isinstance(own, Preprocess) else understood(own) or CustomPreprocess(own)
     return Architecture(build, preprocess, classes=None if names is None else read_class_names(names), sized=False)
 
 

@@ -1,0 +1,152 @@
+"""Where the objects are: masks in a folder, boxes in COCO's or VOC's files, by the images' names."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InvalidData
+from ..pixels import Pixels
+from .reading import read_image
+from .sources import Box, Sample, Source
+
+_VOID = 255  # the index of a palette's mask that belongs to nothing, as VOC has it
+_T = TypeVar("_T")
+
+
+def annotated_with(source: Source, masks: str | Path | None = None, boxes: str | Path | None = None) -> Source:
+    """The images with masks or boxes from files of the same names, instead of their own.
+
+    A name fits that is the same without its ending, in the same sub-folder, or alone if no other has it.
+
+    Args:
+        source: the images.
+        masks: a folder of images. The object is white, in images of 0 and 1 it is 1, and of a palette (as VOC's
+            masks) every index but 0 and 255.
+        boxes: a COCO file (.json), or a folder of VOC's .xml files.
+
+    Raises:
+        InvalidData: no such place, or nothing in it has the name of an image; a file that cannot be read.
+    """
+    if masks is not None:
+        of_images = _by_image(source, _files(Path(masks)), masks)
+        source = _changed(source, lambda sample: replace(sample, mask=_mask(of_images.get(sample.name))))
+    if boxes is not None:
+        place = Path(boxes)
+        known = _coco(place) if place.is_file() else _voc(place)
+        found = _by_image(source, known, boxes)
+        source = _changed(source, lambda sample: replace(sample, boxes=found.get(sample.name)))
+    return source
+
+
+def _changed(source: Source, change: Callable[[Sample], Sample]) -> Source:
+    return Source(source.names, lambda index: change(source[index]), source.classes)
+
+
+def _by_image(source: Source, known: Mapping[str, _T], place: object) -> dict[str, _T]:
+    """What is known by the names of files, by the names of the images that these fit."""
+    stems = {_stem(name): value for name, value in known.items()}
+    alone: dict[str, list[_T]] = {}
+    for stem, value in stems.items():
+        alone.setdefault(PurePath(stem).name, []).append(value)
+    found = {}
+    for name in source.names:
+        stem = _stem(name)
+        candidates = alone.get(PurePath(stem).name, [])
+        if stem in stems:
+            found[name] = stems[stem]
+        elif len(candidates) == 1:
+            found[name] = candidates[0]
+    if not found:
+        first, other = next(iter(source.names), "none"), next(iter(known), "nothing")
+        raise InvalidData(
+            f"{place} has nothing of the name of an image (the first image is {first!r}, and there is {other!r}); "
+            "name them alike"
+        )
+    return found
+
+
+def _stem(name: str) -> str:
+    return PurePath(name).with_suffix("").as_posix()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names below it."""
+    if not folder.is_dir():
+        raise InvalidData(f"there is no folder {folder} of masks; name one with an image for each image")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _mask(path: Path | None) -> Image.Image | None:
+    """A mask as black and white (``L``); None where an image has none."""
+    if path is None:
+        return None
+    content = path.read_bytes()
+    image = read_image(content, f"the mask {path}")
+    if isinstance(image, Pixels):
+        values = image.values[..., 0].astype(float)
+        return _white(values > values.max() / 2 if values.max() > 1 else values > 0)
+    with Image.open(io.BytesIO(content)) as file:  # reading makes colors of a palette's indices
+        indices = np.asarray(file) if file.mode == "P" else None
+    if indices is not None:
+        return _white((indices != 0) & (indices != _VOID))
+    grey = np.asarray(image.convert("L"))
+    return _white(grey > (0 if grey.max(initial=0) <= 1 else 127))
+
+
+def _white(found: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.where(found, 255, 0).astype(np.uint8))
+
+
+def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
+    """The boxes (x, y, width, height) of a COCO file by the images' file names, as (x0, y0, x1, y1)."""
+    try:
+        told = json.loads(path.read_bytes())
+        names = {image["id"]: str(image["file_name"]) for image in told["images"]}
+        found: dict[str, list[Box]] = {name: [] for name in names.values()}
+        for one in told["annotations"]:
+            x, y, width, height = map(float, one["bbox"])
+            found[names[one["image_id"]]].append((x, y, x + width, y + height))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidData(
+            f"{path} is no COCO file of boxes ({type(error).__name__}: {error}); it needs images with id and "
+            "file_name, and annotations with image_id and bbox"
+        ) from error
+    return {name: tuple(boxes) for name, boxes in found.items()}
+
+
+def _voc(folder: Path) -> dict[str, tuple[Box, ...]]:
+    """The boxes of a folder of VOC's .xml files, whose pixels count from 1 and whose ends are inside."""
+    if not folder.is_dir():
+        raise InvalidData(f"there is no COCO file and no folder {folder} of boxes; name one")
+    return {path.name: _voc_boxes(path) for path in sorted(folder.rglob("*.xml"))}
+
+
+def _voc_boxes(path: Path) -> tuple[Box, ...]:
+    try:
+        content = path.read_bytes()
+        if b"<!" in content.replace(b"<!--", b""):
+            raise ValueError("it declares entities")  # which may be of any size
+        ends = [one.find("bndbox") for one in ElementTree.fromstring(content).iter("object")]
+        return tuple(
+            (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax")) for box in ends
+        )
+    except (ValueError, TypeError, ElementTree.ParseError) as error:
+        raise InvalidData(
+            f"{path} is no VOC file of boxes ({error}); it needs object/bndbox with xmin, ymin, xmax, ymax"
+        ) from error
+
+
+def _end(box: Any, name: str) -> float:
+    if box is None or box.findtext(name) is None:
+        raise ValueError(f"an object has no {name}")
+    return float(box.findtext(name))

@@ -1,0 +1,131 @@
+"""Masks and boxes from files, by the images' names: what is the object, whose it is, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pellucid.data.annotations import annotated_with
+from pellucid.data.sources import open_images
+from pellucid.errors import InvalidData
+from pellucid.experiments.runners import benchmark
+from pellucid.experiments.spec import read_spec
+from pellucid.experiments.store import Results
+
+OBJECT = np.zeros((6, 8), bool)
+OBJECT[1:4, 2:6] = True
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("cat/a", "cat/b", "dog/a"):
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def written(folder, name, image):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def palette(indices):
+    image = Image.fromarray(indices.astype(np.uint8), "L").convert("P")
+    image.putpalette([0, 0, 0, 128, 0, 0] + [7] * 762)
+    image.frombytes(indices.astype(np.uint8).tobytes())
+    return image
+
+
+MASKS = {
+    "white": Image.fromarray(np.where(OBJECT, 255, 0).astype(np.uint8)),
+    "ones": Image.fromarray(OBJECT.astype(np.uint8)),
+    "bits": Image.fromarray(OBJECT),
+    "colors": Image.fromarray(np.where(OBJECT[..., None], 255, 0).astype(np.uint8).repeat(3, 2)),
+    "grey": Image.fromarray(np.where(OBJECT, 200, 90).astype(np.uint8)),
+    "deep": Image.fromarray(np.where(OBJECT, 65535, 0).astype(np.uint16)),
+    "palette": palette(np.where(OBJECT, 1, 0)),
+    "void": palette(np.where(OBJECT, 1, 0) + 255 * np.eye(6, 8, dtype=int) * ~OBJECT),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_the_object_of_a_mask_is_found_however_it_is_marked(photos, tmp_path, kind):
+    for name in ("cat/a", "cat/b", "dog/a"):
+        written(tmp_path / "masks", f"{name}.png", MASKS[kind])
+    for sample in annotated_with(open_images(photos), tmp_path / "masks"):
+        assert sample.mask.mode == "L"
+        np.testing.assert_array_equal(np.asarray(sample.mask), np.where(OBJECT, 255, 0))
+
+
+def test_names_fit_in_their_sub_folders_or_alone(photos, tmp_path):
+    written(tmp_path / "masks", "cat/a.png", MASKS["white"])
+    written(tmp_path / "masks", "b.png", MASKS["ones"])
+    known = [sample.mask is not None for sample in annotated_with(open_images(photos), tmp_path / "masks")]
+    assert known == [True, True, True]  # dog/a takes the only a
+    written(tmp_path / "masks", "rabbit/a.png", MASKS["white"])
+    known = [sample.mask is not None for sample in annotated_with(open_images(photos), tmp_path / "masks")]
+    assert known == [True, True, False]  # there are two: neither is taken for it
+
+
+def test_boxes_of_coco(photos, tmp_path):
+    coco = {
+        "images": [{"id": 7, "file_name": "cat/a.jpg"}, {"id": 9, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 7, "bbox": [2, 1, 4, 3]}, {"image_id": 7, "bbox": [0, 0, 1.5, 1]}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(coco))
+    found = {s.name: s.boxes for s in annotated_with(open_images(photos), boxes=tmp_path / "boxes.json")}
+    boxes = ((2, 1, 6, 4), (0, 0, 1.5, 1))
+    assert found == {"cat/a.jpg": boxes, "cat/b.jpg": (), "dog/a.jpg": boxes}
+
+
+ENDS = "<xmin>3</xmin><ymin>2</ymin><xmax>6</xmax><ymax>4</ymax>"
+VOC = f"<annotation><object><name>cat</name><bndbox>{ENDS}</bndbox></object></annotation>"
+
+
+def test_boxes_of_voc_count_pixels_from_one_and_hold_their_ends(photos, tmp_path):
+    (tmp_path / "voc").mkdir()
+    (tmp_path / "voc" / "b.xml").write_text(VOC)
+    found = {s.name: s.boxes for s in annotated_with(open_images(photos), boxes=tmp_path / "voc")}
+    assert found == {"cat/a.jpg": None, "cat/b.jpg": ((2, 1, 6, 4),), "dog/a.jpg": None}
+
+
+def test_what_is_not_there_or_broken_is_told(photos, tmp_path):
+    source = open_images(photos)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "z.xml").write_text(VOC)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.xml").write_text("<annotation><object/></annotation>")
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "a.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]>' + VOC)
+    (tmp_path / "none.json").write_text('{"images": []}')
+    for settings, message in [
+        ({"masks": "nowhere"}, "no folder .*nowhere of masks"),
+        ({"masks": "other"}, "the first image is 'cat/a.jpg', and there is 'z.xml'"),
+        ({"boxes": "nowhere"}, "no COCO file and no folder"),
+        ({"boxes": "other"}, "nothing of the name of an image"),
+        ({"boxes": "broken"}, "an object has no xmin"),
+        ({"boxes": "evil"}, "it declares entities"),
+        ({"boxes": "none.json"}, "no COCO file of boxes"),
+    ]:
+        with pytest.raises(InvalidData, match=message):
+            annotated_with(source, **{key: tmp_path / name for key, name in settings.items()})
+
+
+def test_a_benchmark_reads_masks_by_its_spec(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        pixels = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        written(tmp_path / "photos", f"{number}.png", Image.fromarray(pixels))
+        written(tmp_path / "masks", f"{number}.png", Image.fromarray(np.triu(np.ones((64, 64), np.uint8))))
+    monkeypatch.chdir(tmp_path)
+    images = {"source": "photos", "masks": "masks"}
+    settings = {"models": ["shapes-resnet"], "methods": ["gradient"], "layers": ["input"]}
+    settings |= {"metrics": ["mass_outside"]}
+    run = benchmark(read_spec(options=settings | {"images": images}), "run")
+    assert len(Results.read("run").values(metric="mass_outside")) == 2
+    assert run.values()["value"].between(0.1, 0.9).all()
+    with pytest.raises(InvalidData, match="needs masks"):
+        benchmark(read_spec(options=settings | {"images": {"source": "photos"}}), "other")
