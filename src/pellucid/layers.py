@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import InvalidLayer, InvalidModel, UnknownName, counted
@@ -160,6 +161,7 @@ def explainable(model: Any) -> nn.Module:
         InvalidModel: its operations are hidden, or its output is random.
     """
     found = unwrapped(model)
+    require_shapes(found)
     for name, module in found.named_modules():
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -172,6 +174,13 @@ def explainable(model: Any) -> nn.Module:
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
     return found
+
+
+def require_shapes(model: nn.Module) -> None:
+    """Raise ``InvalidModel`` for a layer whose weights come with its first run, as of ``nn.LazyLinear``."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise InvalidModel(f"the model's {name!r} has no shape yet (a lazy layer); run the model once first")
 
 
 class Activations(dict[str, Tensor]):

@@ -11,9 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidModel, InvalidTarget, UnknownName, shortened
+from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, shortened
 from .files import run_file
 from .layers import unwrapped
+from .passes import placed
 
 Answer = Callable[[Any], Tensor]
 Names = Sequence[str] | None
@@ -63,6 +64,25 @@ def logits_in(output: Any) -> Tensor:
             f"(batch, classes){way_out}"
         )
     return logits
+
+
+def first_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits (B, K) of images as a model wants them, from the first run of a model of the user's.
+
+    Raises:
+        InvalidModel: whatever the model raises, which is named; or as ``logits_in``.
+    """
+    try:
+        with torch.no_grad():
+            return logits_in(model(placed(images.clone(), model)))  # its first operation may be in place
+    except PellucidError:
+        raise
+    except Exception as error:  # code of the user's raises anything
+        said = (str(error).splitlines() or [""])[0]
+        raise InvalidModel(
+            f"the model fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {said}; "
+            "mend it, or give it a preprocess that makes what it takes"
+        ) from error
 
 
 def probabilities(logits: Tensor) -> Tensor:

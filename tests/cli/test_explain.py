@@ -270,6 +270,33 @@ def bad(work):
     return work
 
 
+MODELS = {
+    "lazy": (
+        "network().append(nn.LazyLinear(3))",
+        "the model's '5.weight' has no shape yet (a lazy layer)",
+    ),
+    "integers": ("pl.Classifier(network(), lambda logits: logits.long())", "the model returns torch.int64"),
+    "detached": ("pl.Classifier(network(), lambda logits: logits.detach())", "the logits carry no gradient"),
+    "channels": (
+        "nn.Sequential(nn.Conv2d(1, 4, 3), *network()[1:])",
+        "the model fails on images of shape (1, 3, 32, 32)",
+    ),
+    "raising": ("pl.Classifier(network(), lambda logits: {}[0])", "KeyError: 0; mend it, or give it a preprocess"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("case", MODELS)
+def test_a_model_that_cannot_be_explained_is_told_in_one_line(work, case):
+    made, message = MODELS[case]
+    Path("model.py").write_text(f"import pellucid as pl\n{TINY}\ndef made():\n    return {made}.eval()\n")
+    result = explain("photo0.png", model="model.py:made")
+    assert result.exit_code == 2, result.output
+    [line] = [line for line in result.stderr.strip().splitlines() if not line.startswith("note: Lazy")]
+    assert message in line
+    assert not Path("out").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # it warns of its own end, and is made here to be refused
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_and_leaves_nothing(bad, case):

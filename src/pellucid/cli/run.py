@@ -21,7 +21,7 @@ from ..methods.base import Attributions, Method
 from ..methods.checks import not_finite, require_in_range
 from ..models.preprocess import CustomPreprocess, Preprocess
 from ..models.zoo import LoadedModel, load_model
-from ..outputs import are_shares, class_of, logits_in, probabilities
+from ..outputs import are_shares, class_of, first_logits, probabilities
 from ..pixels import Pixels
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
@@ -147,10 +147,7 @@ class ExplainRun:
 
     def logits(self, images: Tensor) -> Tensor:
         """The model's logits, at most ``max_batch`` images at a time."""
-        with torch.no_grad():
-            # The model's first operation may be in place, so it is given clones.
-            parts = images.split(self.request.max_batch)
-            return torch.cat([logits_in(self.loaded.model(part.clone())) for part in parts])
+        return torch.cat([first_logits(self.loaded.model, part) for part in images.split(self.request.max_batch)])
 
     def targets(self, photos: Sequence[Photo], predicted: Tensor) -> Tensor:
         """The class to explain of each photo."""

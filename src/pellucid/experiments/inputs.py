@@ -27,6 +27,7 @@ from ..models import zoo
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import Sharing
+from ..passes import placed
 from ..seeds import fold_in
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
@@ -113,7 +114,7 @@ def _batch(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor
         spec,
         loaded,
         tuple(sample.name for sample, _ in group),
-        torch.stack([pixels for _, pixels in group]).to(device),
+        placed(torch.stack([pixels for _, pixels in group]), loaded.model),
         None if labels is None else torch.tensor(labels, device=device),
         None if masks is None else torch.stack(masks).to(device),
         boxes,

@@ -16,6 +16,7 @@ from ..errors import InvalidData, InvalidImage, InvalidModel
 from ..layers import explainable, select_layers
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
+from ..outputs import first_logits
 from ..training.criteria import Retraining
 from . import inputs
 from .cells import Cell
@@ -128,14 +129,16 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
 
 
 def _require_fitting(parsed: ParsedSpec) -> None:
-    """Run one image under each surrogate: it fits the network and weights that it was trained for, no others."""
+    """Run one image under each model, and under each surrogate, which fits no other weights than its own."""
     bound = [variant for variant in parsed.variants.values() if variant.bound]
-    for variant, model in product(bound, parsed.spec.models):
+    for model in parsed.spec.models:
         [batch] = inputs.batches(parsed.spec, model.key, 0, 1)
-        try:
-            batch.scorer(variant).of(batch.images)
-        except InvalidModel as error:
-            raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
+        first_logits(batch.loaded.model, batch.images)
+        for variant in bound:
+            try:
+                batch.scorer(variant).of(batch.images)
+            except InvalidModel as error:
+                raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
 
 
 def _require_usable(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> None:

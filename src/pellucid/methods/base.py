@@ -282,7 +282,9 @@ class Method(ABC):
             attribution = _joined([part[layer].attribution for part in parts])
             size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
             network.require_finite(size, layer)
-            maps, prefix = network.split(layer, attribution.to(network.images.dtype))
+            # What was found in half precision may be reduced and compared in no less than single.
+            exact = torch.promote_types(network.images.dtype, torch.float32)
+            maps, prefix = network.split(layer, attribution.to(exact))
             attributions[layer] = maps.contiguous()
             if prefix.numel():
                 prefixes[layer] = prefix.contiguous()

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
 from ..files import run_file
-from ..layers import layer_names, unwrapped
+from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Classifier, answer, two_answers
 from .hugging_face import HuggingFace
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
@@ -360,6 +360,7 @@ def _from_file(name: str) -> Architecture:
             raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
         if not isinstance(model, nn.Module):
             raise InvalidModel(f"{name} returned {type(model).__name__}; it must return a torch.nn.Module")
+        require_shapes(model)
         return Classifier(model, module.output) if hasattr(module, "output") else unwrapped(model)
 
     own, names = getattr(module, "preprocess", IMAGENET), getattr(module, "classes", None)
