@@ -22,3 +22,7 @@ def test_the_copy_with_random_weights_is_told_apart() -> None:
     assert means["forgotten"]["top1", ""] < 0.5
     assert means["learned"]["mass_outside", "random"] == means["forgotten"]["mass_outside", "random"]
     assert means["learned"]["mass_outside", "gradcam"] < means["forgotten"]["mass_outside", "gradcam"]
+    said = typed("pellucid compare learned forgotten")
+    assert "The runs differ first in" in said
+    assert "worse" in said
+    assert "not told apart" in said

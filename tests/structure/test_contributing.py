@@ -14,6 +14,7 @@ COPIED = (
     "src",
     "tests",
     "docs",
+    "benchmarks",
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",

@@ -5,8 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import typer
 
 import pellucid as pl
+from pellucid.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -32,6 +34,17 @@ def test_the_table_of_methods_names_each_method() -> None:
 def test_the_table_of_metrics_names_each_metric() -> None:
     title = "# What each metric can say, and what not"
     assert names([row[1] for row in tables("concepts/metrics.md", title)]) == pl.METRICS.keys()
+
+
+def test_the_table_of_commands_names_each_command() -> None:
+    group = typer.main.get_command(app)
+    there = [
+        f"{name} {inner}".strip()
+        for name, one in group.commands.items()  # type: ignore[attr-defined]
+        for inner in getattr(one, "commands", [""])
+    ]
+    table = [re.search(r"`pellucid (.*?)`", row[0]) for row in tables("reference/commands.md", "# Commands")]
+    assert Counter(found[1] for found in table if found) == Counter(there)
 
 
 def test_set_up_is_two_commands() -> None:
