@@ -16,6 +16,7 @@ COPIED = (
     "docs",
     "benchmarks",
     "README.md",
+    "CHANGELOG.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "mkdocs.yml",
