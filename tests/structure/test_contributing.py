@@ -62,6 +62,15 @@ def carry_out(root: Path, language: str, name: str, lines: str) -> None:
     path.write_text(text)
 
 
+def test_every_recipe_finds_its_place(tmp_path: Path) -> None:
+    for language, name, lines in recipes((ROOT / "CONTRIBUTING.md").read_text()):
+        place = tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            shutil.copy(ROOT / name, place)
+        carry_out(tmp_path, language, name, lines)
+
+
 @pytest.mark.slow
 def test_the_recipes_add_what_they_say(tmp_path: Path) -> None:
     for name in COPIED:
