@@ -41,11 +41,11 @@ def results(values, reference=None, curves=(), facts=FACTS, pictures=()):
     """
     rows = [(key, None, None, numbers) for key, numbers in values.items()] + list(curves)
     columns = [
-        (*key, at, step, f"image-{index}", value, 0, "pellucid 0")
+        (*key, at, step, f"image-{index}", f"class {index % 2}", value, 0, "pellucid 0")
         for key, at, step, numbers in rows
         for index, value in enumerate(numbers)
     ]
-    table = pd.DataFrame(columns, columns=[*KEYS, "at", "step", "image", "value", "seed", "versions"])
+    table = pd.DataFrame(columns, columns=[*KEYS, "at", "step", "image", "target", "value", "seed", "versions"])
     table = table.astype({"at": float, "value": float, "step": object})
     used = {key[-1] for key, *_ in rows}
     layers = {key[0]: [] for key, *_ in rows}
@@ -64,7 +64,7 @@ def results(values, reference=None, curves=(), facts=FACTS, pictures=()):
         command="pellucid benchmark spec.toml",
     )
     shown = pd.DataFrame(pictures, columns=["image", "kind", "model", "variant", "method", "layer", "data"])
-    return Results(table.astype(dict.fromkeys([*KEYS, "step", "image"], "category")), record, shown)
+    return Results(table.astype(dict.fromkeys([*KEYS, "step", "image", "target"], "category")), record, shown)
 
 
 METHODS = ("random", "edges", "gradient", "smoothgrad", "guided_backprop", "gradcam")

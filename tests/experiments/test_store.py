@@ -30,9 +30,10 @@ from pellucid.errors import (
 from pellucid.experiments import runners
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.store import ROWS, Results, Store, one_table
+from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
 from pellucid.metrics.base import Metric
 from pellucid.metrics.noise import TotalVariation
+from pellucid.models.zoo import load_model
 
 
 def spec(**changed):
@@ -510,3 +511,19 @@ def test_a_run_json_of_a_layout_that_is_not_known_is_refused_with_what_differs(t
     (tmp_path / "run.json").write_text(json.dumps({name: of for name, of in OLD.items() if name != "metrics"}))
     with pytest.raises(InvalidData, match=r"another layout than this version's: metrics: field required; read it"):
         Results.read(tmp_path)
+
+
+def test_parts_of_earlier_versions_have_no_column_of_targets_and_are_read(tmp_path, computed):
+    run = benchmark(spec(), tmp_path / "run")
+    assert set(run.table["target"].dropna()) <= set(load_model("shapes-resnet").classes)
+    assert run.table["target"].notna().all()
+    for path in (tmp_path / "run" / "parts").iterdir():
+        part = pyarrow.parquet.read_table(path)
+        told, older = part.schema.metadata, part.drop_columns("target")
+        older = older.replace_schema_metadata({**told, CHECKSUM: checksum(older)})
+        pyarrow.parquet.write_table(older, path)
+    computed.clear()
+    again = benchmark(spec(), tmp_path / "run")
+    assert computed == []
+    assert again.table["target"].isna().all()
+    pd.testing.assert_frame_equal(again.table.drop(columns="target"), run.table.drop(columns="target"))

@@ -1,5 +1,7 @@
 """Trust cards of tables where it is known who is best, who is not, and where nobody beats chance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -309,3 +311,24 @@ def test_a_metric_by_which_methods_beat_chance_does_not_agree_with_one_by_which_
     assert not ahead.agrees(tied_with_edges)
     assert ahead.agrees(ranking("deeplift", "gradcam"))
     assert tied_with_edges.agrees(ranking("edges"))
+
+
+def test_a_card_says_which_classes_the_maps_explain():
+    def told(targets):
+        table = results({("net", "original", name, "input", "insertion"): 0.5 + NOISE for name in ("a", "random")})
+        names = dict(zip(dict.fromkeys(table.table["image"]), targets, strict=False))
+        table.table["target"] = table.table["image"].astype(object).map(names)
+        return trust_card(table, "net")
+
+    assert told(["cat"] * 12).explained == "The maps explain one class: cat."
+    found = told(["cat"] * 7 + ["dog"] * 4 + ["eel"])
+    assert found.explained == "The maps explain 3 classes: cat (7 images), dog (4 images) and eel (1 image)."
+    assert found.explained in str(found)
+    assert found.explained in found._repr_html_()
+    assert told([f"class {number}" for number in range(12)]).explained.endswith("and 8 more.")
+    table = results({("net", "original", "a", "input", "insertion"): 0.5 + NOISE})
+    assert (
+        trust_card(table, "net").explained
+        == "The maps explain 2 classes: class 0 (6 images) and class 1 (6 images)."
+    )
+    assert trust_card(replace(table, table=table.table.drop(columns="target")), "net").explained == ""

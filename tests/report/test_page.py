@@ -84,7 +84,7 @@ def test_an_unfinished_run_says_what_is_missing(missing):
 def test_a_run_without_curves_pictures_or_variants_has_a_page():
     values = {("net", "original", name, "input", "insertion"): [0.1, 0.2, 0.4, 0.3] for name in ("a", "b")}
     text = benchmark_page(results(values))
-    assert "The maps" not in text
+    assert ">The maps<" not in text
     assert 'id="variant"' not in text
     assert "best layer" not in text.split("<main>")[0]
 

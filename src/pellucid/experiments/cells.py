@@ -87,11 +87,12 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
         with noted(cell.method or WHOLE_VARIANT, notes):
             method = None if cell.method is None else parsed.methods[cell.method]
             case = _case(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
+        explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
         pictures += _maps(cell, case, "map", case.attributions, shown)
         for text, metric in metrics.items():
             for layer, measured in _measured(case, text, metric).items():
                 known = cell.columns | {"metric": text, "layer": layer}
-                rows += metric_rows(known, spec, batch.names, measured)
+                rows += metric_rows(known, spec, batch.names, measured, explained)
                 pictures += _compared(cell, case, text, layer, measured, shown)
     return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
 
@@ -169,16 +170,20 @@ def _measured(case: Case, text: str, metric: Metric) -> Mapping[str, Measured]:
         raise
 
 
-def metric_rows(known: Row, spec: Spec, names: Sequence[str], measured: Measured) -> Iterator[Row]:
+def metric_rows(
+    known: Row, spec: Spec, names: Sequence[str], measured: Measured, targets: Sequence[str] | None = None
+) -> Iterator[Row]:
     """The rows of a metric: each image's value, followed by its curve."""
     known = known | {"seed": spec.seed, "versions": known_versions()}
+    explained: Sequence[str | None] = targets or [None] * len(names)
     values = measured.values.double().tolist()
     curves = [[]] * len(values) if measured.curve is None else measured.curve.double().tolist()
-    for name, value, curve in zip(names, values, curves, strict=True):
-        yield known | {"image": name, "value": value}
+    for name, target, value, curve in zip(names, explained, values, curves, strict=True):
+        known |= {"image": name, "target": target}
+        yield known | {"value": value}
         steps: Sequence[str | None] = measured.steps or [None] * len(curve)
         for at, step, point in zip(measured.at, steps, curve, strict=True):
-            yield known | {"image": name, "value": point, "at": float(at), "step": step}
+            yield known | {"value": point, "at": float(at), "step": step}
 
 
 @lru_cache(maxsize=1)

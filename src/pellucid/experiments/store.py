@@ -42,6 +42,7 @@ ROWS = pyarrow.schema(
         ("at", NUMBER),
         ("step", TEXT),
         ("image", TEXT),
+        ("target", TEXT),
         ("value", NUMBER),
         ("seed", pyarrow.int64()),
         ("versions", TEXT),
@@ -55,7 +56,7 @@ PICTURE_ROWS = pyarrow.schema(
 )
 
 
-_VALUES = ["model", "variant", "method", "layer", "metric", "image"]  # what tells a value from others
+_VALUES = ["model", "variant", "method", "layer", "metric", "image", "target"]  # what tells a value from others
 
 
 def is_of_variant(method: Any) -> Any:
@@ -68,7 +69,8 @@ class Results:
     """The results of an experiment, in the order of its plan.
 
     Attributes:
-        table: one row per value: model, variant, method, layer, metric, at, step, image, value, seed, versions.
+        table: one row per value: model, variant, method, layer, metric, at, step, image, target (the class that
+            was explained, by its name), value, seed, versions.
             ``at`` is NaN for the value itself, else the position on the metric's curve, which ``step`` may name;
             ``value`` is NaN where the metric is undefined. Rows with method ``""`` grade the variant itself.
             Texts are categories.
@@ -282,7 +284,7 @@ class Store:
 
     def has_all(self, cells: Sequence[str]) -> bool:
         """Whether there is a part of every cell, whole or not."""
-        return set(cells) <= self._names(PARTS)
+        return set(cells) <= set(self.names(PARTS))
 
     def finished(self, cells: Sequence[str]) -> set[str]:
         """Those of the cells whose part is there and whole; other files beside them are none of ours."""
@@ -329,17 +331,25 @@ class Store:
         told = table.schema.metadata or {}
         # Runs of earlier versions have neither.
         expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
-        if not table.schema.equals(schema) or expected not in (None, checksum(table)):
+        if expected not in (None, checksum(table)) or not _completed(table, schema).schema.equals(schema):
             raise ValueError("it does not hold what was written")
         if run != self.run.encode():
             raise ValueError("it is of another run")
-        return table
+        return _completed(table, schema)
 
     def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
         """The parts of the cells that have one that is whole, in the order of the cells, each read once."""
         there = self.names(folder)
         found = {cell: self._part(f"{folder}/{cell}.parquet", schema) for cell in cells if cell in there}
         return {cell: part for cell, part in found.items() if part is not None}
+
+
+def _completed(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
+    """A table with the column of targets, which parts of earlier versions lack."""
+    place = schema.get_field_index("target")
+    if place < 0 or "target" in table.column_names:
+        return table
+    return table.add_column(place, schema.field(place), pyarrow.nulls(len(table), TEXT))
 
 
 def one_table(parts: Mapping[str, pyarrow.Table], schema: pyarrow.Schema) -> pandas.DataFrame:

@@ -49,6 +49,7 @@ class TrustCard:
     findings: tuple[Finding, ...]
     sentence: str
     warnings: tuple[str, ...] = field(default=())
+    explained: str = ""
 
     @property
     def title(self) -> str:
@@ -59,7 +60,8 @@ class TrustCard:
         found = [
             f"{one.question}\n  {' '.join(filter(None, (one.sentence, one.agreement)))}" for one in self.findings
         ]
-        return "\n".join([self.title, self.sentence, *self.warnings, *found])
+        told = [text for text in (self.sentence, self.explained) if text]
+        return "\n".join([self.title, *told, *self.warnings, *found])
 
     def _repr_html_(self) -> str:
         """The card in a notebook."""
@@ -68,7 +70,7 @@ class TrustCard:
             f"<dt><b>{escape(one.question)}</b></dt><dd>{escape(one.sentence)} {escape(one.agreement)}</dd>"
             for one in self.findings
         )
-        head = f"<h4>{escape(self.title)}</h4><p>{escape(self.sentence)}</p>"
+        head = f"<h4>{escape(self.title)}</h4><p>{escape(self.sentence)} {escape(self.explained)}</p>"
         return f"<div style='max-width:50em'>{head}{warned}<dl>{rows}</dl></div>"
 
 
@@ -99,7 +101,23 @@ def trust_card(
     axes = dict(sorted(axes.items(), key=lambda entry: [*wording.QUESTIONS, entry[0]].index(entry[0])))
     findings = tuple(_finding(axis, *rankings) for axis, rankings in axes.items())
     leads = [rankings[0] for rankings in axes.values()]
-    return TrustCard(model, layer, findings, wording.overall(axes), tuple(wording.warnings(leads)))
+    return TrustCard(
+        model,
+        layer,
+        findings,
+        wording.overall(axes),
+        tuple(wording.warnings(leads)),
+        wording.explained(_explained(results, model)),
+    )
+
+
+def _explained(results: Results, model: str) -> dict[str, int]:
+    """The classes that a model's maps explain, each with its number of images, the most first."""
+    table = results.table
+    if "target" not in table:
+        return {}
+    pairs = table.loc[table["model"] == model, ["image", "target"]].astype(object).drop_duplicates().dropna()
+    return {str(name): int(count) for name, count in pairs["target"].value_counts().items()}
 
 
 def _only(statistics: Statistics) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..errors import counted
 from .digits import number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
@@ -129,6 +130,16 @@ def overall(axes: Mapping[str, Sequence[Ranking]]) -> str:
     won = [axis for axis, some in best.items() if first[0] in some]
     where = f" ({joined(won)})" if len(first) == 1 else ""
     return " ".join([f"{names} {are} among the best on {most} of {len(decided)} questions{where}.", *notes])
+
+
+def explained(classes: Mapping[str, int]) -> str:
+    """Which classes maps explain, in one sentence; empty where that is not known."""
+    if not classes:
+        return ""
+    if len(classes) == 1:
+        return f"The maps explain one class: {next(iter(classes))}."
+    names = [f"{name} ({counted(number, 'image')})" for name, number in classes.items()]
+    return f"The maps explain {len(classes)} classes: {_few(names, _NAMED + 1)}."
 
 
 def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from ..experiments.store import is_of_variant
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, rows_at
 from ..findings.trust import trust_card
-from ..findings.wording import judged_at
+from ..findings.wording import joined, judged_at
 from . import tables
 from .album import Album
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -126,6 +127,16 @@ class _BenchmarkPage:
         return [
             (tables.column_of(self.statistics, text), metric) for text, metric in self.statistics.metrics.items()
         ]
+
+    @cached_property
+    def explained(self) -> Mapping[str, str]:
+        """The classes explained of each image, as far as they are known."""
+        table = self.results.table
+        if "target" not in table:
+            return defaultdict(str)
+        pairs = table[["image", "target"]].astype(object).drop_duplicates().dropna()
+        found = pairs.groupby("image", sort=False)["target"].agg(joined)
+        return defaultdict(str, found.items())
 
     @cached_property
     def method_looks(self) -> dict[str, Look]:
