@@ -62,22 +62,30 @@ def _blocks(module: nn.Module, prefix: str, kinds: Kinds, most: float, in_stage:
         is_stage = not in_stage and _is_stage(child, kinds)
         inside: list[str] = []
         if type(child) in _CONTAINERS or count > most or is_stage:
-            inside = list(_blocks(child, f"{path}.", kinds, most, in_stage or is_stage))
+            inside = list(_blocks(child, f"{path}.", kinds, most, in_stage or (is_stage and count <= most)))
         if type(child) not in _CONTAINERS and not inside:
             inside = [path]
         yield from inside
 
 
 def _is_stage(module: nn.Module, kinds: Kinds) -> bool:
-    """Whether nearly all of a module is a chain of blocks of one class, each of several layers."""
+    """Whether nearly all of a module is a chain of blocks, each of several layers."""
     if type(module) in _CONTAINERS:
         return False
-    for chain in module.children():
-        parts = list(chain) if isinstance(chain, nn.Sequential | nn.ModuleList) else []
-        alike = len({type(part) for part in parts}) == 1 and type(parts[0]) not in _CONTAINERS
-        if alike and min(_count(part, kinds) for part in parts) > 1:
-            return _count(chain, kinds) > 0.75 * _count(module, kinds)
+    chains: list[nn.Module] = [p for p in module.children() if isinstance(p, nn.Sequential | nn.ModuleList)]
+    if type(module).forward is nn.Sequential.forward:
+        chains.append(module)
+    for chain in map(_chained, chains):
+        counts = [_count(part, kinds) for part in chain]
+        if min(counts, default=0) > 1 and not any(type(part) in _CONTAINERS for part in chain):
+            return sum(counts) > 0.75 * _count(module, kinds)
     return False
+
+
+def _chained(chain: nn.Module) -> list[nn.Module]:
+    """The parts of a chain, and of the chains that run within it one after another."""
+    parts = [[part] if type(part) is not nn.Sequential else _chained(part) for part in chain.children()]
+    return [one for part in parts for one in part]
 
 
 def _count(module: nn.Module, kinds: Kinds) -> int:
@@ -171,6 +179,12 @@ def explainable(model: Any) -> nn.Module:
             )
         if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
             raise InvalidModel(f"{where} is compiled; put the module there that torch.compile was given")
+        kept = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if ".quantized." in type(module).__module__ or any(tensor.is_quantized for tensor in kept):
+            raise InvalidModel(
+                f"{where} ({type(module).__name__}) is quantized to integers, through which no gradient passes; "
+                "explain the model as it was before it was quantized"
+            )
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
     return found

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .errors import InvalidLayer, InvalidParameter
 from .layers import INPUT, captured, fits_glob, layer_names
 from .outputs import tensor_in
+from .passes import exact
 from .undo import Guard
 
 # Names of common layouts, as they may be declared; all others are written as letters, such as "bwhc".
@@ -152,10 +153,12 @@ def of_convolutions(output: Tensor) -> bool:
 # Measured.
 
 TOKENS = 24  # looked at to find a grid
+COPIES = 7  # of the image, at which a pass looks at once; tokens that come before the batch are never so many
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
 PREFIX = 8  # most tokens that stand before those of places
 MOVED = 4.0  # how many times further than along channels the center must move along height and width
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
+CLEAR = 0.95  # a correlation after which the other dimension need not be looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +183,11 @@ class Probe:
             (gradient,) = torch.autograd.grad(
                 self.output, self.images, weights, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            seen.append(gradient[: len(part)].double().square().sum(1))
+            seen.append(exact(gradient[: len(part)]))
         looked = torch.cat(seen)
-        return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        largest = looked.abs().amax((1, 2, 3), keepdim=True)
+        looked = (looked / largest.masked_fill(largest == 0, 1)).square().sum(1)
+        return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(looked.dtype).tiny)
 
 
 def measured(probe: Probe) -> Layout | None:
@@ -242,8 +247,10 @@ def _centers(seen: Tensor) -> Tensor:
 
 
 def _of_tokens(probe: Probe) -> Layout | None:
-    fits = [(*_grid(probe, dim), dims) for dim, dims in ((0, "bnc"), (1, "bcn"))]
-    fit, prefix, grid, dims = max(fits, key=lambda found: found[0])
+    fit, prefix, grid = _grid(probe, 0)
+    dims = "bnc"
+    if fit < CLEAR:
+        fit, prefix, grid, dims = max((fit, prefix, grid, dims), (*_grid(probe, 1), "bcn"))
     return Layout(dims, prefix, grid) if fit > CORRELATED else None
 
 
@@ -273,8 +280,8 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 
 # A layout, None where it cannot be told, or why the layer cannot be explained.
 FoundLayout = Layout | InvalidLayer | None
-# What was found of models by the layer's name and the image's shape.
-_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.Size], FoundLayout]] = WeakKeyDictionary()
+# What was found of models by the layer's name, or its kind, and the image's shape.
+_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[Any, torch.Size], FoundLayout]] = WeakKeyDictionary()
 _LAST_MAPS: WeakKeyDictionary[nn.Module, dict[Any, tuple[str, list[str]]]] = WeakKeyDictionary()
 
 
@@ -284,8 +291,8 @@ def layouts_of(
     """The layouts of a model's layers for images (B, C, H, W); None where a layout cannot be told.
 
     ``declared`` gives those of layers by name or glob. What is not declared is told by a pass over one random
-    image, or measured by a pass over at most ``max_batch`` of it, once per model and size of image. Layers that do
-    not run are left out, those that cannot be captured have the error for a layout.
+    image, or measured by a pass over at most ``max_batch`` of it, once per model, size of image and kind of layer.
+    Layers that do not run are left out, those that cannot be captured have the error for a layout.
     """
     given: dict[str, FoundLayout] = {INPUT: Layout()}
     given |= {name: one for name in layers for pattern, one in declared.items() if fits_glob(name, pattern)}
@@ -294,12 +301,58 @@ def layouts_of(
     unknown = [name for name in layers if name not in given and (name, size) not in found]
     outputs, refused = _probed(model, unknown, images, 1)
     found |= {(name, size): error for name, error in refused.items()}
-    found |= {(name, size): _told(model, name, probe.output) for name, probe in outputs.items()}
-    unclear = [name for name in outputs if found[name, size] is None]
-    probes, _ = _probed(model, unclear, images, min(TOKENS, max_batch))
-    found |= {(name, size): measured(probe) for name, probe in probes.items()}
-    everything = {name: one for (name, shape), one in found.items() if shape == size} | given
+    told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
+    found |= {(name, size): one for name, one in told.items() if one is not None}
+    unclear = {name: outputs[name].output for name, one in told.items() if one is None}
+    found |= {(name, size): one for name, one in _measured(model, unclear, images, max_batch).items()}
+    everything = {name: found[name, size] for name in layers if (name, size) in found} | given
     return {name: everything[name] for name in layers if name in everything}
+
+
+def _measured(
+    model: nn.Module, outputs: Mapping[str, Tensor], images: Tensor, max_batch: int
+) -> dict[str, FoundLayout]:
+    """The layouts of layers by their outputs for one image: as of their kin, or measured once for each kind."""
+    found, size = _FOUND[model], images.shape[1:]
+    kin = {name: _of_kin(model, name, output, images, max_batch) for name, output in outputs.items()}
+    kinds = {name: _kind(model, name, output) for name, output in outputs.items() if kin[name] is None}
+    first = {kind: name for name, kind in reversed(kinds.items()) if (kind, size) not in found}
+    probes, _ = _probed(model, list(first.values()), images, min(COPIES, max_batch))
+    found |= {(kind, size): measured(probes[name]) for kind, name in first.items()}
+    return {name: kin[name] or found[kinds[name], size] for name in outputs}
+
+
+def _kind(model: nn.Module, name: str, output: Tensor) -> tuple[Any, ...]:
+    """Layers of one class, with parameters and outputs of the same shapes, have one layout."""
+    module = model.get_submodule(name)
+    shapes = tuple(parameter.shape for parameter in module.parameters())
+    same = type(module) if shapes and _is_own(module) else name
+    return same, output.shape, shapes
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether a module is of a class of its model's own: torch's work in any layout."""
+    return not type(module).__module__.startswith("torch.")
+
+
+def _of_kin(model: nn.Module, name: str, output: Tensor, images: Tensor, max_batch: int) -> Layout | None:
+    """The layout of tokens as of the model's first layer of the same class, which looks at the smallest places.
+
+    Each token may stand for several of the first's along both dimensions; None if their number does not fit.
+    """
+    module = model.get_submodule(name)
+    kin = next(other for other, one in model.named_modules() if type(one) is type(module))
+    if output.dim() != 3 or kin == name or not _is_own(module) or not any(module.children()):
+        return None
+    told = layouts_of(model, (kin,), images, {}, max_batch).get(kin)
+    if not isinstance(told, Layout) or told.grid is None:
+        return None
+    places = output.shape[told.dims.index("n")] - told.prefix
+    for step in range(1, max(told.grid) + 1):
+        grid = (-(-told.grid[0] // step), -(-told.grid[1] // step))
+        if grid[0] * grid[1] == places:
+            return Layout(told.dims, told.prefix, grid)
+    return None
 
 
 def _probed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -136,6 +137,53 @@ def test_tokens_run_row_by_row_after_their_prefix() -> None:
     maps, prefix = Layout("bnc", 1).split(tokens, (20, 30))
     assert maps.tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
     assert prefix.tolist() == [[[0]]]
+
+
+class Everywhere(nn.Module):
+    """A block that mixes all tokens and keeps every second along height and width."""
+
+    def __init__(self, places: int, turned: bool = False) -> None:
+        super().__init__()
+        self.side, self.turned = math.isqrt(places), turned
+        self.mix, self.out = nn.Linear(places, places), nn.Linear(6, 6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.out(F.softmax(30 * self.mix(tokens.mT), -1).mT + 0.01 * tokens)
+        mixed = mixed.unflatten(1, (self.side, self.side))[:, ::2, ::2]
+        return (mixed.mT.flatten(2) if self.turned else mixed.flatten(1, 2)).contiguous()
+
+
+def test_tokens_that_look_everywhere_are_those_of_the_first_block_of_their_class() -> None:
+    """Only the first block's can be measured; of the last, the number of tokens fits."""
+
+    class Stages(nn.Module):
+        def __init__(self, turned: bool = False) -> None:
+            super().__init__()
+            self.patches, self.first = nn.Conv2d(3, 6, 2, 2), Everywhere(256)
+            self.second, self.third = Everywhere(64), Everywhere(16, turned)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.second(self.first(self.patches(x).flatten(2).mT))
+            return self.third(tokens).flatten(1)[:, :5]
+
+    torch.manual_seed(0)
+    nn.init.eye_((model := Stages().eval()).first.mix.weight)
+    images, layers = torch.randn(1, 3, 32, 32), ["third", "second", "first"]
+    sides = {"first": 8, "second": 4, "third": 2}
+    expected = {name: Layout("bnc", 0, (sides[name], sides[name])) for name in layers}
+    assert layouts_of(model, layers, images, {}, 64) == expected
+    assert layouts_of(Stages(turned=True).eval(), ["third"], images, {}, 64)["third"] != expected["third"]
+
+
+def test_layers_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Probe] = []
+    monkeypatch.setattr("pellucid.layouts.measured", lambda probe: looked.append(probe) or measured(probe))
+    monkeypatch.setattr("pellucid.layouts._told", lambda *_: None)
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, depths=(2, 2, 4, 2)).eval()
+    blocks = [name for name in pl.layer_names(model) if ".blocks." in name]
+    found = layouts_of(model, blocks, torch.randn(1, 3, 112, 112), {}, 64)
+    assert (len(blocks), len(looked)) == (10, 4)  # of each stage one
+    assert set(found.values()) == {Layout("bhwc")}
 
 
 def test_a_layer_whose_places_are_mixed_cannot_be_told() -> None:
