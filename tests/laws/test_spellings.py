@@ -388,6 +388,7 @@ BY_HAND: dict[str, tuple[Activation, Activation]] = {
     "x relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, F.hardswish),
     "x (relu6(x + 3) / 6)": (lambda x: x * (F.relu6(x + 3) / 6), F.hardswish),
     "x clamp(x + 3, 0, 6) / 6": (lambda x: x * (x + 3).clamp(0, 6) / 6, F.hardswish),
+    "a copy of x relu6(x + 3) / 6": (lambda x: x.clone() * F.relu6(x + 3) / 6, F.hardswish),
     "x hardsigmoid(x)": (lambda x: x * F.hardsigmoid(x), F.hardswish),
     "x tanh(softplus(x))": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
     "x tanh(log(1 + exp(x)))": (lambda x: x * torch.tanh(torch.log1p(torch.exp(x))), F.mish),
@@ -414,6 +415,7 @@ def test_an_activation_by_hand_gives_the_map_of_its_function(name: str, net: str
             assert relative_error(found[layer], value) < 1e-7
 
 
+@pytest.mark.filterwarnings("ignore:relu6")
 def test_a_function_of_its_input_that_is_no_known_activation_is_told() -> None:
     from pellucid.errors import RuleWarning
 

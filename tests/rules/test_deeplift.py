@@ -208,8 +208,9 @@ def test_maxima_are_carried_by_their_arg_maxima() -> None:
 
 DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "pow"), lambda t: t.abs() + 0.1),
-    **dict.fromkeys(("asin", "acos"), lambda t: t.tanh()),
-    "logit": lambda t: t.sigmoid(),
+    **dict.fromkeys(("asin", "acos", "atanh", "erfinv"), lambda t: t.tanh()),
+    **dict.fromkeys(("logit", "entr"), lambda t: t.sigmoid()),
+    **dict.fromkeys(("acosh", "digamma", "lgamma"), lambda t: t.abs() + 1.1),
     "log1p": lambda t: t.abs(),
 }
 SETTINGS: dict[str, tuple[object, ...]] = {
@@ -222,7 +223,8 @@ SETTINGS: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.parametrize("name", sorted(ELEMENTWISE))
 def test_every_elementwise_function_is_complete_and_its_multiplier_the_chord(name: str) -> None:
-    function = getattr(F, name, None) or getattr(torch, name, None) or F.logsigmoid
+    places = (F, torch, torch.special)
+    function = next((getattr(place, name) for place in places if hasattr(place, name)), F.logsigmoid)
     within = DOMAINS.get(name, lambda t: t)
     operation = lambda t: function(within(t), *SETTINGS.get(name, ()))  # noqa: E731
     x, reference = pair(3)
@@ -353,7 +355,29 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Tensor]]] = {
         lambda x: -(-x).amin(1),
         lambda x: -torch.min(-x, 1).values,
         lambda x: torch.maximum(torch.stack([x[:, 0], x[:, 1]], 1).amax(1), x[:, 2]),
+        lambda x: F.max_pool1d(x.flatten(2).mT, 3),
+        lambda x: F.max_pool3d(x.unsqueeze(1), (3, 1, 1)),
+        lambda x: F.adaptive_max_pool1d(x.flatten(2).mT, 1),
+        lambda x: F.adaptive_max_pool3d(x.unsqueeze(1), (1, 4, 8)),
     ],
+    "relu": [
+        lambda x: x.relu(),
+        lambda x: x * (x > 0),
+        lambda x: (x > 0) * x,
+        lambda x: x.masked_fill(x < 0, 0),
+        lambda x: x.clone().masked_fill_(x < 0, 0),
+    ],
+    "product": [lambda x: x[:, 0] * x[:, 1] * x[:, 2], lambda x: x.prod(1), lambda x: torch.prod(x, 1, True)],
+    "cosine": [
+        lambda x: F.cosine_similarity(x[:, 0], x[:, 1], -1),
+        lambda x: (F.normalize(x[:, 0], dim=-1) * F.normalize(x[:, 1], dim=-1)).sum(-1),
+    ],
+    "length": [
+        lambda x: torch.linalg.norm(x, dim=(2, 3)),
+        lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
+        lambda x: x.square().sum((2, 3)).sqrt(),
+    ],
+    "softplus": [F.softplus, lambda x: torch.logaddexp(x, torch.zeros(1, dtype=x.dtype))],
     "standard deviation": [lambda x: x.std(1), lambda x: torch.std_mean(x, 1)[0], lambda x: x.var(1).sqrt()],
     "softmax": [
         lambda x: x.softmax(1),
@@ -366,6 +390,26 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     ],
     "power": [lambda x: 2.0**x, lambda x: torch.exp2(x), lambda x: torch.pow(2.0, x)],
 }
+
+
+WITHOUT_A_RULE: dict[str, Callable[[Tensor], Tensor]] = {
+    "topk": lambda x: x.flatten(2).topk(3).values,
+    "sort": lambda x: x.flatten(2).sort().values[..., -3:],
+    "x * (x > 0).float()": lambda x: x * (x > 0).to(x),
+    "cumprod": lambda x: x.flatten(2)[..., :4].cumprod(-1),
+    "hypot": lambda x: torch.hypot(x, x.flip(1)),
+    "grid_sample": lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False),
+    "fft": lambda x: torch.fft.rfft2(x).abs(),
+}
+
+
+@pytest.mark.parametrize("operation", WITHOUT_A_RULE.values(), ids=WITHOUT_A_RULE)
+def test_what_an_operation_without_a_rule_misses_is_told(operation: Callable[[Tensor], Tensor]) -> None:
+    x, reference = images(2, 4), images(1, 4, 50)[0]
+    model = nn.Sequential(Through(operation, (3, 4, 4))).double().eval()
+    nn.init.ones_(model[0].head.weight)
+    with pytest.warns(pl.CompletenessWarning, match="Some operation has no rule"):
+        pl.DeepLift(baseline=reference)(model, x, 0)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

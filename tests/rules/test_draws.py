@@ -366,7 +366,7 @@ def test_it_changes_nothing_for_rows_that_were_not_drawn() -> None:
     assert not mode.met
 
 
-@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning", "ignore:the model computes in")
 @pytest.mark.parametrize("sampling", [PATH, NOISE], ids=["path", "noise"])
 def test_under_autocast_it_keeps_to_the_precision_of_each_operation(sampling: Sampling) -> None:
     net, x = seeded(ThroughAReLU).float(), images(2, 14).float()

@@ -121,6 +121,7 @@ BY_HAND = {
     "softplus, logaddexp": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     "elu": lambda x: F.relu(x) + torch.clamp(torch.expm1(x), max=0),
     "hard sigmoid of another tensor": lambda x: x.flip(1) * (F.relu6(x + 3) / 6),
+    "hard sigmoid of another tensor, before its division": lambda x: x.flip(1) * F.relu6(x + 3) / 6,
     "relu": lambda x: (x + x.abs()) / 2,
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from inspect import signature
 from types import FunctionType
 from typing import Any
 
@@ -143,17 +144,10 @@ def _std(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _with_mean(of: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def both(
-        x: Tensor,
-        dim: Dims | bool = None,
-        unbiased: bool | None = None,
-        keepdim: bool = False,
-        *,
-        correction: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        dims = None if isinstance(dim, bool) else dim
-        spread = of(x, dim, unbiased, keepdim, correction=correction)
-        return spread, x.mean(_dims(x, dims), keepdim=keepdim)
+    def both(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given = signature(_var).bind(*args, **kwargs).arguments
+        dims = None if isinstance(given.get("dim"), bool) else given.get("dim")
+        return of(*args, **kwargs), given["x"].mean(_dims(given["x"], dims), keepdim=given.get("keepdim", False))
 
     return both
 
@@ -174,6 +168,43 @@ def _vector_norm(
     if ord == 2:
         return x.square().sum(dims, keepdim).sqrt()
     return x.abs().pow(ord).sum(dims, keepdim).pow(1 / ord)
+
+
+def _norm(
+    x: Tensor,
+    ord: Any = None,  # noqa: A002
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    if ord is None or isinstance(dim, int) or x.dim() == 1:
+        return _vector_norm(x, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
+    found: Tensor = torch.linalg.matrix_norm(x, ord, (-2, -1) if dim is None else dim, keepdim, dtype=dtype)
+    return found
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    one, other = (x / _vector_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2))
+    return (one * other).sum(dim)
+
+
+def _prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Pair by pair."""
+    x, dim = (x.flatten(), 0) if dim is None else (x, dim)
+    x = x.to(dtype or x.dtype)
+    while (half := x.shape[dim] // 2) > 0:
+        rest = x.narrow(dim, 2 * half, x.shape[dim] - 2 * half)
+        x = torch.cat([x.narrow(dim, 0, half) * x.narrow(dim, half, half), rest], dim)
+    return x if keepdim else x.squeeze(dim)
+
+
+def _masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return torch.where(mask, value, x)
+
+
+def _logaddexp(x: Tensor, other: Tensor) -> Tensor:
+    return _logsumexp(torch.stack(torch.broadcast_tensors(x, other)), 0)
 
 
 def _quotient(x: Any, other: Any, *, rounding_mode: None = None) -> Any:
@@ -244,6 +275,10 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "vector_norm": _vector_norm,
     **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _quotient),
     "glu": _glu,
+    "cosine_similarity": _cosine_similarity,
+    "prod": _prod,
+    "masked_fill": _masked_fill,
+    "logaddexp": _logaddexp,
     "max": _extreme(1),
     "min": _extreme(-1),
     "maximum": _extreme(1),
@@ -259,7 +294,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
 
 def _table() -> dict[Any, Callable[..., Any]]:
     table = {owner: parts for name, parts in _PARTS.items() for owner in owners(name)}
-    return table | {torch.instance_norm: _instance_norm}
+    return table | {torch.instance_norm: _instance_norm, torch.linalg.norm: _norm}
 
 
 _TABLE = _table()
@@ -275,7 +310,8 @@ def parts_of(function: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[.
     if known is not None or not isinstance(function, FunctionType):
         return known
     hides = function.__module__ in ("torch.nn.functional", "torch.functional") or function is Tensor.norm
-    return _body(function) if hides else None
+    # What only chooses between two functions, with indices or without, would come here again.
+    return _body(function) if hides and "if_false" not in function.__code__.co_freevars else None
 
 
 def is_quotient(function: Callable[..., Any]) -> bool:

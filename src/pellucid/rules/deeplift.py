@@ -124,7 +124,7 @@ def _slope(operation: Operation, x: Tensor) -> Tensor:
 
 
 # Functions that bend so sharply near 0, or jump, that only differences of rounding's size are near.
-_STEEP = frozenset({"log", "log2", "log10", "pow", "logit", "hardshrink", "threshold", "sign"})
+_STEEP = frozenset({"log", "log2", "log10", "pow", "logit", "hardshrink", "threshold", "sign", "digamma", "entr"})
 
 
 def _exponential_chord(x: Tensor, y: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
@@ -219,7 +219,9 @@ class RescaleMaxPool(DifferenceRule):
     dimensions (``amax``, ``max``, ``min``) are windows, too.
     """
 
-    operations: ClassVar[frozenset[str]] = MAX_POOLS | {"amax"}
+    operations: ClassVar[frozenset[str]] = MAX_POOLS | {
+        *("amax", "max_pool1d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool3d")
+    }
 
     def propagate(
         self, operation: Operation, here: Values, there: Values, multiplier: Tensor

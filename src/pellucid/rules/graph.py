@@ -132,11 +132,14 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
 
 
 def _shifted(path: Collection[Any]) -> set[str]:
-    """Whether a ReLU6 of a sum with a constant is scaled: relu6(x + 3) / 6 is a hard sigmoid, no activation."""
+    """Whether a ReLU6 of a sum with a constant is scaled: relu6(x + 3) / 6 is a hard sigmoid, no activation.
+
+    It may have been multiplied first by what it gates: y relu6(x + 3) / 6.
+    """
     for scaled in path:
-        clamped = _alone(scaled, ("Mul", "Div"))
-        if getattr(clamped, "operation", "") == "relu6" and _alone(_alone(clamped), ("Add",)) is not None:
-            return {"relu6(x + c) / d"}
+        for clamped, _ in scaled.next_functions if scaled.name().startswith(("Mul", "Div")) else ():
+            if getattr(clamped, "operation", "") == "relu6" and _alone(_alone(clamped), ("Add",)) is not None:
+                return {"relu6(x + c) / d"}
     return set()
 
 

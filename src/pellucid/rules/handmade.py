@@ -35,6 +35,7 @@ _HEIGHTS, _SCALES = (1.0, 2.0, 6.0, 0.5), (1.0, 0.5)
 
 _BENDING = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Hardtanh", "Clamp", "Softplus", "Exp", "Relu", "_Replaced")
 _POINTWISE = (*_BENDING, "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Log1p", "Log", "Reciprocal", "Clone")
+_MULTIPLES = ("MulBackward", "DivBackward", "CloneBackward")
 _UNKNOWN = (
     "a product of a tensor and a function of it may be an activation, but is none that is known: a rule may take "
     "what is inside for the activation; write it as one"
@@ -120,9 +121,9 @@ def _before(node: Any) -> list[Edge]:
 
 
 def _below_scales(edge: Edge) -> list[Edge]:
-    """What a tensor is a multiple of: of 0.5 x, x."""
+    """What a tensor is a multiple or a copy of: of 0.5 x, x."""
     found: list[Edge] = []
-    while edge[0].name().startswith(("MulBackward", "DivBackward")) and len(_before(edge[0])) == 1:
+    while edge[0].name().startswith(_MULTIPLES) and len(_before(edge[0])) == 1:
         (edge,) = _before(edge[0])
         found.append(edge)
     return found

@@ -97,7 +97,8 @@ ELEMENTWISE = (
     ACTIVATIONS
     | {"sigmoid", "hardsigmoid", "log_sigmoid", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10"}
     | {"sqrt", "rsqrt", "square", "reciprocal", "abs", "erf", "erfc", "sin", "cos", "tan", "sinh", "cosh"}
-    | {"asinh", "asin", "acos", "logit", "clamp", "pow", "threshold", "sign", "round", "floor", "ceil"}
+    | {"asinh", "asin", "acos", "acosh", "atanh", "logit", "clamp", "pow", "threshold", "sign"}
+    | {"round", "floor", "ceil", "trunc", "frac", "sinc", "erfinv", "lgamma", "digamma", "i0", "ndtr", "entr"}
 )
 # Linear in each of their inputs.
 PRODUCTS = frozenset({"mul", "matmul", "einsum"})
@@ -105,13 +106,16 @@ PRODUCTS = frozenset({"mul", "matmul", "einsum"})
 _ALIASES = {
     "expit": "sigmoid",
     "arctan": "atan",
+    "sgn": "sign",
     "arcsinh": "asinh",
+    "arccosh": "acosh",
+    "arctanh": "atanh",
     "logsigmoid": "log_sigmoid",
     "absolute": "abs",
 }
 
 _FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
-    name: getattr(F, name, None) or getattr(torch, name)
+    name: getattr(F, name, None) or getattr(torch, name, None) or getattr(torch.special, name)
     for name in ELEMENTWISE - {"relu6", "log_sigmoid", "clamp"}
 } | {"relu6": F.relu6, "log_sigmoid": F.logsigmoid, "clamp": torch.clamp}
 
@@ -288,11 +292,23 @@ def _product(name: str, functional: Callable[..., Tensor]) -> Reader:
         found = [*rest, *(options[key] for key in ("other", "mat2", "vec", "vec2", "tensor") if key in options)]
         if not isinstance(x, Tensor) or len(found) != 1 or not isinstance(found[0], Tensor):
             return None
+        if name == "mul" and torch.bool in (x.dtype, found[0].dtype):  # x * (x > 0) chooses
+            return _chosen(function, x, found[0])
         return Operation(
             name, x, functional, lambda t: function(t, *found), inplace=is_inplace(function), others=(found[0],)
         )
 
     return read
+
+
+def _chosen(function: Callable[..., Any], x: Tensor, other: Tensor) -> Operation | None:
+    """A product with a condition: a tensor where it holds, 0 elsewhere."""
+    x, condition = (other, x) if x.dtype == torch.bool else (x, other)
+    if x.dtype == torch.bool or is_inplace(function):
+        return None
+    nothing = x.new_zeros(())
+    run = lambda x, y=nothing, condition=condition: torch.where(condition, x, y)  # noqa: E731
+    return Operation("where", x, run, run, others=(nothing, condition))
 
 
 def _einsum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -463,6 +479,11 @@ _SPECIAL: dict[str, Reader] = {
     "adaptive_avg_pool2d": _with_signature("adaptive_avg_pool2d", F.adaptive_avg_pool2d, "output_size"),
     "adaptive_max_pool2d": _with_signature("adaptive_max_pool2d", F.adaptive_max_pool2d, "output_size"),
 }
+for _name in ("max_pool1d", "max_pool3d"):
+    _read = _with_signature(_name, getattr(F, _name), "kernel_size", *_MAX_POOL, **_MAX_POOL)
+    _SPECIAL |= {_name: _read, f"_{_name}": _read}
+    _name = f"adaptive_{_name}"
+    _SPECIAL[_name] = _with_signature(_name, getattr(F, _name), "output_size")
 
 
 def _reader(name: str) -> Reader:
