@@ -77,6 +77,10 @@ class InvalidMap(PellucidError, ValueError):
     """A map made elsewhere cannot be used: its function failed, or gave the wrong shape, NaN or infinity."""
 
 
+class OutOfMemory(PellucidError, MemoryError):
+    """A pass does not fit into the device's memory; fewer rows, or smaller images, may."""
+
+
 class RuleNotApplied(PellucidError):
     """A backward rule met no operation of its kind, so the map would silently be another method's."""
 
@@ -95,6 +99,10 @@ class LayerWarning(UserWarning):
 
 class SkippedLayerWarning(LayerWarning):
     """A layer that a pattern chose has no map: where its dimensions look cannot be told."""
+
+
+class PrecisionWarning(UserWarning):
+    """A model computes in half precision, whose gradients differ much from the exact ones."""
 
 
 class RuleWarning(UserWarning):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, shortened
 from .files import run_file
 from .layers import unwrapped
-from .passes import placed
+from .passes import is_out_of_memory, placed
 
 Answer = Callable[[Any], Tensor]
 Names = Sequence[str] | None
@@ -78,6 +78,8 @@ def first_logits(model: nn.Module, images: Tensor) -> Tensor:
     except PellucidError:
         raise
     except Exception as error:  # code of the user's raises anything
+        if is_out_of_memory(error):
+            raise
         said = (str(error).splitlines() or [""])[0]
         raise InvalidModel(
             f"the model fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {said}; "

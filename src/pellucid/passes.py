@@ -6,16 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+from .errors import InvalidParameter, OutOfMemory, require_count
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+MaxBatch = int | Literal["auto"]
+_T = TypeVar("_T")
+
 _HEARD: ContextVar[Callable[[int], None] | None] = ContextVar("heard", default=None)
 
-DEFAULT_MAX_BATCH = 64  # the default bound
+DEFAULT_MAX_BATCH = 64  # the default bound, and where "auto" begins
+SINGLE = {"mps"}  # devices that have no float64
 CPU_PIXELS = 16 * 224 * 224  # on a CPU an image costs less in batches whose activations stay in its caches
+
+# What was found to fit into memory, of models by the size of images.
+_FITTING: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
 
 def placed(images: Tensor, model: nn.Module) -> Tensor:
@@ -26,6 +36,11 @@ def placed(images: Tensor, model: nn.Module) -> Tensor:
             sizes[parameter.dtype] += parameter.numel()
     dtype = max(sizes, key=lambda one: sizes[one], default=images.dtype)
     return images.to(next(model.parameters(), images).device, dtype)
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float64, or in float32 on a device that has nothing better."""
+    return x.float() if x.device.type in SINGLE else x.double()
 
 
 def rows_per_pass(max_batch: int, images: Tensor) -> int:
@@ -63,3 +78,57 @@ def counting(each: Callable[[int], None] = lambda rows: None) -> Iterator[list[i
         yield found
     finally:
         _HEARD.reset(token)
+
+
+def fitting(model: nn.Module, images: Tensor, max_batch: MaxBatch, work: Callable[[int], _T]) -> _T:
+    """What ``work`` gives for a bound on the rows of its passes, which must not change what it gives.
+
+    ``"auto"`` is 64, or half as many as long as memory runs out: ``work`` is begun anew then, and what fitted is
+    remembered of the model and the size of images.
+
+    Raises:
+        InvalidParameter: ``max_batch`` is no whole number from 1, nor ``"auto"``.
+        OutOfMemory: the memory does not hold a pass of ``max_batch`` rows; for ``"auto"``, of one.
+    """
+    most = most_rows(max_batch)
+    known = _FITTING.setdefault(model, {})
+    size = tuple(images.shape[1:]), str(images.device)
+    if max_batch == "auto":
+        most = known.get(size) or rows_per_pass(most, images)
+    while True:
+        try:
+            return work(most)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if max_batch != "auto" or most == 1:
+                raise OutOfMemory(_too_large(most, images)) from error
+        known[size] = most = most // 2  # out here, where no traceback keeps what the attempt had computed
+
+
+def most_rows(max_batch: MaxBatch) -> int:
+    """The bound as a number, the first that is tried of ``"auto"``."""
+    if isinstance(max_batch, str) and max_batch != "auto":
+        raise InvalidParameter(f"max_batch={max_batch!r}: give a whole number of at least 1, or 'auto'")
+    if max_batch == "auto":
+        return DEFAULT_MAX_BATCH
+    require_count("max_batch", max_batch)
+    return max_batch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as CUDA, MPS, a CPU's allocator or Python say it."""
+    import torch
+
+    told = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return told or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    )
+
+
+def _too_large(rows: int, images: Tensor) -> str:
+    size = " x ".join(map(str, images.shape[-2:]))
+    if rows == 1:
+        return f"the memory of {images.device} does not hold one image of {size}; give smaller ones"
+    return f"max_batch={rows}: the memory of {images.device} does not hold so many images of {size}; give 'auto'"

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from .errors import InvalidParameter, brief, require_choice, require_count
+from .passes import exact
 from .seeds import fold_in
 
 Space = Literal["input", "layer"]
@@ -131,8 +132,8 @@ class Noise(Sampling):
         if self.moment == "squared":
             return (attribution.square() * share,)
         # Sums of squares cancel: float64 keeps the variance of nearly constant attributions.
-        exact = attribution.double()
-        return exact * share, exact.square() * share
+        value = exact(attribution)
+        return value * share, value.square() * share
 
     def fold(self, sums: tuple[Tensor, ...], difference: Tensor | None) -> Tensor:
         """The chosen moment."""

@@ -183,7 +183,31 @@ def test_single_precision_agrees_with_double(name: str, net: nn.Module, images: 
 
 
 @everything
-@pytest.mark.parametrize("max_batch", [2, 5])
+def test_auto_halves_the_rows_of_passes_until_they_fit(name: str, net: nn.Module, images: torch.Tensor) -> None:
+    expected, model = explain(name, net, images, seed=[7, 8, 9]), copy.deepcopy(net)
+    refused = []
+
+    def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        if len(args[0]) > 2:
+            refused.append(len(args[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(refuse)
+    found = explain(name, model, images, seed=[7, 8, 9], max_batch="auto")
+    assert max(refused) > 2
+    for layer, value in expected.items():
+        torch.testing.assert_close(found[layer], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
+    refused.clear()
+    explain(name, model, images, seed=[7, 8, 9], max_batch="auto")
+    assert not refused  # what fitted is remembered
+    with pytest.raises(pl.errors.OutOfMemory, match=r"max_batch=3: the memory of cpu .* give 'auto'"):
+        explain(name, model, images, max_batch=3)
+
+
+@everything
+@pytest.mark.parametrize("max_batch", [1, 5])
 def test_max_batch_bounds_every_forward_pass(
     name: str, max_batch: int, net: nn.Module, images: torch.Tensor
 ) -> None:
@@ -349,7 +373,7 @@ def test_bad_calls(net: nn.Module, images: torch.Tensor) -> None:
         (UnknownName, "unknown layer 'stage", lambda: gradient(net, images, 0, "stage*.0")),
         (InvalidLayer, "runs more than once", lambda: gradient(net, images, 0, "block.relu")),
         (InvalidParameter, "max_batch=0", lambda: gradient(net, images, 0, max_batch=0)),
-        (InvalidParameter, "give 2", lambda: pl.method("deeplift")(net, images, 0, max_batch=1)),
+        (InvalidParameter, "or 'auto'", lambda: gradient(net, images, 0, max_batch="most")),
         (InvalidParameter, "2 seeds for 3 images", lambda: gradient(net, images, 0, seed=[1, 2])),
         (UnknownName, "did you mean backward", lambda: gradient(net, images, 0, variant="backwards")),
         (InvalidParameter, "does not fit images",

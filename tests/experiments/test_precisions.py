@@ -14,6 +14,8 @@ from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import Spec
 from pellucid.training.criteria import Retraining
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model computes in")
+
 NETWORK = """
 import torch
 from torch import nn

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pellucid as pl
+from pellucid.errors import InvalidModel, PrecisionWarning
+from pellucid.layouts import Layout, layouts_of
+from pellucid.sampling import Noise, Sampling
 from tests.networks import images, seeded
 
 
@@ -138,6 +145,92 @@ def test_the_precision_is_that_of_most_weights() -> None:
     result = pl.Gradient()(net, x, 0)["input"]
     assert result.dtype == torch.float32
     assert torch.equal(result, pl.Gradient()(seeded(Bottom).float(), x, 0)["input"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_warned_of_and_near(dtype: torch.dtype) -> None:
+    net, x = seeded(Bottom), images(2, 14)
+    exact = pl.Gradient()(net, x, 0)["input"]
+    with pytest.warns(PrecisionWarning, match=f"computes in {str(dtype)[6:]}"):
+        found = pl.Gradient()(net.to(dtype), x, 0)["input"]
+    assert found.dtype == torch.float32
+    assert 0 < float((found.double() - exact).norm() / exact.norm()) < 0.1
+    with torch.autocast("cpu", dtype), pytest.warns(PrecisionWarning, match=f"computes in {str(dtype)[6:]}"):
+        rough = pl.Gradient()(net.float(), x, 0)["input"]
+    assert rough.dtype == torch.float32
+    assert 0 < float((rough.double() - exact).norm() / exact.norm()) < 0.1
+
+
+class Refusing(TorchDispatchMode):
+    """A device without float64, as MPS is: only what comes from NumPy may pass through it, before it is cast."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.dtype == torch.float64 and "lift_fresh" not in str(function):
+                raise TypeError(f"{function}: the MPS framework doesn't support float64")
+        return result
+
+
+class Tokens(nn.Module):
+    """Tokens of patches, whose layout is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = F.max_pool2d(self.patches(x), 2).flatten(2).mT
+        return self.head(F.relu(self.mix(F.layer_norm(tokens, (6,)))).mean(1))
+
+
+VARIANCE = "smoothed(gradient, samples=3, moment='variance')"
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning", "ignore::pellucid.EmptyMapWarning")
+@pytest.mark.parametrize("text", [*pl.METHODS, VARIANCE])
+def test_nothing_needs_float64_where_there_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = seeded(Tokens).float(), images(2, 16).float()
+    method = replace(pl.method(text), samplings=tuple(map(short, pl.method(text).samplings)))
+    expected = method(seeded(Tokens).float(), x, 0, ["input", "mix"])
+    monkeypatch.setattr("pellucid.passes.SINGLE", {"cpu"})
+    with Refusing():
+        found = method(net, x, 0, ["input", "mix"])
+    assert layouts_of(net, ["mix"], x, {}, 4) == {"mix": Layout("bnc", 0, (4, 4))}
+    for layer, value in expected.items():
+        torch.testing.assert_close(found[layer], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()))
+
+
+def short(sampling: Sampling) -> Sampling:
+    return replace(sampling, **{"samples" if isinstance(sampling, Noise) else "steps": 3})
+
+
+class Floating(nn.Module):
+    """What torch.ao quantizes, statically or dynamically."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.conv, self.outside = tq.QuantStub(), nn.Conv2d(3, 4, 3), tq.DeQuantStub()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.outside(F.relu(self.conv(self.inside(x)))).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", ["dynamic", "static"])
+def test_models_quantized_to_integers_are_refused_by_name(way: str) -> None:
+    x = images(2, 14).float()
+    net: nn.Module = seeded(Floating).float()
+    if way == "dynamic":
+        net, name = tq.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8), "head"
+    else:
+        net.qconfig, name = tq.default_qconfig, "inside"
+        net = tq.prepare(net)
+        net(x)
+        net = tq.convert(net)
+    with pytest.raises(InvalidModel, match=f"module '{name}' .* is quantized to integers"):
+        pl.Gradient()(net, x, 0, "conv")
 
 
 def test_noise_does_not_depend_on_the_default_precision() -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InvalidParameter, counted
-from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, checked_layouts, parted
+from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, MAX_BATCH, checked_layouts, checked_max_batch, parted
 from .terminal import progress, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def benchmark_command(
     images_per_cell: Annotated[
         int | None, typer.Option(min=1, help="How many images are computed, and stored, together.")
     ] = None,
-    max_batch: Annotated[int | None, typer.Option(min=1, help="No forward pass sees more images.")] = None,
+    max_batch: Annotated[str | None, MAX_BATCH] = None,
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Grade the maps of methods x variants x layers by metrics, image by image.
@@ -120,6 +120,8 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
         given["variants"] = given.pop("variant")
     lists = ("methods", "variants", "layers", "metrics", "classes")
     given |= {name: parted(given[name]) for name in lists if name in given}
+    if "max_batch" in given:
+        given["max_batch"] = checked_max_batch(given["max_batch"])
     if "layouts" in given:
         given["layouts"] = checked_layouts(parted(given["layouts"]))
     names = ("count", "every", "spread", "label_column", "masks", "boxes", "skip_unusable")

@@ -10,9 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import counted, require_count
+from ..errors import counted
 from ..passes import DEFAULT_MAX_BATCH
-from .options import COMMAND, DEVICE, FOLDER, MAX_BATCH, checked_layouts, chosen_device, parted
+from .options import (
+    COMMAND,
+    DEVICE,
+    FOLDER,
+    MAX_BATCH,
+    checked_layouts,
+    checked_max_batch,
+    chosen_device,
+    parted,
+)
 from .output import staged, write_facts
 from .terminal import show_left_out, show_notes
 
@@ -93,7 +102,7 @@ def explain(
         str | None, typer.Option(help="A table's column of labels, for `--target label`.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
-    max_batch: Annotated[int, MAX_BATCH] = DEFAULT_MAX_BATCH,
+    max_batch: Annotated[str, MAX_BATCH] = str(DEFAULT_MAX_BATCH),
     device: Annotated[str, DEVICE] = "auto",
     attributions: Annotated[
         bool, typer.Option(help="Whether to write the raw attributions: large, and in memory until the end.")
@@ -115,7 +124,7 @@ def explain(
     from .request import Request, checked_bands, checked_heatmap, checked_pair, method_names, variant_names
     from .run import ExplainRun
 
-    require_count("max_batch", max_batch)
+    bound = checked_max_batch(max_batch)
     texts = method_names(parted(methods or ["gradient"]))
     variants = variant_names(variant or ["original"])
     request = Request(
@@ -132,7 +141,7 @@ def explain(
         target=target,
         heatmap=checked_heatmap(channels, upsampling, clip),
         seed=seed,
-        max_batch=max_batch,
+        max_batch=bound,
         device=chosen_device(device),
         limit=limit,
         label_column=label_column,

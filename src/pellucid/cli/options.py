@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidParameter
+from ..passes import MaxBatch, most_rows
 
 COMMAND = "pellucid.command"  # where a command's context keeps what was typed
 
 AS_FOR_EXPLAIN = typer.Option(help="As for `explain`.")
 DEVICE = typer.Option(help="auto, cpu or cuda.")
 FOLDER = typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
-MAX_BATCH = typer.Option(help="No forward pass sees more images.")
+MAX_BATCH = typer.Option(help="No forward pass sees more images; `auto`: as many as fit into memory.")
 WEIGHTS_FILE = typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
 ModelOption = Annotated[str, AS_FOR_EXPLAIN]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
@@ -32,6 +34,13 @@ def parted(given: Iterable[str]) -> list[str]:
                 start = end + 1
         parts.append(text[start:])
     return [part.strip() for part in parts if part.strip()]
+
+
+def checked_max_batch(text: str | int) -> MaxBatch:
+    """The bound on the rows of a pass."""
+    found: Any = int(text) if re.fullmatch(r"-?\d+", str(text)) else text
+    most_rows(found)
+    return found  # type: ignore[no-any-return]
 
 
 def chosen_device(name: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ class Commands(TyperGroup):
         """Run a command; an error that is not the user's keeps its traceback."""
         try:
             with warnings.catch_warnings(), _ended_by_signals():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = _shown_once()
                 return super().invoke(ctx)
         except PellucidError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
@@ -76,9 +76,17 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as one line, without the place in the code where it arose."""
-    typer.echo(f"note: {' '.join(str(message).split())}", err=True)
+def _shown_once() -> Callable[..., None]:
+    """What shows each warning as one line, once, without the place in the code where it arose."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = f"note: {' '.join(str(message).split())}"
+        if line not in shown:
+            typer.echo(line, err=True)
+        shown.add(line)
+
+    return show
 
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ from ..errors import InvalidParameter
 from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Method
+from ..passes import MaxBatch
 from ..variants.base import Variant
 from .options import parted
 from .output import unused
@@ -39,7 +40,7 @@ class Request:
     target: str
     heatmap: Mapping[str, Any]
     seed: int
-    max_batch: int
+    max_batch: MaxBatch
     device: str
     limit: int | None
     label_column: str | None

@@ -22,6 +22,7 @@ from ..methods.checks import not_finite, require_in_range
 from ..models.preprocess import CustomPreprocess, Preprocess
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import are_shares, class_of, first_logits, probabilities
+from ..passes import fitting
 from ..pixels import Pixels
 from .output import writable
 from .photos import Photo, Place, find_photos, prepared_photo
@@ -147,7 +148,12 @@ class ExplainRun:
 
     def logits(self, images: Tensor) -> Tensor:
         """The model's logits, at most ``max_batch`` images at a time."""
-        return torch.cat([first_logits(self.loaded.model, part) for part in images.split(self.request.max_batch)])
+        model = self.loaded.model
+
+        def logits(most: int) -> Tensor:
+            return torch.cat([first_logits(model, part) for part in images.split(most)])
+
+        return fitting(model, images, self.request.max_batch, logits)
 
     def targets(self, photos: Sequence[Photo], predicted: Tensor) -> Tensor:
         """The class to explain of each photo."""

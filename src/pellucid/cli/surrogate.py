@@ -13,8 +13,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_count
-from .options import DEVICE, MAX_BATCH, WEIGHTS_FILE, ModelOption, WeightsOption, chosen_device, parted
+from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted
+from .options import (
+    DEVICE,
+    MAX_BATCH,
+    WEIGHTS_FILE,
+    ModelOption,
+    WeightsOption,
+    checked_max_batch,
+    chosen_device,
+    parted,
+)
 from .output import require_place
 from .terminal import progress, show_left_out, show_notes, show_whole
 
@@ -108,7 +117,7 @@ def _evaluate(
     label_column: Annotated[str | None, typer.Option(help="A table's column of labels, for top-1.")] = None,
     limit: _LimitOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the method's noise.")] = 0,
-    max_batch: Annotated[int, MAX_BATCH] = 32,
+    max_batch: Annotated[str, MAX_BATCH] = "32",
     device: Annotated[str, DEVICE] = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .json file for the numbers.")
@@ -122,9 +131,10 @@ def _evaluate(
     --images val.parquet --label-column imagenet_label`
     """
     from ..models.zoo import load_model
+    from ..passes import most_rows
     from ..variants.surrogate import load_surrogate
 
-    require_count("max_batch", max_batch)
+    bound = checked_max_batch(max_batch)
     if output is not None:
         require_place(output, ".json")
     known = load_surrogate(file)
@@ -151,8 +161,8 @@ def _evaluate(
             "target": "label" if labeled else "scored",
             "pictures": 0,
             "seed": seed,
-            "images_per_cell": max_batch,
-            "max_batch": max_batch,
+            "images_per_cell": most_rows(bound),
+            "max_batch": bound,
             "device": chosen_device(device),
         }
         chosen = [

@@ -176,8 +176,8 @@ def metric_rows(
     """The rows of a metric: each image's value, followed by its curve."""
     known = known | {"seed": spec.seed, "versions": known_versions()}
     explained: Sequence[str | None] = targets or [None] * len(names)
-    values = measured.values.double().tolist()
-    curves = [[]] * len(values) if measured.curve is None else measured.curve.double().tolist()
+    values = measured.values.tolist()
+    curves = [[]] * len(values) if measured.curve is None else measured.curve.tolist()
     for name, target, value, curve in zip(names, explained, values, curves, strict=True):
         known |= {"image": name, "target": target}
         yield known | {"value": value}

@@ -18,7 +18,7 @@ from ..layouts import layout
 from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
-from ..passes import DEFAULT_MAX_BATCH
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch, most_rows
 from ..training.degradation import Replacement
 from ..training.from_source import Checked, Count, Number
 from ..training.hyperparameters import TrainingPrecision
@@ -165,7 +165,8 @@ class Spec(Checked):
         channels, upsampling: how attributions become heatmaps.
         pictures: of how many images photos and maps are kept.
         seed: of all noise.
-        images_per_cell, max_batch, device: how much is computed at once, and where; cells of None have 16 images.
+        images_per_cell, max_batch, device: how much is computed at once, and where; cells of None have 16 images,
+            and ``max_batch = "auto"`` is as much as fits into memory.
         training: what is trained for metrics that are measured by training.
     """
 
@@ -187,7 +188,7 @@ class Spec(Checked):
     pictures: Number = 3
     seed: Number = 0
     images_per_cell: Count | None = None
-    max_batch: Count = DEFAULT_MAX_BATCH
+    max_batch: MaxBatch = DEFAULT_MAX_BATCH
     device: str = "auto"
     training: Training | None = None
 
@@ -202,6 +203,12 @@ class Spec(Checked):
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         if not is_number and not (isinstance(value, str) and value.strip()):
             raise ValueError("give 'scored', 'explained', 'label', a class number from 0 or name, or a function")
+        return value
+
+    @field_validator("max_batch", mode="before")
+    @classmethod
+    def _known_bound(cls, value: Any) -> Any:
+        most_rows(value)
         return value
 
     @field_validator("layouts")

@@ -26,6 +26,7 @@ from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess
 from ..models.zoo import BUNDLED, LoadedModel, load_model, outputs
 from ..outputs import class_of
+from ..passes import most_rows
 from ..seeds import fold_in
 from ..training import criteria
 from ..training.artifacts import Artifacts
@@ -297,7 +298,7 @@ class Trainings:
         spec, like = self.spec, next(loaded.model.parameters())
         variant, method = entrant
         key = fold_in(spec.seed, SPLITS.index(part))
-        for rows in torch.arange(image_count(images)).split(spec.max_batch):
+        for rows in torch.arange(image_count(images)).split(most_rows(spec.max_batch)):
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
             asked = class_of(spec.asked, loaded.classes) if spec.asked else "auto"

@@ -24,14 +24,14 @@ from ..errors import (
     InvalidData,
     InvalidLayer,
     InvalidParameter,
+    PrecisionWarning,
     SkippedLayerWarning,
-    require_count,
 )
 from ..files import replace_file, sealed_tensors, unsealed_tensors
 from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
 from ..outputs import class_names
-from ..passes import DEFAULT_MAX_BATCH, placed, rows_per_pass
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting, placed, rows_per_pass
 from ..rules.base import Rule
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
@@ -146,6 +146,20 @@ class Attributions(Mapping[str, Tensor]):
         return cls(targets=targets, **found)
 
 
+@dataclass(frozen=True, eq=False)
+class _Asking:
+    """A checked call: ``answering`` is the model as the classifier whose logits are explained."""
+
+    model: nn.Module
+    answering: nn.Module
+    rules: tuple[Rule, ...]
+    images: Tensor
+    targets: Any
+    layers: LayerChoice | None
+    layouts: Mapping[str, Layout]
+    keys: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An attribution method. ``samplings`` are nested, the outermost first.
@@ -155,7 +169,6 @@ class Method(ABC):
     """
 
     samplings: tuple[Sampling, ...] = ()
-    rows_per_point: ClassVar[int] = 1
     gives_maps: ClassVar[bool] = False  # whether the leaf's attributions are maps, whatever the layer's layout
 
     @abstractmethod
@@ -214,7 +227,7 @@ class Method(ABC):
         *,
         variant: AnyVariant = ORIGINAL,
         seed: int | Sequence[int] = 0,
-        max_batch: int = DEFAULT_MAX_BATCH,
+        max_batch: MaxBatch = DEFAULT_MAX_BATCH,
         layouts: Mapping[str, str | Layout] | None = None,
     ) -> Attributions:
         """Explain each image's target class at the named layers.
@@ -222,7 +235,8 @@ class Method(ABC):
         Args:
             model: any module that maps images (B, C, H, W) to logits (B, classes), in eval mode; unchanged after.
                 It may return them inside a tuple, mapping or object (``Classifier``), be a ``LoadedModel``,
-                compiled, or in DataParallel.
+                compiled, or in DataParallel. In half precision or under autocast gradients are rough, which is
+                warned of.
             images: (B, C, H, W), normalised as the model expects.
             targets: classes (B,) or one for all, by number, or by name where the model has names; ``"auto"`` is
                 the highest logit; ``"tabby - tiger cat"`` the difference of two (``Difference``); or any function
@@ -232,47 +246,52 @@ class Method(ABC):
             variant: how strided convolutions treat the gradient: ``"original"``, ``"backward"``, ``"forward"``,
                 a ``Surrogate``, any ``Variant``, or a single rule.
             seed: of all noise; one for all images, so each sees the same noise, or one per image.
-            max_batch: no forward pass sees more rows than this (``passes.rows_per_pass``).
+            max_batch: no forward pass sees more rows than this (``passes.rows_per_pass``); ``"auto"`` is 64, and
+                half of it as often as memory runs out.
             layouts: of layers by name or glob, where they cannot be told: ``{"blocks.*": "tokens(prefix=1)"}``,
                 ``"channels_last"``, or letters such as ``"bwhc"``.
 
         Raises:
             InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
-            RuleNotApplied: as their names say; the model is unchanged then, too.
+            RuleNotApplied, OutOfMemory: as their names say; the model is unchanged then, too.
         """
         names, model = class_names(model), explainable(model)
         require_images(images, model)
-        require_count("max_batch", max_batch)
-        if max_batch < self.rows_per_point:
-            raise InvalidParameter(f"max_batch={max_batch}: this method runs image and reference together, give 2")
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
+            _warn_if_half(images)
             answering, targets = asked(model, targets, names)
-            require_repeatable(model, images, answering)
             declared = {
                 name: layout(one) if isinstance(one, str) else one for name, one in (layouts or {}).items()
             }
-            if layers is None:
-                layers = self.default_layers(answering, images, declared, max_batch)
-            chosen = select_layers(model, layers)
-            if targets is None or (isinstance(targets, str) and targets == "auto"):
-                targets = predicted(model, images, max_batch)
-            found = {} if self.gives_maps else _layouts(model, chosen, images, declared, max_batch)
-            shown = tuple(name for name in chosen if found.get(name, name) is not None)
-            network = Network(
-                answering,
-                rules,
-                images,
-                require_targets(targets, images),
-                rows_per_pass(max_batch, images) // self.rows_per_point,
-                frozenset(name for name, outright in chosen.items() if outright),
-                {name: one for name, one in found.items() if one is not None},
-            )
-            return self._explain(network, shown, _keys(seed, images))
+            asking = _Asking(model, answering, rules, images, targets, layers, declared, _keys(seed, images))
+            return fitting(model, images, max_batch, partial(self._explain, asking))
 
-    def _explain(self, network: Network, layers: Sequence[str], keys: tuple[int, ...]) -> Attributions:
-        parts = []
+    def _network(self, asking: _Asking, max_batch: int) -> tuple[Network, tuple[str, ...]]:
+        """The network that is asked, whose passes see at most ``max_batch`` rows, and the layers to explain."""
+        model, images, targets, layers = asking.model, asking.images, asking.targets, asking.layers
+        require_repeatable(model, images, asking.answering, max_batch == 1)
+        if layers is None:
+            layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
+        chosen = select_layers(model, layers)
+        if targets is None or (isinstance(targets, str) and targets == "auto"):
+            targets = predicted(model, images, max_batch)
+        found = {} if self.gives_maps else _layouts(model, chosen, images, asking.layouts, max_batch)
+        network = Network(
+            asking.answering,
+            asking.rules,
+            images,
+            require_targets(targets, images),
+            rows_per_pass(max_batch, images),
+            frozenset(name for name, outright in chosen.items() if outright),
+            {name: one for name, one in found.items() if one is not None},
+        )
+        return network, tuple(name for name in chosen if found.get(name, name) is not None)
+
+    def _explain(self, asking: _Asking, max_batch: int) -> Attributions:
+        network, layers = self._network(asking, max_batch)
+        keys, parts = asking.keys, []
         for origin in torch.arange(len(network.images), device=network.images.device).split(network.max_batch):
             rows = origin.tolist()
             points = Points(network.images[origin], origin, tuple(keys[row] for row in rows))
@@ -441,7 +460,7 @@ def _layouts(
         message = unclear if one is None else str(one)
         if chosen[name]:
             raise InvalidLayer(message)
-        warnings.warn(SkippedLayerWarning(message, name), stacklevel=4)
+        warnings.warn(SkippedLayerWarning(message, name), stacklevel=6)
     return {name: one if isinstance(one, Layout) else None for name, one in found.items()}
 
 
@@ -457,6 +476,18 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def _warn_if_half(images: Tensor) -> None:
+    device, dtype = images.device.type, images.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if dtype in (torch.bfloat16, torch.float16):
+        message = (
+            f"the model computes in {str(dtype).removeprefix('torch.')}, whose gradients are off by about a tenth "
+            "of their size, at single pixels by up to half of the largest; for exact maps explain it in float32"
+        )
+        warnings.warn(PrecisionWarning(message), stacklevel=3)
+
+
 def _warn_if_incomplete(
     layer: str, size: Tensor, residual: Tensor, expected: Tensor, promise: tuple[str, str]
 ) -> None:
@@ -470,7 +501,7 @@ def _warn_if_incomplete(
             f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
             f"({float(share[worst]):.1%}). {promise[1]}"
         )
-        warnings.warn(CompletenessWarning(message, layer), stacklevel=4)
+        warnings.warn(CompletenessWarning(message, layer), stacklevel=5)
 
 
 def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
@@ -480,4 +511,4 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
             f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
             f"(first: image {empty[0]}); {remedy}"
         )
-        warnings.warn(EmptyMapWarning(message, layer), stacklevel=4)
+        warnings.warn(EmptyMapWarning(message, layer), stacklevel=5)

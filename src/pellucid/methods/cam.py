@@ -34,7 +34,7 @@ class GradCAM(Method):
                 f"{last!r} is explained: of {block!r} after it nobody can tell where its dimensions look, or it "
                 "gives several tensors; declare its layout, or name a layer"
             )
-            warnings.warn(SkippedLayerWarning(message, block), stacklevel=4)
+            warnings.warn(SkippedLayerWarning(message, block), stacklevel=6)
         return (last,)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:

@@ -86,7 +86,6 @@ class DeepLift(Method):
 
     baseline: Baseline = "zero"
     max_pool: MaxPool = "rescale"
-    rows_per_point = 2
 
     def __post_init__(self) -> None:
         require_baseline(self.baseline)

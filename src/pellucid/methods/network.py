@@ -15,7 +15,7 @@ from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarn
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..outputs import logits_in
-from ..passes import count_rows
+from ..passes import count_rows, is_out_of_memory
 from ..rules.base import ReferenceRules, Rule, Rules
 from ..rules.draws import DrawnRules, Draws
 from ..rules.graph import require_all_met
@@ -99,7 +99,7 @@ class Network:
                     f"gradient checkpointing must be switched off in this model: {error}"
                 ) from error
             # The model overwrites in place what a rule's backward pass needs: once more, with copies.
-            if self._copies or not self.rules:
+            if self._copies or not self.rules or is_out_of_memory(error):
                 raise
             self._copies = True
             return self._differentiate(points, layers, reference)
@@ -245,8 +245,9 @@ class Network:
                     return activations, logits
             except PellucidError:
                 raise
-            except Exception:  # whatever a model makes of an empty batch: the full pass will tell
-                pass
+            except Exception as error:  # whatever a model makes of an empty batch: the full pass will tell
+                if is_out_of_memory(error):
+                    raise
             self._spanned.add(points.layer)
         return self._pass(self.images[points.origin], layers, injected, make)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel
 from ..layers import module_outputs
 from ..outputs import logits_in
+from ..passes import is_out_of_memory
 
 TRIES = 100  # of a model that draws random numbers, until two differ
 
@@ -22,14 +23,15 @@ TRIES = 100  # of a model that draws random numbers, until two differ
 _TRIED: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
 
 
-def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module) -> None:
+def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module, alone: bool) -> None:
     """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
 
-    Three passes over the first image, once for a model, the images' shape and the modules' modes. Logits are the
-    same if they differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model
-    as the classifier whose logits are explained.
+    Three passes over the first image, once for a model, the images' shape and the modules' modes; two if images
+    are to run ``alone``. Logits are the same if they differ by at most sqrt(eps) of the largest, eps being their
+    precision. ``answering`` is the model as the classifier whose logits are explained.
     """
-    trial = (images.shape[1:], images.dtype, images.device, tuple(module.training for module in model.modules()))
+    modes = tuple(module.training for module in model.modules())
+    trial = (images.shape[1:], images.dtype, images.device, modes, alone)
     tried = _TRIED.setdefault(model, set())
     if trial in tried:
         return
@@ -47,7 +49,7 @@ def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module) -
                 "call model.eval(), or replace what stays random in it"
             )
         both = torch.cat([image, -image.flip(-1)])
-        if not _same(first, _first_of(model, both, first)):
+        if not alone and not _same(first, _first_of(model, both, first)):
             raise InvalidModel(
                 f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
                 "map; give normalizations running statistics, or a model that treats images one by one"
@@ -87,7 +89,9 @@ def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
     """The first image's logits beside the others', or ``otherwise`` of a model for single images."""
     try:
         return _logits(model, images)[:1]
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         return otherwise
 
 

@@ -14,7 +14,7 @@ from ..errors import require_choice
 from ..heatmap import Channels, Upsampling, clip_percentiles, heatmap
 from ..layouts import Layout
 from ..methods.base import Attributions, Method
-from ..passes import DEFAULT_MAX_BATCH
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch
 from ..variants.base import ORIGINAL, Variant
 from .scoring import Scorer
 
@@ -70,7 +70,7 @@ class Case:
     variant: Variant = ORIGINAL
     seed: int = 0
     seeds: tuple[int, ...] | None = None
-    max_batch: int = DEFAULT_MAX_BATCH
+    max_batch: MaxBatch = DEFAULT_MAX_BATCH
     layouts: Mapping[str, str | Layout] = field(default_factory=dict)
     labels: Tensor | None = None
     masks: Tensor | None = None

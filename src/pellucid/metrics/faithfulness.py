@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, require_count
 from ..methods.checks import require_images, require_targets
-from ..passes import placed
+from ..passes import MaxBatch, placed
 from ..variants.base import AnyVariant
 from .adaptive import AREA_TOLERANCE, FINEST, everywhere, where_it_bends
 from .base import Axis, Case, Measured, SharedMetric
@@ -38,7 +38,7 @@ class Scoring(TypedDict, total=False):
 
     output: Output
     variant: AnyVariant
-    max_batch: int
+    max_batch: MaxBatch
     precision: Precision
 
 

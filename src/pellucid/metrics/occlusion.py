@@ -15,6 +15,7 @@ from ..errors import InvalidLayer, InvalidModel, InvalidParameter, require_count
 from ..layers import INPUT
 from ..layouts import Layout, layouts_of
 from ..methods.network import Network, Points
+from ..passes import fitting
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
 from ..seeds import fold_in
@@ -63,8 +64,12 @@ class BackgroundOcclusion(Metric):
 
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value and one curve of margins per image and layer."""
+        scorer = case.scorer
+        return fitting(scorer.model, case.images, scorer.max_batch, partial(self._bounded, case))
+
+    def _bounded(self, case: Case, max_batch: int) -> Mapping[str, Measured]:
         scorer, rules = case.scorer, (*case.scorer.rules, FrozenBatchNorm())
-        network = Network(nn.Sequential(scorer.model), rules, case.images, case.scored, scorer.max_batch)
+        network = Network(nn.Sequential(scorer.model), rules, case.images, case.scored, max_batch)
         objects = object_masks(case)
         activations = case.once(("activations", case.layers), lambda: _activations(case, network))
         return {layer: self._measured(network, case, layer, activations[layer], objects) for layer in case.layers}

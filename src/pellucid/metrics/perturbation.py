@@ -166,7 +166,7 @@ class Queue:
         return self._scorer.followed(self._batches(curve, count))
 
     def _batches(self, curve: Tensor, count: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        most = self._scorer.max_batch
+        most = self._scorer.most
         # Two buffers serve all batches: fresh memory costs more than what is written to it.
         rows = self._images.new_empty(min(most, len(curve)), *self._images.shape[1:])
         images = torch.empty_like(rows)

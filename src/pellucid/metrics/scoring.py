@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import require_choice, require_count
+from ..errors import require_choice
 from ..layers import explainable
 from ..methods.checks import not_finite
 from ..outputs import logits_in, probabilities
-from ..passes import DEFAULT_MAX_BATCH, count_rows
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting, is_out_of_memory, most_rows
 from ..rules.base import Rule, Rules
 from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
@@ -28,9 +28,9 @@ class Scorer:
     """A model under a variant, asked for the scores of images without gradients.
 
     ``rows`` counts the images that went through the model, ``passes`` its forward passes; none sees more than
-    ``max_batch`` images. Clean images asked for again are not run again (``of``). ``precision="bfloat16"`` runs
-    convolutions and products under autocast: faster where the processor has bfloat16 units, and less exact
-    (benchmarks/grading.py --part steps prints by how much).
+    ``max_batch`` images (``passes.fitting``). Clean images asked for again are not run again (``of``).
+    ``precision="bfloat16"`` runs convolutions and products under autocast: faster where the processor has bfloat16
+    units, and less exact (benchmarks/grading.py --part steps prints by how much).
 
     Raises:
         InvalidModel: a model in training mode or TorchScript; later, an output without finite logits (B, classes).
@@ -39,7 +39,7 @@ class Scorer:
     model: nn.Module
     variant: AnyVariant = ORIGINAL
     output: Output = "softmax"
-    max_batch: int = DEFAULT_MAX_BATCH
+    max_batch: MaxBatch = DEFAULT_MAX_BATCH
     precision: Precision = "full"
     rules: tuple[Rule, ...] = field(init=False, repr=False)  # of the variant
     rows: int = 0
@@ -53,13 +53,18 @@ class Scorer:
         self.model = explainable(self.model)
         require_choice("output", self.output, Output)
         require_choice("precision", self.precision, Precision)
-        require_count("max_batch", self.max_batch)
+        most_rows(self.max_batch)
+
+    @property
+    def most(self) -> int:
+        """The rows of the largest batch that it takes."""
+        return most_rows(self.max_batch)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
         with Guard() as guard, guard.inference(True):
             # A clone, since the model's first operation may be in place.
-            logits = torch.cat([self._forward(part.clone()) for part in images.split(self.max_batch)])
+            logits = torch.cat([self._forward(part.clone()) for part in images.split(self.most)])
         self._require(logits.isfinite().all())
         return logits
 
@@ -77,7 +82,7 @@ class Scorer:
     def followed(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """The score (n,) of one class for each row of batches (rows, classes), each made when its turn comes.
 
-        A batch holds at most ``max_batch`` rows and may be overwritten; nothing waits for a device before the
+        A batch holds at most ``most`` rows and may be overwritten; nothing waits for a device before the
         last has run.
         """
         followed, sound = [], []
@@ -95,13 +100,19 @@ class Scorer:
         count_rows(rows)
 
     def _forward(self, rows: Tensor) -> Tensor:
-        assert len(rows) <= self.max_batch
+        assert len(rows) <= self.most
+        parts = lambda most: torch.cat([self._pass(part) for part in rows.split(most)])  # noqa: E731
+        return fitting(self.model, rows, self.max_batch, parts)
+
+    def _pass(self, rows: Tensor) -> Tensor:
         self.count(len(rows))
         if self._channels_last and rows.device.type == "cpu":
             # Convolutions without gradients run faster so. A model that takes strides for granted (.view) says so.
             try:
                 return self._run(rows.clone(memory_format=torch.channels_last))
-            except RuntimeError:
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 self._channels_last = False
         return self._run(rows.clone(memory_format=torch.contiguous_format))
 

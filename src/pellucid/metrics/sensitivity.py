@@ -14,7 +14,7 @@ from ..errors import InvalidModel, InvalidParameter, require_choice
 from ..methods.base import Attributions
 from ..methods.checks import require_in_range
 from ..outputs import logits_in
-from ..passes import DEFAULT_MAX_BATCH, count_rows
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting
 from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
@@ -67,25 +67,33 @@ def _clean_logits(case: Case) -> Tensor:
 
 
 def fgsm(
-    model: nn.Module, images: Tensor, classes: Tensor, epsilon: Tensor | float, max_batch: int = DEFAULT_MAX_BATCH
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    epsilon: Tensor | float,
+    max_batch: MaxBatch = DEFAULT_MAX_BATCH,
 ) -> Tensor:
     """Images (B, C, H, W) moved by one step of the fast gradient sign method, away from ``classes`` (B,).
 
     x + epsilon sign(d loss / d x), loss the cross-entropy of the class (Goodfellow et al., Sec. 4). ``epsilon``
     is in the images' units, one number or one per image (B,). Nothing is clipped; the model is unchanged.
     """
-    signs = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for rows, labels in zip(images.split(max_batch), classes.split(max_batch), strict=True):
-            points = rows.detach().clone().requires_grad_()
-            # A clone: the model's first operation may be in place.
-            logits = logits_in(model(points.clone()))
-            count_rows(len(logits))
-            require_in_range(labels, logits.shape[1])
-            loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
-            signs.append(torch.autograd.grad(loss, points)[0].sign())
+
+    def signs(rows: Tensor, labels: Tensor) -> Tensor:
+        points = rows.detach().clone().requires_grad_()
+        # A clone: the model's first operation may be in place.
+        logits = logits_in(model(points.clone()))
+        count_rows(len(logits))
+        require_in_range(labels, logits.shape[1])
+        loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
+        return torch.autograd.grad(loss, points)[0].sign()
+
+    def all_signs(most: int) -> Tensor:
+        return torch.cat(list(map(signs, images.split(most), classes.split(most))))
+
     step = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
-    return images + step * torch.cat(signs)
+    with torch.inference_mode(False), torch.enable_grad():
+        return images + step * fitting(model, images, max_batch, all_signs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidParameter
+from ..passes import exact
 
 # The Gaussian window of Wang et al.: sigma 1.5 cut at 3.5 sigma, and their stabilizing constants.
 _SIGMA, _RADIUS = 1.5, 5
@@ -102,7 +103,7 @@ def _ranks(rows: Tensor) -> Tensor:
     below = torch.searchsorted(ordered, rows.contiguous())
     up_to = torch.searchsorted(ordered, rows.contiguous(), right=True)
     undefined = rows.isnan().any(1, keepdim=True)
-    return ((below + up_to - 1).double() / 2).masked_fill(undefined, torch.nan)
+    return (exact(below + up_to - 1) / 2).masked_fill(undefined, torch.nan)
 
 
 def hog(maps: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def hog(maps: Tensor) -> Tensor:
         InvalidParameter: other shapes, maps smaller than one block of 48x48.
     """
     maps, _ = _pair(maps, maps, HOG_SIZE, "one block of HOG")
-    magnitude, orientation = _strongest_gradient(maps.double())
+    magnitude, orientation = _strongest_gradient(exact(maps))
     rows, columns = maps.shape[-2] // _CELL, maps.shape[-1] // _CELL
     # A cell's histogram holds, for each orientation, the mean magnitude of the pixels that point that way.
     cells = magnitude.new_zeros(len(maps), rows, columns, _ORIENTATIONS)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, require_choice, require_count
+from ..errors import InvalidImage, InvalidModel, InvalidParameter, InvalidTarget, require_choice
 from ..layers import captured, explainable, layer_names
 from ..outputs import Sharing, tensor_in
-from ..passes import DEFAULT_MAX_BATCH
+from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting
 from ..undo import Guard
 
 Pooling = Literal["mean", "predicted"]
@@ -103,12 +103,15 @@ class Segmentation(Sharing):
             mask[row, column] = True
         return F.adaptive_avg_pool2d(mask[None].to(logits.dtype), (logits.shape[-2], logits.shape[-1]))[0]
 
-    def targets(self, images: Tensor, max_batch: int = DEFAULT_MAX_BATCH) -> Tensor:
+    def targets(self, images: Tensor, max_batch: MaxBatch = DEFAULT_MAX_BATCH) -> Tensor:
         """The class to explain (B,) by the model's own segmentation (``segmentation_targets``)."""
-        require_count("max_batch", max_batch)
-        with torch.no_grad():
-            parts = (self.dense(part.clone()) for part in images.split(max_batch))
+
+        def targets(most: int) -> Tensor:
+            parts = (self.dense(part.clone()) for part in images.split(most))
             return torch.cat([segmentation_targets(part, self.background) for part in parts])
+
+        with torch.no_grad():
+            return fitting(self, images, max_batch, targets)
 
 
 class Dense(Sharing):
