@@ -44,10 +44,14 @@ from .variants.surrogate import load_surrogate
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the catalogue: what it is, as a function or as text made of other names, and its source."""
+    """A method of the catalogue: what it is, as a function or as text made of other names, and its source.
+
+    ``shows`` says in one plain sentence what is seen on a map; of text it is put together from its parts.
+    """
 
     made_of: Callable[..., Method] | str
     source: str
+    shows: str = ""
 
     @property
     def formula(self) -> str:
@@ -61,20 +65,64 @@ _SMOOTH = "Herdt et al., Smooth Deep Saliency"
 _SANITY = "Adebayo et al., Sanity Checks for Saliency Maps"
 
 METHODS: Mapping[str, Entry] = {
-    "random": Entry(Random, f"{_NIELSEN}, Sec. III: the floor of every comparison"),
-    "edges": Entry(Edges, f"{_SANITY}: an edge detector, blind to the model"),
-    "gradient": Entry(gradient, f"{_NIELSEN}, Eq. 1"),
-    "input_x_gradient": Entry(input_x_gradient, f"{_RECTGRAD}, Grad*Input"),
+    "random": Entry(
+        Random,
+        f"{_NIELSEN}, Sec. III: the floor of every comparison",
+        "Noise that knows nothing of the network: a map of use looks different from it.",
+    ),
+    "edges": Entry(
+        Edges,
+        f"{_SANITY}: an edge detector, blind to the model",
+        "The edges of the photo, which know nothing of the network: a map of use tells more than they do.",
+    ),
+    "gradient": Entry(
+        gradient,
+        f"{_NIELSEN}, Eq. 1",
+        "Where a slight change would raise (red) or lower (blue) the score of the class the most.",
+    ),
+    "input_x_gradient": Entry(
+        input_x_gradient,
+        f"{_RECTGRAD}, Grad*Input",
+        "What each place adds to the score or takes from it, if the network were as simple as it is nearby.",
+    ),
     "smoothgrad": Entry("smoothed(gradient, samples=15, std=0.15)", f"{_NIELSEN}, Eq. 2"),
     "integrated_gradients": Entry("integrated(gradient, steps=50)", f"{_NIELSEN}, Eq. 3"),
-    "guided_backprop": Entry(guided_backprop, f"{_NIELSEN}, Eq. 4"),
-    "deconvnet": Entry(deconvnet, f"{_RECTGRAD}, Claim 1"),
-    "rectgrad": Entry(rectgrad, f"{_RECTGRAD}, Sec. 4.1, q = 98, padding trick"),
+    "guided_backprop": Entry(
+        guided_backprop,
+        f"{_NIELSEN}, Eq. 4",
+        "Fine structures that excite the units behind the class; they look much alike for whatever class.",
+    ),
+    "deconvnet": Entry(
+        deconvnet,
+        f"{_RECTGRAD}, Claim 1",
+        "Structures that excite the units behind the class; they look much alike for whatever class.",
+    ),
+    "rectgrad": Entry(
+        rectgrad,
+        f"{_RECTGRAD}, Sec. 4.1, q = 98, padding trick",
+        "What remains of the gradient when each layer lets only its strongest contributions pass.",
+    ),
     "rectgrad_prr": Entry("rectgrad(proportional=True)", f"{_RECTGRAD}, Appendix C.2"),
-    "deeplift": Entry(deeplift, f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al."),
-    "lrp_epsilon": Entry(lrp_epsilon, f"{_RECTGRAD}, baselines: epsilon = 1e-4"),
-    "attnlrp": Entry(attnlrp, "Achtibat et al., AttnLRP"),
-    "gradcam": Entry(GradCAM, f"{_SMOOTH}, Sec. 3.3; Selvaraju et al."),
+    "deeplift": Entry(
+        deeplift,
+        f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al.",
+        "What each place adds to the score or takes from it, compared with an empty image.",
+    ),
+    "lrp_epsilon": Entry(
+        lrp_epsilon,
+        f"{_RECTGRAD}, baselines: epsilon = 1e-4",
+        "The score, shared out backwards layer by layer to the places that it came from.",
+    ),
+    "attnlrp": Entry(
+        attnlrp,
+        "Achtibat et al., AttnLRP",
+        "The score, shared out backwards through attention to the places that it came from.",
+    ),
+    "gradcam": Entry(
+        GradCAM,
+        f"{_SMOOTH}, Sec. 3.3; Selvaraju et al.",
+        "Which places of a layer speak for the class; made for the last, where one is a large part of the photo.",
+    ),
     "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
     "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),
     "smoothed_input_x_gradient": Entry(
@@ -87,6 +135,11 @@ METHODS: Mapping[str, Entry] = {
 COMBINATORS: Mapping[str, type[Sampling]] = {
     "smoothed": Noise,
     "integrated": Path,
+}
+
+_AROUND = {  # what the combinators add to the sentence of what they wrap
+    "smoothed": "Averaged over noisy copies of the image, so that single pixels count less.",
+    "integrated": "Summed along the way from an empty image to this one.",
 }
 
 METRICS: Mapping[str, type[Criterion]] = {
@@ -150,6 +203,17 @@ def method(text: str, **settings: Any) -> Method:
     if unused:
         raise UnknownName(f"parameter of {text!r}", next(iter(unused)), _parameters(_parsed(text)))
     return built
+
+
+def meaning(text: str) -> str:
+    """What the maps of a method, given as text, show: plain sentences for whoever looks at them."""
+    if ".py:" in text:
+        return f"What the function {text.strip()} gives."
+    name, inner, _ = _call(_parsed(text))
+    if name not in METHODS:
+        return f"{meaning(ast.unparse(inner))} {_AROUND.get(name, '')}".strip() if inner is not None else ""
+    entry = METHODS[name]
+    return entry.shows or (meaning(entry.made_of) if isinstance(entry.made_of, str) else "")
 
 
 def metric(text: str, **settings: Any) -> Criterion:

@@ -1,7 +1,10 @@
 """`pellucid explain`: what it writes, that it can be made again, that bad input is named and leaves nothing."""
 
+import csv
 import gzip
 import json
+import os
+import re
 import shlex
 import shutil
 from importlib.metadata import version
@@ -15,10 +18,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pellucid.cli import app
+from pellucid.cli.noticed import verdict_on
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
+from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.models.weights import is_untrained
+from pellucid.models.zoo import load_model
 
 TINY = """
 import torch
@@ -71,17 +78,26 @@ def explain(*arguments, model="tiny.py:network"):
     return run("explain", *arguments, "--model", model, "-o", "out")
 
 
+def written(folder="out"):
+    """All attributions that a run wrote."""
+    return {
+        f"{path.stem}/{name}": values
+        for path in Path(folder, "attributions").iterdir()
+        for name, values in load_file(path).items()
+    }
+
+
 def colours(path):
     with Image.open(path) as picture:
         return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
 def test_all_that_is_promised_is_written(work):
-    result = explain("photo0.png", "photo1.png", *ARGUMENTS, "--variant", "original")
+    result = explain("photo0.png", "photo1.png", *ARGUMENTS, "--variant", "original", "--pictures", "png,svg")
     assert result.exit_code == 0, result.output
     assert "2 photos explained" in result.stdout
     out = work / "out"
-    for name in ("figure-methods-0.0-backward", "figure-layers-photo0-gradient"):
+    for name in ("figure-methods-0.0-backward-001", "figure-layers-photo0-gradient-001"):
         assert colours(out / f"{name}.png") > 50
         assert ">photo0.png</text>" in (out / f"{name}.svg").read_text()
     maps = sorted(path.relative_to(out / "maps").as_posix() for path in out.rglob("maps/**/*.png"))
@@ -91,15 +107,18 @@ def test_all_that_is_promised_is_written(work):
         with Image.open(out / "maps" / name) as picture:
             assert picture.size == (32, 32)
         assert colours(out / "maps" / name) > 1
-    attributions = load_file(out / "attributions.safetensors")
+    attributions = written()
     assert attributions["photo1/smoothed-gradient-samples=3/1.0/original"].shape == (6, 8, 8)
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
+    assert json.loads((out / "run.json").read_text())["files"] == sorted(
+        path.name for path in out.iterdir() if path.name != "run.json"
+    )
 
 
 def test_run_json_tells_all_and_can_be_run_again(work):
     assert explain("photo0.png", "photo1.png", *ARGUMENTS, "--seed", 7).exit_code == 0
     facts = json.loads(Path("out/run.json").read_text())
-    first = load_file("out/attributions.safetensors")
+    first = written()
     assert facts["seed"] == 7
     assert facts["versions"]["torch"] == version("torch")
     assert facts["methods"]["smoothed-gradient-samples=3"]["parameters"]["samplings"][0]["samples"] == 3
@@ -111,7 +130,7 @@ def test_run_json_tells_all_and_can_be_run_again(work):
     program, *arguments = shlex.split(facts["command"])
     assert program == "pellucid"
     assert run(*arguments).exit_code == 0
-    again = load_file("out/attributions.safetensors")
+    again = written()
     assert first.keys() == again.keys()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
@@ -122,11 +141,22 @@ def test_run_json_tells_all_and_can_be_run_again(work):
 
 
 def test_the_included_network_is_explained_with_class_names(work):
-    result = run("explain", "photo2.png", "--model", "shapes-resnet", "--methods", "gradient,gradcam", "-o", "out")
+    result = run(
+        "explain",
+        "photo2.png",
+        "--model",
+        "shapes-resnet",
+        "--methods",
+        "gradient,gradcam",
+        "--pictures",
+        "svg",
+        "-o",
+        "out",
+    )
     assert result.exit_code == 0, result.output
     [photo] = json.loads(Path("out/run.json").read_text())["photos"]
     assert photo["predicted"]["name"] == "triangle"
-    text = Path("out/figure-methods-own-original.svg").read_text()
+    text = Path("out/figure-methods-own-original-001.svg").read_text()
     assert ">triangle 9" in text
     assert ">(layer3.1)</text>" in text
 
@@ -155,10 +185,10 @@ def test_many_photos_and_layers_go_on_pages(work):
     result = explain(*[f"more{index}.png" for index in range(8)], "--no-attributions")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("out").glob("*.png")) == [
-        "figure-methods-own-original-1.png",
-        "figure-methods-own-original-2.png",
+        "figure-methods-own-original-001.png",
+        "figure-methods-own-original-002.png",
     ]
-    assert not Path("out/attributions.safetensors").exists()
+    assert not Path("out/attributions").exists()
 
 
 def test_photos_of_another_size_have_a_figure_of_their_own(work):
@@ -169,8 +199,8 @@ def test_photos_of_another_size_have_a_figure_of_their_own(work):
     )
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("out").glob("*.png")) == [
-        "figure-methods-input-original-2.png",
-        "figure-methods-input-original.png",
+        "figure-methods-input-original-001.png",
+        "figure-methods-input-original-002.png",
     ]
 
 
@@ -188,8 +218,8 @@ def test_a_bad_photo_does_not_lose_the_others(work):
 def test_warnings_are_told_once_and_short(work):
     result = explain("photo0.png", "photo1.png", "--methods", "integrated(gradient, steps=1, quadrature='left')")
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("note:") == 1
-    assert "misses the sum" in result.stderr
+    assert result.stderr.count("misses the sum") == 1
+    assert "(the largest is " in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
 
 
@@ -379,8 +409,8 @@ def test_what_is_no_class_is_explained(work):
         assert facts["photos"][0]["target"]["name"] == target
         known = {}
         exec(facts["python"], known)
-        written = load_file("out/attributions.safetensors")["photo0/gradient/input/original"]
-        assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], written)
+        kept = written()["photo0/gradient/input/original"]
+        assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], kept)
     result = explain("photo0.png", "--target", "dd", "--classes", "a,b,c,ddd")
     assert "unknown class 'dd'; did you mean ddd?" in result.stderr
     result = explain("photo0.png", "--classes", "a,b")
@@ -394,9 +424,9 @@ def test_layouts_are_declared(work):
     arguments = ["--layers", "2", "--layouts"]
     result = explain("photo0.png", *arguments, "2=bcwh,3=tokens(prefix=1, grid=(8, 8))", model="other.py:network")
     assert result.exit_code == 0, result.output
-    turned = load_file("out/attributions.safetensors")["photo0/gradient/2/original"]
+    turned = written()["photo0/gradient/2/original"]
     explain("photo0.png", *arguments, "2=bchw", model="other.py:network")
-    assert torch.equal(turned, load_file("out/attributions.safetensors")["photo0/gradient/2/original"].mT)
+    assert torch.equal(turned, written()["photo0/gradient/2/original"].mT)
     for wrong, message in (("2", "write it as"), ("2=map", "is no layout")):
         result = explain("photo0.png", *arguments, wrong)
         assert message in result.stderr
@@ -412,7 +442,7 @@ def test_images_of_many_channels(work):
         result = explain("tile.npy", "--layers", "1.0", "--display", display, model="five.py:network")
         assert result.exit_code == 0, result.output
         assert "no preprocess: photos are resized to 256, cropped to 224 and scaled to [0, 1]" in result.stderr
-        pictures[display] = colours("out/figure-methods-1.0-original.png")
+        pictures[display] = colours("out/figure-methods-1.0-original-001.png")
     assert pictures["3,2,1"] > 10 * pictures["mean"]  # coloured noise
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["model"]["preprocess"]["channels"] == 5
@@ -458,7 +488,264 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     known = {}
     exec(facts["python"], known)
     assert (known["images"].min(), known["images"].max()) == pytest.approx((0, 1), abs=0.1)
-    written = load_file("out/attributions.safetensors")["ray/gradient/input/original"]
-    assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], written)
+    kept = written()["ray/gradient/input/original"]
+    assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], kept)
     assert "scales by itself" in explain("ray.png", "--scale", "0,9").stderr
     assert "--scale 9: give the values" in explain("ray.png", "--scale", "9", model="grey.py:network").stderr
+
+
+# The page.
+
+
+def page(folder="out"):
+    return Path(folder, "report.html").read_text()
+
+
+def test_the_page_holds_all_and_needs_nothing_else(work):
+    result = explain("photo0.png", "photo1.png", *ARGUMENTS, "--no-pictures", "--classes", "a,b,c,altar<i>")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "attributions",
+        "predictions.csv",
+        "report.html",
+        "run.json",
+    ]
+    text = page()
+    assert "<script" not in text
+    assert "http" not in text
+    assert text.count("<img") == 2 * (1 + 4)
+    [facts, _] = json.loads(Path("out/run.json").read_text())["photos"]
+    name = facts["target"]["name"].replace("<", "&lt;").replace(">", "&gt;")
+    assert f"for {name}" in text
+    assert f"Explained: {name} {100 * facts['target']['probability']:.1f} %" in text
+    assert "Where a slight change would raise" in text
+    assert "Averaged over noisy copies" in text
+    assert "pellucid explain photo0.png photo1.png" in text
+    assert "looks untrained" in text
+
+
+def test_a_title_and_what_was_clipped_are_on_the_page(work):
+    result = explain("photo0.png", "--title", "Ward 7 & 8", "--clip", "1,99", "--alpha", "0.3", "--contours")
+    assert result.exit_code == 0, result.output
+    assert "<h1>Ward 7 &amp; 8</h1>" in page()
+    assert "Clipped at percentiles 1 and 99" in page()
+    assert "data:image/jpeg" in page().split("Explained:")[1]
+    assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
+
+
+def test_many_photos_are_split_into_pages_that_name_each_other(work, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.explain_page.BUDGET", 12_000)
+    for index in range(5):
+        shutil.copy("photo0.png", f"more{index}.png")
+    result = explain(*[f"more{index}.png" for index in range(5)], "--methods", "gradient,edges", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in Path("out").glob("*.html"))
+    assert names[0] == "report-002.html"
+    assert names[-1] == "report.html"
+    texts = [Path("out", name).read_text() for name in names]
+    for name, text in zip(names, texts, strict=True):
+        assert text.count(f'href="{name}"') == 0
+        assert all(f'href="{other}"' in text for other in names if other != name)
+    for index in range(5):
+        assert sum(text.count(f"<h2>more{index}.png</h2>") for text in texts) == 1
+
+
+def test_predictions_are_a_table(work):
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        shutil.copy("photo0.png", f"photos/{name}/a, b.png")
+    result = explain("photos", "--classes", "a,b,c,d", "--variant", "original,forward")
+    assert result.exit_code == 0, result.output
+    with Path("out/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    photos = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [row["photo"] for row in rows] == ["cat/a, b.png", "dog/a, b.png"]
+    assert [row["label"] for row in rows] == ["cat", "dog"]
+    assert float(rows[0]["predicted_probability"]) == pytest.approx(
+        photos[0]["predicted"]["probability"], rel=1e-5
+    )
+    changed = photos[0]["variants"]["forward"]["target"]["probability"]
+    assert float(rows[0]["explained_probability_forward"]) == pytest.approx(changed, rel=1e-5)
+
+
+def test_what_a_poor_stand_in_does_is_told_in_figures(work):
+    assert "a poor stand-in" in verdict_on(46, 1.0)
+    assert "a poor stand-in" in verdict_on(0, 0.5)
+    assert "a fair stand-in" in verdict_on(10, 1.0)
+    assert "close to the original" in verdict_on(1, 0.99)
+    result = explain("photo0.png", "--variant", "backward,forward")
+    assert "under forward the network is another: it moves" in result.stderr
+    assert "under backward" not in result.stderr
+
+
+def test_folders_name_the_classes_of_a_model_that_has_no_names(work):
+    for name in ("ant", "bee", "cow", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        shutil.copy("photo0.png", f"photos/{name}/a.png")
+    result = explain("photos", "--target", "label")
+    assert result.exit_code == 0, result.output
+    assert "the model's 4 classes are called as the photos' folders" in result.stderr
+    assert [row["target"]["name"] for row in json.loads(Path("out/run.json").read_text())["photos"]] == [
+        "ant",
+        "bee",
+        "cow",
+        "dog",
+    ]
+    shutil.rmtree("photos/ant")  # three folders for four classes name none
+    assert "class " in explain("photos").stdout
+
+
+# Going on.
+
+
+def interrupted(monkeypatch, after):
+    """Let Ctrl-C come while the group after so many is explained."""
+    calls = []
+    whole = ExplainRun.explain_group
+
+    def explain_group(self, photos, show):
+        calls.append(len(photos))
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        whole(self, photos, show)
+
+    monkeypatch.setattr(ExplainRun, "explain_group", explain_group)
+    return calls
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeypatch, after):
+    monkeypatch.setattr("pellucid.cli.run._TOGETHER", 2)
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(f"more{index}.png")
+    arguments = [*(f"more{index}.png" for index in range(5)), *ARGUMENTS]
+    assert explain(*arguments).exit_code == 0
+    expected, whole, html = written(), json.loads(Path("out/run.json").read_text()), page()
+    pictures = {path: path.read_bytes() for path in Path("out").rglob("*.png")}
+    shutil.rmtree("out")
+
+    with monkeypatch.context() as patch:
+        interrupted(patch, after)
+        result = explain(*arguments)
+    assert result.exit_code == 130
+    assert f"stopped at {2 * after} of 5; the same command goes on" in result.stderr
+    assert not Path("out/run.json").exists()
+    assert Path("out").exists() == (after > 0)
+
+    with monkeypatch.context() as patch:
+        calls = interrupted(patch, 9)
+        result = explain(*arguments)
+    assert result.exit_code == 0, result.output
+    assert calls == [2, 2, 1][after:]
+    assert (f"{2 * after} of them before" in result.stdout) == (after > 0)
+    again = written()
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[key], expected[key]) for key in expected)
+    assert json.loads(Path("out/run.json").read_text()) == whole
+    assert page() == html
+    assert {path: path.read_bytes() for path in Path("out").rglob("*.png")} == pictures
+    assert not [path for path in work.rglob("*") if path.name.startswith(".")]
+
+
+def test_other_settings_or_files_begin_anew_and_leave_nothing_of_the_interrupted_run(work, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
+    photos = ["photo0.png", "photo1.png", "photo2.png"]
+    for arguments, change in (
+        ([*photos, "--seed", 1], None),
+        (photos, lambda: Path("tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(12)"))),
+        (photos, lambda: shutil.copy("photo2.png", "photo0.png")),
+    ):
+        with monkeypatch.context() as patch:
+            interrupted(patch, 1)
+            assert explain(*photos).exit_code == 130
+        if change is not None:
+            change()
+        with monkeypatch.context() as patch:
+            calls = interrupted(patch, 9)
+            assert explain(*arguments).exit_code == 0
+        assert len(calls) == 3
+        assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
+        shutil.rmtree("out")
+
+
+def test_an_interruption_leaves_the_earlier_run_until_the_new_one_is_whole(work, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
+    assert explain("photo0.png").exit_code == 0
+    before = Path("out/run.json").read_bytes()
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        assert explain("photo1.png", "photo2.png").exit_code == 130
+    assert Path("out/run.json").read_bytes() == before
+    assert explain("photo1.png", "photo2.png").exit_code == 0
+    assert sorted(path.stem for path in Path("out/attributions").iterdir()) == ["photo1", "photo2"]
+
+
+# What is noticed.
+
+
+@pytest.mark.parametrize("norm", ["nn.BatchNorm2d(4)", "nn.GroupNorm(2, 4)", "nn.Identity()"])
+def test_a_network_that_was_never_trained_is_noticed_and_a_trained_one_is_not(norm):
+    made = {}
+    exec(TINY.replace("padding=1), nn.ReLU()),", f"padding=1), {norm}, nn.ReLU()),", 1), made)
+    network = made["network"]()
+    assert is_untrained(network)
+    steps = torch.optim.SGD(network.parameters(), lr=0.5)
+    for step in range(8):
+        images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        torch.nn.functional.cross_entropy(network(images), torch.arange(8) % 4).backward()
+        steps.step()
+    assert not is_untrained(network)
+    assert not is_untrained(load_model("shapes-resnet").model)
+
+
+def test_images_that_are_not_normalized_are_noticed(work):
+    Path("bytes.py").write_text(TINY.replace("permute(2, 0, 1) / 255", "permute(2, 0, 1).float()"))
+    result = explain("photo0.png", model="bytes.py:network")
+    assert re.search(r"the model sees values up to \d{3}", result.stderr)
+    assert "not normalized" in page()
+    assert "not normalized" not in explain("photo0.png").stderr
+
+
+def test_a_large_tile_that_is_shrunk_is_told(work):
+    Path("plain.py").write_text(TINY.partition("def preprocess")[0])
+    Image.open("photo0.png").resize((1100, 1030)).save("tile.png")
+    result = explain("tile.png", "photo0.png", model="plain.py:network")
+    assert "tile.png, 1100 x 1030, is resized to 256, cropped to 224 and normalized" in result.stderr
+    assert "(1 such photo)" in result.stderr
+    Path("own.py").write_text(
+        "from pellucid.models.preprocess import Preprocess\nwhole = Preprocess(None, None)\nsize = 3\n"
+        "def mean(image):\n    import torch\n    return torch.full((3, 8, 8), 0.5)\n"
+    )
+    for chosen, size in (("none", (1030, 1100)), ("own.py:whole", (1030, 1100)), ("own.py:mean", (8, 8))):
+        result = explain("tile.png", "--preprocess", chosen, model="plain.py:network")
+        assert result.exit_code == 0, result.output
+        assert "is resized" not in result.stderr
+        assert "no preprocess" not in result.stderr
+        assert written()["tile/gradient/input/original"].shape[1:] == size
+        known = {}
+        exec(json.loads(Path("out/run.json").read_text())["python"], known)
+        assert known["images"].shape[2:] == size
+    for chosen, message in (
+        ("all", "give none, or"),
+        ("own.py:hole", "did you mean whole"),
+        ("own.py:size", "is int; give"),
+        ("no.py:f", "there is no file of a preprocess no.py"),
+    ):
+        result = explain("tile.png", "--preprocess", chosen, model="plain.py:network")
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_files_have_the_modes_that_the_umask_leaves(work):
+    before = os.umask(0o022)
+    try:
+        assert explain("photo0.png", "--pictures", "png,svg").exit_code == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in Path("out").rglob("*") if path.is_file()}
+    assert set(modes.values()) == {"0o644"}, modes
+
+
+def test_formats_of_pictures_are_checked(work):
+    assert "--pictures gif: give png, svg or both" in explain("photo0.png", "--pictures", "gif").stderr

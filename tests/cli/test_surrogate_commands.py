@@ -236,8 +236,19 @@ def test_explain_takes_a_surrogate_by_its_file(work):
     )
     assert result.exit_code == 0, result.output
     assert Path("out/maps/shape-0/gradient/layer2.0-s.png").is_file()
-    assert "out/figure-methods-layer2.0-s.png" in map(str, Path("out").glob("*.png"))
-    found = load_file("out/attributions.safetensors")
+    assert "out/figure-methods-layer2.0-s-001.png" in map(str, Path("out").glob("*.png"))
+    found = {
+        f"{path.stem}/{name}": values
+        for path in Path("out/attributions").iterdir()
+        for name, values in load_file(path).items()
+    }
+    facts = json.loads(Path("out/run.json").read_text())
+    [told] = [sentence for sentence in facts["noticed"] if sentence.startswith("under s the network is another")]
+    network, images = shapes(2)
+    original, changed = (Scorer(network, of).scores(images) for of in ("original", load_surrogate(file)))
+    moved = 100 * (original - changed).gather(1, original.argmax(1)[:, None]).abs().mean()
+    assert f"by {moved:.1f} points" in told
+    assert "original" not in facts["photos"][0]["variants"]
     model, x = shapes(2)
     for name, variant in (("original", "original"), ("s", load_surrogate(file))):
         expected = pl.Gradient()(model, x, layers="layer2.0", variant=variant)["layer2.0"]

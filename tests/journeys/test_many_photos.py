@@ -18,4 +18,5 @@ def test_a_broken_photo_is_named_and_the_others_are_explained() -> None:
     run = facts("maps")
     assert [photo["name"] for photo in run["photos"]] == [f"{n:02d}.png" for n in range(40) if n != 7]
     assert len(list(Path("maps/maps").rglob("*.png"))) == 39
-    assert not Path("maps/attributions.safetensors").exists()
+    assert not Path("maps/attributions").exists()
+    assert Path("maps/predictions.csv").read_text().count("\n") == 40

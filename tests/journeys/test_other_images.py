@@ -27,7 +27,7 @@ def test_an_x_ray_keeps_its_grey_levels() -> None:
     assert "uses little" not in said
     image = torch.from_numpy((values.astype(np.float32) - 200) / 4000)[None, None]
     expected = pl.method("gradient")(network("xray.py"), image, 0)["input"][0]
-    [found] = load_file("maps/attributions.safetensors").values()
+    [found] = load_file("maps/attributions/xray.safetensors").values()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -36,7 +36,7 @@ def test_a_tile_of_a_satellite_has_seven_bands() -> None:
     np.save("tile.npy", np.random.default_rng(0).random((32, 40, 7), dtype=np.float32))
     torch.save(network("satellite.py").state_dict(), "weights.pth")
     typed("pellucid explain tile.npy --model satellite.py:network --weights weights.pth --display 4,3,2 -o maps")
-    [found] = load_file("maps/attributions.safetensors").values()
+    [found] = load_file("maps/attributions/tile.safetensors").values()
     assert found.shape == (7, 32, 40)
 
 
@@ -48,5 +48,5 @@ def test_a_large_tile_is_explained_at_its_own_size() -> None:
         "pellucid explain tile.png --model tissue.py:network --weights weights.pth "
         "--methods gradcam --layers 2 -o maps"
     )
-    [found] = load_file("maps/attributions.safetensors").values()
+    [found] = load_file("maps/attributions/tile.safetensors").values()
     assert found.shape == (8, 96, 96)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,10 @@ from ..files import replace_file
 from ..findings.trust import TrustCard
 from ..metrics.scoring import Scorer
 from ..models.zoo import load_model
-from ..report.album import read_map
-from ..report.figures import CaptionedPhoto, Map, grid
-from ..report.pages import Bar, Page, Picture, Section, Table
+from ..report.album import color_key, map_tile, pixels_uri, read_map
+from ..report.figures import CaptionedPhoto, Map, Overlay, scaling_note
+from ..report.pages import BLANK, Bar, MapTable, Page, Section, Table, Tile
 from .output import origin, write_facts
-from .pictures import save_figure
 from .terminal import percent
 
 _WHERE = "layer2.1"  # where methods are compared
@@ -32,6 +31,7 @@ _OBJECTS = (
     "Every image comes with the exact mask of its object. A map that knew nothing would put as much of its "
     "magnitude on the object as the object has area: the last row."
 )
+_NOTE = scaling_note().capitalize() + "."
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class DemoPage:
         return float(1 - self.values["mass_outside", method, "original", layer].mean())
 
     def write(self, command: str) -> None:
-        """Write the figures, the page and run.json."""
+        """Write the page and run.json."""
         sections = [self.checkerboard(), self.agreement(), *self.figures(), self.trust()]
         page = Page("Saliency maps, layer by layer", self.lead(), sections, self.footer())
         replace_file(self.folder / "report.html", page.html().encode())
@@ -138,13 +138,12 @@ class DemoPage:
         changed = [variant for variant in self.variants if variant != "original"]
         rows = [_bars(layer, [self.drop(layer, variant) for variant in changed]) for layer in self.layers]
         caption = f"How far the gradient's total variation falls below the original's, mean of {self.count} images"
-        pictures = []
-        for image in self.photos:
-            cells = [[self.maps["gradient", of, layer, image] for layer in self.layers] for of in self.variants]
-            name = f"figure-variants-{image}"
-            pictures.append(self.figure(name, cells, self.layers, self.variants, [image], "gradient"))
+        maps = []
+        for image, photo in self.photos.items():
+            cells = {of: [("gradient", of, layer, image) for layer in self.layers] for of in self.variants}
+            maps.append(self.table(photo.caption, self.layers, cells, photo))
         table = Table(["layer", *changed], rows, caption)
-        return Section("The checkerboard, and how it goes", [_LATTICE], [table], pictures)
+        return Section("The checkerboard, and how it goes", [_LATTICE], [table], maps=maps, keys=[color_key(True)])
 
     def agreement(self) -> Section:
         """How much of each method's map lies on the object."""
@@ -155,36 +154,37 @@ class DemoPage:
 
     def figures(self) -> list[Section]:
         """Methods x layers for each variant, and images x methods."""
-        first, by_variant = next(iter(self.photos)), []
+        (first, photo), by_variant = next(iter(self.photos.items())), []
         for of in self.variants:
-            cells = [[self.maps[method, of, layer, first] for method in self.methods] for layer in self.layers]
-            name = f"figure-methods-{of}"
-            by_variant.append(self.figure(name, cells, self.methods, self.layers, [first], f"{of} variant"))
-        cells = [
-            [self.maps[method, "backward", _WHERE, image] for method in self.methods] for image in self.photos
-        ]
-        title = f"backward variant, {_WHERE}, over the photo"
-        by_image = self.figure("figure-images", cells, self.methods, [], self.photos, title, overlay=True)
+            cells = {layer: [(method, of, layer, first) for method in self.methods] for layer in self.layers}
+            by_variant.append(self.table(of, self.methods, cells, photo))
+        shown = {
+            photo.caption: [(method, "backward", _WHERE, image) for method in self.methods]
+            for image, photo in self.photos.items()
+        }
+        over = self.table("backward", self.methods, shown, overlay=Overlay())
         return [
-            Section("Methods x layers, for each variant", pictures=by_variant),
-            Section("Methods x images", pictures=[by_image]),
+            Section("Methods x layers, for each variant", maps=by_variant, keys=[color_key(True)], note=_NOTE),
+            Section(f"Methods x images, at {_WHERE}", maps=[over], keys=[color_key(True, overlay=Overlay())]),
         ]
 
-    def figure(
+    def table(
         self,
-        name: str,
-        cells: Sequence[Sequence[Map]],
+        corner: str,
         columns: Sequence[str],
-        rows: Sequence[str],
-        images: Iterable[str],
-        title: str,
-        overlay: bool = False,
-    ) -> Picture:
-        """Write one figure as .png and .svg, and return it for the page."""
-        photos = [self.photos[image] for image in images]
-        save_figure(grid(cells, columns, rows, photos, title, overlay), self.folder, name)
-        words = f"Heatmaps: {', '.join(columns)}" + (f" by {', '.join(rows)}" if rows else "")
-        return Picture(self.folder / f"{name}.png", words)
+        cells: Mapping[str, Sequence[tuple[str, str, str, str]]],
+        photo: CaptionedPhoto | None = None,
+        overlay: Overlay | None = None,
+    ) -> MapTable:
+        """Maps by method, variant, layer and image in rows, behind their photo if one is given, or over theirs."""
+        before = [] if photo is None else [Tile(pixels_uri(photo.pixels), photo.name)]
+        rows: list[tuple[str, list[Tile | None]]] = []
+        for title, row in cells.items():
+            tiles = [
+                map_tile(self.maps[key], ", ".join(key), True, self.photos[key[-1]].pixels, overlay) for key in row
+            ]
+            rows.append((title, [*(before if not rows else [BLANK] * len(before)), *tiles]))
+        return MapTable([*("photo" for _ in before), *columns], rows, corner)
 
     def trust(self) -> Section:
         """The trust card, question by question."""

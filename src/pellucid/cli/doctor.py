@@ -13,7 +13,7 @@ import typer
 
 from ..errors import DamagedFileWarning, InvalidData, PellucidError, counted
 from ..files import RUN, is_draft, is_held, told_whole
-from .output import is_staged
+from .output import UNFINISHED, is_staged
 
 if TYPE_CHECKING:
     from ..experiments.store import Store
@@ -110,6 +110,8 @@ def _examine_draft(path: Path, found: Findings) -> None:
         return
     if lock.is_file() and is_held(lock):
         found.note(path, "a command is writing it", "ask again when that has ended")
+    elif (path / UNFINISHED).exists():
+        found.note(path, "a run that was stopped", "the same command goes on with it, another removes it")
     else:
         found.note(path, "a draft", _CLEARED)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -23,7 +22,7 @@ from .options import (
     parted,
 )
 from .output import staged, write_facts
-from .terminal import show_left_out, show_notes
+from .terminal import progress, show_left_out, show_whole
 
 if TYPE_CHECKING:
     from .run import ExplainRun
@@ -94,7 +93,22 @@ def explain(
         str | None,
         typer.Option(metavar="mean|BANDS", help="The picture of images with other channels than RGB, as 3,2,1."),
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(metavar="none|FILE.py:NAME", help="What photos go through, in place of the model's own."),
+    ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the grey photo.")] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="How much the strongest value hides of the photo: 0.6; implies --overlay.")
+    ] = None,
+    contours: Annotated[
+        bool, typer.Option("--contours", help="Enclose what is half as strong; implies --overlay.")
+    ] = False,
+    pictures: Annotated[
+        str, typer.Option(metavar="png,svg", help="Formats of figures and single maps beside the page.")
+    ] = "png",
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="The page alone shows the maps.")] = False,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many photos of each folder or table.")
     ] = None,
@@ -105,10 +119,12 @@ def explain(
     max_batch: Annotated[str, MAX_BATCH] = str(DEFAULT_MAX_BATCH),
     device: Annotated[str, DEVICE] = "auto",
     attributions: Annotated[
-        bool, typer.Option(help="Whether to write the raw attributions: large, and in memory until the end.")
+        bool, typer.Option(help="Whether to write the raw attributions, which are large.")
     ] = True,
 ) -> None:
-    """Explain photos: pictures, raw attributions, and all that is needed to make them again.
+    """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
+
+    A run that was interrupted goes on where it was when the same command is given again.
 
     Examples:
 
@@ -118,83 +134,83 @@ def explain(
     --methods "gradient,smoothed(gradient, samples=50)" --layers "layer1.*,layer2.*"
     --variant original --variant backward -o out`
     """
-    from ..catalog import method
-    from ..catalog import variant as variant_of
-    from .facts import run_facts
-    from .request import Request, checked_bands, checked_heatmap, checked_pair, method_names, variant_names
-    from .run import ExplainRun
+    with progress() as show:
+        from ..catalog import method
+        from ..catalog import variant as variant_of
+        from ..report.figures import Overlay
+        from .explain_page import ExplainPage
+        from .facts import run_facts
+        from .request import (
+            Request,
+            checked_bands,
+            checked_heatmap,
+            checked_pair,
+            checked_pictures,
+            method_names,
+            variant_names,
+        )
+        from .run import ExplainRun
 
-    bound = checked_max_batch(max_batch)
-    texts = method_names(parted(methods or ["gradient"]))
-    variants = variant_names(variant or ["original"])
-    request = Request(
-        photos=photos,
-        model=model,
-        weights=weights,
-        methods={name: method(text) for name, text in texts.items()},
-        texts=texts,
-        layers=None if layers is None else parted(layers),
-        variants={name: variant_of(text) for name, text in variants.items()},
-        variant_texts=variants,
-        classes=None if classes is None else parted([classes]),
-        layouts=checked_layouts(parted(layouts or [])),
-        target=target,
-        heatmap=checked_heatmap(channels, upsampling, clip),
-        seed=seed,
-        max_batch=bound,
-        device=chosen_device(device),
-        limit=limit,
-        label_column=label_column,
-        scale=None
-        if scale is None
-        else checked_pair("--scale", scale, "the values of black and white, as 200,4200"),
-        bands=checked_bands(display),
-        overlay=overlay,
-        keep_attributions=attributions,
-        command=ctx.meta[COMMAND],
-    )
-    with staged(output) as folder:
-        run = ExplainRun.of(request, folder)
-        run.explain_all()
-        write_facts(folder, run_facts(run))
-    _show(run, output)
+        bound = checked_max_batch(max_batch)
+        texts = method_names(parted(methods or ["gradient"]))
+        variants = variant_names(variant or ["original"])
+        over = Overlay(**({} if alpha is None else {"alpha": alpha}), contours=contours)
+        request = Request(
+            photos=photos,
+            model=model,
+            weights=weights,
+            methods={name: method(text) for name, text in texts.items()},
+            texts=texts,
+            layers=None if layers is None else parted(layers),
+            variants={name: variant_of(text) for name, text in variants.items()},
+            variant_texts=variants,
+            classes=None if classes is None else parted([classes]),
+            layouts=checked_layouts(parted(layouts or [])),
+            target=target,
+            heatmap=checked_heatmap(channels, upsampling, clip),
+            seed=seed,
+            max_batch=bound,
+            device=chosen_device(device),
+            limit=limit,
+            label_column=label_column,
+            scale=None
+            if scale is None
+            else checked_pair("--scale", scale, "the values of black and white, as 200,4200"),
+            bands=checked_bands(display),
+            preprocess=preprocess,
+            overlay=over if overlay or contours or alpha is not None else None,
+            pictures=[] if no_pictures else checked_pictures(pictures),
+            keep_attributions=attributions,
+            title=title,
+            command=ctx.meta[COMMAND],
+        )
+        with staged(output, request.digest()) as folder:
+            run = ExplainRun.of(request, folder)
+            before = len(run.found.photos)
+            run.explain_all(show)
+            ExplainPage(run).write()
+            write_facts(folder, run_facts(run))
+    _show(run, output, before)
     if run.left_out:
         raise typer.Exit(1)
 
 
-def _show(run: ExplainRun, output: Path) -> None:
-    """Show the photos' classes, where everything is, and what was amiss."""
-    from ..models.preprocess import IMAGENET, is_assumed
+def _show(run: ExplainRun, output: Path, before: int) -> None:
+    """Show the photos' classes, where everything is, and what was noticed; ``before``: photos explained before."""
+    from .noticed import noticed
     from .photos import score
 
-    values = any("value" in facts["target"] for facts in run.photos)
-    column = Column("value" if values else "probability", justify="right")
+    photos = run.found.photos
+    column = Column("value" if "value" in photos[0]["target"] else "probability", justify="right")
     table = Table("photo", "explained class", column, box=None, pad_edge=False)
-    for facts in run.photos[:_MOST_ROWS]:
+    for facts in photos[:_MOST_ROWS]:
         target = facts["target"]
         table.add_row(escape(facts["name"]), escape(target["name"]), score(target))
-    Console().print(table)
-    figures = list(output.glob("figure-*.png"))
-    typer.echo(f"{counted(len(run.photos), 'photo')} explained; {counted(len(figures), 'figure')} in {output}")
-    # A network from a file comes with the weights that its factory gave it.
-    if run.loaded.weights == "random" and ".py:" not in run.loaded.name:
-        typer.echo(f"note: {run.loaded.name} has random weights; give --weights FILE or DEFAULT", err=True)
-    if values and run.request.target == "auto":
-        typer.echo(
-            "note: one output is explained as a value; name a classifier's two answers: --classes no,yes", err=True
-        )
-    if run.is_normalized:
-        typer.echo("note: the outputs are probabilities; explain the model without its last softmax", err=True)
-    for name, low, high in run.dark[:1]:
-        typer.echo(
-            f"note: {name} uses little of what its bits can hold, so the model sees it nearly of one grey "
-            f"({counted(len(run.dark), 'such photo')}); give --scale, such as {low},{high}",
-            err=True,
-        )
-    preprocess = run.loaded.preprocess
-    if ".py:" in run.loaded.name and is_assumed(preprocess):
-        normalized = "normalized as ImageNet's" if preprocess == IMAGENET else "scaled to [0, 1]"
-        resized = "photos are resized to 256, cropped to 224 and"
-        typer.echo(f"note: the model's file has no preprocess: {resized} {normalized}", err=True)
-    show_notes(run.notes, "photo", see=", see residuals in run.json")
+    show_whole(table)
+    if len(photos) > _MOST_ROWS:
+        typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
+    earlier = f", {before} of them before" if before else ""
+    typer.echo(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
+    for sentence in noticed(run):
+        typer.echo(f"note: {sentence}", err=True)
     show_left_out("photo", run.left_out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.zoo import BUNDLED, LoadedModel
+from .noticed import noticed
 from .output import origin
 from .request import Request
 from .run import ExplainRun
@@ -18,7 +19,7 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
     """Everything about one call of ``explain``."""
     request, loaded = run.request, run.loaded
     return origin(request.command) | {
-        "python": _python_program(request, run.photos),
+        "python": _python_program(request, run.found.photos, run.loaded.classes if run.named_by_folders else None),
         "device": request.device,
         "seed": request.seed,
         "max_batch": request.max_batch,
@@ -27,12 +28,13 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
             name: {"text": request.texts[name], "parameters": _described(method)}
             for name, method in request.methods.items()
         },
-        "layers": run.layers,
+        "layers": run.found.layers,
         "variants": list(request.variants),
         "surrogates": {name: _file_facts(Path(text), "file") for name, text in _surrogate_files(request).items()},
         "heatmap": request.heatmap,
-        "photos": run.photos,
+        "photos": run.found.photos,
         "left_out": run.left_out,
+        "noticed": noticed(run),
     }
 
 
@@ -69,7 +71,7 @@ def _described(part: Any) -> Any:
     return {"class": type(part).__name__} | {name: _described(value) for name, value in values.items()}
 
 
-def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> str:
+def _python_program(request: Request, photos: Sequence[Mapping[str, Any]], named: Sequence[str] | None) -> str:
     """The same run from Python."""
     places = [(facts["source"], facts["index"]) for facts in photos]
     by_name = (
@@ -78,7 +80,18 @@ def _python_program(request: Request, photos: Sequence[Mapping[str, Any]]) -> st
     targets: Any = by_name or [facts["target"]["class"] for facts in photos]
     scaled = f"preprocess=replace(model.preprocess, scale={request.scale!r})"
     scale = f"model = replace(model, {scaled})\n" if request.scale else ""
-    classes = "" if request.classes is None else f", classes={list(request.classes)!r}"
+    given = request.classes or named
+    classes = "" if given is None else f", classes={list(given)!r}"
+    preprocess, imported = "", ""
+    if request.preprocess is not None:
+        imported = (
+            "from pellucid.models.preprocess import preprocess_named\n"
+            "from pellucid.models.zoo import input_channels\n"
+        )
+        preprocess = (
+            f"chosen = preprocess_named({request.preprocess!r}, input_channels(model.model))\n"
+            "model = replace(model, preprocess=chosen)\n"
+        )
     layouts = f", layouts={dict(request.layouts)!r}" if request.layouts else ""
     surrogates = _surrogate_files(request)
     variants = [
@@ -92,10 +105,11 @@ import torch
 
 import pellucid as pl
 from pellucid.data.sources import open_images
-
+{imported}
 model = pl.load_model({request.model!r}, weights={request.weights!r}{classes}, device={request.device!r})
 photos = {places!r}
-{scale}images = torch.stack([model.preprocess(open_images(source)[index].image) for source, index in photos])
+{preprocess}{scale}samples = [open_images(source)[index] for source, index in photos]
+images = torch.stack([model.preprocess(sample.image) for sample in samples])
 targets = {targets!r}
 variants = {{{", ".join(variants)}}}
 attributions = {{

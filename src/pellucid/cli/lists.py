@@ -9,6 +9,12 @@ from rich.table import Table
 from .options import ModelOption, WeightsOption
 from .terminal import show_whole
 
+VARIANT_MEANINGS = {
+    "original": "as the model has them",
+    "backward": "the gradient is smoothed where it passes them; the prediction stays",
+    "forward": "they run smoothed, so that the prediction may change",
+}
+
 listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, metrics, layers, models or variants.")
 
 
@@ -78,13 +84,8 @@ def list_variants() -> None:
     from ..catalog import VARIANTS
 
     table = Table("name", "strided convolutions", title="Variants", title_justify="left")
-    meanings = {
-        "original": "as the model has them",
-        "backward": "the gradient is smoothed where it passes them; the prediction stays",
-        "forward": "they run smoothed, so that the prediction may change a little",
-    }
     for name in VARIANTS:
-        table.add_row(name, meanings.get(name, ""))
+        table.add_row(name, VARIANT_MEANINGS.get(name, ""))
     show_whole(table)
     typer.echo("Also a .safetensors file of `pellucid surrogate train`: bilinear paths run in their place.")
 

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from ..errors import InvalidParameter, OutputNotWritable
 from ..files import DIGESTS, FILES, RUN, alone, file_digest, sealed
 
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
+UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it has done
 _EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, key: str = "") -> Iterator[Path]:
     """A draft folder whose content takes its place in ``folder`` if all goes well, and else is removed.
 
     An earlier run in ``folder`` is replaced, other files beside it are kept. What a killed process left is cleared
-    away first: its draft is removed, or, if it was taking its place, put there.
+    away first: its draft is removed, or, if it was taking its place, put there. A draft with ``UNFINISHED`` in it
+    stays if its command had a ``key``, 16 hexadecimal digits: the same key gets it back, another removes it.
 
     Raises:
         OutputNotWritable: it is a file, holds no earlier run but other files, or cannot be written.
@@ -35,20 +37,31 @@ def staged(folder: Path) -> Iterator[Path]:
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
     with writable(folder):
         for place in {beside, folder.absolute().parent}:
-            _clear_away(place, folder)
-    earlier = _earlier_run(folder)
-    draft = beside / f"{_DRAFT}{secrets.token_hex(8)}"
+            _clear_away(place, folder, key)
+    earlier, is_new = _earlier_run(folder), not folder.exists()
+    if key:  # a draft that may stay lies where only commands for this folder look
+        beside = folder.absolute()
+    draft = beside / f"{_DRAFT}{key or secrets.token_hex(8)}"
     lock = draft.with_name(f"{draft.name}.lock")
+    held = stays = False
     try:
+        with writable(folder):
+            beside.mkdir(parents=True, exist_ok=True)
         with alone(lock, folder):
+            held, stays = True, bool(key)
             with writable(folder):
-                draft.mkdir()
+                draft.mkdir(exist_ok=True)
             yield draft
             with writable(folder):
                 _take_place(draft, folder, earlier)
+            stays = False
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        if held and not (stays and (draft / UNFINISHED).exists()):
+            shutil.rmtree(draft, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+        if key and is_new:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def is_staged(name: str) -> bool:
@@ -56,7 +69,7 @@ def is_staged(name: str) -> bool:
     return bool(re.fullmatch(rf"{re.escape(_DRAFT)}[0-9a-f]{{16}}", name))
 
 
-def _clear_away(beside: Path, folder: Path) -> None:
+def _clear_away(beside: Path, folder: Path, key: str) -> None:
     """Finish what processes that were killed left beside a folder: drafts whose lock nobody holds."""
     for lock in beside.glob(f"{_DRAFT}*.lock"):
         draft = lock.with_suffix("")
@@ -67,6 +80,8 @@ def _clear_away(beside: Path, folder: Path) -> None:
                 if (draft / _EARLIER).is_file() and (draft / RUN).is_file() and beside == folder.absolute():
                     told = json.loads((draft / _EARLIER).read_text())
                     _move(draft, folder, [_own(folder, name) for name in told])
+                elif key and draft.name == f"{_DRAFT}{key}":
+                    continue
                 shutil.rmtree(draft, ignore_errors=True)
         except (OutputNotWritable, ValueError):  # of a process that runs
             continue
@@ -137,7 +152,7 @@ def _move(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
         # The name may have become a link since it was read: then only the link is removed.
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
     for new in sorted(draft.iterdir(), key=lambda path: path.name == RUN):
-        if new.name != _EARLIER:
+        if new.name not in (_EARLIER, UNFINISHED):
             os.replace(new, folder / new.name)
 
 
@@ -169,7 +184,8 @@ def origin(command: str) -> dict[str, Any]:
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write run.json, with the names of all that stands beside it, and the checksums of all files."""
     with writable(folder):
-        names = sorted(path.name for path in folder.iterdir())
-        inside = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = [path for path in folder.iterdir() if path.name != UNFINISHED]
+        inside = sorted(path for one in found for path in (one, *one.rglob("*")) if path.is_file())
         digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in inside}
+        names = sorted(path.name for path in found)
         (folder / RUN).write_bytes(sealed({**facts, FILES: names, DIGESTS: digests}))

@@ -14,11 +14,16 @@ from torch import Tensor
 from ..data.sources import Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage, PellucidError
 from ..files import file_name
+from ..models.preprocess import AnyPreprocess, Preprocess
 from ..models.zoo import LoadedModel
+from ..pixels import Pixels
 from ..report.figures import CaptionedPhoto, Map
 from .output import unused
 from .request import Request
 from .terminal import percent
+
+_LITTLE = 0.25  # of the values that an image's bits can hold
+_MUCH = 4  # times smaller
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Place:
     spec: str
     source: Source
     index: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from others of the run."""
+        return self.spec, self.index
 
 
 @dataclass
@@ -39,7 +49,11 @@ class Photo:
     pixels: Tensor
     picture: Any  # (H, W, 3) uint8, as figures show it
     facts: dict[str, Any]
+    classes: tuple[str, ...] | None = None  # of its source
+    dark: list[tuple[str, int, int]] = field(default_factory=list)  # itself if it uses few values, and which
+    shrunk: list[tuple[str, int, int]] = field(default_factory=list)  # itself if it was made much smaller
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
+    attributions: dict[str, Tensor] = field(default_factory=dict)  # by METHOD/LAYER/VARIANT
 
     def captioned(self) -> CaptionedPhoto:
         """The photo with the explained class and its probability, and the predicted class if it is another."""
@@ -87,8 +101,32 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         raise InvalidData(f"{sample.name} has no label to explain; name its column with --label-column")
     key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
     picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
-    facts = {"key": key, "source": place.spec, "index": place.index, "name": sample.name}
-    return Photo(key, sample, pixels, picture, facts | _file_hash(place.spec, sample.name))
+    facts: dict[str, Any] = {"key": key, "source": place.spec, "index": place.index, "name": sample.name}
+    names = place.source.classes
+    if sample.label is not None:
+        name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
+        facts["label"] = {"class": sample.label, "name": name}
+    facts |= _file_hash(place.spec, sample.name)
+    return Photo(
+        key, sample, pixels, picture, facts, names, _dark(sample, preprocess), _shrunk(sample, preprocess)
+    )
+
+
+def _dark(sample: Sample, preprocess: AnyPreprocess) -> list[tuple[str, int, int]]:
+    """The image if it uses little of the scale by which the model sees it, with its least and greatest value."""
+    image = sample.image
+    if not isinstance(image, Pixels) or not isinstance(preprocess, Preprocess) or preprocess.scale is not None:
+        return []
+    ends = int(image.values.min()), int(image.values.max())
+    return [(sample.name, *ends)] if image.used() < _LITTLE else []
+
+
+def _shrunk(sample: Sample, preprocess: AnyPreprocess) -> list[tuple[str, int, int]]:
+    """The image if the preprocess made it much smaller, with its width and height."""
+    side = preprocess.resize if isinstance(preprocess, Preprocess) else None
+    if isinstance(side, int) and min(sample.image.size) >= _MUCH * side:
+        return [(sample.name, *sample.image.size)]
+    return []
 
 
 def _file_hash(spec: str, name: str) -> dict[str, str]:

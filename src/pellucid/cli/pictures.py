@@ -1,41 +1,77 @@
-"""The pictures of a run: single maps, and figures of images x methods and of variants x layers."""
+"""The pictures of a run: a page's, single maps, and figures of images x methods and of variants x layers."""
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..report.figures import Drawing, Map, grid, write_figure, write_map
-from .output import writable
+from ..files import replace_file
+from ..report.album import LONGEST_SIDE, map_tile, pixels_uri
+from ..report.figures import Map, grid, has_negative, upsampled, write_figure, write_map
+from ..report.pages import Tile
+from .output import UNFINISHED, writable
 from .photos import Photo
 from .request import Request
 
 MOST_PHOTOS, _MOST_COLUMNS = 6, 7  # of the largest figure
+_FEW = 40  # maps of a page whose pictures may be large
+_LARGE_SIDE = 448  # of these
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a page shows of a photo: itself, its maps by method, layer and variant, and whether they are signed."""
+
+    photo: Tile
+    maps: dict[tuple[str, str, str], Tile]
+    signed: bool
+
+    @classmethod
+    def read(cls, folder: Path, key: str) -> Card:
+        """A photo's card in a draft folder."""
+        told = json.loads((folder / UNFINISHED / f"{key}.card").read_text())
+        maps = {(method, layer, variant): Tile(**tile) for method, layer, variant, tile in told["maps"]}
+        return cls(Tile(**told["photo"]), maps, told["signed"])
 
 
 @dataclass
 class Pictures:
-    """Where a run's pictures go, and how many pages of each figure there are."""
+    """Where a run's pictures go, how many pages of each figure there are, and about how many maps it has."""
 
     request: Request
     folder: Path
-    many: bool  # photos than fit one figure
-    drawn: Counter[str] = field(default_factory=Counter)
+    drawn: dict[str, int]
+    count: int
 
-    def write_map(self, values: Map, photo: str, method: str, name: str) -> None:
-        """Write one map as maps/PHOTO/METHOD/NAME.png."""
-        folder = self.folder / "maps" / photo / method
+    @property
+    def side(self) -> int:
+        """The longest side of a page's pictures, in pixels."""
+        return _LARGE_SIDE if self.count <= _FEW else LONGEST_SIDE
+
+    def write_card(self, photo: Photo) -> None:
+        """Write what a page shows of a photo, so that an interrupted run need not draw it again."""
+        maps, signed = [], has_negative(photo.maps.values())
+        for (method, layer, variant), values in photo.maps.items():
+            words = f"{self.request.texts[method]} at {layer}, {variant}"
+            tile = map_tile(values, words, signed, photo.picture, self.request.overlay, self.side)
+            maps.append([method, layer, variant, asdict(tile)])
+        seen = Tile(pixels_uri(photo.picture, self.side), photo.sample.name)
         with writable(self.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_map(values, folder / f"{name}.png")
+            (self.folder / UNFINISHED).mkdir(exist_ok=True)
+        content = json.dumps({"photo": asdict(seen), "maps": maps, "signed": signed}).encode()
+        replace_file(self.folder / UNFINISHED / f"{photo.key}.card", content)
 
     def draw(self, photos: Sequence[Photo]) -> None:
-        """Draw images x methods at each layer, and variants x layers of each image and method."""
+        """Draw single maps, images x methods at each layer, and variants x layers of each image and method."""
         request = self.request
+        if not request.pictures:
+            return
+        if "png" in request.pictures:
+            self.write_maps(photos)
         places = list(dict.fromkeys((layer, variant) for _, layer, variant in photos[0].maps))
         alone = len(request.methods) == 1 and len(photos) == 1
         if request.layers is None:
@@ -50,31 +86,34 @@ class Pictures:
                 for name in request.methods:
                     self.draw_layers(photo, name)
 
+    def write_maps(self, photos: Sequence[Photo]) -> None:
+        """Write each map as maps/PHOTO/METHOD/LAYER-VARIANT.png, of its photo's size."""
+        with writable(self.folder):
+            for photo in photos:
+                for (method, layer, variant), values in photo.maps.items():
+                    folder = self.folder / "maps" / photo.key / method
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_map(upsampled(values, photo.picture.shape[:2]), folder / f"{layer}-{variant}.png")
+
     def draw_methods(self, photos: Sequence[Photo], layer: str | None, variant: str) -> None:
         """Images x methods at one layer; None stands for the layer that each method chose."""
         texts = self.request.texts
         columns = [(name, at) for name, at, of in photos[0].maps if of == variant and layer in (None, at)]
         place = " at their own layers" if layer is None else f" at {layer}"
-        figure = f"figure-methods-{layer or 'own'}-{variant}"
         for some in pages(photos, MOST_PHOTOS):
             for part in pages(columns, _MOST_COLUMNS):
                 titles = [f"{texts[name]}\n({at})" if layer is None else texts[name] for name, at in part]
                 cells = [[photo.maps[name, at, variant] for name, at in part] for photo in some]
-                self.drawn[figure] += 1
-                # Photos of another size are drawn on their own, and so on a second page even if they are few.
-                numbered = self.many or len(columns) > _MOST_COLUMNS or self.drawn[figure] > 1
-                page = f"-{self.drawn[figure]}" if numbered else ""
-                self.save(figure + page, cells, titles, [], some, f"{place}, {variant}")
+                name = f"figure-methods-{layer or 'own'}-{variant}"
+                self.save(name, cells, titles, [], some, f"{place}, {variant}")
 
     def draw_layers(self, photo: Photo, name: str) -> None:
         """Variants x layers of one image and method."""
         variants = list(self.request.variants)
         layers = list(dict.fromkeys(layer for method, layer, _ in photo.maps if method == name))
-        parts = pages(layers, _MOST_COLUMNS)
-        for number, part in enumerate(parts, start=1):
+        for part in pages(layers, _MOST_COLUMNS):
             cells = [[photo.maps[name, layer, variant] for layer in part] for variant in variants]
-            page = f"-{number}" if len(parts) > 1 else ""
-            figure = f"figure-layers-{photo.key}-{name}{page}"
+            figure = f"figure-layers-{photo.key}-{name}"
             self.save(figure, cells, part, variants, [photo], f", {self.request.texts[name]}")
 
     def save(
@@ -86,16 +125,16 @@ class Pictures:
         photos: Sequence[Photo],
         what: str,
     ) -> None:
-        """Draw and write one figure."""
-        shown, title = [photo.captioned() for photo in photos], f"{self.request.model}{what}"
-        figure = grid(cells, columns, rows, shown, title, overlay=self.request.overlay)
-        save_figure(figure, self.folder, name)
-
-
-def save_figure(figure: Drawing, folder: Path, name: str) -> None:
-    """Write a figure as .png and .svg."""
-    for suffix in (".png", ".svg"):
-        write_figure(figure, folder / f"{name}{suffix}")
+        """Draw and write one figure, numbered so that names sort as they were drawn."""
+        request = self.request
+        shown, title = [photo.captioned() for photo in photos], f"{request.model}{what}"
+        classes = {photo.facts["target"]["name"] for photo in photos}
+        explained = classes.pop() if len(classes) == 1 else "the photo's class"
+        clip = request.heatmap["clip"]
+        figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", explained, clip)
+        self.drawn[name] = self.drawn.get(name, 0) + 1
+        for suffix in request.pictures:
+            write_figure(figure, self.folder / f"{name}-{self.drawn[name]:03d}.{suffix}")
 
 
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:

@@ -27,7 +27,13 @@ from .reproduce import reproduce_command
 from .surrogate import surrogate
 from .train import train_command
 
-RESUMED = ("benchmark", "train", "reproduce", "surrogate")  # commands that go on where they were stopped
+RESUMED = (
+    "explain",
+    "benchmark",
+    "train",
+    "reproduce",
+    "surrogate",
+)  # commands that go on where they were stopped
 
 
 class Commands(TyperGroup):
@@ -54,7 +60,10 @@ class Commands(TyperGroup):
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
             command = ctx.invoked_subcommand or ""
             goes_on = command in RESUMED
-            typer.echo(f"stopped; {'the same command goes on' if goes_on else 'nothing was written'}", err=True)
+            place = "".join(f" at {note}" for note in getattr(interrupt, "__notes__", [])[:1])
+            typer.echo(
+                f"stopped{place}; {'the same command goes on' if goes_on else 'nothing was written'}", err=True
+            )
             raise typer.Exit(128 + number) from interrupt
 
 

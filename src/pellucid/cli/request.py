@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +17,10 @@ from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Method
 from ..passes import MaxBatch
+from ..report.figures import Overlay
 from ..variants.base import Variant
 from .options import parted
-from .output import unused
+from .output import origin, unused
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,53 @@ class Request:
     label_column: str | None
     scale: tuple[float, float] | None
     bands: tuple[int, ...] | None
-    overlay: bool
+    preprocess: str | None
+    overlay: Overlay | None
+    pictures: Sequence[str]
     keep_attributions: bool
+    title: str | None
     command: str
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Every method with every variant."""
         return [(method, variant) for variant in self.variants for method in self.methods]
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that differ where anything differs that results depend on: settings or files."""
+        settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("methods", "variants", "title", "command"):
+            settings.pop(name)
+        named = [*self.photos, self.model, self.weights, *self.variant_texts.values(), self.target]
+        named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
+        paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
+        files = [_state(path) for place in paths for path in _files(place)]
+        return sha256(repr((sorted(settings.items()), files, origin(""))).encode()).hexdigest()[:16]
+
+
+def _files(place: Path) -> list[Path]:
+    """A file, or all files of a folder, hidden ones aside; nothing of what is neither."""
+    try:
+        if place.is_dir():
+            return sorted(path for path in place.rglob("[!.]*") if path.is_file())
+        return [place] if place.is_file() else []
+    except OSError:  # a text that cannot be a path
+        return []
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    """What tells a file's content from another without reading it."""
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def checked_pictures(text: str) -> list[str]:
+    """The formats of pictures beside the page."""
+    formats = [part.strip() for part in text.split(",") if part.strip()]
+    for one in formats:
+        if one not in ("png", "svg"):
+            raise InvalidParameter(f"--pictures {text}: give png, svg or both, or --no-pictures")
+    return formats
 
 
 def method_names(texts: Iterable[str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""One run of ``explain``: photos are read, classified and explained, and pictures of the maps are written."""
+"""One run of ``explain``: photos are read, classified and explained, group by group, into a draft folder."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,139 +12,182 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted
+from ..files import replace_file, sealed, unsealed
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
 from ..methods.checks import not_finite, require_in_range
-from ..models.preprocess import CustomPreprocess, Preprocess
-from ..models.zoo import LoadedModel, load_model
+from ..metrics.scoring import Scorer
+from ..models.preprocess import CustomPreprocess, Preprocess, preprocess_named
+from ..models.zoo import LoadedModel, input_channels, load_model
 from ..outputs import are_shares, class_of, first_logits, probabilities
 from ..passes import fitting
-from ..pixels import Pixels
-from .output import writable
+from .output import UNFINISHED, writable
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
-from .terminal import progress
 
-_LITTLE = 0.25  # of the values that an image's bits can hold
-_TOGETHER = 24  # photos of one size that are explained at once
+_TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
+_LIKELIEST = 3  # classes told of each photo
+_STATE = "state.json"
+
+Show = Callable[[str, float, int], None]
+
+
+@dataclass
+class Explained:
+    """What a run has found so far, as plain values: kept after each group, so that the same command goes on."""
+
+    photos: list[dict[str, Any]] = field(default_factory=list)  # facts of the photos explained
+    layers: list[str] = field(default_factory=list)  # explained, in order of appearance
+    notes: list[list[str]] = field(default_factory=list)  # of a warning: its name, the method, the layer
+    drawn: dict[str, int] = field(default_factory=dict)  # pages of each figure
+    is_normalized: bool = False  # whether outputs are probabilities already
+    largest: float = 0.0  # magnitude of what the model saw
+    dark: list[tuple[str, int, int]] = field(default_factory=list)  # photos of few values, and which
+    shrunk: list[tuple[str, int, int]] = field(default_factory=list)  # photos made much smaller, and their sizes
+
+    @classmethod
+    def read(cls, folder: Path) -> Explained:
+        """What an interrupted run left, or nothing; what is damaged counts for nothing."""
+        try:
+            return cls(**unsealed((folder / UNFINISHED / _STATE).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a draft folder."""
+        replace_file(folder / UNFINISHED / _STATE, sealed(asdict(self)))
+
+    def layers_noted(self) -> dict[tuple[str, str], list[str]]:
+        """The layers of each warning and method."""
+        layers: dict[tuple[str, str], list[str]] = {}
+        for warning, method, layer in self.notes:
+            layers.setdefault((warning, method), []).append(layer)
+        return layers
 
 
 @dataclass
 class ExplainRun:
-    """One call of ``explain``: photos come in, pictures and facts go out to a draft folder."""
+    """One call of ``explain``: photos come in, maps and facts go out to a draft folder."""
 
     request: Request
     loaded: LoadedModel
     folder: Path
     places: Sequence[Place]
     left_out: list[str]  # what was wrong with photos that cannot be read
+    found: Explained
     pictures: Pictures
-    layers: list[str] = field(default_factory=list)  # explained, in order of appearance
-    keys: list[str] = field(default_factory=list)  # of the photos read
-    photos: list[dict[str, Any]] = field(default_factory=list)  # facts of the photos explained
-    attributions: dict[str, Tensor] = field(default_factory=dict)
-    is_normalized: bool = False  # whether outputs are probabilities already
-    dark: list[tuple[str, int, int]] = field(default_factory=list)  # photos of few values, and which
-    notes: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # warning, method -> layers
+    named_by_folders: bool = False  # whether the classes are called as the photos' folders are
 
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
-        """Load the model, check that it has the layers, and find the photos."""
+        """Load the model, check that it has the layers, and find the photos, and what was explained before."""
         loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
-        loaded = replace(loaded, preprocess=_as_asked(loaded.preprocess, request))
+        loaded = replace(loaded, preprocess=_as_asked(loaded, request))
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
         places, wrong = find_photos(request)
-        return cls(request, loaded, folder, places, wrong, Pictures(request, folder, len(places) > MOST_PHOTOS))
+        found = Explained.read(folder)
+        pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
+        return cls(request, loaded, folder, places, wrong, found, pictures)
 
-    def explain_all(self) -> None:
-        """Explain every photo that can be read, and write the raw attributions."""
-        done, total = 0, len(self.places) * len(self.request.pairs)
-        with progress() as show:
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                show("explaining", done, total)
-
-            advance(0)
-            for photos in self.groups():
-                self.explain_group(photos, advance)
-        if not self.photos:
+    def explain_all(self, show: Show) -> None:
+        """Explain every photo that can be read and was not explained before."""
+        show("explaining", len(self.found.photos), len(self.places))
+        for photos in self.groups():
+            self.explain_group(photos, show)
+        if not self.found.photos:
             count = len(self.left_out)
             only = f"none of {count} photos can be read; the first: " if count > 1 else ""
             raise InvalidImage(only + self.left_out[0] if count else "no photos were given")
-        if self.attributions:
-            with writable(self.folder):
-                safetensors.torch.save_file(self.attributions, self.folder / "attributions.safetensors")
+        order = {place.key: number for number, place in enumerate(self.places)}
+        self.found.photos.sort(key=lambda facts: order[facts["source"], facts["index"]])
 
     def groups(self) -> Iterator[list[Photo]]:
         """Photos of one size together, as they are read; what cannot be read is noted."""
+        keys = [facts["key"] for facts in self.found.photos]
+        known = {(facts["source"], facts["index"]) for facts in self.found.photos}
         waiting: dict[tuple[int, ...], list[Photo]] = {}
         for place in self.places:
+            if place.key in known:
+                continue
             try:
-                photo = prepared_photo(place, self.loaded, self.request.target, self.keys)
+                photo = prepared_photo(place, self.loaded, self.request.target, keys)
             except (InvalidImage, InvalidData) as error:
                 self.left_out.append(str(error))
                 continue
-            self.keys.append(photo.key)
-            self.note_darkness(photo.sample)
+            keys.append(photo.key)
             size = tuple(photo.pixels.shape)
             waiting.setdefault(size, []).append(photo)
             if len(waiting[size]) == _TOGETHER:
                 yield waiting.pop(size)
         yield from waiting.values()
 
-    def note_darkness(self, sample: Sample) -> None:
-        """Note an image that uses little of the scale by which the model sees it."""
-        image, preprocess = sample.image, self.loaded.preprocess
-        if not isinstance(image, Pixels) or not isinstance(preprocess, Preprocess) or preprocess.scale is not None:
-            return
-        if image.used() < _LITTLE:
-            self.dark.append((sample.name, int(image.values.min()), int(image.values.max())))
-
-    def explain_group(self, photos: list[Photo], advance: Callable[[int], None]) -> None:
-        """Classify, explain and draw photos of one size."""
+    def explain_group(self, photos: list[Photo], show: Show) -> None:
+        """Classify, explain and draw photos of one size, and keep what was found."""
+        found, pairs = self.found, self.request.pairs
         images = torch.stack([photo.pixels for photo in photos]).to(self.request.device)
         targets = self.classify(photos, images)
-        if not self.photos:
+        if not found.photos:
             self.probe(images[:1], targets[:1])
-        for name, variant in self.request.pairs:
+        for number, (name, variant) in enumerate(pairs, 1):
             self.keep(photos, name, variant, self.attribute(name, variant, images, targets))
-            advance(len(photos))
+            show("explaining", len(found.photos) + len(photos) * number / (len(pairs) + 1), len(self.places))
         self.pictures.draw(photos)
-        self.photos += [photo.facts for photo in photos]
+        for photo in photos:
+            self.pictures.write_card(photo)
+            if photo.attributions:
+                write_attributions(self.folder, photo)
+            found.dark += photo.dark
+            found.shrunk += photo.shrunk
+        found.largest = max(found.largest, float(images.abs().max()))
+        found.photos += [photo.facts for photo in photos]
+        found.write(self.folder)
+        show("explaining", len(found.photos), len(self.places))
 
     def classify(self, photos: Sequence[Photo], images: Tensor) -> Tensor:
-        """The classes to explain, from one forward pass."""
+        """The classes to explain, from one forward pass; and what variants make of them."""
         logits = self.logits(images)
         if not bool(logits.isfinite().all()):
             raise not_finite(self.loaded.model, "a logit")
+        self.name_classes(photos, logits.shape[1])
         predicted = logits.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        names = self.loaded.classes
-        if names is not None and len(names) != logits.shape[1]:
-            raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {logits.shape[1]}")
-        self.is_normalized |= logits.shape[1] > 1 and are_shares(logits)
-        shares = probabilities(logits)
+        self.found.is_normalized |= logits.shape[1] > 1 and are_shares(logits)
         for row, photo in enumerate(photos):
-            for what, classes in (("target", targets), ("predicted", predicted)):
-                number = int(classes[row])
-                facts = {"class": number, "name": self.loaded.class_name(number)}
-                # What has one output need not be a classifier at all.
-                value = logits if logits.shape[1] == 1 else shares
-                kind = "value" if logits.shape[1] == 1 else "probability"
-                photo.facts[what] = facts | {kind: float(value[row, number])}
+            likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
+            photo.facts["target"] = self.told(logits[row], int(targets[row]))
+            photo.facts["predicted"] = self.told(logits[row], int(predicted[row]))
+            photo.facts["likeliest"] = [self.told(logits[row], number) for number in likeliest]
+        for name, variant in self.request.variants.items():
+            if not all(rule.alters_gradient for rule in variant.rules):  # it may predict something else
+                changed = Scorer(self.loaded.model, variant, max_batch=self.request.max_batch).logits(images)
+                for row, photo in enumerate(photos):
+                    told = [self.told(changed[row], int(of)) for of in (targets[row], changed[row].argmax())]
+                    photo.facts.setdefault("variants", {})[name] = {"target": told[0], "predicted": told[1]}
         return targets
+
+    def told(self, logits: Tensor, number: int) -> dict[str, Any]:
+        """A class of one photo: its number, name and probability; what has one output need be no classifier."""
+        value = logits if len(logits) == 1 else probabilities(logits[None])[0]
+        kind = "value" if len(logits) == 1 else "probability"
+        return {"class": number, "name": self.loaded.class_name(number), kind: float(value[number])}
+
+    def name_classes(self, photos: Sequence[Photo], count: int) -> None:
+        """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
+        names = self.loaded.classes
+        if names is not None and len(names) != count:
+            raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {count}")
+        if names is None and photos[0].classes is not None and len(photos[0].classes) == count > 1:
+            self.loaded = replace(self.loaded, classes=photos[0].classes)
+            self.named_by_folders = True
 
     def logits(self, images: Tensor) -> Tensor:
         """The model's logits, at most ``max_batch`` images at a time."""
@@ -183,8 +226,8 @@ class ExplainRun:
         notes: set[Note] = set()
         with noted(self.request.texts[name], notes):
             found = self.call(self.request.methods[name], variant, images, targets)
-        for warning, method, layer in sorted(notes):
-            self.notes.setdefault((warning, method), {})[layer] = None
+        known = self.found.notes
+        known += [list(note) for note in sorted(notes) if list(note) not in known]
         return found
 
     def call(self, method: Method, variant: str, images: Tensor, targets: Tensor) -> Attributions:
@@ -202,24 +245,37 @@ class ExplainRun:
         )
 
     def keep(self, photos: Sequence[Photo], name: str, variant: str, found: Attributions) -> None:
-        """Write each photo's maps, and keep what figures and facts need."""
-        self.layers += [layer for layer in found if layer not in self.layers]
+        """Keep each photo's maps, and what facts need of them."""
+        self.found.layers += [layer for layer in found if layer not in self.found.layers]
+        # Up-sampling to nearest neighbors adds nothing: what draws a map does it where it is needed.
+        size = None if self.request.heatmap["upsampling"] == "nearest" else photos[0].picture.shape[:2]
         for layer, attribution in found.items():
-            height, width = photos[0].picture.shape[:2]
-            maps = heatmap(attribution, (height, width), **self.request.heatmap).float().cpu().numpy()
+            maps = heatmap(attribution, size, **self.request.heatmap).float().cpu().numpy()
             for row, photo in enumerate(photos):
                 photo.maps[name, layer, variant] = maps[row]
-                self.pictures.write_map(maps[row], photo.key, name, f"{layer}-{variant}")
-                if self.request.keep_attributions:
-                    key = f"{photo.key}/{name}/{layer}/{variant}"
-                    self.attributions[key] = attribution[row].detach().float().cpu().clone()
                 if layer in found.residuals:
                     residuals = photo.facts.setdefault("residuals", {})
                     residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
+        if self.request.keep_attributions:
+            for row, photo in enumerate(photos):
+                for layer, attribution in found.items():
+                    one = attribution[row].detach().float().cpu().clone()
+                    photo.attributions[f"{name}/{layer}/{variant}"] = one
 
 
-def _as_asked(preprocess: Preprocess | CustomPreprocess, request: Request) -> Preprocess | CustomPreprocess:
-    """The model's preprocess with the scale and the bands that were asked for."""
+def write_attributions(folder: Path, photo: Photo) -> None:
+    """Write a photo's raw attributions as attributions/PHOTO.safetensors."""
+    with writable(folder):
+        (folder / "attributions").mkdir(exist_ok=True)
+        content = safetensors.torch.save(photo.attributions)
+        (folder / "attributions" / f"{photo.key}.safetensors").write_bytes(content)
+
+
+def _as_asked(loaded: LoadedModel, request: Request) -> Preprocess | CustomPreprocess:
+    """The model's preprocess, or another, with the scale and the bands that were asked for."""
+    preprocess = loaded.preprocess
+    if request.preprocess is not None:
+        preprocess = preprocess_named(request.preprocess, input_channels(loaded.model))
     if request.bands is not None:
         preprocess = replace(preprocess, bands=request.bands)
     if request.scale is None:

@@ -21,24 +21,30 @@ _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are show
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, float, int], None]]:
     """Give a function that shows what is being done and how far it is, on a terminal's standard error.
 
-    The time left is told by what is done after the first call, not by what an earlier run had done.
+    The time left is told by what is done after the first call, not by what an earlier run had done. An
+    interruption is told how far it was.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, shown = bar.add_task("checking", total=None), (0, -1)
+        task, shown = bar.add_task("checking", total=None), (0.0, -1)
 
-        def show(what: str, done: int, total: int) -> None:
+        def show(what: str, done: float, total: int) -> None:
             nonlocal shown
             if total != shown[1] or done < shown[0]:
-                bar.reset(task, total=total, completed=done)
+                bar.reset(task, total=total, completed=int(done))
             shown = (done, total)
             bar.update(task, description=what, completed=done)
 
-        yield show
+        try:
+            yield show
+        except KeyboardInterrupt as interrupt:
+            if shown[1] > 0:
+                interrupt.add_note(f"{int(shown[0])} of {shown[1]}")
+            raise
 
 
 def show_whole(table: Table, keys: int = 0) -> None:
@@ -91,16 +97,18 @@ def show_reasons(reasons: Sequence[str]) -> None:
         typer.echo(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
 
 
-def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "", see: str = "") -> None:
-    """Say once and short what is to be known about methods: by a warning's name and a method, the layers.
+def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "") -> None:
+    """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
+    for told in notes_told(notes, noun):
+        typer.echo(f"note: {place}{told}", err=True)
 
-    ``place`` begins each line, and ``see`` says where sums that were missed are told.
-    """
-    for (warning, method), layers in notes.items():
-        what, way_out = _NOTES[warning]
-        way_out += see if warning == "CompletenessWarning" else ""
-        where = f"at {shortened(layers, 3)} for some {noun}s"
-        typer.echo(f"note: {place}{method} {what} {where}; {way_out}", err=True)
+
+def notes_told(notes: Mapping[tuple[str, str], Iterable[str]], noun: str) -> list[str]:
+    """Sentences about methods, from the layers by a warning's name and a method."""
+    return [
+        f"{method} {_NOTES[warning][0]} at {shortened(layers, 3)} for some {noun}s; {_NOTES[warning][1]}"
+        for (warning, method), layers in notes.items()
+    ]
 
 
 def percent(share: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from ..bounds import PIXELS
-from ..errors import InvalidImage, InvalidParameter, brief, require_count
+from ..errors import InvalidImage, InvalidParameter, UnknownName, brief, require_count
+from ..files import run_file
 from ..kinds import require_settings
 from ..pixels import AnyImage, Ends, Pixels, picture, with_channels
 
@@ -287,3 +289,27 @@ class CustomPreprocess:
     def as_dict(self) -> dict[str, Any]:
         """Return the function's name for a JSON file."""
         return {"function": getattr(self.function, "__qualname__", repr(self.function))}
+
+
+AnyPreprocess = Preprocess | CustomPreprocess
+
+
+def preprocess_named(text: str, channels: int) -> AnyPreprocess:
+    """``"none"``, which scales to [0, 1] alone, or ``"path/to/file.py:name"``, a ``Preprocess`` or a function.
+
+    Raises:
+        InvalidParameter: another text; no such file or name, or it is neither.
+        UnknownName: the file has no such name.
+    """
+    if text == "none":
+        return Preprocess(resize=None, crop=None, mean=None, std=None, channels=channels)
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py"):
+        raise InvalidParameter(f"preprocess {text!r}: give none, or path/to/file.py:name")
+    module = run_file(Path(path), InvalidParameter, "file of a preprocess", "name")
+    if not hasattr(module, name):
+        raise UnknownName(f"preprocess in {path}", name, [known for known in vars(module) if known[0] != "_"])
+    found = getattr(module, name)
+    if not callable(found):
+        raise InvalidParameter(f"{text} is {type(found).__name__}; give a Preprocess or a function of an image")
+    return found if isinstance(found, Preprocess | CustomPreprocess) else CustomPreprocess(found)

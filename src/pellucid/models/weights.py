@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -261,3 +262,33 @@ def read_facts(path: Path) -> dict[str, Any]:
     except InvalidParameter as error:
         raise InvalidWeights(f"{path}: {error}") from error
     return {name: value for name, value in found.items() if value}
+
+
+def is_untrained(model: nn.Module) -> bool:
+    """Whether weights lie as PyTorch draws them: every normalization is as it begins, each 1 or 0.
+
+    Where there is none, every weight of a layer with n inputs is spread evenly within 1 / sqrt(n), its default.
+    """
+    parts = list(model.modules())
+    norms = [part for part in parts if isinstance(part, _NORMS) and isinstance(part.weight, Tensor)]
+    if norms:
+        return all(map(_is_as_begun, norms))
+    weighted = [part.weight for part in parts if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)]
+    return bool(weighted) and all(map(_is_evenly_drawn, weighted))
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def _is_as_begun(norm: Any) -> bool:
+    weight: Tensor = norm.weight.detach()
+    others: list[Tensor | None] = [norm.bias, getattr(norm, "running_mean", None)]
+    changed = bool((weight != weight.flatten()[0]).any()) or float(weight.flatten()[0]) not in (0.0, 1.0)
+    return not changed and not any(other is not None and bool(other.any()) for other in others)
+
+
+def _is_evenly_drawn(weight: Tensor) -> bool:
+    values, bound = weight.detach().double(), 1 / math.sqrt(weight[0].numel())
+    # The mean square of n even draws is bound^2 / 3, give or take a share of sqrt(4 / 5 / n).
+    share = float(3 * values.square().mean() / bound**2)
+    return float(values.abs().max()) <= bound * 1.001 and abs(share - 1) < 5 * math.sqrt(0.8 / values.numel())

@@ -172,7 +172,7 @@ def load_model(
             "leave classes out, or take weights='random'"
         )
     if not architecture.sized and preprocess is IMAGENET:
-        preprocess = _of_channels(model)
+        preprocess = assumed(input_channels(model))
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
@@ -195,10 +195,9 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
     return architecture.pretrained(str(weights))
 
 
-def _of_channels(model: nn.Module) -> Preprocess:
-    """ImageNet's preprocessing; of a first convolution with another number of channels without normalization."""
-    channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
-    return assumed(channels)
+def input_channels(model: nn.Module) -> int:
+    """The channels of the first convolution; 3 where there is none."""
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
 def _fitting(

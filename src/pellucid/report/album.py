@@ -9,11 +9,24 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InvalidData
-from .figures import Map, colored, encoded, has_negative, scaled, shrunk
-from .pages import data_uri
+from .figures import (
+    Map,
+    Overlay,
+    color_bar,
+    colored,
+    encoded,
+    has_negative,
+    meanings,
+    overlaid,
+    scaled,
+    shrunk,
+    upsampled,
+)
+from .pages import ColorKey, Tile, data_uri
 
 LONGEST_SIDE = 256  # pixels of a picture
 BUDGET = 6_000_000  # bytes of all pictures: photos beyond are left out
@@ -91,9 +104,9 @@ def read_photo(data: bytes) -> Image.Image:
         raise InvalidData(f"a photo among the run's pictures cannot be read: {error}; run it again") from error
 
 
-def map_uri(values: Map, signed: bool) -> str:
-    """A map (h, w) as a PNG of its own size, or of 256 pixels if it is larger."""
-    values = scaled(shrunk(values, max(values.shape) / LONGEST_SIDE))
+def map_uri(values: Map, signed: bool, side: int = LONGEST_SIDE) -> str:
+    """A map (h, w) as a PNG of its own size, or of ``side`` pixels if it is larger."""
+    values = scaled(shrunk(values, max(values.shape) / side))
     shares = (values + 1) / 2 if signed else values
     picture = Image.fromarray(np.rint(shares * (LEVELS - 1)).astype(np.uint8), "P")
     picture.putpalette(_palette(signed))
@@ -102,9 +115,36 @@ def map_uri(values: Map, signed: bool) -> str:
 
 def photo_uri(data: bytes) -> str:
     """A photo as a JPEG of at most 256 pixels."""
-    picture = read_photo(data)
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return pixels_uri(np.asarray(read_photo(data)))
+
+
+def pixels_uri(pixels: NDArray[np.uint8], side: int = LONGEST_SIDE) -> str:
+    """Pixels (H, W, 3) as a JPEG of at most ``side`` pixels."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
     return data_uri(encoded(picture, "jpeg", quality=88), "jpeg")
+
+
+def map_tile(
+    values: Map,
+    words: str,
+    signed: bool,
+    photo: NDArray[np.uint8],
+    overlay: Overlay | None,
+    side: int = LONGEST_SIDE,
+) -> Tile:
+    """A map for a page, alone or over its photo (H, W, 3)."""
+    if overlay is None:
+        return Tile(map_uri(values, signed, side), words, max(values.shape) < side // 2)
+    behind = shrunk(photo, max(photo.shape) / side)
+    over = overlaid(scaled(upsampled(values, behind.shape[:2])), behind, signed, overlay)
+    return Tile(pixels_uri(over, side), words)
+
+
+def color_key(signed: bool, explained: str = "the class", overlay: Overlay | None = None) -> ColorKey:
+    """What the colors of a page's maps mean."""
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in color_bar(signed, overlay, 9)[0]]
+    return ColorKey(colors, meanings(signed, explained))
 
 
 def _known(data: bytes) -> Map:

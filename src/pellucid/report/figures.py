@@ -250,6 +250,18 @@ def upsampled(values: Map, size: tuple[int, ...]) -> Map:
     return larger
 
 
+def color_bar(signed: bool, overlay: Overlay | None = None, count: int = 257) -> NDArray[np.uint8]:
+    """All colors of maps from left to right, (1, count, 3); of an overlay on gray."""
+    bar = np.linspace(-1 if signed else 0, 1, count)[None]
+    # Contours lie where a value is half of the strongest: a bar of values has no such rim.
+    return drawn_map(bar, signed, np.full((1, count, 3), 160, np.uint8), overlay and Overlay(overlay.alpha))
+
+
+def meanings(signed: bool, explained: str = "the class") -> tuple[str, str, str]:
+    """What the colors mean at the left, in the middle and at the right."""
+    return (f"against {explained}", "0", f"for {explained}") if signed else ("none", "", "strongest")
+
+
 def _bytes(values: Map) -> NDArray[np.uint8]:
     rounded: NDArray[np.uint8] = np.rint(values).astype(np.uint8)
     return rounded
@@ -469,13 +481,9 @@ class _Sheet:
         left, y = self.place(self.count, 0)
         x, y = left if self.width >= 4 else self.px(_MARGIN), y + self.px(0.06)
         width, height = self.px(2 * _CELL), max(self.px(_BAR), 1)
-        bar = np.linspace(-1 if signed else 0, 1, 257)[None]
-        behind = np.full((1, 257, 3), 160, np.uint8)
-        # Contours lie where a value is half of the strongest, of which a bar of values has no rim to show.
-        plain = None if overlay is None else Overlay(overlay.alpha)
-        self.drawing.pictures.append((x, y, width, height, drawn_map(bar, signed, behind, plain)))
+        self.drawing.pictures.append((x, y, width, height, color_bar(signed, overlay)))
         self.drawing.frames.append((x, y, width, height, ""))
-        ends = (f"against {explained}", "0", f"for {explained}") if signed else ("none", "", "strongest")
+        ends = meanings(signed, explained)
         if max(text_width(end, _SMALL) for end in ends) > 0.9 * _CELL:  # a name too long to stand beside the other
             ends, note = ("against", "0", "for") if signed else ends, f"for or against {explained}; {note}"
         y += height + self.px(0.035)

@@ -47,14 +47,55 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A small picture as a data URI; ``squares``: its pixels are to be seen, being so few."""
+
+    uri: str
+    words: str
+    squares: bool = False
+
+
+BLANK = Tile("", "")  # a place of a table that stays empty
+
+
+@dataclass(frozen=True)
+class MapTable:
+    """Small pictures by row and column, None where there is no map.
+
+    Each row has a title; a ``corner`` of None shows none of them.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Tile | None]]]
+    corner: str | None = ""
+
+
+@dataclass(frozen=True)
+class ColorKey:
+    """The colors of maps, as CSS has them, from left to right, and what they mean left, amid and right."""
+
+    colors: Sequence[str]
+    meanings: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs, tables and pictures; ``folded`` shows the heading alone until it is clicked."""
+    """A heading, paragraphs, tables, maps and pictures; ``folded`` shows the heading alone until it is clicked.
+
+    ``photo`` stands beside the paragraphs; ``warnings`` are paragraphs that stand out; ``keys`` say what the
+    colors of the maps mean; ``note`` is small print below them.
+    """
 
     heading: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     folded: bool = False
+    warnings: Sequence[str] = ()
+    photo: Tile | None = None
+    maps: Sequence[MapTable] = ()
+    keys: Sequence[ColorKey] = ()
+    note: str = ""
 
     def markdown(self, pictures: str) -> list[str]:
         """Its parts, with the .png files of the folder ``pictures`` beside the page."""
@@ -77,6 +118,7 @@ class Page:
     lead: Sequence[str]
     sections: Sequence[Section]
     footer: str = ""
+    others: Sequence[tuple[str, str]] = ()  # titles and files of the pages that this one is one of; its own: ""
 
     def html(self) -> str:
         """The page as HTML, with its pictures inside."""

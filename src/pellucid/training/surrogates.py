@@ -18,7 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ..data.labeled import decode
 from ..data.sources import open_images
 from ..errors import InvalidData, InvalidImage, InvalidModel, InvalidParameter, require_choice, require_count
-from ..models.preprocess import CustomPreprocess, Preprocess
+from ..models.preprocess import AnyPreprocess, Preprocess
 from ..pixels import require_picture
 from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
@@ -29,8 +29,6 @@ from ..variants.surrogate import Surrogate, named_tensors
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from .hyperparameters import TrainingPrecision, in_bfloat16
 from .loop import Learner, Progress, fit, seeded
-
-AnyPreprocess = Preprocess | CustomPreprocess
 
 
 def train_surrogate(

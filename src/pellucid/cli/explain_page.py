@@ -1,0 +1,184 @@
+"""The page of ``explain``: what was asked, what to bear in mind, and each photo with its maps."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..catalog import meaning
+from ..errors import counted
+from ..files import replace_file
+from ..report.album import BUDGET, color_key
+from ..report.figures import scaling_note
+from ..report.pages import MapTable, Page, Section, Table
+from .facts import weights_facts
+from .lists import VARIANT_MEANINGS
+from .noticed import noticed, seen_as
+from .output import origin
+from .photos import score
+from .pictures import Card
+from .run import ExplainRun
+
+_LEAD = (
+    "Each map colors the places of a photo, or of a layer inside the network, by how much they matter for the "
+    "class named beside it. Maps show what the network's answer hangs on, not whether the answer is right."
+)
+_LAYERS = (
+    "At the layer called input a map has a value for each pixel. At other layers one square stands for one place "
+    "of the layer: the deeper the layer, the coarser its map."
+)
+
+
+@dataclass(frozen=True)
+class ExplainPage:
+    """The page, or pages where photos are many, of a run whose cards lie in its draft folder."""
+
+    run: ExplainRun
+
+    def write(self) -> None:
+        """Write report.html, the pages after it, and predictions.csv."""
+        folder, parts = self.run.folder, list(self.parts())
+        names = ["report.html", *(f"report-{number:03d}.html" for number in range(2, len(parts) + 1))]
+        for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+            titles = [f"From {one[0]['name']}" for one in parts]
+            others = [(title, "" if other == name else other) for title, other in zip(titles, names, strict=True)]
+            before = self.introduction() if number == 0 else []
+            sections = [*before, *(self.photo(facts) for facts in part)]
+            lead = [_LEAD, self.asked] if number == 0 else []
+            page = Page(self.title, lead, sections, self.footer, others if len(parts) > 1 else [])
+            replace_file(folder / name, page.html().encode())
+        replace_file(folder / "predictions.csv", predictions(self.run.found.photos).encode())
+
+    def parts(self) -> Iterator[list[dict[str, Any]]]:
+        """The photos of each page, as many as fit into the budget of bytes; at least one."""
+        part: list[dict[str, Any]] = []
+        size = 0
+        for facts in self.run.found.photos:
+            card = self.card(facts)
+            bytes_of = len(card.photo.uri) + sum(len(tile.uri) for tile in card.maps.values())
+            if part and size + bytes_of > BUDGET:
+                yield part
+                part, size = [], 0
+            part.append(facts)
+            size += bytes_of
+        yield part
+
+    def card(self, facts: Mapping[str, Any]) -> Card:
+        """A photo's card."""
+        return Card.read(self.run.folder, facts["key"])
+
+    @property
+    def title(self) -> str:
+        """What was asked for, or what was done."""
+        photos = self.run.found.photos
+        what = photos[0]["name"] if len(photos) == 1 else counted(len(photos), "photo")
+        return self.run.request.title or f"What {self.run.loaded.name} sees in {what}"
+
+    @property
+    def asked(self) -> str:
+        """What the maps are of, in one sentence."""
+        request = self.run.request
+        asked = {
+            "auto": "the class that it finds most likely",
+            "label": "the class that the photo is labeled with",
+        }
+        return f"The question to the network was: what speaks for {asked.get(request.target, request.target)}?"
+
+    def introduction(self) -> list[Section]:
+        """What to bear in mind, and what the maps show."""
+        run = self.run
+        told = [sentence[0].upper() + sentence[1:] + "." for sentence in noticed(run)]
+        told += [f"Left out: {reason}." for reason in run.left_out[:_MOST_TOLD]]
+        if len(run.left_out) > _MOST_TOLD:
+            told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")
+        rows = [[text, meaning(text) or "See pellucid list methods."] for text in run.request.texts.values()]
+        tables = [Table(["method", "what its maps show"], rows, prose=True)]
+        if list(run.request.variants) != ["original"]:
+            of = [[name, VARIANT_MEANINGS.get(name, _SURROGATE)] for name in run.request.variants]
+            tables.append(Table(["variant", "strided convolutions of the network"], of, prose=True))
+        caution = [Section("What to bear in mind", warnings=told)] if told else []
+        return [*caution, Section("What the maps show", [_LAYERS], tables)]
+
+    def photo(self, facts: Mapping[str, Any]) -> Section:
+        """One photo: what it was taken for, and its maps."""
+        card, request = self.card(facts), self.run.request
+        paragraphs = list(self.answers(facts))
+        keys = [color_key(card.signed, facts["target"]["name"], request.overlay)]
+        note = scaling_note(request.heatmap["clip"])
+        note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
+        maps = [self.maps(card)]
+        return Section(facts["name"], paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
+
+    def answers(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        """What the photo was taken for, in lines."""
+        target, predicted = facts["target"], facts["predicted"]
+        if "label" in facts:
+            yield f"Label: {facts['label']['name']}"
+        if "value" in target:
+            yield f"Value: {score(target)}"
+        elif len(facts["likeliest"]) > 1:
+            yield "Predicted: " + ", ".join(f"{one['name']} {score(one)}" for one in facts["likeliest"])
+        if "value" not in target:
+            also = "" if target["class"] == predicted["class"] else ", which is not the predicted class"
+            yield f"Explained: {target['name']} {score(target)}{also}"
+        for name, of in facts.get("variants", {}).items():
+            changed = f"{of['target']['name']} {score(of['target'])}, predicted {of['predicted']['name']}"
+            yield f"Under {name}: {changed}"
+
+    def maps(self, card: Card) -> MapTable:
+        """Methods x layers x variants; where methods chose their layers, one column each."""
+        request = self.run.request
+        variants, texts = list(request.variants), request.texts
+        if request.layers is None:
+            places = list(dict.fromkeys((method, layer) for method, layer, _ in card.maps))
+            rows = [(of, [card.maps.get((*place, of)) for place in places]) for of in variants]
+            columns = [f"{texts[method]}\n({layer})" for method, layer in places]
+            return MapTable(columns, rows, None if len(variants) == 1 else "variant")
+        layers = list(dict.fromkeys(layer for _, layer, _ in card.maps))
+        rows = [
+            (
+                texts[method] if len(variants) == 1 else f"{texts[method]}, {of}",
+                [card.maps.get((method, layer, of)) for layer in layers],
+            )
+            for method in texts
+            for of in variants
+        ]
+        return MapTable(layers, rows, "method" if len(variants) == 1 else "method, variant")
+
+    @cached_property
+    def footer(self) -> str:
+        """What made the page."""
+        run, facts = self.run, origin(self.run.request.command)
+        known = weights_facts(run.loaded)
+        weights = f"weights {known['weights']}" + (
+            f" (sha256 {known['sha256'][:12]})" if "sha256" in known else ""
+        )
+        versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        return (
+            f"Network {run.loaded.name}, {weights}. Photos were {seen_as(run.loaded.preprocess)}. "
+            f"Made by: {facts['command']} ({versions})"
+        )
+
+
+_MOST_TOLD = 20  # photos left out that are named
+_SURROGATE = "bilinear paths, trained to take their place, run instead"
+
+
+def predictions(photos: Sequence[Mapping[str, Any]]) -> str:
+    """What each photo was taken for, as CSV."""
+    variants = list(photos[0].get("variants", {}))
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    kind = "value" if "value" in photos[0]["target"] else "probability"
+    heads = ["photo", "source", "label", "predicted", f"predicted_{kind}", "explained", f"explained_{kind}"]
+    rows.writerow([*heads, *(f"explained_{kind}_{name}" for name in variants)])
+    for facts in photos:
+        classes = [facts["predicted"], facts["target"]]
+        told = [part for one in classes for part in (one["name"], f"{one[kind]:.6g}")]
+        moved = [f"{facts['variants'][name]['target'][kind]:.6g}" for name in variants]
+        rows.writerow([facts["name"], facts["source"], facts.get("label", {}).get("name", ""), *told, *moved])
+    return file.getvalue()

@@ -1,0 +1,121 @@
+"""What a run of ``explain`` noticed, as sentences: told once on the terminal, and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import counted
+from ..models.preprocess import IMAGENET, AnyPreprocess, Preprocess, is_assumed
+from ..models.weights import is_untrained
+from .run import ExplainRun
+from .terminal import notes_told
+
+_LARGE = 20.0  # no normalized image has such values
+_POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
+
+
+def noticed(run: ExplainRun) -> list[str]:
+    """All that whoever looks at the maps should know."""
+    parts = (_of_model(run), _of_photos(run), _of_variants(run), _of_methods(run))
+    return [sentence for part in parts for sentence in part]
+
+
+def seen_as(preprocess: AnyPreprocess) -> str:
+    """What is done to photos before the network sees them."""
+    if not isinstance(preprocess, Preprocess):
+        return "prepared by a function of the user's"
+    steps = []
+    if preprocess.resize is not None:
+        steps.append(f"resized to {preprocess.resize}")
+    if preprocess.crop is not None:
+        steps.append(f"cropped to {preprocess.crop}")
+    scaled = "normalized" if preprocess.mean else "scaled to [0, 1]"
+    steps.append("normalized as ImageNet's" if preprocess.mean == IMAGENET.mean else scaled)
+    return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
+
+
+def _of_model(run: ExplainRun) -> Iterator[str]:
+    loaded, is_file = run.loaded, ".py:" in run.loaded.name
+    if loaded.weights == "random" and not is_file:
+        yield f"{loaded.name} has random weights; give --weights FILE or DEFAULT"
+    elif loaded.weights == "random" and is_untrained(loaded.model):
+        yield (
+            f"{loaded.name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
+            "nothing of a trained network; load its weights in the file or give --weights FILE"
+        )
+    if run.request.target == "auto" and "value" in run.found.photos[0]["target"]:
+        yield "one output is explained as a value; name a classifier's two answers: --classes no,yes"
+    if run.found.is_normalized:
+        yield "the outputs are probabilities; explain the model without its last softmax"
+    if run.named_by_folders:
+        yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
+    preprocess = loaded.preprocess
+    if is_file and run.request.preprocess is None and is_assumed(preprocess):
+        yield (
+            f"the model's file has no preprocess: photos are {seen_as(preprocess)}; "
+            "say otherwise by --preprocess none or FILE.py:NAME"
+        )
+
+
+def _of_photos(run: ExplainRun) -> Iterator[str]:
+    found = run.found
+    for name, low, high in found.dark[:1]:
+        yield (
+            f"{name} uses little of what its bits can hold, so the model sees it nearly of one grey "
+            f"({counted(len(found.dark), 'such photo')}); give --scale, such as {low},{high}"
+        )
+    for name, width, height in found.shrunk[:1]:
+        yield (
+            f"{name}, {width} x {height}, is {seen_as(run.loaded.preprocess)}, so fine structures are lost "
+            f"({counted(len(found.shrunk), 'such photo')}); cut it into tiles, or give --preprocess"
+        )
+    if found.largest > _LARGE:
+        yield (
+            f"the model sees values up to {found.largest:.4g}, as of images that are not normalized; unless it "
+            "scales them itself, divide by 255 (--scale 0,255 of float images) and normalize"
+        )
+
+
+def _of_variants(run: ExplainRun) -> Iterator[str]:
+    names = list(run.found.photos[0].get("variants", {}))
+    for name in names:
+        rows = [(facts["target"], facts["predicted"], facts["variants"][name]) for facts in run.found.photos]
+        if "probability" not in rows[0][0]:
+            continue
+        moved = 100 * np.mean([abs(target["probability"] - of["target"]["probability"]) for target, _, of in rows])
+        same = sum(predicted["class"] == of["predicted"]["class"] for _, predicted, of in rows)
+        yield (
+            f"under {name} the network is another: it moves the explained class's probability by {moved:.1f} "
+            f"points on average and predicts as the original for {same} of {counted(len(rows), 'photo')}: "
+            f"{verdict_on(float(moved), same / len(rows))}"
+        )
+
+
+def verdict_on(points: float, same: float) -> str:
+    """Whether maps of another network speak for the original one."""
+    if points <= _CLOSE[0] and same >= _CLOSE[1]:
+        return "close to the original, so that its maps speak for it"
+    if points > _POOR[0] or same < _POOR[1]:
+        return "a poor stand-in, whose maps do not explain the original network"
+    return "a fair stand-in; mind the difference"
+
+
+def _of_methods(run: ExplainRun) -> Iterator[str]:
+    for (warning, method), layers in run.found.layers_noted().items():
+        told = notes_told({(warning, method): layers}, "photo")[0]
+        if warning == "CompletenessWarning":
+            names = [name for name, text in run.request.texts.items() if text == method]
+            largest = _largest(run.found.photos, names, layers)
+            told += f", see residuals in run.json (the largest is {largest:.3g} logits)"
+        yield told
+
+
+def _largest(photos: Sequence[Mapping[str, Any]], names: Sequence[str], layers: Sequence[str]) -> float:
+    """The largest residual of a method at some layers, in logits."""
+    residuals = [item for facts in photos for item in facts.get("residuals", {}).items()]
+    return max(
+        float(abs(value)) for key, value in residuals if key.split("/")[0] in names and key.split("/")[1] in layers
+    )
