@@ -327,6 +327,9 @@ def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, d
     """Name, inner method and keyword settings of one level of the text."""
     if isinstance(node, ast.Name):
         return node.id, None, {}
+    if isinstance(node, ast.BinOp):  # a name with a hyphen, such as grad-cam
+        known = METRICS if kind == "metric" else [*METHODS, *COMBINATORS]
+        raise UnknownName(kind, ast.unparse(node).replace(" ", ""), known)
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
         raise InvalidParameter(f"{brief(ast.unparse(node))} is no {kind}; write name(inner, parameter=value)")
     inner = node.args[0] if node.args else None

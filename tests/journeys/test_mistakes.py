@@ -1,4 +1,4 @@
-"""Natural mistakes: each leads to a sentence that names the thing and what to do."""
+"""Twelve natural mistakes, and more: each leads to a sentence that names the thing and what to do."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 import pellucid as pl
 
-from .person import pictures, typed, write_model
+from .person import network, pictures, typed, write_model
 
 EXPLAIN = "pellucid explain photo.png --model shapes-resnet"
 
@@ -23,6 +23,7 @@ def _photo() -> None:
         (f"{EXPLAIN} --target circel", "unknown class 'circel'; did you mean circle"),
         (f"{EXPLAIN} --layers layer3.2", "unknown layer 'layer3.2'; did you mean layer3.1"),
         (f"{EXPLAIN} --weights lost.safetensors", "there is no weights file lost.safetensors"),
+        (f"{EXPLAIN} --methods grad-cam", "unknown method 'grad-cam'; did you mean gradcam"),
         (f"{EXPLAIN} --methods gradcan", "unknown method 'gradcan'; did you mean gradcam"),
         ("pellucid explain fotos --model shapes-resnet", "there is no file or folder fotos"),
         (f"{EXPLAIN} --layer input", "No such option: --layer (Possible options: --layers"),
@@ -54,3 +55,18 @@ def test_a_softmax_at_the_end_is_noticed() -> None:
     )
     said = typed("pellucid explain photo.png --model model.py:sure -o out")
     assert "the outputs are probabilities; explain the model without its last softmax" in said
+
+
+def test_another_number_of_channels_is_named() -> None:
+    write_model("model.py", "preprocess = Preprocess(resize=64, crop=64)", channels=1)
+    said = typed("pellucid explain photo.png --model model.py:network -o out", code=2)
+    assert "the model fails on images of shape (1, 3, 64, 64)" in said
+    assert "to have 1 channels, but got 3 channels" in said
+    with pytest.raises(pl.PellucidError, match=r"fails on images of shape \(1, 3, 64, 64\).*1 channels"):
+        pl.method("gradient")(network("model.py"), torch.randn(1, 3, 64, 64))
+
+
+def test_images_with_channels_last_are_told_in_python() -> None:
+    model = pl.load_model("shapes-resnet").model
+    with pytest.raises(pl.PellucidError, match=r"channels last.*permute"):
+        pl.method("gradient")(model, torch.randn(1, 64, 64, 3))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidModel
 from ..layers import module_outputs
-from ..outputs import logits_in
+from ..outputs import first_logits, logits_in
 from ..passes import is_out_of_memory
 
 TRIES = 100  # of a model that draws random numbers, until two differ
@@ -68,7 +68,7 @@ def _changed_by_a_run(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}
 
-    before, logits = versions(), _logits(model, image)
+    before, logits = versions(), first_logits(model, image)
     return next((name for name, version in versions().items() if before.get(name) != version), ""), logits
 
 
