@@ -448,11 +448,11 @@ def test_an_occlusion_measures_no_more_than_the_patch():
 
 def test_one_training_has_no_interval_and_three_have(results, data, tmp_path):
     summary = Statistics.of(results).summary
-    assert summary["n"].tolist() == [3] * 9 * 2  # at the input, and at all layers, which is the same
+    assert summary["n"].tolist() == [3] * 9
     assert summary["low"].notna().all()
     wanted = spec(data, {"methods": ["random"]}, fractions=[0.5], seeds=1, epochs=1)
     single = Statistics.of(benchmark(wanted, tmp_path / "run")).summary
-    assert single["n"].tolist() == [1] * 4
+    assert single["n"].tolist() == [1] * 2
     assert single["low"].isna().all()
     assert single["rank"].isna().all()
 

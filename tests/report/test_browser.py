@@ -118,7 +118,7 @@ def test_the_pictures_are_those_of_the_layer_the_variant_and_the_photo(view, run
     assert drawn("maps", 3, 2) == expected("forward", "smoothgrad", "layer1.1", "image-0")
     tab.select_option("#layer", label="layer2.1")
     assert drawn("maps", 3, 2) == expected("forward", "smoothgrad", "layer2.1", "image-0")
-    tab.get_by_text("image-1", exact=True).click()
+    tab.get_by_text("image-1: class 1", exact=True).click()
     assert drawn("maps", 3, 2) == expected("forward", "smoothgrad", "layer2.1", "image-1")
     tab.select_option("#variant", label="backward")
     assert drawn("strips", 5, 0) == expected("backward", "gradcam", "input", "image-1")

@@ -151,7 +151,11 @@ class Results:
         cells = len(self.record.cells)
         done = counted(cells - len(self.missing), "cell")
         told = f"{done} of {cells}, {counted(len(self.record.images), 'image')}; trust_card(results) judges them"
-        return f"<p><b>{escape(self.record.name)}</b>: {escape(told)}</p>{self.pivot().to_html()}"
+        table = self.pivot()
+        table = table[table.index.get_level_values("method").notna()].dropna(axis="columns", how="all")
+        html = table.to_html(max_rows=24, float_format="{:.3g}".format, na_rep="", border=0)
+        head = f"<p><b>{escape(self.record.name)}</b>: {escape(told)}</p>"
+        return f'{head}<div style="overflow-x: auto">{html}</div>'
 
 
 def _places(table: pandas.DataFrame, columns: Sequence[str]) -> list[Any]:

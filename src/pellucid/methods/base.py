@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,7 +92,12 @@ class Attributions(Mapping[str, Tensor]):
         """Shapes, and a picture of the first images' maps, in a notebook."""
         shown = {layer: value[:_SHOWN] for layer, value in self.items() if value.dim() == 4}
         few = Attributions(dict(list(shown.items())[: 2 * _SHOWN]), self.targets[:_SHOWN])
-        return f"<p><code>{escape(repr(self))}</code></p>{few.plot()._repr_svg_() if few else ''}"
+        text = f"<p><code>{escape(repr(self))}</code></p>"
+        if not few:
+            return text
+        picture = b64encode(few.plot().file("png")).decode()
+        style = f"max-width: 100%; width: {8 + 9 * len(few)}em"
+        return f'{text}<img alt="" style="{style}" src="data:image/png;base64,{picture}">'
 
     def plot(self, images: Any = None, **settings: Any) -> Any:
         """Draw the maps beside the images (B, C, H, W), as ``pellucid.show(attributions, images)`` does."""
