@@ -18,23 +18,32 @@ def _sequence(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def _mnist_cnn(num_classes: int, side: int, hidden: int, activation: str, dropout: float = 0.0) -> nn.Sequential:
+    """Two convolutions of 32 and 64 channels, each activated and pooled by 2, then two linear layers."""
+    named = activation.lower()
+    activated: type[nn.Module] = getattr(nn, activation)
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(1, 32, side, padding=side // 2),
+        f"{named}1": activated(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(32, 64, side, padding=side // 2),
+        f"{named}2": activated(),
+        "pool2": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),
+        "linear1": nn.Linear(64 * 7 * 7, hidden),
+        f"{named}3": activated(),
+    }
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
+    return _sequence(**layers, linear2=nn.Linear(hidden, num_classes))
+
+
 def sanity_cnn(num_classes: int = 10) -> nn.Sequential:
     """Build the MNIST CNN of the sanity-check report: (B, 1, 28, 28) -> (B, num_classes) logits.
 
     Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-1024-10.
     """
-    return _sequence(
-        conv1=nn.Conv2d(1, 32, 5, padding=2),
-        relu1=nn.ReLU(),
-        pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(32, 64, 5, padding=2),
-        relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(2),
-        flatten=nn.Flatten(),
-        linear1=nn.Linear(64 * 7 * 7, 1024),
-        relu3=nn.ReLU(),
-        linear2=nn.Linear(1024, num_classes),
-    )
+    return _mnist_cnn(num_classes, 5, 1024, "ReLU")
 
 
 def selu_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -44,19 +53,15 @@ def selu_cnn(num_classes: int = 10) -> nn.Sequential:
     dropout 0.5. It has no ReLU, so the ReLU rules do not apply to it. The paper's last softmax is left
     out: maps explain logits.
     """
-    return _sequence(
-        conv1=nn.Conv2d(1, 32, 3, padding=1),
-        selu1=nn.SELU(),
-        pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(32, 64, 3, padding=1),
-        selu2=nn.SELU(),
-        pool2=nn.MaxPool2d(2),
-        flatten=nn.Flatten(),
-        linear1=nn.Linear(64 * 7 * 7, 128),
-        selu3=nn.SELU(),
-        dropout=nn.Dropout(0.5),
-        linear2=nn.Linear(128, num_classes),
-    )
+    return _mnist_cnn(num_classes, 3, 128, "SELU", dropout=0.5)
+
+
+def lenet5(num_classes: int = 10) -> nn.Sequential:
+    """Build an MNIST CNN that is trained plainly and robustly: (B, 1, 28, 28) -> (B, num_classes) logits.
+
+    Two 3x3 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-200-10.
+    """
+    return _mnist_cnn(num_classes, 3, 200, "ReLU")
 
 
 def cifar_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -250,25 +255,6 @@ def _stage(
     """As many blocks; the first changes size and channels."""
     others = [block(out_channels, out_channels) for _ in range(count - 1)]
     return nn.Sequential(block(channels, out_channels, stride), *others)
-
-
-def lenet5(num_classes: int = 10) -> nn.Sequential:
-    """Build an MNIST CNN that is trained plainly and robustly: (B, 1, 28, 28) -> (B, num_classes) logits.
-
-    3x3 convolutions of 32 and 64 channels, each with ReLU and 2x2 max-pooling, then 3136-200-10.
-    """
-    return _sequence(
-        conv1=nn.Conv2d(1, 32, 3, padding=1),
-        relu1=nn.ReLU(inplace=True),
-        pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(32, 64, 3, padding=1),
-        relu2=nn.ReLU(inplace=True),
-        pool2=nn.MaxPool2d(2),
-        flatten=nn.Flatten(),
-        linear1=nn.Linear(64 * 7 * 7, 200),
-        relu3=nn.ReLU(inplace=True),
-        linear2=nn.Linear(200, num_classes),
-    )
 
 
 class PaperModel(NamedTuple):
