@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import pellucid as pl
@@ -39,11 +40,20 @@ def test_version():
     assert re.fullmatch(r"pellucid \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
-@pytest.mark.parametrize("name", ["explain", "list", "train", "demo"])
-def test_every_command_has_help(name):
-    result = run(name, "--help")
+def commands(group, path=()):
+    """Every command's name, as words."""
+    yield path
+    for name, inner in getattr(group, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("name", list(commands(get_command(app))), ids=" ".join)
+def test_help_is_whole_at_80_columns(name):
+    result = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout  # where words are cut off
 
 
 def test_all_methods_are_listed_with_their_sources():

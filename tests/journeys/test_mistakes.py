@@ -57,6 +57,15 @@ def test_a_softmax_at_the_end_is_noticed() -> None:
     assert "the outputs are probabilities; explain the model without its last softmax" in said
 
 
+def test_images_up_to_255_are_noticed() -> None:
+    write_model(
+        "model.py",
+        "def preprocess(image):\n    return 255 * Preprocess(resize=64, crop=64, mean=None, std=None)(image)\n",
+    )
+    said = typed("pellucid explain photo.png --model model.py:network -o out")
+    assert "as of images that are not normalized" in said
+
+
 def test_another_number_of_channels_is_named() -> None:
     write_model("model.py", "preprocess = Preprocess(resize=64, crop=64)", channels=1)
     said = typed("pellucid explain photo.png --model model.py:network -o out", code=2)

@@ -40,8 +40,9 @@ def explain(
     model: Annotated[
         str,
         typer.Option(
+            metavar="MODEL",
             help="A name of `pellucid list models`, `timm:NAME`, `hf:NAME`, `hf:FOLDER` or "
-            "`path/to/file.py:factory`."
+            "`path/to/file.py:factory`.",
         ),
     ] = "resnet50",
     weights: Annotated[
@@ -53,22 +54,25 @@ def explain(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Names or text forms, comma-separated; may be repeated.", show_default="gradient"),
+        typer.Option(metavar="A,B,C", help="Names or text forms; may be repeated.", show_default="gradient"),
     ] = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="`all`, names or globs, comma-separated; by default each method's own choice."),
+        typer.Option(metavar="A,B,C", help="`all`, names or globs; by default each method's own choice."),
     ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="A,B,C",
             help="`original`, `backward`, `forward` or a surrogate's .safetensors file; may be repeated.",
             show_default="original",
         ),
     ] = None,
     layouts: Annotated[
         list[str] | None,
-        typer.Option(help="Of layers whose dimensions cannot be told, as `blocks.*=tokens(prefix=1)`."),
+        typer.Option(
+            metavar="LAYER=HOW", help="Of layers whose dimensions cannot be told, as `blocks.*=tokens(prefix=1)`."
+        ),
     ] = None,
     target: Annotated[
         str,
@@ -95,7 +99,9 @@ def explain(
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(metavar="none|FILE.py:NAME", help="What photos go through, in place of the model's own."),
+        typer.Option(
+            metavar="none|FILE", help="What photos go through, in place of the model's own; or `file.py:name`."
+        ),
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the grey photo.")] = False,
     alpha: Annotated[
@@ -118,9 +124,9 @@ def explain(
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
     max_batch: Annotated[str, MAX_BATCH] = str(DEFAULT_MAX_BATCH),
     device: Annotated[str, DEVICE] = "auto",
-    attributions: Annotated[
-        bool, typer.Option(help="Whether to write the raw attributions, which are large.")
-    ] = True,
+    no_attributions: Annotated[
+        bool, typer.Option("--no-attributions", help="Do not write the raw attributions, which are large.")
+    ] = False,
 ) -> None:
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
 
@@ -180,7 +186,7 @@ def explain(
             preprocess=preprocess,
             overlay=over if overlay or contours or alpha is not None else None,
             pictures=[] if no_pictures else checked_pictures(pictures),
-            keep_attributions=attributions,
+            keep_attributions=not no_attributions,
             title=title,
             command=ctx.meta[COMMAND],
         )
