@@ -331,7 +331,12 @@ def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, d
         known = METRICS if kind == "metric" else [*METHODS, *COMBINATORS]
         raise UnknownName(kind, ast.unparse(node).replace(" ", ""), known)
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
-        raise InvalidParameter(f"{brief(ast.unparse(node))} is no {kind}; write name(inner, parameter=value)")
+        text = ast.unparse(node)
+        if re.fullmatch(r"\w+( - \w+)+", text):  # a name with dashes, which Python takes for a difference
+            raise UnknownName(
+                kind, text.replace(" ", ""), METRICS if kind == "metric" else [*METHODS, *COMBINATORS]
+            )
+        raise InvalidParameter(f"{brief(text)} is no {kind}; write name(inner, parameter=value)")
     inner = node.args[0] if node.args else None
     words = [str(word.arg) for word in node.keywords]
     if len(set(words)) < len(words):

@@ -40,9 +40,22 @@ class UnknownName(PellucidError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(set(known))
-        near = get_close_matches(name[:_MOST_QUOTED], names, n=3, cutoff=0.5)
+        near = _nearest(name[:_MOST_QUOTED], names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
         super().__init__(f"unknown {kind} {brief(name)}; {hint}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """At most three names spelled alike; capitals, dashes and the like do not count: Grad-CAM is gradcam."""
+    known: dict[str, list[str]] = {}
+    for one in names:
+        known.setdefault(_folded(one), []).append(one)
+    near = get_close_matches(_folded(name), known, n=3, cutoff=0.5)
+    return [one for folded in near for one in known[folded]][:3]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
 class InvalidParameter(PellucidError, ValueError):

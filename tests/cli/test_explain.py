@@ -747,5 +747,29 @@ def test_files_have_the_modes_that_the_umask_leaves(work):
     assert set(modes.values()) == {"0o644"}, modes
 
 
+def test_the_folder_of_another_command_is_named_and_kept(work):
+    spec = [
+        "--model",
+        "shapes-resnet",
+        "--images",
+        "shapes:2",
+        "--methods",
+        "random",
+        "--metrics",
+        "total_variation",
+    ]
+    assert run("benchmark", *spec, "-o", "graded").exit_code == 0
+    before = sorted(path.name for path in Path("graded").iterdir())
+    result = run("explain", "photo0.png", "--model", "tiny.py:network", "-o", "graded")
+    assert result.exit_code == 2
+    assert "it is of another command, 'pellucid benchmark --model shapes-resnet" in result.stderr
+    assert sorted(path.name for path in Path("graded").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["grad-cam", "Grad-CAM", "GradCAM", "smoothed(grad-cam)", "GRAD_CAM"])
+def test_other_spellings_of_a_name_find_it(work, name):
+    assert "did you mean gradcam" in explain("photo0.png", "--methods", name).stderr
+
+
 def test_formats_of_pictures_are_checked(work):
     assert "--pictures gif: give png, svg or both" in explain("photo0.png", "--pictures", "gif").stderr

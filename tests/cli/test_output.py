@@ -144,7 +144,7 @@ def test_a_link_that_comes_while_a_command_runs_is_not_followed(run):
 def test_a_run_json_of_another_program_is_not_trusted(run, told):
     (run / "run.json").write_text(json.dumps(told))
     before = everything(run.parent)
-    with pytest.raises(OutputNotWritable, match="holds files but no run of pellucid"):
+    with pytest.raises(OutputNotWritable, match="holds files that this command did not write"):
         write_run(run)
     assert everything(run.parent) == before
 

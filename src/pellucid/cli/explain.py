@@ -212,7 +212,7 @@ def _show(run: ExplainRun, output: Path, before: int) -> None:
     for facts in photos[:_MOST_ROWS]:
         target = facts["target"]
         table.add_row(escape(facts["name"]), escape(target["name"]), score(target))
-    show_whole(table)
+    show_whole(table, keys=1)
     if len(photos) > _MOST_ROWS:
         typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
     earlier = f", {before} of them before" if before else ""

@@ -112,12 +112,14 @@ def _earlier_run(folder: Path) -> list[Path]:
         told = json.loads((folder / RUN).read_text())
         if told["made_by"] != "pellucid":
             raise ValueError("another program made it")
+        if FILES not in told:  # of a command that keeps its folder, such as a benchmark's
+            raise ValueError(f"it is of another command, {told.get('command') or 'unknown'!r}")
         # run.json goes first and comes last: a folder that has it is complete.
         return [_own(folder, name) for name in (RUN, *told[FILES])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = "no run.json" if isinstance(error, OSError) else f"run.json: {error}"
         raise OutputNotWritable(
-            f"{folder} holds files but no run of pellucid ({why}); choose another folder or empty it"
+            f"{folder} holds files that this command did not write ({why}); choose another folder or empty it"
         ) from error
 
 
