@@ -2,9 +2,9 @@
 
     python benchmarks/attribution.py [--runs 7] [--device cpu|cuda] [--part speed|memory|all] [--markdown FILE]
 
-ResNet-18 with random weights, 224 x 224, batch 4. Every row's contenders run in turn, so that a busy machine
-slows all of them; a ratio is of medians. The bare loop makes the same passes with plain autograd and hooks,
-parameters frozen, at the best of the batch sizes tried for it. Captum's rows need captum installed.
+ResNet-18 with random weights, and one row of ViT-B/16's, 224 x 224, batch 4. Every row's contenders run in turn,
+so that a busy machine slows all of them; a ratio is of medians. The bare loop makes the same passes with plain
+autograd and hooks, parameters frozen, at the best of the batch sizes tried for it. Captum's rows need captum installed.
 """
 
 from __future__ import annotations
@@ -218,6 +218,20 @@ def rows_of(model: nn.Module, device: str) -> list[Row]:
     ]  # fmt: skip
 
 
+def transformer_row(device: str) -> Row:
+    """ViT-B/16 at its input and all blocks."""
+    torch.manual_seed(0)
+    model = torchvision.models.vit_b_16(weights=None).eval().requires_grad_(False).to(device)
+    images, targets = torch.randn(BATCH, 3, SIZE, SIZE).to(device), torch.arange(BATCH, device=device)
+    layers = pl.layer_names(model)[1:]
+    return Row(
+        f"gradient, input + {len(layers)} blocks of ViT-B/16",
+        lambda: bare_gradient(model, images, targets, layers),
+        lambda: pl.Gradient()(model, images, targets, ["input", *layers]),
+        None, "<= 1.1 bare", BATCH,
+    )  # fmt: skip
+
+
 def measure(rows: list[Row], runs: int) -> None:
     for row in rows:
         contenders = {"bare": row.bare, "ours": row.ours} | ({"captum": row.captum} if row.captum else {})
@@ -293,7 +307,7 @@ def memory(device: str) -> str:
 
 
 def speed(runs: int, device: str, wanted: str) -> str:
-    rows = [row for row in rows_of(resnet18(device), device) if wanted in row.name]
+    rows = [row for row in (*rows_of(resnet18(device), device), transformer_row(device)) if wanted in row.name]
     measure(rows, runs)
     return f"{machine()}, medians of {runs} runs in turn.\n\n{table(rows)}"
 

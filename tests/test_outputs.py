@@ -230,3 +230,14 @@ def test_the_order_in_which_an_output_is_searched():
     assert tensor_in((one, other)) is one
     with pytest.raises(InvalidModel, match="NoneType"):
         tensor_in(None)
+
+
+def test_several_vectors_of_different_sizes_are_not_guessed_at() -> None:
+    """Features beside logits; two heads of one size, such as an auxiliary one, are not in doubt."""
+    features, logits = torch.zeros(2, 8), torch.zeros(2, 5)
+    for output in ((features, logits), [logits, features]):
+        with pytest.raises(InvalidModel, match=r"several vectors .* of sizes 5, 8; .*output=0"):
+            tensor_in(output)
+    assert tensor_in((logits, torch.ones(2, 5))) is logits
+    assert tensor_in((logits, torch.ones(2, 8, 7, 7))) is logits
+    assert tensor_in({"logits": logits, "features": features}) is logits

@@ -29,7 +29,7 @@ def tensor_in(output: Any) -> Tensor:
     item of a tuple or list.
 
     Raises:
-        InvalidModel: it is nowhere there.
+        InvalidModel: it is nowhere there, or may be any of several vectors (B, K) of a tuple, of different sizes.
     """
     found = output
     for key in _KEYS:
@@ -37,6 +37,12 @@ def tensor_in(output: Any) -> Tensor:
             return tensor_in(named)
     if isinstance(output, tuple | list) and output:
         found = output[0]
+        sizes = sorted({part.shape[1] for part in output if isinstance(part, Tensor) and part.dim() == 2})
+        if isinstance(found, Tensor) and found.dim() == 2 and len(sizes) > 1:
+            raise InvalidModel(
+                f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; say "
+                "which are the logits: pellucid.Classifier(model, output=0), or another index"
+            )
     if isinstance(found, Tensor):
         return found
     keys = f" with {shortened(map(str, output))}" if isinstance(output, Mapping) else ""

@@ -242,3 +242,10 @@ def test_noise_does_not_depend_on_the_default_precision() -> None:
         assert torch.equal(pl.Gradient().smoothed(3)(net, x, 0)["input"], expected)
     finally:
         torch.set_default_dtype(before)
+
+
+def test_what_cannot_be_differentiated_is_refused_in_one_line() -> None:
+    net = seeded(lambda: Bottom(Always(lambda x: x * torch.heaviside(x, x.new_zeros(())))))
+    for method in (pl.Gradient(), pl.DeepLift()):
+        with pytest.raises(InvalidModel, match="cannot be differentiated: derivative for aten::heaviside"):
+            method(net, images(2, 14), 0)

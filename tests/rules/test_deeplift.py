@@ -372,6 +372,10 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Tensor]]] = {
         lambda x: F.cosine_similarity(x[:, 0], x[:, 1], -1),
         lambda x: (F.normalize(x[:, 0], dim=-1) * F.normalize(x[:, 1], dim=-1)).sum(-1),
     ],
+    "distance": [
+        lambda x: torch.cdist(x[:, 0], x[:, 1]),
+        lambda x: torch.linalg.vector_norm(x[:, 0].unsqueeze(2) - x[:, 1].unsqueeze(1), dim=-1),
+    ],
     "length": [
         lambda x: torch.linalg.norm(x, dim=(2, 3)),
         lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),

@@ -104,7 +104,24 @@ def lambda_relu(x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-@pytest.mark.parametrize("gate", [lambda x: torch.where(x > 0.1, x, 0), lambda x: x * (x > 0.1)])
+def by_index(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[x < 0] = 0
+    return x
+
+
+GATES = {
+    "where": lambda x: torch.where(x > 0.1, x, 0),
+    "product": lambda x: x * (x > 0.1),
+    "product with numbers": lambda x: (x > 0).to(x) * x,
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0),
+    "index": by_index,
+    "lerp": lambda x: torch.lerp(torch.zeros_like(x), x, (x > 0).to(x)),
+    "addcmul": lambda x: torch.addcmul(torch.zeros_like(x), x, (x > 0).to(x)),
+}
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 def test_a_gate_beside_activations_is_warned_of(gate) -> None:
     net, x = seeded(lambda: Net(gate)), images(2, 12)
     with pytest.warns(pl.errors.RuleWarning, match="1 gate such as"):
@@ -123,6 +140,12 @@ BY_HAND = {
     "hard sigmoid of another tensor": lambda x: x.flip(1) * (F.relu6(x + 3) / 6),
     "hard sigmoid of another tensor, before its division": lambda x: x.flip(1) * F.relu6(x + 3) / 6,
     "relu": lambda x: (x + x.abs()) / 2,
+    "relu, by the sign": lambda x: x * (x.sign() + 1) / 2,
+    "relu, by fmax": lambda x: torch.fmax(x, x.new_zeros(())),
+    "relu, of a stack": lambda x: torch.stack([x, torch.zeros_like(x)]).amax(0),
+    "relu, by bounds of its size": lambda x: torch.clamp(x, min=torch.zeros_like(x)),
+    "relu, less what is negative": lambda x: x - x.clamp(max=0),
+    "clipped relu": lambda x: x.clamp(0, 20),
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
 }
 
@@ -141,6 +164,9 @@ def test_pieces_of_activations_by_hand_are_warned_of(act) -> None:
 
 KNOWN = [
     F.relu6,
+    lambda x: x.clamp(0, torch.inf),
+    lambda x: F.relu(x).clamp(min=1e-6),
+    lambda x: x * x.mean((2, 3), keepdim=True).sigmoid().round().clamp(0.1),
     F.hardsigmoid,
     lambda x: x * F.relu6(x + 3) / 6,
     lambda x: x * torch.tanh(torch.log1p(x.exp())),
@@ -153,6 +179,14 @@ def test_what_is_known_is_not_warned_of(act) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         guided_backprop()(seeded(lambda: Net(act)), images(2, 12), 0)
+
+
+def test_a_backward_hook_hides_nothing() -> None:
+    net, x = seeded(lambda: Net(F.relu)), images(2, 12)
+    expected = guided_backprop()(net, x, 0)["input"]
+    net.register_full_backward_hook(lambda *_: None)
+    next(net.children()).register_full_backward_hook(lambda *_: None)
+    assert torch.equal(guided_backprop()(net, x, 0)["input"], expected)
 
 
 def test_masks_of_channels_are_no_gates() -> None:

@@ -13,7 +13,10 @@ from rich.table import Column, Table
 from ..errors import counted, shortened
 
 _NOTES = {  # of a warning: what is the matter, and the way out
-    "CompletenessWarning": ("misses the sum it should have by more than 5 %", "take more steps"),
+    "CompletenessWarning": (
+        "misses the sum it should have by more than 5 %",
+        "a path may take more steps; of others some operation has no rule",
+    ),
     "EmptyMapWarning": ("is zero everywhere", "lower its threshold or choose another layer"),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }

@@ -94,15 +94,18 @@ class Network:
         try:
             return self._differentiate(points, layers, reference)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             if "heckpoint" in str(error):
                 raise InvalidModel(
                     f"gradient checkpointing must be switched off in this model: {error}"
                 ) from error
-            # The model overwrites in place what a rule's backward pass needs: once more, with copies.
-            if self._copies or not self.rules or is_out_of_memory(error):
-                raise
-            self._copies = True
-            return self._differentiate(points, layers, reference)
+            if self._copies:
+                said = (str(error).splitlines() or [""])[0]
+                raise InvalidModel(f"the model cannot be differentiated: {said}") from error
+        # The model overwrites in place what a rule's backward pass needs: once more, with copies.
+        self._copies = True
+        return self.gradients(points, layers, reference)
 
     def _differentiate(self, points: Points, layers: Sequence[str], reference: Baseline | None) -> Passed:
         beside: dict[int, Counterpart] | None = None if reference is None else {}

@@ -189,6 +189,10 @@ def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) 
     return (one * other).sum(dim)
 
 
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    return _vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
 def _prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     """Pair by pair."""
     x, dim = (x.flatten(), 0) if dim is None else (x, dim)
@@ -276,6 +280,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("div", "divide", "true_divide", "__truediv__", "__itruediv__"), _quotient),
     "glu": _glu,
     "cosine_similarity": _cosine_similarity,
+    "cdist": _cdist,
     "prod": _prod,
     "masked_fill": _masked_fill,
     "logaddexp": _logaddexp,

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.modules._functions import BackwardHookFunction
 
 from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
 from .base import ConfinedRule, Rule, Rules
@@ -40,7 +41,11 @@ _NODES = {
 
 # Nodes of functions that between layers stand for activations by hand, a softmax by hand, or a maxout.
 _PIECES = {"Exp": "exp", "Expm1": "expm1", "Log": "log", "Log1P": "log1p", "Logaddexp": "logaddexp", "Abs": "abs"}
-_PIECES |= {"Maximum": "maximum", "Minimum": "minimum"}
+_PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": "fmin", "Sign": "sign"}
+# Nodes that may choose by a condition for each unit of each image, and what they keep of it.
+_CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
+_CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
+SAMPLE = 4096  # values by which a mask is first told from other factors
 
 
 def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> None:
@@ -96,6 +101,8 @@ def _own_function(node: Node, mode: Rules) -> str | None:
     function: Any = getattr(type(node), "_forward_cls", None)
     if not isinstance(node, BackwardCFunction) or function is None or node in mode.made:
         return None
+    if function is BackwardHookFunction:  # torch's own, where a module has a backward hook: it computes nothing
+        return None
     ours = function.__module__.partition(".")[0] == __name__.partition(".")[0]
     return None if ours else str(function.__qualname__)
 
@@ -122,7 +129,7 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
-    pieces = sorted({_PIECES[name] for name in names if name in _PIECES} | _shifted(path))
+    pieces = sorted({_PIECES[name] for name in names if name in _PIECES} | _shifted(path) | _clipped(path))
     if pieces and not (rule.needs_reference or rule.of_parts):
         message = (
             f"{', '.join(pieces)} between the layers: an activation written by hand, such as a softplus, an ELU "
@@ -149,18 +156,35 @@ def _alone(node: Any, names: tuple[str, ...] = ("",)) -> Any:
     return before[0] if len(before) == 1 and node.name().startswith(names) else None
 
 
+def _clipped(path: Collection[Any]) -> set[str]:
+    """What is clipped at 0, or at other tensors, and the maxima of what was stacked for it."""
+    found = set()
+    for node in path:
+        name = node.name()
+        bounds = [getattr(node, f"_saved_{bound}", None) for bound in ("min", "max")]
+        clips = name.startswith("Clamp") and any(isinstance(bound, Tensor) or bound == 0 for bound in bounds)
+        if clips or name.startswith("ForeachClamp"):
+            found.add("clamp")
+        stacked = [one for one, _ in node.next_functions if one is not None and one.name().startswith("Stack")]
+        if stacked and name.startswith(("Amax", "MaxBackward")):
+            found.add("max of a stack")
+    return found
+
+
 def _is_gate(node: Any) -> bool:
     """Whether a node chooses by a condition for each unit of each image."""
-    name = node.name()
-    if name.startswith("Where"):
-        condition = node._saved_condition
-    elif name.startswith("Mul"):
-        saved = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
-        condition = next((one for one in saved if _is_condition(one)), None)
-    else:
+    if not node.name().startswith(_CHOOSING):
         return False
-    return condition is not None and tuple(condition.shape) == tuple(node._input_metadata[0].shape)
+    shape = tuple(node._input_metadata[0].shape)
+    saved = [getattr(node, f"_saved_{name}", None) for name in _CONDITIONS]
+    return any(_is_condition(one, shape) for one in [*saved, *(getattr(node, "_saved_indices", None) or ())])
 
 
-def _is_condition(saved: Any) -> bool:
-    return isinstance(saved, Tensor) and not saved.is_floating_point() and not saved.is_complex()
+def _is_condition(saved: Any, shape: tuple[int, ...]) -> bool:
+    """Whether what a node keeps is a mask: true and false, or 0 and 1."""
+    if not isinstance(saved, Tensor) or tuple(saved.shape) != shape or saved.requires_grad:
+        return False
+    if not saved.is_floating_point():
+        return not saved.is_complex()
+    sample = saved.flatten()[:: max(saved.numel() // SAMPLE, 1)]
+    return all(bool(((values == 0) | (values == 1)).all()) for values in (sample, saved))

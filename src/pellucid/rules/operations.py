@@ -8,6 +8,7 @@ another method). ``recognise`` turns each of them into the same ``Operation``.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,8 +202,8 @@ def _hardtanh(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     _, rest, options, _ = _split(args, kwargs)
     bounds = {"min_val": -1.0, "max_val": 1.0}
     bounds |= dict(zip(bounds, rest, strict=False)) | options
-    if (bounds["min_val"], bounds["max_val"]) == (0, 6):
-        return _elementwise("relu6", function, args, kwargs, ((), {}))
+    if (bounds["min_val"], bounds["max_val"]) in ((0, 6), (0, math.inf)):
+        return _elementwise("relu6" if bounds["max_val"] == 6 else "relu", function, args, kwargs, ((), {}))
     return _elementwise("hardtanh", function, args, kwargs)
 
 
@@ -213,8 +214,8 @@ def _bounded(
     low: float | None,
     high: float | None,
 ) -> Operation | None:
-    if low == 0 and high in (None, 6):
-        return _elementwise("relu6" if high else "relu", function, args, kwargs, ((), {}))
+    if low == 0 and high in (None, 6, math.inf):
+        return _elementwise("relu6" if high == 6 else "relu", function, args, kwargs, ((), {}))
     return _elementwise("clamp", function, args, kwargs, ((), {"min": low, "max": high}))
 
 
