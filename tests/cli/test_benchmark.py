@@ -157,3 +157,27 @@ def test_help_shows_the_command():
     text = CliRunner().invoke(app, ["benchmark", "--help"]).stdout
     assert "SPEC" in text
     assert "--skip-unusable" in text
+
+
+def test_the_same_maps_from_elsewhere_stand_on_the_same_place(work):
+    """A foreign Grad-CAM of one layer beside ours of many: at its best layer ours is no worse for its others."""
+    Path("theirs.py").write_text(
+        "import pellucid as pl\n"
+        "def cam(model, images, targets, layer='layer3.1'):\n"
+        "    return pl.GradCAM()(model, images.detach(), targets, layer)[layer]\n"
+    )
+    result = run(
+        "--model", "shapes-resnet", "--images", "shapes:6", "--pictures", 0, "--layers", "layer1.0,layer3.1",
+        "--methods", "random, gradcam, theirs.py:cam, theirs.py:cam(layer=layer1.0)", "--metrics", "mass_outside",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    results = Results.read("run")
+    scores = Statistics.of(results).scores("shapes-resnet", "original", None)["mean"].droplevel("metric")
+    layers = results.pivot().droplevel(["model", "variant"])["mass_outside"]
+    best = layers["gradcam"].idxmin()
+    foreign = "theirs.py:cam" if best == "layer3.1" else "theirs.py:cam(layer=layer1.0)"
+    assert scores["gradcam"] == pytest.approx(scores[foreign], rel=1e-6)
+    (found,) = pl.trust_card(results).findings
+    judged = {one.method: (one.layer, one.mean) for one in found.lead.contenders}
+    assert judged["gradcam"][0] == judged[foreign][0] == best
+    assert len(judged) == 4

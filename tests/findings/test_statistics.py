@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pellucid.errors import InvalidData, UnknownName
-from pellucid.findings.intervals import best_row, interval
+from pellucid.findings.intervals import best_row, better, interval
 from pellucid.findings.statistics import Statistics
 from tests.tables import FACTS, NAN, fact, plausible, results
 
@@ -116,7 +116,7 @@ def test_equal_values_and_rounding_are_ties():
 
 def test_ranks_agree_with_a_loop_over_pairs():
     stats = Statistics.of(plausible(layers=("input",), variants=("original",)))
-    values, summary = stats.contenders("net", "input", "cascade_ssim")
+    values, _, summary = stats.contenders("net", "input", "cascade_ssim")
     for name, mine in values.iterrows():
         better = 0
         for other, theirs in values.iterrows():
@@ -143,21 +143,26 @@ def test_each_method_stands_at_its_own_best_layer():
     assert best.summary.loc[key("elsewhere", "deep"), ["rank", "shared"]].tolist() == [1, True]
 
 
-def test_an_images_value_is_of_the_layer_that_is_best_without_it():
-    """The first image alone makes "deep" better: for the first image itself "input" is the choice."""
-    values = {KEY: [1.0, 2.0, 2.0, 2.0], key(layer="deep"): [9.0, 1.0, 1.0, 1.0]}
+def test_each_half_of_the_images_is_checked_at_the_layer_that_is_best_on_the_other():
+    """The first image alone makes "deep" better: on the second and fourth "input" is, where others are checked."""
+    values = {KEY: [1.0, 2.0, 1.5, 2.5], key(layer="deep"): [9.0, 1.0, 1.0, 1.25]}
     best = Statistics.of(results(values)).best
-    assert best.values.loc[key(layer="deep")].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert best.values.loc[key(layer="deep")].tolist() == [9.0, 1.0, 1.0, 1.25]
+    assert best.checked.loc[key(layer="deep")].tolist() == [1.0, 1.0, 1.5, 1.25]
 
 
-def test_more_layers_are_no_advantage():
-    """The best of 40 layers of noise has a mean far above 0 on the images that chose it, and none by this one."""
+def test_what_only_the_choice_of_a_layer_makes_better_is_not_told_apart():
+    """Forty layers of noise beside a method of zeros: the best of them is told from 0 in half of all trials."""
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(60, 40, 20))
-    chosen = np.array([values[best_row(values, True)[1], np.arange(20)].mean() for values in noise])
-    flattered = noise.mean(2).max(1)
-    assert abs(chosen.mean()) < 3 * chosen.std(ddof=1) / np.sqrt(60)
-    assert flattered.min() > 0.2
+    flattered, told = 0, 0
+    for _ in range(200):
+        noise = rng.normal(size=(40, 20))
+        place, each = best_row(noise, True)
+        named, checked = (np.stack([row, np.zeros(20)]) for row in (noise[place], noise[each, np.arange(20)]))
+        flattered += better(named, True)[0, 1]
+        told += better(named, True, checked)[0, 1]
+    assert flattered > 60
+    assert told < 20
 
 
 def test_a_layer_at_which_most_images_are_undefined_is_no_choice():

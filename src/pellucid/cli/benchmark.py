@@ -155,7 +155,7 @@ def _run(
     states: list[tuple[int, int]] = []
     with progress() as show:
         asked = read_spec(spec, options)
-        show("measuring what one image costs", 0, 1)
+        show("measuring what one image costs", 0, 0)
         planned = sized(asked, output, quick)
         if planned.passes and planned.seconds >= _TOLD:
             typer.echo(_cost(planned), err=True)

@@ -77,11 +77,19 @@ def deciding(values: Numbers, bound: float, coverage: float = COVERAGE) -> float
     return max(math.ceil(wanted), len(known) + 1) if wanted <= MOST else math.inf
 
 
-def better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
+def better(values: Numbers, higher: bool, *others: Numbers) -> NDArray[np.bool_]:
     """Which row of values (M, N) is better than which: (M, M), True where row i is better than row j.
 
-    That is where the interval of their paired difference, over the images that both have, leaves out 0.
+    That is where the interval of their paired difference, over the images that both have, leaves out 0; and where
+    it does so in each of ``others``, other values of the same rows.
     """
+    found = _better(values, higher)
+    for other in others:
+        found &= _better(other, higher)
+    return found
+
+
+def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
     first, second = np.triu_indices(len(values), 1)
     low, high = interval(values[first] - values[second])
     least = rounding_of(values)
@@ -91,9 +99,9 @@ def better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
     return found
 
 
-def paired_ranks(values: Numbers, higher: bool) -> Numbers:
+def paired_ranks(values: Numbers, higher: bool, *others: Numbers) -> Numbers:
     """1 + how many rows are better, for each row of values (M, N); NaN for rows without an interval."""
-    found: Numbers = 1.0 + better(values, higher).sum(0)
+    found: Numbers = 1.0 + better(values, higher, *others).sum(0)
     found[(~np.isnan(values)).sum(1) < LEAST] = np.nan
     return found
 
@@ -136,16 +144,21 @@ def without_each(values: Numbers, spread: bool = False) -> Numbers:
 
 
 def best_row(values: Numbers, higher: bool) -> tuple[int, NDArray[np.intp]]:
-    """Which row of values (K, N) has the best mean; and for each column which has it without this column (N,).
+    """Which row of values (K, N) has the best mean; and for each column which has it in the other half (N,).
 
-    Rows of fewer than half as many known values as the best known one are not chosen.
+    Halves are every second column. Rows of fewer than half as many known values as the best known one are not
+    chosen.
     """
     known = (~np.isnan(values)).sum(1)
     ranked = np.where((2 * known >= known.max())[:, None], values if higher else -values, np.nan)
-    whole, each = (
-        np.nan_to_num(means, nan=-np.inf, posinf=-np.inf) for means in (mean(ranked), without_each(ranked))
-    )
-    best = int(whole.argmax())
-    # Layers may have equal maps: rounding does not choose among them.
-    tied = each.max(0) <= each[best] + rounding_of(values)
-    return best, np.where(tied, best, each.argmax(0))
+    best, each = int(_ranked_mean(ranked).argmax()), np.empty(values.shape[1], np.intp)
+    for half in (0, 1):
+        means = _ranked_mean(ranked[:, 1 - half :: 2])
+        # Layers may have equal maps: rounding does not choose among them.
+        each[half::2] = best if means.max() <= means[best] + rounding_of(values) else means.argmax()
+    return best, each
+
+
+def _ranked_mean(values: Numbers) -> Numbers:
+    """The mean of each row, where none is known the least."""
+    return np.nan_to_num(mean(values), nan=-np.inf)

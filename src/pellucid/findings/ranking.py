@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..experiments.store import is_of_variant
 from .digits import shared_decimals
@@ -56,8 +57,9 @@ class Ranking:
         metric, name: its text and its short name.
         unit, higher_is_better: what the means are.
         contenders: method x variant with at least 3 defined values.
-        best: those whose paired difference to the first has an interval that includes 0. Where variants are
-            graded themselves (contenders without a method), those so near to the original.
+        best: those whose paired difference to the first has an interval that includes 0, at the layers named or
+            in the check (``Statistics.best``). Where variants are graded themselves (contenders without a
+            method), those so near to the original.
         same: every contender has the same values, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
         absent: methods that have maps at other layers alone.
@@ -113,7 +115,7 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
 
     None if nothing was measured there.
     """
-    values, summary = statistics.contenders(model, layer, metric)
+    values, checked, summary = statistics.contenders(model, layer, metric)
     if values.empty:
         return None
     known = statistics.metrics[metric]
@@ -129,10 +131,8 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == UNCHANGED]
     against = originals[0] if originals else 0
     rounding = rounding_of(numbers)
-    low, high = interval(numbers - numbers[against : against + 1])
-    best = tuple(
-        one for one, tied in zip(contenders, (low <= rounding) & (high >= -rounding), strict=True) if tied
-    )
+    tied = _tied(numbers, against) | _tied(checked.loc[summary.index].to_numpy(), against)
+    best = tuple(one for one, is_tied in zip(contenders, tied, strict=True) if is_tied)
     same = len(numbers) > 1 and _spread(numbers) <= rounding
     ungraded = tuple(
         name for name in measured if not is_of_variant(name) and name not in {one.method for one in contenders}
@@ -142,6 +142,14 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     return Ranking(
         metric, label, known.unit, higher, contenders, best, same, ungraded, absent, known.counted, most
     )
+
+
+def _tied(numbers: Numbers, against: int) -> NDArray[np.bool_]:
+    """Which rows (M, N) cannot be told from one of them."""
+    low, high = interval(numbers - numbers[against : against + 1])
+    rounding = rounding_of(numbers)
+    tied: NDArray[np.bool_] = (low <= rounding) & (high >= -rounding)
+    return tied
 
 
 def _spread(numbers: Numbers) -> float:

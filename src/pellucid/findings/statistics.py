@@ -39,7 +39,7 @@ class Statistics:
             or not measured.
         missing: like ``values``: whether the image was measured without a defined value.
         points: the curves, like ``values`` with the levels ``at`` and ``step`` added.
-        by_layer: whether rows are compared at each layer; else each has a layer of its own (``best``).
+        checked: where each row has a layer of its own (``best``), the values by which differences are checked.
     """
 
     metrics: Mapping[str, MetricRecord]
@@ -47,7 +47,7 @@ class Statistics:
     values: pd.DataFrame
     missing: pd.DataFrame
     points: pd.DataFrame
-    by_layer: bool = True
+    checked: pd.DataFrame | None = None
 
     @classmethod
     def of(cls, results: Results) -> Statistics:
@@ -76,26 +76,25 @@ class Statistics:
     def best(self) -> Statistics:
         """Each method under each variant at the layer at which a metric finds it best, which its row names.
 
-        What is chosen by values is flattered by them, the more, the more layers there are. So an image's value is
-        that of the layer which is best on the other images; mostly that is the layer named. A layer is a choice
-        where at least half as many images are defined as at the best known one.
+        What is chosen by values is flattered by them, the more, the more layers there are. So who is better is
+        told by two comparisons that must agree: at the layers named, and where each half of the images is judged
+        at the layer that is best on the other half (``checked``), which is no more often wrong than for one layer.
+        A layer is a choice where at least half as many images are defined as at the best known one.
         """
         keys = self.values.index.to_frame(index=False)
-        values, missing = self.values.to_numpy(), self.missing.to_numpy()
-        columns = np.arange(self.images)
-        kept, chosen = [], []
+        values = self.values.to_numpy()
+        named, chosen = [], []
         for key, group in keys.groupby(CONTENDER, sort=False):
             place, each = best_row(values[group.index], self.metrics[key[-1]].higher_is_better)
-            kept.append(group.index[place])
+            named.append(group.index[place])
             chosen.append(group.index.to_numpy()[each])
-        at = np.array(chosen), columns
-        index = self.values.index[kept]
+        index = self.values.index[named]
         return replace(
             self,
-            values=pd.DataFrame(values[at], index, self.values.columns),
-            missing=pd.DataFrame(missing[at], index, self.values.columns),
+            values=self.values.iloc[named],
+            missing=self.missing.iloc[named],
             points=self.points[self.points.index.droplevel(["at", "step"]).isin(index)],
-            by_layer=False,
+            checked=pd.DataFrame(values[np.array(chosen), np.arange(self.images)], index, self.values.columns),
         )
 
     @property
@@ -138,16 +137,21 @@ class Statistics:
         """What the means are over, as in a sentence: ``"images"``, ``"trainings"``, or both."""
         return " or ".join(sorted({f"{metric.counted}s" for metric in self.metrics.values()}))
 
-    def contenders(self, model: str, layer: str | None, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The values of one metric and their summary at a layer, or at each row's best; may be empty.
+    def contenders(
+        self, model: str, layer: str | None, metric: str
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The values of one metric at a layer, or at each row's best; what they are checked by; and their summary.
 
-        There is a row for each (variant, method, layer). What grades variants as a whole stands at no layer, and
-        is the same at all.
+        There is a row for each (variant, method, layer), or none. What grades variants as a whole stands at no
+        layer, and is the same at all.
         """
         here = self if layer is not None else self.best
-        return tuple(
-            _at_layer(rows_at(rows, model=model, metric=metric), layer) for rows in (here.values, here.summary)
+        checked = here.values if here.checked is None else here.checked
+        values, checked, summary = (
+            _at_layer(rows_at(rows, model=model, metric=metric), layer)
+            for rows in (here.values, checked, here.summary)
         )
+        return values, checked, summary
 
     def scores(self, model: str, variant: str, layer: str | None) -> pd.DataFrame:
         """The summary of maps by (method, metric) at a layer, or at each one's best, which ``layer`` says."""
@@ -203,23 +207,24 @@ class Statistics:
         of_variant = is_of_variant(rows["method"])
         rows["variant"] = rows["variant"].where(~of_variant, UNCHANGED)
         rows["method"] = rows["method"].where(of_variant, self.reference or "no reference")
-        values = self.values if self.by_layer else self.values.droplevel("layer")
+        values = self.values if self.checked is None else self.values.droplevel("layer")
         found: Numbers = values.reindex(pd.MultiIndex.from_frame(rows)).to_numpy()
         return found
 
     @property
     def _compared(self) -> list[str]:
         """What tells rows apart that are compared."""
-        return GROUP if self.by_layer else CONTENDER
+        return GROUP if self.checked is None else CONTENDER
 
     def _ranks(self) -> dict[str, Any]:
         # Variants compete where they are graded themselves, methods within their variant.
         rows = self.values.index.to_frame(index=False)
         rows["variant"] = rows["variant"].mask(is_of_variant(rows["method"]), "")
         ranks, shared = np.full(len(rows), np.nan), np.zeros(len(rows), bool)
-        values = self.values.to_numpy()
+        values = [rows.to_numpy() for rows in (self.values, self.checked) if rows is not None]
         for key, group in rows.groupby([name for name in self._compared if name != "method"], sort=False):
-            found = paired_ranks(values[group.index], self.metrics[key[-1]].higher_is_better)
+            some = [numbers[group.index] for numbers in values]
+            found = paired_ranks(some[0], self.metrics[key[-1]].higher_is_better, *some[1:])
             ranks[group.index] = found
             shared[group.index] = (found[:, None] == found).sum(1) > 1
         return {"rank": ranks, "shared": shared}
