@@ -4,7 +4,7 @@
 
 ResNet-18 with random weights, and one row of ViT-B/16's, 224 x 224, batch 4. Every row's contenders run in turn,
 so that a busy machine slows all of them; a ratio is of medians. The bare loop makes the same passes with plain
-autograd and hooks, parameters frozen, at the best of the batch sizes tried for it. Captum's rows need captum installed.
+autograd and hooks, parameters frozen, at the best of the batch sizes tried for it. Captum's rows need captum.
 """
 
 from __future__ import annotations

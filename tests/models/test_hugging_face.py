@@ -106,6 +106,19 @@ def test_a_file_of_weights_and_a_processor_of_another_kind(folder):
     assert load_model(f"hf:{folder}").preprocess == Preprocess(32, 32)
 
 
+def test_its_own_file_of_weights_is_the_folders(folder):
+    """Files keep the names of older versions of transformers, which are not the network's own."""
+    file = folder / "model.safetensors"
+    loaded, image = load_model(f"hf:{folder}", weights=file), torch.randn(1, 3, 32, 32)
+    expected = load_model(f"hf:{folder}").model
+    assert load_file(file).keys() != expected.state_dict().keys()
+    assert torch.equal(loaded.model(image).logits, expected(image).logits)
+    state = load_file(file)
+    save_file({name: value for name, value in state.items() if "layernorm.weight" not in name}, "less.safetensors")
+    with pytest.raises(InvalidWeights, match="does not fit"):
+        load_model(f"hf:{folder}", weights="less.safetensors")
+
+
 def test_it_is_explained_from_the_command_line(folder):
     picture().save("photo.png")
     arguments = ["explain", "photo.png", "--model", "hf:vit", "--methods", "gradcam", "--target", "tabby - dog"]

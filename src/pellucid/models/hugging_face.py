@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,6 +106,22 @@ class HuggingFace:
             reason = str(error).strip().splitlines()[0]
             raised = InvalidWeights if what == "weights" else InvalidModel
             raise raised(f"hf:{self.place}: its {what} cannot be read ({reason})") from error
+
+
+def under_own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """A state dict with the names that files of a network of transformers have, under the network's own.
+
+    Unchanged for other networks, and where it lacks anything: what it lacks is for others to say.
+    """
+    make = getattr(type(model), "from_pretrained", None)
+    if make is None or not hasattr(model, "config") or state.keys() >= model.state_dict().keys():
+        return state
+    try:
+        with _quiet():
+            made, told = make(None, config=model.config, state_dict=dict(state), output_loading_info=True)
+    except (RuntimeError, ValueError, KeyError):
+        return state
+    return state if told["missing_keys"] or told["mismatched_keys"] else made.state_dict()
 
 
 def _library() -> Any:

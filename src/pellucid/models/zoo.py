@@ -17,7 +17,7 @@ from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
 from ..files import run_file
 from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Classifier, answer, two_answers
-from .hugging_face import HuggingFace
+from .hugging_face import HuggingFace, under_own_names
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
@@ -381,7 +381,7 @@ def _with_file(architecture: Architecture, name: str, path: Path) -> nn.Module:
     head = next((key for key in state if f".{key}".endswith(f".{_output_layer(model)}")), "")
     if architecture.sized and head and len(state[head]) != outputs(model):
         model = architecture.build(len(state[head]))
-    state = renamed(state, model, path)
+    state = renamed(dict(under_own_names(state, model)), model, path)
     check_fit(model, state, name, path)
     model.load_state_dict(state, strict=False)  # strict but for batch counters, which old files lack
     if isinstance(model, torchvision.models.GoogLeNet | torchvision.models.Inception3) and outputs(model) == 1000:
