@@ -550,6 +550,14 @@ def test_many_photos_are_split_into_pages_that_name_each_other(work, monkeypatch
         assert sum(text.count(f"<h2>more{index}.png</h2>") for text in texts) == 1
 
 
+def test_pictures_of_many_photos_are_decoded_as_they_are_reached(work):
+    assert 'loading="lazy"' not in (explain("photo0.png", "--no-pictures") and page())
+    for index in range(14):
+        shutil.copy("photo0.png", f"more{index}.png")
+    explain(*[f"more{index}.png" for index in range(14)], "--no-pictures")
+    assert page().count('loading="lazy"') == page().count("<img") == 28
+
+
 def test_predictions_are_a_table(work):
     for name in ("cat", "dog"):
         Path("photos", name).mkdir(parents=True)

@@ -56,10 +56,9 @@ def test_every_photo_stands_with_its_maps_by_method_layer_and_variant(view):
     ]
     for number in range(tab.locator("img").count()):
         image = tab.locator("img").nth(number)
-        image.scroll_into_view_if_needed()
         assert image.bounding_box()["width"] > 50
         assert image.get_attribute("alt")
-        assert image.get_attribute("loading") == "lazy"
+        assert image.get_attribute("loading") is None  # few enough to be printed
 
 
 def test_a_phone_never_scrolls_sideways_and_keeps_rows_titled(browser, explained):  # noqa: F811
