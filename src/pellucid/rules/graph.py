@@ -45,7 +45,7 @@ _PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": 
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
 _CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
-SAMPLE = 4096  # values by which a mask is first told from other factors
+_SAMPLE = 4096  # values by which a mask is first told from other factors
 
 
 def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> None:
@@ -186,5 +186,5 @@ def _is_condition(saved: Any, shape: tuple[int, ...]) -> bool:
         return False
     if not saved.is_floating_point():
         return not saved.is_complex()
-    sample = saved.flatten()[:: max(saved.numel() // SAMPLE, 1)]
+    sample = saved.flatten()[:: max(saved.numel() // _SAMPLE, 1)]
     return all(bool(((values == 0) | (values == 1)).all()) for values in (sample, saved))
