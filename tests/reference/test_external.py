@@ -128,7 +128,7 @@ def test_what_goes_wrong_is_named(network: nn.Module, images: Tensor, name: str)
 def test_files_and_names(network: nn.Module, images: Tensor) -> None:
     with pytest.raises(InvalidMap, match=r"no file of methods nowhere\.py"):
         pl.method("nowhere.py:maps")
-    with pytest.raises(UnknownName, match="did you mean .*occlusion"):
+    with pytest.raises(UnknownName, match=r"did you mean .*occlusion"):
         pl.method(f"{EXAMPLES / 'captum_maps.py'}:oclusion")
     with pytest.raises(InvalidLayer, match="gives maps at 'input' alone"):
         pl.External(function=broken)(network, images, 0, "layer1.0")
