@@ -31,6 +31,7 @@ _OBJECTS = (
     "Every image comes with the exact mask of its object. A map that knew nothing would put as much of its "
     "magnitude on the object as the object has area: the last row."
 )
+_CLASS = "the photo's class"
 _NOTE = scaling_note().capitalize() + "."
 
 
@@ -143,7 +144,9 @@ class DemoPage:
             cells = {of: [("gradient", of, layer, image) for layer in self.layers] for of in self.variants}
             maps.append(self.table(photo.caption, self.layers, cells, photo))
         table = Table(["layer", *changed], rows, caption)
-        return Section("The checkerboard, and how it goes", [_LATTICE], [table], maps=maps, keys=[color_key(True)])
+        return Section(
+            "The checkerboard, and how it goes", [_LATTICE], [table], maps=maps, keys=[color_key(True, _CLASS)]
+        )
 
     def agreement(self) -> Section:
         """How much of each method's map lies on the object."""
@@ -164,8 +167,10 @@ class DemoPage:
         }
         over = self.table("backward", self.methods, shown, overlay=Overlay())
         return [
-            Section("Methods x layers, for each variant", maps=by_variant, keys=[color_key(True)], note=_NOTE),
-            Section(f"Methods x images, at {_WHERE}", maps=[over], keys=[color_key(True, overlay=Overlay())]),
+            Section(
+                "Methods x layers, for each variant", maps=by_variant, keys=[color_key(True, _CLASS)], note=_NOTE
+            ),
+            Section(f"Methods x images, at {_WHERE}", maps=[over], keys=[color_key(True, _CLASS, Overlay())]),
         ]
 
     def table(
