@@ -249,3 +249,26 @@ def test_what_cannot_be_differentiated_is_refused_in_one_line() -> None:
     for method in (pl.Gradient(), pl.DeepLift()):
         with pytest.raises(InvalidModel, match="cannot be differentiated: derivative for aten::heaviside"):
             method(net, images(2, 14), 0)
+
+
+class Normalizing(nn.Module):
+    """Many normalizations without biases, each of which divides by nearly 0 where the image is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(24))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1).unflatten(1, (6, -1)).mean(2)
+        for layer in self.layers:
+            x = F.layer_norm(layer(x), (6,))
+        return self.head(x)
+
+
+def test_differences_that_overflow_at_a_reference_of_zeros_name_another_baseline() -> None:
+    net, x = seeded(Normalizing).float(), images(2, 14).float()
+    with pytest.raises(InvalidModel, match=r"is not finite .* or take another baseline"):
+        pl.DeepLift()(net, x, 0)
+    found = pl.DeepLift(baseline="blur")(net, x, 0)
+    assert bool(found["input"].isfinite().all())

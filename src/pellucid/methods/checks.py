@@ -11,12 +11,12 @@ from ..errors import InvalidImage, InvalidModel, InvalidTarget
 from ..outputs import Classifier, Names, answer, logits_in
 
 
-def not_finite(model: nn.Module, what: str) -> InvalidModel:
+def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
     """The error for values that are not finite, naming the parameter that is to blame if one is."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(value.isfinite().all()):
             return InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
-    return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale")
+    return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale{or_else}")
 
 
 def require_images(images: Tensor, model: nn.Module | None = None) -> None:

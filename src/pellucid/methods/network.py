@@ -212,7 +212,10 @@ class Network:
         """Raise ``InvalidModel`` if a logit met so far, or an attribution, is not finite."""
         if bool(self._finite) and bool(attribution.isfinite().all()):
             return
-        raise not_finite(self.model, f"the attribution at {layer!r}" if self._finite else "a logit")
+        if not self._finite:
+            raise not_finite(self.model, "a logit")
+        # At a reference of zeros a network without biases divides by nearly 0 in each normalization.
+        raise not_finite(self.model, f"the attribution at {layer!r}", ", or take another baseline, such as 'blur'")
 
     @property
     def is_exact(self) -> bool:
