@@ -12,19 +12,28 @@ import sys
 
 import torch
 
+from .flips import flips
 from .interrupts import interrupts
+from .kills import kills
 
 
 def main() -> None:
     """Run the trials, and say what came of each."""
     parser = argparse.ArgumentParser(prog="python -m tests.trials")
-    parser.add_argument("--interrupts", type=int, default=0)
+    trials = {
+        "kills": kills,
+        "bytes": flips,
+        "interrupts": interrupts,
+    }  # in this order: kills fork what has not run
+    for what in trials:
+        parser.add_argument(f"--{what}", type=int, default=0)
+    parser.add_argument("--of", nargs="*", help="the commands that are killed; else all")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     wrong = 0
-    for what, count, trial in (("interrupts", asked.interrupts, interrupts),):
-        if count:
-            done, found = trial(count)
+    for what, trial in trials.items():
+        if count := getattr(asked, what):
+            done, found = trial(count, asked.of) if what == "kills" else trial(count)
             wrong += sum(found.values())
             print(f"{what}: {done}, of which {sum(found.values())} went wrong", flush=True)
             for line, times in found.most_common(20):

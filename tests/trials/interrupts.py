@@ -126,7 +126,7 @@ def left(model: nn.Module, before: dict[str, Tensor]) -> list[str]:
     """What a call left that it must not."""
     wrong = {
         "hooks": hooks_on(model) > 0,
-        "modes": len(_get_current_function_mode_stack()) > 0,
+        "modes": any(not mode.is_over for mode in _get_current_function_mode_stack()),
         "no gradients": not torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
@@ -180,5 +180,8 @@ def _interrupted(
         warnings.simplefilter("error")
         if not same(outcome(name, model, images), expected):
             found.append("another map")
+    if _get_current_function_mode_stack():  # of an earlier call, whose traceback Python threw away in this one
+        outcome(name, model, images)
+        found += ["a mode that is over"] if _get_current_function_mode_stack() else []
     found += [f"{what} after the next call" for what in left(model, original.state_dict())]
     return [f"{name}, {' then '.join(bell.places)}: {what}" for what in found] if kept or found else None

@@ -205,6 +205,8 @@ class Rules(TorchFunctionMode):
         # Whether products may be activations by hand: where no rule of products answers for what they are made of.
         self._by_hand = "mul" not in self._by_name and any(rule.operations >= RECTIFIERS for rule in rules)
         self._undo = Undo()
+        # Torch puts a mode back after each call; where an interrupt ended that, maybe when all is long over.
+        self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
@@ -213,6 +215,10 @@ class Rules(TorchFunctionMode):
         """Intercept operations, and follow which modules run if some rule asks."""
         if any(isinstance(rule, ConfinedRule) for rule in self.rules):
             self._modules = running_modules(self._model_of_confined_rules())
+        for late in _get_current_function_mode_stack():
+            if isinstance(late, Rules) and late.is_over:
+                late._leave()
+        self.is_over = False
         self._undo.__enter__()
         self._undo.later(self._leave)
         if self._modules is not None:
@@ -228,6 +234,7 @@ class Rules(TorchFunctionMode):
 
     def _leave(self) -> None:
         """Be no mode of this thread any more, however often an interrupt left this one on the stack."""
+        self.is_over = True
         while any(mode is self for mode in _get_current_function_mode_stack()):
             others = []
             while (top := _pop_mode()) is not self:
@@ -256,6 +263,8 @@ class Rules(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, under the rules that concern it."""
         kwargs = kwargs or {}
+        if self.is_over:
+            return func(*args, **kwargs)
         # Gradient checkpointing packs what operations save, to compute it anew in the backward pass, where no rule
         # would hold. What the innermost hooks packed it never sees: for this call it is switched off.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
