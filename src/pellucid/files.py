@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -39,7 +40,10 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputNotWritable: the file cannot be written; the old one, if any, stands.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    begin = os.fsencode(path.name)[:200].decode(
+        errors="ignore"
+    )  # a name as long as may be leaves no room for more
+    draft = path.with_name(f".{begin}.{secrets.token_hex(8)}")
     try:
         # Mode "x" refuses a name that exists, a link included: nothing can be written through it elsewhere.
         with draft.open("xb") as file:
@@ -53,7 +57,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             draft.unlink()
         if isinstance(error, OSError) and not isinstance(error, PellucidError):
             raise OutputNotWritable(
-                f"cannot write {path}: {error.strerror or error}; choose a folder you may write to"
+                f"cannot write {path}: {error.strerror or error}; "
+                f"choose {'a shorter name' if error.errno == errno.ENAMETOOLONG else 'a folder you may write to'}"
             ) from error
         raise
 
@@ -220,8 +225,9 @@ def _digest(path: Path, _: int, __: int) -> str:
 
 
 def file_name(text: str) -> str:
-    """Make a text fit for a file's name: letters, digits and ``._=-``."""
-    return re.sub(r"[^\w.=]+", "-", text).strip("-.") or "unnamed"
+    """Make a text fit for a file's name: letters, digits and ``._=-``, at most 100 bytes."""
+    name = re.sub(r"[^\w.=]+", "-", text).encode()[:100].decode(errors="ignore")
+    return name.strip("-.") or "unnamed"
 
 
 def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> ModuleType:

@@ -143,7 +143,12 @@ TABLES = '[images]\nsource = "shapes:2"\n[[models]]\nname = "m"\n'
         ("score = 'share'", TABLES, InvalidParameter, "score is 'share'; input should be 'softmax'"),
         ("target = -1", TABLES, InvalidParameter, "target is -1; give"),
         ("methods = [", TABLES, InvalidParameter, "bench.toml is no TOML: .*line"),
-        ("name = '$NOWHERE_SET/x'", TABLES, InvalidData, r"'\$NOWHERE_SET/x' names an environment variable"),
+        (
+            "variants = '$NOWHERE_SET/x.safetensors'",
+            TABLES,
+            InvalidData,
+            r"NOWHERE_SET/x.*an environment variable",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, top, tables, error, message):
@@ -192,3 +197,18 @@ def test_the_examples_are_specs(path, monkeypatch):
     every = ("original", "backward", "forward")
     assert spec.variants == (every if spec.training is None else ("original",))  # the CIFAR CNN has no strides
     assert spec.layers == ("all",)
+
+
+def test_environment_variables_stand_in_paths_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "a-secret")
+    text = """
+name = "$SECRET"
+methods = ["gradient", "$SECRET", "$SECRET/maps.py:mine"]
+metrics = ["total_variation"]
+images = {source = "$SECRET"}
+models = [{name = "$SECRET", alias = "$SECRET"}]
+"""
+    spec = read_spec(written(tmp_path, text))
+    assert spec.images.source == str(tmp_path / "a-secret")
+    assert spec.methods == ("gradient", "$SECRET", f"{tmp_path}/a-secret/maps.py:mine")
+    assert (spec.name, spec.models[0].name, spec.models[0].alias) == ("$SECRET",) * 3

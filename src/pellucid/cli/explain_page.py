@@ -50,8 +50,8 @@ class ExplainPage:
             sections = [*before, *(self.photo(facts) for facts in part)]
             lead = [_LEAD, self.asked] if number == 0 else []
             page = Page(self.title, lead, sections, self.footer, others if len(parts) > 1 else [])
-            replace_file(folder / name, page.html().encode())
-        replace_file(folder / "predictions.csv", predictions(self.run.found.photos).encode())
+            replace_file(folder / name, page.html().encode(errors="replace"))
+        replace_file(folder / "predictions.csv", predictions(self.run.found.photos).encode(errors="replace"))
 
     def parts(self) -> Iterator[list[dict[str, Any]]]:
         """The photos of each page, as many as fit into the budget of bytes; at least one."""

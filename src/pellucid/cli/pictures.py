@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -93,7 +94,9 @@ class Pictures:
                 for (method, layer, variant), values in photo.maps.items():
                     folder = self.folder / "maps" / photo.key / method
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_map(upsampled(values, photo.picture.shape[:2]), folder / f"{layer}-{variant}.png")
+                    write_map(
+                        upsampled(values, photo.picture.shape[:2]), folder / f"{_plain(layer)}-{variant}.png"
+                    )
 
     def draw_methods(self, photos: Sequence[Photo], layer: str | None, variant: str) -> None:
         """Images x methods at one layer; None stands for the layer that each method chose."""
@@ -134,7 +137,12 @@ class Pictures:
         figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", explained, clip)
         self.drawn[name] = self.drawn.get(name, 0) + 1
         for suffix in request.pictures:
-            write_figure(figure, self.folder / f"{name}-{self.drawn[name]:03d}.{suffix}")
+            write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")
+
+
+def _plain(name: str) -> str:
+    """A file's name that leads nowhere else, whatever a module is called, and no other's."""
+    return re.sub(r"[%/\\\x00-\x1f]", lambda found: f"%{ord(found[0]):02X}", name)
 
 
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:

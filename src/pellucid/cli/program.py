@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +31,7 @@ from .reproduce import reproduce_command
 from .surrogate import surrogate
 from .train import train_command
 
+_HOME = re.compile(r"^((?:--?[\w-]+=)?(?:[\w-]+=)?)~(?=/|$)")  # FILE, --option=FILE, --data=NAME=FILE
 RESUMED = (
     "explain",
     "benchmark",
@@ -40,12 +45,15 @@ class Commands(TyperGroup):
     """The commands, with errors of the user's as one line and exit code 2."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keep what was typed, for run.json."""
+        """Keep what was typed, for run.json; ``~/`` is the home folder in whatever a command is given."""
         ctx.meta[COMMAND] = shlex.join(["pellucid", *args])
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [_HOME.sub(lambda found: f"{found[1]}{Path.home()}", arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an error that is not the user's keeps its traceback."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+                stream.reconfigure(errors="backslashreplace")
         try:
             with warnings.catch_warnings(), _ended_by_signals():
                 warnings.showwarning = _shown_once()

@@ -36,7 +36,7 @@ def report(
         )
     results = Results.read(run)
     path = output or page_of(run)
-    replace_file(path, benchmark_page(results).encode())
+    replace_file(path, benchmark_page(results).encode(errors="replace"))
     missing = len(results.missing)
     if missing:
         typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)

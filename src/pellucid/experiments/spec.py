@@ -260,7 +260,8 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
 
     Options have the form of the file's content; those of ``images`` are replaced one by one, ``weights`` are
     those of the models, in order, and ``classes`` those of each. In the file, paths are relative to its folder; in
-    options, to the current folder. ``~`` and environment variables are put in.
+    options, to the current folder. In what is a path, and nowhere else, ``~`` and environment variables are put
+    in, so that no secret comes into names and reports.
 
     Raises:
         InvalidData: no such file, or an environment variable that is not set.
@@ -279,7 +280,7 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
     if classes:
         content["models"] = [part | {"classes": classes} for part in _parts(content.get("models", []))]
     for text in _texts(content):
-        if "$" in text:
+        if os.path.isabs(text) and "$" in text:  # what is no path is not absolute
             raise InvalidData(f"{place}: {text!r} names an environment variable that is not set; set it first")
     try:
         return Spec.model_validate(content)
@@ -320,7 +321,7 @@ def _parts(models: str | Sequence[Any]) -> list[Any]:
 
 
 def _located(value: Any, folder: Path, key: str = "") -> Any:
-    """What stands under a key, with environment variables put in as far as they are set, and every path absolute.
+    """What stands under a key, with every path absolute.
 
     Values of a wrong kind are left for the validation to name.
     """
@@ -330,8 +331,7 @@ def _located(value: Any, folder: Path, key: str = "") -> Any:
         return [_located(part, folder, key) for part in value]
     if not isinstance(value, str):
         return value
-    text = os.path.expandvars(value)
-    return _PATHS[key](text, folder) if key in _PATHS else text
+    return _PATHS[key](value, folder) if key in _PATHS else value
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -344,7 +344,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _absolute(text: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(text).expanduser())
+    return os.path.normpath(folder / Path(os.path.expandvars(text)).expanduser())
 
 
 def _source(text: str, folder: Path) -> str:

@@ -45,6 +45,7 @@ _NAME = 1.15  # of a row
 _TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
 _LEADING = 1.28  # from line to line, in font sizes
 _WIDEST = 4000  # pixels of a figure
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LONGEST_LINE = 1000  # characters, which no width here holds
 
 
@@ -350,7 +351,7 @@ class Drawing:
 
     def file(self, kind: str) -> bytes:
         """The content of a file, the same for the same drawing."""
-        return self._repr_svg_().encode() if kind == "svg" else self._repr_png_()
+        return self._repr_svg_().encode(errors="replace") if kind == "svg" else self._repr_png_()
 
     def _repr_png_(self) -> bytes:
         canvas = Image.new("RGB", (self.width, self.height), "white")
@@ -398,7 +399,8 @@ def _svg_text(one: _Text) -> str:
     down = {"a": ascent, "m": (ascent - descent) / 2, "d": -descent}[one.anchor[1]]
     anchor = {"l": "start", "m": "middle", "r": "end"}[one.anchor[0]]
     style = f'font-size="{one.size:.2f}" font-weight="{one.weight}" fill="{one.color}" text-anchor="{anchor}"'
-    return f'<text x="{one.x:.1f}" y="{one.y + down:.1f}" {style}>{escape(one.text)}</text>'
+    text = escape(_NOT_IN_XML.sub("\ufffd", one.text))
+    return f'<text x="{one.x:.1f}" y="{one.y + down:.1f}" {style}>{text}</text>'
 
 
 # Where everything goes.
