@@ -40,7 +40,7 @@ class UnknownName(PellucidError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(set(known))
-        near = _nearest(name[:_MOST_QUOTED], names)
+        near = _nearest(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
         super().__init__(f"unknown {kind} {brief(name)}; {hint}")
 

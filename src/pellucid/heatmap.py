@@ -10,12 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InvalidParameter, require_choice
+from .kinds import of_kinds
 
 Channels = Literal["sum", "mean", "abs_sum", "abs_max", "positive_sum"]
 Upsampling = Literal["nearest", "bilinear"]
 Display = Literal["absolute", "diverging"]
 
+_MAPS = {3: "(batch, H, W)"}
 
+
+def require_values(values: Tensor, name: str, forms: Mapping[int, str]) -> None:
+    """Raise ``InvalidParameter`` unless values are floats in memory, some of them, of one of the dimensions."""
+    is_held = values.layout == torch.strided and not values.is_meta
+    if values.dim() not in forms or not values.is_floating_point() or not values.numel() or not is_held:
+        raise InvalidParameter(
+            f"{name} of {values.dtype} {tuple(values.shape)}; give floats {' or '.join(forms.values())}"
+        )
+
+
+@of_kinds
 def heatmap(
     attribution: Tensor | Mapping[str, Tensor],
     size: tuple[int, int] | None = None,
@@ -37,8 +50,9 @@ def heatmap(
     require_choice("upsampling", upsampling, Upsampling)
     if isinstance(attribution, Mapping):
         attribution = _only(attribution)
-    if attribution.dim() != 4:
-        raise InvalidParameter(f"attribution of shape {tuple(attribution.shape)}; give (batch, channels, h, w)")
+    require_values(attribution, "attribution", {4: "(batch, channels, h, w)"})
+    if size is not None and min(size) < 1:
+        raise InvalidParameter(f"size={size}: give a height and a width of at least 1")
     reduced = _reduced(attribution, channels)
     if clip is not None:
         reduced = clip_percentiles(reduced, *clip)
@@ -70,12 +84,14 @@ def _reduced(attribution: Tensor, channels: Channels) -> Tensor:
             return attribution.clamp_min(0).sum(1)
 
 
+@of_kinds
 def clip_percentiles(maps: Tensor, low: float, high: float) -> Tensor:
     """RectGrad's post-processing of maps (B, H, W), per image, with NumPy's linear percentiles.
 
     Values above the ``high`` percentile are clipped to it; values below the ``low`` one become 0 if that is
     positive, else the percentile itself. (0.5, 99.5) is "without threshold", (95, 99.5) "with threshold".
     """
+    require_values(maps, "maps", _MAPS)
     if not 0 <= low <= high <= 100:
         raise InvalidParameter(f"percentiles {low}, {high}: give 0 <= low <= high <= 100")
     rows = maps.flatten(1)
@@ -93,6 +109,7 @@ def _quantile(rows: Tensor, q: float) -> Tensor:
     return torch.lerp(below, above, place - int(place))
 
 
+@of_kinds
 def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 99.0) -> Tensor:
     """Scale maps (B, H, W) for display (Adebayo et al.).
 
@@ -101,6 +118,9 @@ def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 9
     first, and its sign in the second.
     """
     require_choice("display", display, Display)
+    require_values(maps, "maps", _MAPS)
+    if not 0 <= percentile <= 100:
+        raise InvalidParameter(f"percentile={percentile}: give one from 0 to 100")
     rows = maps.flatten(1)
     magnitude = rows.abs()
     top = _quantile(magnitude, percentile)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, get_type_hints
+from functools import cache, wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import InvalidParameter, PellucidError, brief
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 def require_kind(kind: Any, value: object, place: str, error: type[PellucidError]) -> Any:
@@ -25,11 +30,33 @@ def require_kind(kind: Any, value: object, place: str, error: type[PellucidError
         raise refusal(found, place, error) from found
 
 
+def of_kinds(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """A function that refuses arguments of other kinds than its annotations name (``InvalidParameter``).
+
+    NumPy's numbers count as Python's, and lists as tuples.
+    """
+    given = signature(function)
+
+    @wraps(function)
+    def checked(*arguments: _Given.args, **named: _Given.kwargs) -> _Result:
+        settings = given.bind(*arguments, **named).arguments
+        require_settings(function, {name: _plain(value) for name, value in settings.items()}, function.__name__)
+        return function(*arguments, **named)
+
+    return checked
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def require_settings(taker: Callable[..., Any], settings: Mapping[str, Any], place: str) -> None:
     """Raise ``InvalidParameter`` unless every setting is of the kind that the taker's annotation names."""
-    kinds = get_type_hints(taker)
+    kinds = _hints(taker)
     for name, value in settings.items():
-        require_kind(kinds[name], value, f"{place}: {name}", InvalidParameter)
+        require_kind(kinds.get(name, Any), value, f"{place}: {name}", InvalidParameter)
 
 
 def refusal(found: ValidationError, place: str, error: type[PellucidError]) -> PellucidError:
@@ -40,6 +67,9 @@ def refusal(found: ValidationError, place: str, error: type[PellucidError]) -> P
     return error(
         f"{place}{' ' if where else ''}{where} is {brief(problem['input'])}; {said[:1].lower()}{said[1:]}"
     )
+
+
+_hints = cache(get_type_hints)
 
 
 @cache

@@ -7,7 +7,7 @@ removed wherever the call is interrupted (undo.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .errors import InvalidLayer, InvalidModel, UnknownName, counted
+from .errors import InvalidLayer, InvalidModel, UnknownName, brief, counted
 from .undo import Undo
 
 INPUT = "input"
@@ -105,7 +105,10 @@ def select_layers(model: nn.Module, layers: LayerChoice) -> dict[str, bool]:
     """
     modules = [INPUT, *(name for name, _ in model.named_modules() if name)]
     selected: dict[str, bool] = {}
-    for given in [layers] if isinstance(layers, str | nn.Module) else layers:
+    wanted = [layers] if isinstance(layers, str | nn.Module) else layers
+    if not (isinstance(wanted, Iterable) and all(isinstance(given, str | nn.Module) for given in wanted)):
+        raise InvalidLayer(f"layers={brief(layers)}; give 'all', names, globs or modules")
+    for given in wanted:
         pattern = _name_of(given, model) if isinstance(given, nn.Module) else given
         if pattern in modules:
             selected[pattern] = True

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidLayer, InvalidParameter
+from .errors import InvalidLayer, InvalidParameter, brief
 from .layers import INPUT, captured, fits_glob, layer_names
 from .outputs import tensor_in
 from .passes import exact
@@ -99,14 +99,15 @@ def layout(text: str) -> Layout:
     name, _, rest = text.strip().partition("(")
     try:
         call = ast.parse(f"f({rest.removesuffix(')')})", mode="eval").body
-        assert isinstance(call, ast.Call)
+        if not isinstance(call, ast.Call):
+            raise ValueError(rest)
         settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         if call.args or settings.keys() - {"prefix", "grid"}:
             raise ValueError(rest)
         return Layout(NAMED.get(name, name), **settings)
-    except (SyntaxError, ValueError, TypeError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InvalidParameter(
-            f"{text!r} is no layout; write {', '.join(NAMED)}, letters such as 'bhwc', or tokens(prefix=1)"
+            f"{brief(text)} is no layout; write {', '.join(NAMED)}, letters such as 'bhwc', or tokens(prefix=1)"
         ) from error
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import InvalidImage, InvalidParameter
+from .kinds import of_kinds
 
 Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
@@ -31,6 +32,7 @@ class Pixels:
     has_alpha: bool = False
 
     @classmethod
+    @of_kinds
     def of(cls, values: np.ndarray, name: str, scale: Ends | None = None) -> Pixels:
         """Take an array (H, W), (H, W, C) or (C, H, W): of three dimensions the smaller end is the channels'.
 
@@ -134,6 +136,7 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
     raise InvalidImage(f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}")
 
 
+@of_kinds
 def picture(pixels: Tensor, bands: Sequence[int] | None = None, stretched: bool = False) -> Image.Image:
     """A picture of pixels (C, H, W) in [0, 1]: one channel is grey, three are red, green and blue.
 
@@ -143,6 +146,8 @@ def picture(pixels: Tensor, bands: Sequence[int] | None = None, stretched: bool 
     Raises:
         InvalidParameter: a band that the image does not have, or neither one nor three.
     """
+    if pixels.dim() != 3 or not pixels.is_floating_point() or not pixels.numel():
+        raise InvalidParameter(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; give floats (channels, H, W)")
     if bands:
         wrong = [band for band in bands if not 1 <= band <= len(pixels)]
         if wrong or len(bands) not in (1, 3):

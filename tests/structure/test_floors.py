@@ -12,8 +12,8 @@ import pellucid as pl
 PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0, "undo": 0,
-    "bounds": 1, "kinds": 1, "seeds": 1, "files": 1, "layers": 1, "passes": 1, "pixels": 1,
-    "heatmap": 2, "sampling": 2, "rules": 2, "outputs": 2,
+    "bounds": 1, "kinds": 1, "seeds": 1, "files": 1, "layers": 1, "passes": 1,
+    "heatmap": 2, "pixels": 2, "sampling": 2, "rules": 2, "outputs": 2,
     "variants": 3, "layouts": 3,
     "methods": 4, "models": 4, "data": 4,
     "metrics": 5,

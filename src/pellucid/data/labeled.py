@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, PellucidError
+from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, PellucidError, brief
 from ..pixels import require_picture
 from ..seeds import fold_in
 from .sources import Sample, Source
@@ -55,7 +55,16 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         Raises:
             InvalidData: other types or shapes, or no images.
         """
-        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1] or not len(pixels):
+        if not (isinstance(pixels, Tensor) and isinstance(labels, Tensor)):
+            raise InvalidData(f"images {brief(pixels)} with labels {brief(labels)}; give two tensors")
+        if (
+            labels.is_floating_point()
+            or labels.is_complex()
+            or pixels.dtype != torch.uint8
+            or pixels.dim() != 4
+            or labels.shape != pixels.shape[:1]
+            or not len(pixels)
+        ):
             raise InvalidData(
                 f"images of {pixels.dtype} {tuple(pixels.shape)} with labels {tuple(labels.shape)}; "
                 "give bytes (N, C, H, W), N at least 1, and as many labels"

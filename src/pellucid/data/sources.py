@@ -27,7 +27,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
 from ..errors import InvalidData, InvalidImage, UnknownName, brief, shortened
-from ..kinds import require_kind
+from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels
 from .reading import read_image, upright
 from .shapes import ShapesDataset
@@ -93,6 +93,7 @@ class Source(Sequence[Sample]):
         return Source(self.names[index], lambda position: self.read(positions[position]), self.classes)
 
 
+@of_kinds
 def open_images(
     spec: Any,
     label_column: str | None = None,

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ..errors import InvalidData
 from ..files import RUN, sealed, unsealed
@@ -44,6 +44,20 @@ class MetricRecord(BaseModel):
         return "training" if self.by_training else "image"
 
 
+class _Skipping(BaseModel):
+    skip: tuple[str, ...] = ()
+
+
+class _Asked(BaseModel):
+    """What is read of a spec as it was written, whatever else it says."""
+
+    name: str = ""
+    reference: str | None = None
+    methods: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    images: _Skipping = _Skipping()
+
+
 class RunRecord(BaseModel):
     """What run.json says.
 
@@ -71,20 +85,30 @@ class RunRecord(BaseModel):
     identity: Mapping[str, Any]
     command: str = ""
 
+    @field_validator("spec")
+    @classmethod
+    def _readable(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        _Asked.model_validate(value)
+        return value
+
+    @property
+    def _asked(self) -> _Asked:
+        return _Asked.model_validate(self.spec)
+
     @property
     def name(self) -> str:
         """What the spec calls the experiment."""
-        return str(self.spec.get("name", ""))
+        return self._asked.name
 
     @property
     def reference(self) -> str | None:
         """The method that the others are compared with, if any."""
-        return self.spec.get("reference")
+        return self._asked.reference
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """The images that were left out."""
-        return tuple(self.spec["images"]["skip"])
+        return self._asked.images.skip
 
     @property
     def of_trainings(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from ..catalog import SURROGATE, on_files, variant_name
-from ..errors import InvalidData, InvalidParameter, UnknownName
+from ..errors import InvalidData, InvalidParameter, UnknownName, brief
 from ..heatmap import Channels, Upsampling
 from ..layouts import layout
 from ..metrics.randomization import RandomizationWay
@@ -403,11 +403,11 @@ def _told(error: ValidationError, place: str) -> Exception:
         case "missing":
             return InvalidParameter(f"{place}: {name} is missing; give it")
         case "value_error":
-            given = f" is {problem['input']!r};" if name and not isinstance(problem["input"], dict) else ""
+            given = f" is {brief(problem['input'])};" if name and not isinstance(problem["input"], dict) else ""
             return InvalidParameter(f"{place}: {name}{given} {problem['ctx']['error']}")
         case _:
             return InvalidParameter(
-                f"{place}: {name} is {problem['input']!r}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+                f"{place}: {name} is {brief(problem['input'])}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
             )
 
 

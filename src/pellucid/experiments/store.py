@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,6 +21,7 @@ from ..errors import (
     InvalidData,
     OutputNotWritable,
     UnknownName,
+    brief,
     counted,
     first_difference,
 )
@@ -99,11 +100,16 @@ class Results:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
         store.run = record.hash
         parts = store.whole(PARTS, record.cells, ROWS)
-        pictures = store.whole(PICTURES, [PHOTOS, *parts], PICTURE_ROWS)
+        pictures = one_table(store.whole(PICTURES, [PHOTOS, *parts], PICTURE_ROWS), PICTURE_ROWS)
+        table = one_table(parts, ROWS)
+        layers = {layer for names in record.layers.values() for layer in names} | {WHOLE_VARIANT}
+        told = {"model": record.layers, "layer": layers, "metric": record.metrics}
+        _require_told(table, told | dict.fromkeys(("variant", "method", "image")), f"the parts in {url}")
+        _require_told(pictures, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
         return cls(
-            one_table(parts, ROWS),
+            table,
             record,
-            one_table(pictures, PICTURE_ROWS),
+            pictures,
             [cell for cell in record.cells if cell not in parts],
         )
 
@@ -162,6 +168,18 @@ def _places(table: pandas.DataFrame, columns: Sequence[str]) -> list[Any]:
     """The labels of a pivot's columns in the order of their appearance."""
     rows = list(table[list(columns)].itertuples(index=False, name=None))
     return [row[0] for row in rows] if len(columns) == 1 else rows
+
+
+def _require_told(table: pandas.DataFrame, known: Mapping[str, Collection[str] | None], place: str) -> None:
+    """Refuse rows without what every row has, or of what run.json does not tell of."""
+    for column, names in known.items():
+        for name in table[column].unique():
+            if pandas.isna(name) or (names is not None and name not in names):
+                found = "nothing" if pandas.isna(name) else brief(name)
+                raise InvalidData(
+                    f"{place} have {found} for a {column}, which {RUN} does not tell of; run the benchmark again "
+                    "in a new folder"
+                )
 
 
 class Store:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self, SupportsIndex, final
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ from ..errors import (
     InvalidParameter,
     PrecisionWarning,
     SkippedLayerWarning,
+    brief,
 )
 from ..files import replace_file, sealed_tensors, unsealed_tensors
+from ..kinds import require_kind
 from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
 from ..outputs import class_names
@@ -263,14 +265,13 @@ class Method(ABC):
         """
         names, model = class_names(model), explainable(model)
         require_images(images, model)
+        told = require_kind(Mapping[str, str | Layout] | None, layouts, "layouts", InvalidParameter) or {}
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             _warn_if_half(images)
             answering, targets = asked(model, targets, names)
-            declared = {
-                name: layout(one) if isinstance(one, str) else one for name, one in (layouts or {}).items()
-            }
+            declared = {name: layout(one) if isinstance(one, str) else one for name, one in told.items()}
             asking = _Asking(model, answering, rules, images, targets, layers, declared, _keys(seed, images))
             return fitting(model, images, max_batch, partial(self._explain, asking))
 
@@ -473,6 +474,8 @@ def _layouts(
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
     if isinstance(seed, int):
         return (seed,) * len(images)
+    if not (isinstance(seed, Sequence) and all(isinstance(one, SupportsIndex) for one in seed)):
+        raise InvalidParameter(f"seed={brief(seed)}; give a whole number, or one for each image")
     if len(seed) != len(images):
         raise InvalidParameter(f"{len(seed)} seeds for {len(images)} images; give one for all or one per image")
     return tuple(int(value) for value in seed)

@@ -19,9 +19,18 @@ def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
     return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale{or_else}")
 
 
+def _is_held(values: Tensor) -> bool:
+    return values.layout == torch.strided and not values.is_meta
+
+
 def require_images(images: Tensor, model: nn.Module | None = None) -> None:
     """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W) with the model's channels."""
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+    if (
+        not isinstance(images, Tensor)
+        or images.dim() != 4
+        or not images.is_floating_point()
+        or not _is_held(images)
+    ):
         shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise InvalidImage(f"images are {shape}; give a float tensor (batch, channels, height, width)")
     if len(images) == 0:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidParameter, require_count
+from ..errors import InvalidParameter, brief, require_count
 from ..methods.checks import require_images, require_targets
 from ..passes import MaxBatch, placed
 from ..variants.base import AnyVariant
@@ -161,14 +161,14 @@ def curves(
 
 def require_steps(steps: StepCount, tolerance: float, pixels: int | None = None) -> None:
     """Raise ``InvalidParameter`` unless steps are "auto" or a count of at most ``pixels``."""
-    if not tolerance > 0:
+    if not (isinstance(tolerance, int | float) and tolerance > 0):
         raise InvalidParameter(
-            f"tolerance={tolerance!r}: give an error of the area above 0, such as {AREA_TOLERANCE}"
+            f"tolerance={brief(tolerance)}: give an error of the area above 0, such as {AREA_TOLERANCE}"
         )
-    if steps == "auto":
+    if isinstance(steps, str) and steps == "auto":
         return
     if isinstance(steps, str):
-        raise InvalidParameter(f"steps={steps!r}: give a whole number or 'auto'")
+        raise InvalidParameter(f"steps={brief(steps)}: give a whole number or 'auto'")
     require_count("steps", steps)
     if pixels is not None and steps > pixels:
         raise InvalidParameter(f"steps={steps}: the images have only {pixels} pixels; give as many at most")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidParameter, require_choice, require_count
+from ..errors import InvalidData, InvalidParameter, brief, require_choice, require_count
 from ..heatmap import Channels
 from .base import Axis, Case, MapMetric, Need, ProcessedMapMetric
 
@@ -66,13 +66,18 @@ def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image
     height, width = size
     rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     mask = torch.zeros(height, width, dtype=torch.bool)
-    for box in boxes:
+    try:
+        corners = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
+        torch.tensor(corners, dtype=torch.float64)  # of numbers alone
+    except (TypeError, ValueError) as error:
+        raise InvalidData(f"boxes of {name} are {brief(boxes)}; give (x0, y0, x1, y1) for each") from error
+    for box in corners:
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
-            raise InvalidData(f"box {tuple(box)} of {name} is empty; give (x0, y0, x1, y1), x0 < x1 and y0 < y1")
+            raise InvalidData(f"box {box} of {name} is empty; give (x0, y0, x1, y1), x0 < x1 and y0 < y1")
         if min(x0, y0) < -_OVERSHOOT or x1 > width + _OVERSHOOT or y1 > height + _OVERSHOOT:
             raise InvalidData(
-                f"box {tuple(box)} of {name} leaves the image of {width}x{height} pixels; scale boxes with their "
+                f"box {box} of {name} leaves the image of {width}x{height} pixels; scale boxes with their "
                 "images and cut them at the border"
             )
         mask |= (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)

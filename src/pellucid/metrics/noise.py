@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidParameter, require_choice, require_count
-from ..heatmap import Channels, heatmap
+from ..heatmap import Channels, heatmap, require_values
+from ..kinds import of_kinds
 from .base import Axis, Case, MapMetric, ProcessedMapMetric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
@@ -17,6 +18,7 @@ _EPSILON = 1e-6
 _ROUNDING = 1e-6  # of the largest value: a map that varies less is constant
 
 
+@of_kinds
 def total_variation(attribution: Tensor, normalized: bool = True) -> Tensor:
     """Total variation of attributions (B, C, h, w), one value per image (B,), 0 or more; lower is smoother.
 
@@ -28,8 +30,7 @@ def total_variation(attribution: Tensor, normalized: bool = True) -> Tensor:
     Raises:
         InvalidParameter: not a tensor (B, C, h, w).
     """
-    if attribution.dim() != 4:
-        raise InvalidParameter(f"attribution of shape {tuple(attribution.shape)}; give (batch, channels, h, w)")
+    require_values(attribution, "attribution", {4: "(batch, channels, h, w)"})
     if not normalized:
         return _variation(attribution).sum(1)
     centered = attribution - attribution.mean((2, 3), keepdim=True)

@@ -108,7 +108,12 @@ def ranks(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def require_heatmaps(heatmaps: Tensor, images: Tensor) -> Tensor:
     """Heatmaps on the images' device; raise ``InvalidMap`` unless they are (B, h, w) and fit the images."""
-    if not isinstance(heatmaps, Tensor) or heatmaps.dim() != 3 or len(heatmaps) != len(images):
+    if (
+        not isinstance(heatmaps, Tensor)
+        or heatmaps.dim() != 3
+        or heatmaps.is_complex()
+        or len(heatmaps) != len(images)
+    ):
         shape = tuple(heatmaps.shape) if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
         raise InvalidMap(f"heatmaps are {shape} for {len(images)} images; give a tensor (batch, height, width)")
     height, width = images.shape[-2:]
@@ -119,9 +124,9 @@ def require_heatmaps(heatmaps: Tensor, images: Tensor) -> Tensor:
         )
     heatmaps = heatmaps.detach().to(images.device)
     heatmaps = heatmaps if heatmaps.is_floating_point() else heatmaps.to(images.dtype)
-    broken = heatmaps.flatten(1).isnan().any(1).nonzero()[:, 0].tolist()
+    broken = (~heatmaps.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if broken:
-        raise InvalidMap(f"the heatmap of image {broken[0]} holds NaN, which has no order; clean or leave it out")
+        raise InvalidMap(f"the heatmap of image {broken[0]} holds NaN or infinite values; clean or leave it out")
     return heatmaps
 
 

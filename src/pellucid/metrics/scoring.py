@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import require_choice
 from ..layers import explainable
-from ..methods.checks import not_finite
+from ..methods.checks import not_finite, require_images
 from ..outputs import logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting, is_out_of_memory, most_rows
 from ..rules.base import Rule, Rules
@@ -62,6 +62,7 @@ class Scorer:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
+        require_images(images)
         with Guard() as guard, guard.inference(True):
             # A clone, since the model's first operation may be in place.
             logits = torch.cat([self._forward(part.clone()) for part in images.split(self.most)])

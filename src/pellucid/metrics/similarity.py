@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from math import exp
+from collections.abc import Mapping
+from math import exp, inf
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidParameter
+from ..heatmap import require_values
+from ..kinds import of_kinds
 from ..passes import exact
 
 # The Gaussian window of Wang et al.: sigma 1.5 cut at 3.5 sigma, and their stabilizing constants.
@@ -19,7 +22,10 @@ _ORIENTATIONS, _CELL, _BLOCK = 9, 16, 3
 HOG_SIZE = _CELL * _BLOCK
 _HYS_CLIP, _HYS_EPSILON = 0.2, 1e-5
 
+_FORMS = dict.fromkeys(range(2, 6), "(batch, ...)")
 
+
+@of_kinds
 def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     """Structural similarity of maps (B, H, W) or (B, C, H, W), one value per image (B,) in [-1, 1]; 1 if equal.
 
@@ -28,12 +34,12 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     sample covariance c are weighted by an 11x11 Gaussian window of sigma 1.5, C1 = (0.01 R)^2,
     C2 = (0.03 R)^2, R = ``data_range`` (Wang et al., as scikit-image with ``gaussian_weights=True``).
     ``data_range=2`` is what Adebayo et al. and Wienecke & Hinrichs used, though their maps lie in [0, 1]
-    (``min_max``); 1 is that interval's own.
+    (``min_max``); 1 is that interval's own. A map that holds NaN, as a constant one after ``min_max``, gives NaN.
 
     Raises:
         InvalidParameter: other shapes, maps smaller than 11x11, a range that is not above 0.
     """
-    if not data_range > 0:
+    if not 0 < data_range < inf:
         raise InvalidParameter(f"data_range={data_range}: give the span of the maps' values, above 0")
     a, b = _pair(a, b, WINDOW, "SSIM's window")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
@@ -47,15 +53,19 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
 
 def _pair(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
     """Both maps as (B, C, H, W)."""
-    if a.shape != b.shape or a.dim() not in (3, 4) or not (a.is_floating_point() and b.is_floating_point()):
-        raise InvalidParameter(
-            f"maps {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}; "
-            "give two float tensors of one shape, (batch, H, W) or (batch, channels, H, W)"
-        )
+    _require_alike(a, b, {3: "(batch, H, W)", 4: "(batch, channels, H, W)"})
     if min(a.shape[-2:]) < least:
         size = " x ".join(map(str, a.shape[-2:]))
         raise InvalidParameter(f"maps of {size} are smaller than {what}, {least} x {least}; up-sample them first")
     return (a, b) if a.dim() == 4 else (a[:, None], b[:, None])
+
+
+def _require_alike(a: Tensor, b: Tensor, forms: Mapping[int, str]) -> None:
+    """Raise ``InvalidParameter`` unless two maps are floats of one shape."""
+    require_values(a, "maps", forms)
+    require_values(b, "maps", forms)
+    if a.shape != b.shape:
+        raise InvalidParameter(f"maps of shapes {tuple(a.shape)} and {tuple(b.shape)}; give two of one shape")
 
 
 def _windowed(maps: Tensor) -> Tensor:
@@ -70,16 +80,19 @@ def _windowed(maps: Tensor) -> Tensor:
     return maps
 
 
+@of_kinds
 def min_max(maps: Tensor) -> Tensor:
     """Maps (B, ...) scaled to [0, 1], each image's channels together; NaN where a map is constant.
 
     (m - min m) / (max m - min m), signs kept in order (Adebayo et al., before SSIM and HOG).
     """
+    require_values(maps, "maps", _FORMS)
     rows = maps.flatten(1)
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     return ((rows - low) / (high - low)).view_as(maps)
 
 
+@of_kinds
 def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
     """Rank correlation of maps (B, ...), one value per image (B,) in [-1, 1]; NaN where a map is constant.
 
@@ -89,9 +102,7 @@ def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
     Raises:
         InvalidParameter: tensors of different shapes, or without anything to rank.
     """
-    if a.shape != b.shape or a.dim() < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise InvalidParameter(f"maps of shapes {shapes}; give two of one shape (batch, ...)")
+    _require_alike(a, b, _FORMS)
     rows = [(maps.abs() if absolute else maps).flatten(1) for maps in (a, b)]
     x, y = (ranks - ranks.mean(1, keepdim=True) for ranks in map(_ranks, rows))
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
@@ -106,6 +117,7 @@ def _ranks(rows: Tensor) -> Tensor:
     return (exact(below + up_to - 1) / 2).masked_fill(undefined, torch.nan)
 
 
+@of_kinds
 def hog(maps: Tensor) -> Tensor:
     """Histograms of oriented gradients (B, features) of maps (B, H, W) or (B, C, H, W).
 
@@ -149,6 +161,7 @@ def _unit(blocks: Tensor) -> Tensor:
     return blocks / (blocks.square().sum(-1, keepdim=True) + _HYS_EPSILON**2).sqrt()
 
 
+@of_kinds
 def hog_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of the maps' ``hog`` features (B,) in [-1, 1] (Adebayo et al.); NaN for a constant map.
 

@@ -59,6 +59,7 @@ class Preprocess:
     bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        require_settings(Preprocess, vars(self), "Preprocess")
         require_count("Preprocess: channels", self.channels)
         for side in [self.resize] if isinstance(self.resize, int) else self.resize or ():
             require_count("Preprocess: resize", side)
@@ -148,7 +149,6 @@ class Preprocess:
                 f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {brief(dict(settings))}"
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        require_settings(cls, values, "Preprocess")
         return cls(**values)
 
 

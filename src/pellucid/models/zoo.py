@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
 from ..files import run_file
+from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Classifier, answer, two_answers
 from .hugging_face import HuggingFace, under_own_names
@@ -117,10 +118,11 @@ def device_named(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+@of_kinds
 def load_model(
     name: str,
     weights: str | Path | None = None,
-    classes: int | Sequence[str] | None = None,
+    classes: int | str | Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> LoadedModel:

@@ -41,6 +41,6 @@ def as_variant(given: AnyVariant) -> Variant:
         return given
     if isinstance(given, Rule):
         return Variant(str(given), (given,))
-    if given not in VARIANTS:
+    if not isinstance(given, str) or given not in VARIANTS:
         raise UnknownName("variant", given, VARIANTS)
     return VARIANTS[given]

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import InvalidModel
+from ..errors import InvalidModel, require_count
+from ..kinds import require_settings
 from ..layers import explainable
 from ..rules.base import Rule, Rules, Run
 from ..rules.conv import pair
@@ -66,6 +67,8 @@ class Convolution:
         plain: dict[str, Any] = {
             k: tuple(value) if isinstance(value, list) else value for k, value in values.items()
         }
+        require_settings(cls, plain, "a convolution")
+        require_count("groups", plain["groups"])
         return cls(**plain)
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights
 from ..files import replace_file, sealed, unsealed
+from ..kinds import require_kind
 from ..rules.base import Rule, Run
 from ..rules.operations import Operation
 from .base import Variant
@@ -174,7 +175,9 @@ def load_surrogate(path: str | Path) -> Surrogate:
     try:
         convolutions = [Convolution.from_dict(values) for values in header["convolutions"]]
         paths = tuple(_path(convolution, index, tensors) for index, convolution in enumerate(convolutions))
-        surrogate = Surrogate(tuple(convolutions), paths, header["facts"], header["include_first"], name=path.stem)
+        facts = require_kind(dict[str, Any], header["facts"], "facts", InvalidWeights)
+        first = require_kind(bool, header["include_first"], "include_first", InvalidWeights)
+        surrogate = Surrogate(tuple(convolutions), paths, facts, first, name=path.stem)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise InvalidWeights(f"{path} is a damaged surrogate ({error}); train or fetch it again") from error
     for name, tensor in tensors.items():
@@ -227,10 +230,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with torch.inference_mode(False), safetensors.safe_open(path, framework="pt") as file:
             header = unsealed((file.metadata() or {}).get("surrogate", "{}").encode())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for name, expected in header.get("digests", {}).items():  # files of earlier versions have none
+        digests = require_kind(dict[str, str], header.get("digests", {}), "digests", InvalidWeights)
+        for name, expected in digests.items():  # files of earlier versions have none
             if name not in tensors or digest(tensors[name]) != expected:
                 raise ValueError(f"{name} was damaged since it was written")
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InvalidWeights(f"{path} is broken or cut short ({error}); train or fetch it again") from error
     if header.get("format") != FORMAT:
         raise InvalidWeights(f"{path} holds no surrogate, but {_content(tensors)}; give a file of train_surrogate")
