@@ -21,7 +21,7 @@ def _photo() -> None:
     ("command", "sentence"),
     [
         (f"{EXPLAIN} --target circel", "unknown class 'circel'; did you mean circle"),
-        (f"{EXPLAIN} --layers layer3.2", "unknown layer 'layer3.2'; did you mean layer3.1"),
+        (f"{EXPLAIN} --layers layer3.2", "unknown layer 'layer3.2'; did you mean layer3 or layer2 or layer3.1"),
         (f"{EXPLAIN} --weights lost.safetensors", "there is no weights file lost.safetensors"),
         (f"{EXPLAIN} --methods grad-cam", "unknown method 'grad-cam'; did you mean gradcam"),
         (f"{EXPLAIN} --methods gradcan", "unknown method 'gradcan'; did you mean gradcam"),
