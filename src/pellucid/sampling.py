@@ -281,6 +281,8 @@ def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
 def require_baseline(baseline: Baseline) -> None:
     """Raise ``InvalidParameter`` unless the baseline is a known name, a finite number or a finite tensor."""
     is_number = isinstance(baseline, int | float) and not isinstance(baseline, bool) and abs(baseline) < math.inf
-    is_sound = isinstance(baseline, Tensor) and bool(baseline.isfinite().all())
+    is_sound = (
+        isinstance(baseline, Tensor) and baseline.layout == torch.strided and bool(baseline.isfinite().all())
+    )
     if not (is_number or is_sound or (isinstance(baseline, str) and baseline in ("zero", "blur"))):
         raise InvalidParameter(f"baseline={brief(baseline)}: give 'zero', 'blur', or finite numbers")

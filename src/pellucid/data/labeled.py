@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import InvalidData, InvalidImage, InvalidParameter, OutputNotWritable, PellucidError, brief
+from ..kinds import require_kind
 from ..pixels import require_picture
 from ..seeds import fold_in
 from .sources import Sample, Source
@@ -55,6 +56,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         Raises:
             InvalidData: other types or shapes, or no images.
         """
+        names = require_kind(Sequence[str], classes, "classes", InvalidData)
         if not (isinstance(pixels, Tensor) and isinstance(labels, Tensor)):
             raise InvalidData(f"images {brief(pixels)} with labels {brief(labels)}; give two tensors")
         if (
@@ -69,7 +71,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
                 f"images of {pixels.dtype} {tuple(pixels.shape)} with labels {tuple(labels.shape)}; "
                 "give bytes (N, C, H, W), N at least 1, and as many labels"
             )
-        return cls(pixels, labels.long(), torch.arange(len(pixels)), tuple(classes))
+        return cls(pixels, labels.long(), torch.arange(len(pixels)), tuple(names))
 
     def __repr__(self) -> str:
         return f"{len(self)} images of {self.origin or 'tensors'}"

@@ -44,6 +44,7 @@ def _variation(maps: Tensor) -> Tensor:
     return vertical + maps.diff(dim=3).abs().sum((2, 3))
 
 
+@of_kinds
 def checkerboard(maps: Tensor, period: int = 2) -> Tensor:
     """The share (B,) of the energy of maps (B, H, W) that repeats every ``period`` pixels, in [0, 1].
 

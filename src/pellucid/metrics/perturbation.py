@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidMap, InvalidParameter, require_choice
+from ..errors import InvalidMap, InvalidParameter, brief, require_choice
 from ..methods.checks import require_in_range
 from ..sampling import reference_images
 from .scoring import Scorer
@@ -68,9 +68,10 @@ class Perturbation:
         require_choice("kind", self.kind, Kind)
         given = self.reference
         number = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-        if not (isinstance(given, Tensor) or number or given in ("zero", "blur", "gaussian")):
+        named = isinstance(given, str) and given in ("zero", "blur", "gaussian")
+        if not (isinstance(given, Tensor) or number or named):
             raise InvalidParameter(
-                f"{self.kind} with reference {given!r}: give 'zero', 'blur', 'gaussian', a number or a tensor"
+                f"{self.kind} with reference {brief(given)}: give 'zero', 'blur', 'gaussian', a number or a tensor"
             )
 
     def references(self, images: Tensor) -> Tensor:
