@@ -90,7 +90,8 @@ def test_photos_are_explained(place: Path, kind: str, monkeypatch: pytest.Monkey
     assert error < EXACT[kind]
 
 
-def attributions(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        key: value for key, value in load_file(folder / "attributions.safetensors").items() if "gradcam" not in key
-    }
+def attributions(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    files = sorted((folder / "attributions").glob("*.safetensors"))
+    assert len(files) == 2
+    named = {(file.stem, key): value for file in files for key, value in load_file(file).items()}
+    return {place: value for place, value in named.items() if "gradcam" not in place[1]}

@@ -103,7 +103,7 @@ def test_random_ranks_are_permutations_by_seed_and_position():
 def test_ranks_come_back_from_a_file(tmp_path, shape):
     ranks = salience_ranks(maps_of(3, *shape), range(3))
     write_ranks(tmp_path / "ranks.npy", [ranks[:2], ranks[2:]], 3)
-    images = LabeledImages.of(torch.zeros(3, 3, *shape[-2:], dtype=torch.uint8), torch.zeros(3))
+    images = LabeledImages.of(torch.zeros(3, 3, *shape[-2:], dtype=torch.uint8), torch.zeros(3).long())
     found = DegradedImages(images, open_ranks(tmp_path / "ranks.npy"), Degradation(0.3), torch.ones(3))
     gone = torch.cat([found.batch(torch.tensor([i]))[0] for i in range(3)]) == 1
     expected = (ranks < Degradation(0.3).replaced(math.prod(shape))).view(3, -1, *shape[-2:]).expand_as(gone)
@@ -208,7 +208,7 @@ def test_sets_of_other_content_have_other_fingerprints():
 
 
 def test_the_data_set_s_mean_is_that_of_its_rows():
-    images = LabeledImages.of(bytes_of(5), torch.zeros(5))
+    images = LabeledImages.of(bytes_of(5), torch.zeros(5).long())
     expected = images.pixels[[1, 3]].double().mean((0, 2, 3)) / 255
     assert torch.allclose(images.subset(torch.tensor([1, 3])).mean, expected, rtol=0, atol=1e-15)
 
@@ -229,7 +229,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidParameter, match="mean"):
         Degradation(0.5)(images, random_ranks((8, 8), [0, 1]), [0, 1])
     with pytest.raises(InvalidData, match="rank every image"):
-        DegradedImages(LabeledImages.of(images, torch.zeros(2)), random_ranks((8, 8), [0]), Degradation(0.5))
+        DegradedImages(
+            LabeledImages.of(images, torch.zeros(2).long()), random_ranks((8, 8), [0]), Degradation(0.5)
+        )
 
 
 # The curve.

@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_stands(tmp_path):
         (network(), x, {"seed": 1}, "seed is 0 there and 1 here"),
         (network(), x, {"batch_size": 2}, "batch_size is 64 there and 2 here"),
         (network(), x, {"include_first": True}, "include_first is False there and True here"),
-        (network(), x, {"preprocess": SMALL}, "preprocess is None there and {'resize': 16, .* here"),
+        (network(), x, {"preprocess": SMALL}, "preprocess is None there and {.*'resize': 16, .* here"),
         (network(), x + 1, {}, "images.digest is '"),
         (network(1), x, {}, "model.weights is '"),
         (wider, x, {}, "model.convolutions.005 is '2 -> 3 channels, .* there and '2 -> 4 channels, .* here"),

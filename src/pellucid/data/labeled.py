@@ -68,8 +68,9 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
             or not len(pixels)
         ):
             raise InvalidData(
-                f"images of {pixels.dtype} {tuple(pixels.shape)} with labels {tuple(labels.shape)}; "
-                "give bytes (N, C, H, W), N at least 1, and as many labels"
+                f"images of {pixels.dtype} {tuple(pixels.shape)} with labels of {labels.dtype} "
+                f"{tuple(labels.shape)}; "
+                "give bytes (N, C, H, W), N at least 1, and as many whole numbers as labels"
             )
         return cls(pixels, labels.long(), torch.arange(len(pixels)), tuple(names))
 
