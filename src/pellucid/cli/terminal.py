@@ -56,9 +56,10 @@ def show_whole(table: Table, keys: int = 0) -> None:
     On a terminal that is too narrow, columns go into further tables, each of which begins with the first ``keys``.
     """
     console = Console()
-    if not console.is_terminal:
+    narrow = console.is_terminal
+    if not narrow:
         console = Console(width=Console(width=10_000).measure(table).maximum)
-    for part in _fitting_parts(console, table, keys) if keys else [table]:
+    for part in _fitting_parts(console, table, keys) if keys and narrow else [table]:
         console.print(part)
 
 
@@ -68,7 +69,7 @@ def _fitting_parts(console: Console, table: Table, keys: int) -> list[Table]:
 
     def part(places: Sequence[int]) -> Table:
         columns = [Column(whole[place].header, justify=whole[place].justify, no_wrap=True) for place in places]
-        found = Table(*columns)
+        found = Table(*columns, box=table.box, pad_edge=table.pad_edge)
         for row in zip(*(whole[place].cells for place in places), strict=True):
             found.add_row(*row)
         return found
