@@ -111,6 +111,21 @@ def test_layers_stand_in_the_models_order_and_missing_ones_are_gaps():
     np.testing.assert_array_equal(panel.lines[1].mean, [NAN, 5])
 
 
+def test_each_network_has_its_own_order_of_layers():
+    """Layers that two networks share do not stand before those that only one has."""
+    values = {
+        (model, "original", "gradient", layer, "insertion"): [1.0, 2.0, 3.0]
+        for model, layers in {"net": ("block1", "block3"), "deeper": ("block1", "block2", "block3")}.items()
+        for layer in layers
+    }
+    made = results(values)
+    made.record.layers.update(net=["block1", "block3"], deeper=["block1", "block2", "block3"])
+    where = {"metric": "insertion"}
+    panels = show(made, Statistics.of(made), like="figure5-7", labels={}, panels="model", where=where)
+    ticks = {panel.title: [name for _, name in panel.ticks] for panel in panels}
+    assert ticks == {"net": ["block1", "block3"], "deeper": ["block1", "block2", "block3"]}
+
+
 def test_a_line_along_a_curve_has_its_named_steps():
     [panel] = show(like="figure8")
     assert panel.ticks == ((0, "none"), (1, "fc"), (2, "layer2.1"), (3, "layer1.1"), (4, "conv1"))

@@ -49,6 +49,12 @@ def test_every_value_that_makes_results_is_compared_with_its_default(smoke, expe
     assert told(smoke, "paper") == []
 
 
+def test_a_published_text_stands_beside_names_in_words():
+    [networks] = told({}, "paper", published={"networks": "one of theirs"})
+    assert networks[:2] == ("networks", "one of theirs")
+    assert not networks[2].startswith("(")
+
+
 def test_what_was_published_goes_before_the_papers_scale():
     published = {"images": "100 in color"}
     assert told({}, "paper", published=published) == [("images", "100 in color", "500 of few photos", ())]

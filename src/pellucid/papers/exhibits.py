@@ -145,8 +145,9 @@ class _Content:
 
     def layers(self, rows: pd.DataFrame) -> list[str]:
         """The rows' layers as the models have them, the image first."""
-        names = [name for name in _names(rows, "layer") if name]
-        ordered = [name for of_model in self.results.record.layers.values() for name in of_model if name in names]
+        names, models = [name for name in _names(rows, "layer") if name], set(_names(rows, "model"))
+        known = self.results.record.layers.items()
+        ordered = [name for model, layers in known if model in models for name in layers if name in names]
         return list(dict.fromkeys([*ordered, *names]))
 
     def at_layers(self, order: Sequence[str], where: Quantity) -> Iterator[_Place]:

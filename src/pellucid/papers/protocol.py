@@ -141,8 +141,12 @@ def _unique(names: Iterator[str]) -> tuple[str, ...]:
 def _apart(paper: Value, here: Value) -> tuple[str, str]:
     """Two values in words; of several names those that the other has not, or how many there are."""
     if isinstance(paper, str) or isinstance(here, str):
-        return str(paper), str(here)
+        return _told(paper), _told(here)
     alone = [name for name in paper if name not in here], [name for name in here if name not in paper]
     if max(map(len, alone)) > _SEVERAL:
         return f"{len(paper)}", f"{len(here)}"
     return joined(alone[0]) or "–", joined(alone[1]) or "–"
+
+
+def _told(value: Value) -> str:
+    return value if isinstance(value, str) else joined(value)
