@@ -50,6 +50,7 @@ def test_methods_and_layers_are_columns_and_images_rows(model, images):
         name: pl.method(name)(model, images, layers=("input", "0")) for name in ("gradient", "input_x_gradient")
     }
     drawing = pl.show(found, images, classes=["cat", "dog", "eel"])
+    assert repr(drawing) == f"Drawing of {drawing.width} x {drawing.height} pixels"
     told = [one.text for one in drawing.texts]
     assert sum("gradient" in text for text in told) == 4
     targets = found["gradient"].targets.tolist()
@@ -130,3 +131,6 @@ def test_values_of_what_is_not_there_are_refused():
         plausible().values(metric="mas_outside")
     with pytest.raises(pl.PellucidError, match="did you mean metric"):
         plausible().pivot(metrics="mass_outside")
+    with pytest.raises(pl.PellucidError, match="column of the results 'metrc'; did you mean metric"):
+        plausible().pivot(columns="metrc")
+    assert plausible().pivot(index="method", metric="insertion(steps='auto')").index.names == ["method"]

@@ -137,7 +137,7 @@ class Results:
 
     def pivot(
         self,
-        index: Sequence[str] = ("model", "variant", "method", "layer"),
+        index: str | Sequence[str] = ("model", "variant", "method", "layer"),
         columns: str | Sequence[str] = "metric",
         how: str = "mean",
         **where: str,
@@ -145,10 +145,16 @@ class Results:
         """Means over images (or ``how`` pandas calls it) as a table, one column for each metric; as ``values``.
 
         Layers have rows of their own: a mean over layers that some methods lack compares unlike with unlike.
+
+        Raises:
+            UnknownName: no such column, or no such name in it.
         """
         table = self.values(**where)
-        columns = [columns] if isinstance(columns, str) else list(columns)
+        index, columns = ([names] if isinstance(names, str) else list(names) for names in (index, columns))
         keys = [*index, *columns]
+        for name in keys:
+            if name not in _VALUES:
+                raise UnknownName("column of the results", name, _VALUES)
         grouped = table.groupby(keys, sort=False, dropna=False)["value"].agg(how)
         return grouped.unstack(columns).sort_index(axis=1)[list(dict.fromkeys(_places(table, columns)))]
 

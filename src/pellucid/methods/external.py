@@ -28,8 +28,9 @@ class External(Method):
     """Attributions by ``function(model, images (n, C, H, W), targets (n,))``: a tensor or NumPy array.
 
     The result is (n, C, h, w) or (n, h, w), one map for each image; it stands for ``layer``, the only one
-    explained. Images come at most ``max_batch`` at a time and require gradients. The function runs under the
-    rules of the variant asked for, so that variants and samplings work on it as on any other method; whatever
+    explained. Images come at most ``max_batch`` at a time and require gradients: they are leaves, whose ``grad``
+    a backward pass fills; a copy of one's own is ``images.detach().clone()``. The function runs under the rules of
+    the variant asked for, so that variants and samplings work on it as on any other method; whatever
     it does to the model or to the global random state is its own affair.
 
     Raises:

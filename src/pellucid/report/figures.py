@@ -339,7 +339,7 @@ class _Text:
     weight: str = "normal"
 
 
-@dataclass
+@dataclass(repr=False)
 class Drawing:
     """Pictures, frames and lines of text on a white canvas measured in pixels, as a .png or .svg file."""
 
@@ -348,6 +348,9 @@ class Drawing:
     pictures: list[tuple[int, int, int, int, NDArray[np.uint8]]] = field(default_factory=list)
     frames: list[tuple[int, int, int, int, str]] = field(default_factory=list)  # x, y, width, height, filling
     texts: list[_Text] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Drawing of {self.width} x {self.height} pixels"
 
     def file(self, kind: str) -> bytes:
         """The content of a file, the same for the same drawing."""
