@@ -248,3 +248,15 @@ def logits_of(model: nn.Module, x: Tensor, targets: Tensor | Sequence[int]) -> T
     """Each image's target logit."""
     with torch.no_grad():
         return model(x).gather(1, torch.as_tensor(targets)[:, None])[:, 0]
+
+
+def strided():
+    """A strided convolution and a linear layer: (B, 3, 16, 16) -> (B, 3) logits."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
+    return layers.eval()
+
+
+def photos_for_strided():
+    """Three images (3, 3, 16, 16) for it."""
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -152,3 +152,14 @@ def npy(values):
     buffer = io.BytesIO()
     np.save(buffer, values.astype(np.float16))
     return buffer.getvalue()
+
+
+# The spec of a run of two cells, of a second.
+SMALL_SPEC = {
+    "models": ["shapes-resnet"],
+    "images": {"source": "shapes:2"},
+    "methods": ["gradient"],
+    "metrics": ["total_variation"],
+    "images_per_cell": 1,
+    "pictures": 1,
+}

@@ -13,15 +13,7 @@ from pellucid.experiments.spec import read_spec
 from pellucid.files import alone, replace_file, sealed
 from pellucid.training.checkpoints import Checkpoint, Checkpoints
 from pellucid.training.classifiers import save_weights
-
-SPEC = {
-    "models": ["shapes-resnet"],
-    "images": {"source": "shapes:2"},
-    "methods": ["gradient"],
-    "metrics": ["total_variation"],
-    "images_per_cell": 1,
-    "pictures": 1,
-}
+from tests.tables import SMALL_SPEC
 
 
 def asked(place):
@@ -45,7 +37,7 @@ def flip(path, place=-20):
 
 @pytest.fixture
 def run(tmp_path):
-    benchmark(read_spec(None, SPEC), tmp_path / "run")
+    benchmark(read_spec(None, SMALL_SPEC), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -64,7 +56,7 @@ def test_each_damaged_part_is_named_and_the_same_command_mends_it(run, folder):
     assert lines[0].startswith(f"{path}: ")
     assert lines[0].endswith("; the same command computes it anew")
     with pytest.warns(DamagedFileWarning):
-        benchmark(read_spec(None, SPEC), run)
+        benchmark(read_spec(None, SMALL_SPEC), run)
     assert asked(run)[0] == 0
 
 
@@ -160,7 +152,7 @@ def test_what_is_no_run_is_refused(tmp_path, place):
 
 def test_a_run_at_a_url_is_verified():
     url = "memory://doctored/run"
-    benchmark(read_spec(None, SPEC), url)
+    benchmark(read_spec(None, SMALL_SPEC), url)
     ended = CliRunner().invoke(app, ["doctor", url])
     assert ended.stdout == f"{url}: whole: 2 parts, 2 picture files, 1 run\n"
     assert ended.exit_code == 0

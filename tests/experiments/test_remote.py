@@ -16,6 +16,7 @@ from pellucid.experiments import folders
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
+from tests.tables import SMALL_SPEC
 
 
 class NoCredentialsError(Exception):
@@ -67,15 +68,7 @@ def _empty(monkeypatch):
 
 
 def spec(**changed):
-    content = {
-        "models": ["shapes-resnet"],
-        "images": {"source": "shapes:2"},
-        "methods": ["gradient"],
-        "metrics": ["total_variation"],
-        "images_per_cell": 1,
-        "pictures": 1,
-    }
-    return read_spec(None, content | changed)
+    return read_spec(None, SMALL_SPEC | changed)
 
 
 class Fault:

@@ -7,24 +7,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import pellucid as pl
 from pellucid.errors import InvalidParameter
 from pellucid.report.figures import colored, scaled
+from tests.networks import photos_for_strided, strided
 from tests.tables import plausible
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
-    return layers.eval()
+    return strided()
 
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return photos_for_strided()
 
 
 def pixels(drawing):
