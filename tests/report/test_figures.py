@@ -10,7 +10,7 @@ from PIL import Image
 from pellucid.errors import InvalidParameter, OutputNotWritable
 from pellucid.report import figures
 from pellucid.report.figures import CaptionedPhoto, Overlay, grid, text_width, wrapped, write_figure, write_map
-from pellucid.report.pages import Bar, Page, Picture, Section, Table
+from pellucid.report.pages import Page, Picture, Section, Table, TableCell
 
 CHECKERBOARD = np.indices((8, 8)).sum(0) % 2 * 2.0 - 1
 PHOTO = CaptionedPhoto(np.full((64, 64, 3), (10, 200, 30), np.uint8), "circle 99.3 %", "shape-0")
@@ -204,7 +204,7 @@ def test_nothing_half_written_is_left(tmp_path):
 
 def test_a_page_is_escaped_and_needs_nothing_else(tmp_path):
     write_map(CHECKERBOARD, tmp_path / "map.png")
-    table = Table(["layer", "drop"], [["layer1", Bar(0.5, "50 %")]], "caption")
+    table = Table.of(["layer", "drop"], [["layer1", TableCell("50 %", bar=0.5)]], "caption")
     section = Section("A <b>", ["x & y"], [table], [Picture(tmp_path / "map.png", 'a "map"')])
     text = Page("Title", ["lead"], [section], "footer").html()
     assert "A &lt;b&gt;" in text

@@ -18,7 +18,7 @@ from ..metrics.scoring import Scorer
 from ..models.zoo import load_model
 from ..report.album import color_key, map_tile, pixels_uri, read_map
 from ..report.figures import CaptionedPhoto, Map, Overlay, scaling_note
-from ..report.pages import BLANK, Bar, MapTable, Page, Section, Table, Tile
+from ..report.pages import BLANK, MapTable, Page, Section, Table, TableCell, Tile
 from .output import origin, write_facts
 from .terminal import percent
 
@@ -143,7 +143,7 @@ class DemoPage:
         for image, photo in self.photos.items():
             cells = {of: [("gradient", of, layer, image) for layer in self.layers] for of in self.variants}
             maps.append(self.table(photo.caption, self.layers, cells, photo))
-        table = Table(["layer", *changed], rows, caption)
+        table = Table.of(["layer", *changed], rows, caption)
         return Section(
             "The checkerboard, and how it goes", [_LATTICE], [table], maps=maps, keys=[color_key(True, _CLASS)]
         )
@@ -153,7 +153,7 @@ class DemoPage:
         rows = [_bars(method, [self.inside(method, layer) for layer in self.layers]) for method in self.methods]
         rows.append(_bars("a uniform map", [self.area] * len(self.layers)))
         caption = f"Share of the map's magnitude on the object, original network, mean of {self.count} images"
-        return Section("Where the maps lie", [_OBJECTS], [Table(["method", *self.layers], rows, caption)])
+        return Section("Where the maps lie", [_OBJECTS], [Table.of(["method", *self.layers], rows, caption)])
 
     def figures(self) -> list[Section]:
         """Methods x layers for each variant, and images x methods."""
@@ -198,7 +198,7 @@ class DemoPage:
         ]
         text = f"{self.grades}, beside this page, has every number, each with its interval, and the curves."
         paragraphs = [self.card.sentence, *self.card.warnings, text]
-        return Section("Which maps can be trusted", paragraphs, [Table(["question", "answer"], answers)])
+        return Section("Which maps can be trusted", paragraphs, [Table.of(["question", "answer"], answers)])
 
     def footer(self) -> str:
         """What made the page."""
@@ -209,9 +209,9 @@ class DemoPage:
         )
 
 
-def _bars(title: str, shares: Sequence[float]) -> list[str | Bar]:
+def _bars(title: str, shares: Sequence[float]) -> list[str | TableCell]:
     """A table's row of shares, drawn as far as they are above 0."""
-    return [title, *(Bar(max(share, 0), _percent(share)) for share in shares)]
+    return [title, *(TableCell(_percent(share), bar=max(share, 0)) for share in shares)]
 
 
 def _percent(share: float) -> str:

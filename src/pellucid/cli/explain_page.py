@@ -96,10 +96,10 @@ class ExplainPage:
         if len(run.left_out) > _MOST_TOLD:
             told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")
         rows = [[text, meaning(text) or "See pellucid list methods."] for text in run.request.texts.values()]
-        tables = [Table(["method", "what its maps show"], rows, prose=True)]
+        tables = [Table.of(["method", "what its maps show"], rows, prose=True)]
         if list(run.request.variants) != ["original"]:
             of = [[name, VARIANT_MEANINGS.get(name, _SURROGATE)] for name in run.request.variants]
-            tables.append(Table(["variant", "strided convolutions of the network"], of, prose=True))
+            tables.append(Table.of(["variant", "strided convolutions of the network"], of, prose=True))
         caution = [Section("What to bear in mind", warnings=told)] if told else []
         return [*caution, Section("What the maps show", [_LAYERS], tables)]
 

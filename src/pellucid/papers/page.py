@@ -122,7 +122,7 @@ class _PaperPage:
             yield self.all_numbers()
         if self.recipe.not_reproduced:
             rows = [(place_of(key), why) for key, why in self.recipe.not_reproduced.items()]
-            yield Section("Not reproduced", tables=[Table(("In the paper", "Why not here"), rows)], folded=True)
+            yield Section("Not reproduced", tables=[Table.of(("In the paper", "Why not here"), rows)], folded=True)
         yield Section("How this was made", list(self.problems()), [self.making()], folded=True)
 
     # How it was made, and how the paper's was.
@@ -134,7 +134,7 @@ class _PaperPage:
             for one in differences(self.recipe, self.run.scale)
         ]
         columns = ("What", "The paper", "This run", "Of", "Where")
-        tables = [Table(columns, rows)] if rows else []
+        tables = [Table.of(columns, rows)] if rows else []
         sources = {**self.recipe.sources, **self.recipe.weights}
         used = [(sources[key], Path(place).name) for key, place in self.run.places.items()]
         facts = [
@@ -150,7 +150,7 @@ class _PaperPage:
         rows = [("Command", self.run.command), ("Scale", SCALES[self.run.scale])]
         rows += [(f"Trained: {key}", training(part)) for key, part in self.run.trained.items()]
         rows += [(f"Experiment: {key}", self.experiment(key)) for key in self.run.results]
-        return Table(("This run", ""), [*rows, ("Time", duration(self.run.seconds))])
+        return Table.of(("This run", ""), [*rows, ("Time", duration(self.run.seconds))])
 
     def problems(self) -> Iterator[str]:
         """What went wrong."""
@@ -179,7 +179,7 @@ class _PaperPage:
         """A row for each claim: the number that its verdict hangs on, the verdict, and over how many images."""
         rows = [(f"{one.claim.text} ({one.claim.place})", *self.verdict(one)) for one in self.verdicts]
         columns = ("The paper", "Ours", "Verdict", "n")
-        return Section("The claims", [READING], [Table(columns, rows, prose=True)])
+        return Section("The claims", [READING], [Table.of(columns, rows, prose=True)])
 
     def verdict(self, one: Verdict) -> tuple[str, str, str]:
         """The number that a verdict hangs on and what is lacking, the verdict, and over how many images it is."""
@@ -199,7 +199,7 @@ class _PaperPage:
             if len(one.tests) > 1 or one.claim.comment:
                 rows.append((one.claim.text, numbers or "–", one.word, one.claim.comment))
         columns = ("The paper", "All numbers", "Verdict", "Remark")
-        return Section("The claims in all their numbers", (), [Table(columns, rows, prose=True)], folded=True)
+        return Section("The claims in all their numbers", (), [Table.of(columns, rows, prose=True)], folded=True)
 
     def tested(self, test: Test, one: Found | None) -> str:
         """A test's quantity in words, its number, and on which side of the bound the claim sees it."""
@@ -353,7 +353,7 @@ def table_of(found: ComparedTable, exhibit: TableExhibit) -> Table:
     if exhibit.orders:
         agreement = [f"{number(agreed(cells), 2)}" for cells in zip(*found.cells, strict=True)]
         caption += f" Spearman's correlation with the paper's order: {joined(agreement)}."
-    return Table((HEADS.get(exhibit.rows, exhibit.rows.capitalize()), *found.columns), rows, caption)
+    return Table.of((HEADS.get(exhibit.rows, exhibit.rows.capitalize()), *found.columns), rows, caption)
 
 
 def agreed(cells: Sequence[Compared]) -> float:

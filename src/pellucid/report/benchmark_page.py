@@ -20,12 +20,12 @@ from ..findings.statistics import Statistics, rows_at
 from ..findings.trust import trust_card
 from ..findings.wording import joined, judged_at
 from . import tables
-from .album import Album
+from .album import Album, color_key
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
-from .pages import render
+from .pages import ColorKey, MapTable, Table, Tile, render
 
 if TYPE_CHECKING:
-    from ..experiments.record import MetricRecord, RunRecord
+    from ..experiments.record import RunRecord
     from ..experiments.store import Results
 
 # What runs along a metric's curve, by its axis, or for some metrics with the unit of the curve.
@@ -122,11 +122,14 @@ class _BenchmarkPage:
         )
 
     @property
-    def metrics(self) -> list[tuple[tables.ScoreColumn, MetricRecord]]:
-        """Each metric as a column's title, and what is known of it."""
-        return [
-            (tables.column_of(self.statistics, text), metric) for text, metric in self.statistics.metrics.items()
-        ]
+    def measures(self) -> Table:
+        """The metrics."""
+        return tables.measures(self.statistics)
+
+    @property
+    def colors(self) -> ColorKey:
+        """What the colors of the maps mean."""
+        return color_key(self.album.signed)
 
     @cached_property
     def explained(self) -> Mapping[str, str]:
@@ -246,11 +249,15 @@ class _BenchmarkPage:
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
                     yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells)
 
-    def _grid(self, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]) -> dict[str, Any] | None:
-        places = [[self.album.places.get(key) for key in row] for row in cells]
-        if not any(place is not None for row in places for place in row):
+    def _grid(self, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]) -> MapTable | None:
+        rows = [[self._tile(key, column) for key, column in zip(row, columns, strict=True)] for row in cells]
+        if not any(tile for row in rows for tile in row):
             return None
-        return {"columns": columns, "rows": list(zip(self.methods, places, strict=True))}
+        return MapTable(columns, list(zip(self.methods, rows, strict=True)), "Method")
+
+    def _tile(self, key: tuple[str, ...], column: str) -> Tile | None:
+        place = self.album.places.get(key)
+        return None if place is None else Tile("", f"Map of {key[2]}, {column}", place=place)
 
 
 def _line(name: str, at: Sequence[float], rows: pd.DataFrame) -> Line:

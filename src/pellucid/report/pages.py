@@ -29,30 +29,82 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A table's number that is also drawn: ``share`` in [0, 1] is the length of its bar."""
+class Whisker:
+    """An interval and its mean as shares of 100 of the width it is drawn in."""
 
-    share: float
+    left: float
+    width: float
+    at: float
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A table's text, a fainter note behind it, what it is sorted by (None: last), and how it looks.
+
+    ``bar`` in [0, 1] is the length of a bar drawn behind it.
+    """
+
     text: str
+    note: str = ""
+    by: float | None = None
+    best: bool = False
+    whisker: Whisker | None = None
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """A column's title, what it is measured in, and whether a first click sorts the highest to the top."""
+
+    title: str
+    note: str = ""
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row's title, its cells, and whether it is a floor (random, edges)."""
+
+    title: str
+    cells: Sequence[TableCell]
+    floor: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the first of each its heading, and numbers with bars; ``prose``: the text is sentences."""
+    """Rows of cells, and the lines by them; ``prose``: the text is sentences; ``metric``: what it is of."""
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str | Bar]]
+    columns: Sequence[TableColumn]
+    rows: Sequence[TableRow]
     caption: str = ""
+    title: str = ""
+    notes: Sequence[str] = ()
+    metric: str = ""
     prose: bool = False
+    sortable: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str | TableCell]],
+        caption: str = "",
+        prose: bool = False,
+    ) -> Table:
+        """A table of texts, the first of each row its title."""
+        cells = [[TableCell(one) if isinstance(one, str) else one for one in row] for row in rows]
+        told = [TableRow(first.text, others) for first, *others in cells]
+        return cls(list(map(TableColumn, columns)), told, caption, prose=prose)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A small picture as a data URI; ``squares``: its pixels are to be seen, being so few."""
+    """A small picture as a data URI, or by its place among the page's; ``squares``: its pixels are to be seen."""
 
     uri: str
     words: str
     squares: bool = False
+    place: int | None = None
 
 
 BLANK = Tile("", "")  # a place of a table that stays empty
@@ -151,9 +203,9 @@ def escape_markdown(text: str) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [list(map(escape_markdown, table.columns)), ["---"] * len(table.columns)]
+    lines = [[escape_markdown(column.title) for column in table.columns], ["---"] * len(table.columns)]
     for row in table.rows:
-        texts = [cell if isinstance(cell, str) else cell.text for cell in row]
+        texts = [row.title, *(cell.text for cell in row.cells)]
         lines.append([escape_markdown(text).replace("\n", "<br>") for text in texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -176,6 +228,5 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["bar"] = lambda value: isinstance(value, Bar)
     environment.filters["breakable"] = _breakable
     return environment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,58 +15,10 @@ from ..findings.intervals import LEAST
 from ..findings.ranking import Contender, Ranking, floor_of
 from ..findings.statistics import UNCHANGED, Statistics
 from ..findings.wording import joined, judged_at
+from .pages import Table, TableCell, TableColumn, TableRow, Whisker
 
 
-@dataclass(frozen=True)
-class Whisker:
-    """An interval and its mean as shares of 100 of the width it is drawn in."""
-
-    left: float
-    width: float
-    at: float
-
-
-@dataclass(frozen=True)
-class ScoreCell:
-    """A cell of a sortable table: its text, a fainter note, what it is sorted by (None: last), how it looks."""
-
-    text: str
-    note: str = ""
-    by: float | None = None
-    best: bool = False
-    whisker: Whisker | None = None
-
-
-@dataclass(frozen=True)
-class ScoreColumn:
-    """A column's title, what it is measured in, and whether a first click sorts the highest to the top."""
-
-    title: str
-    note: str = ""
-    descending: bool = False
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """A row's title, whether it is a floor (random, edges), and its cells."""
-
-    title: str
-    floor: bool
-    cells: Sequence[ScoreCell]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A sortable table, its title and the lines below it."""
-
-    title: str
-    columns: Sequence[ScoreColumn]
-    rows: Sequence[ScoreRow]
-    notes: Sequence[str] = ()
-    metric: str = ""
-
-
-def overview(statistics: Statistics, model: str, variant: str, layer: str | None) -> Scores | None:
+def overview(statistics: Statistics, model: str, variant: str, layer: str | None) -> Table | None:
     """Methods x metrics: the mean, its rank, and the layer where each has its own (``layer=None``)."""
     summary = statistics.scores(model, variant, layer)
     if summary.empty:
@@ -80,11 +32,11 @@ def overview(statistics: Statistics, model: str, variant: str, layer: str | None
         )
         for method in methods
     ]
-    columns = [ScoreColumn("Method"), *(column_of(statistics, metric) for metric in metrics)]
-    return Scores(f"{variant}, {judged_at(layer)}", columns, rows)
+    columns = [TableColumn("Method"), *(column_of(statistics, metric) for metric in metrics)]
+    return Table(columns, rows, title=f"{variant}, {judged_at(layer)}", sortable=True)
 
 
-def details(statistics: Statistics, model: str, variant: str, layer: str | None) -> list[Scores]:
+def details(statistics: Statistics, model: str, variant: str, layer: str | None) -> list[Table]:
     """For each metric, a table of all its statistics by method."""
     found = []
     for metric, rows in _by_metric(statistics.scores(model, variant, layer)):
@@ -97,19 +49,26 @@ def details(statistics: Statistics, model: str, variant: str, layer: str | None)
     return found
 
 
-def of_variants(statistics: Statistics, model: str) -> list[Scores]:
+def of_variants(statistics: Statistics, model: str) -> list[Table]:
     """The metrics that grade variants, by variant."""
     rows = statistics.of_variants(model)
     return [_detail(statistics, metric, some, "Variant", UNCHANGED, False) for metric, some in _by_metric(rows)]
 
 
-def column_of(statistics: Statistics, metric: str) -> ScoreColumn:
+def measures(statistics: Statistics) -> Table:
+    """What each metric asks, and where it is from."""
+    told = [(column_of(statistics, text), metric) for text, metric in statistics.metrics.items()]
+    rows = [[column.title, metric.axis, column.note, metric.paper] for column, metric in told]
+    return Table.of(["Measure", "Asks about", "Unit", "Source"], rows, "The measures")
+
+
+def column_of(statistics: Statistics, metric: str) -> TableColumn:
     """A metric as a column's title."""
     known = statistics.metrics[metric]
-    return ScoreColumn(statistics.label(metric), known.direction, known.higher_is_better)
+    return TableColumn(statistics.label(metric), known.direction, known.higher_is_better)
 
 
-def contender_rows(ranking: Ranking) -> list[ScoreRow]:
+def contender_rows(ranking: Ranking) -> list[TableRow]:
     """A ranking's first methods, each under its best variant, and its floors, drawn on one scale."""
     shown = ranking.contenders if ranking.of_variants else _first(ranking)
     whiskers = _whiskers([one.low for one in shown], [one.high for one in shown], [one.mean for one in shown])
@@ -118,8 +77,8 @@ def contender_rows(ranking: Ranking) -> list[ScoreRow]:
     for one, whisker in zip(shown, whiskers, strict=True):
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
         title += f" at {one.layer}" if ranking.several_layers else ""
-        score = ScoreCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
-        rows.append(ScoreRow(title, bool(one.floor), [score]))
+        score = TableCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
+        rows.append(TableRow(title, [score], bool(one.floor)))
     return rows
 
 
@@ -137,26 +96,26 @@ def _by_metric(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(metric, rows.xs(metric, level="metric")) for metric in metrics]
 
 
-def _row(title: str, cells: Sequence[ScoreCell]) -> ScoreRow:
-    return ScoreRow(title, bool(floor_of(title)), cells)
+def _row(title: str, cells: Sequence[TableCell]) -> TableRow:
+    return TableRow(title, cells, bool(floor_of(title)))
 
 
 def _detail(
     statistics: Statistics, metric: str, rows: pd.DataFrame, what: str, reference: str | None, own_layers: bool
-) -> Scores:
+) -> Table:
     column = column_of(statistics, metric)
     known = reference in rows.index
-    difference = [ScoreColumn(f"Difference to {reference}", "paired", column.descending)] if known else []
+    difference = [TableColumn(f"Difference to {reference}", "paired", column.descending)] if known else []
     columns = [
-        ScoreColumn(what),
-        ScoreColumn("Rank"),
+        TableColumn(what),
+        TableColumn("Rank"),
         replace(column, title="Mean"),
-        ScoreColumn("95 % interval"),
-        ScoreColumn("Std"),
+        TableColumn("95 % interval"),
+        TableColumn("Std"),
         *difference,
-        ScoreColumn("Images"),
-        ScoreColumn("Undefined"),
-        *([ScoreColumn("Best layer")] if own_layers else []),
+        TableColumn("Images"),
+        TableColumn("Undefined"),
+        *([TableColumn("Best layer")] if own_layers else []),
     ]
     places = shared_decimals(rows["low"], rows["high"])
     whiskers = _whiskers(rows["low"], rows["high"], rows["mean"])
@@ -164,26 +123,27 @@ def _detail(
         _row(name, _detail_cells(row, places, whisker, name == reference, known, own_layers))
         for name, row, whisker in zip(rows.index, rows.to_dict("records"), whiskers, strict=True)
     ]
-    return Scores(column.title, columns, lines, _notes(statistics, metric, rows), metric)
+    notes = _notes(statistics, metric, rows)
+    return Table(columns, lines, title=column.title, notes=notes, metric=metric, sortable=True)
 
 
 def _detail_cells(
     row: dict[str, Any], places: int, whisker: Whisker | None, itself: bool, known: bool, own_layers: bool
-) -> list[ScoreCell]:
+) -> list[TableCell]:
     low, high = row["low"], row["high"]
     cells = [
         _rank_cell(row),
         _number_cell(row["mean"], places),
-        ScoreCell(_ends(low, high, places), by=_sortable(low), whisker=whisker),
+        TableCell(_ends(low, high, places), by=_sortable(low), whisker=whisker),
         _number_cell(row["std"], places),
     ]
     if known and itself:
-        cells.append(ScoreCell("–", by=0.0))
+        cells.append(TableCell("–", by=0.0))
     elif known:
         ends = _ends(row["difference_low"], row["difference_high"], places)
         cells.append(replace(_number_cell(row["difference"], places), note=ends))
-    cells += [ScoreCell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined")]
-    return [*cells, ScoreCell(row["layer"])] if own_layers else cells
+    cells += [TableCell(str(int(row[key])), by=float(row[key])) for key in ("n", "undefined")]
+    return [*cells, TableCell(row["layer"])] if own_layers else cells
 
 
 def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]:
@@ -198,9 +158,9 @@ def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]
     return notes
 
 
-def _mean_cell(row: dict[str, Any] | None, places: int, own_layer: bool) -> ScoreCell:
+def _mean_cell(row: dict[str, Any] | None, places: int, own_layer: bool) -> TableCell:
     if row is None:
-        return ScoreCell("–")
+        return TableCell("–")
     rank = _rank_cell(row)
     note = " ".join([rank.text.rstrip("–"), *([row["layer"]] if own_layer else [])]).strip()
     return replace(_number_cell(row["mean"], places), note=note, best=rank.best)
@@ -211,13 +171,13 @@ def rank_text(row: Mapping[Any, Any]) -> str:
     return "–" if math.isnan(row["rank"]) else f"{'=' if row['shared'] else ''}{row['rank']:.0f}"
 
 
-def _rank_cell(row: dict[str, Any]) -> ScoreCell:
+def _rank_cell(row: dict[str, Any]) -> TableCell:
     rank = row["rank"]
-    return ScoreCell("–") if math.isnan(rank) else ScoreCell(rank_text(row), by=float(rank), best=rank == 1)
+    return TableCell("–") if math.isnan(rank) else TableCell(rank_text(row), by=float(rank), best=rank == 1)
 
 
-def _number_cell(value: float, places: int) -> ScoreCell:
-    return ScoreCell(number(value, places), by=_sortable(value))
+def _number_cell(value: float, places: int) -> TableCell:
+    return TableCell(number(value, places), by=_sortable(value))
 
 
 def _sortable(value: float) -> float | None:
