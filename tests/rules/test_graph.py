@@ -146,6 +146,11 @@ BY_HAND = {
     "relu, by bounds of its size": lambda x: torch.clamp(x, min=torch.zeros_like(x)),
     "relu, less what is negative": lambda x: x - x.clamp(max=0),
     "clipped relu": lambda x: x.clamp(0, 20),
+    "relu, by a square root": lambda x: (x + (x * x).sqrt()) / 2,
+    "relu, by a power": lambda x: (x + x.square() ** 0.5) / 2,
+    "relu, by its mirror": lambda x: x + F.relu(-x),
+    "relu, by its multiple's mirror": lambda x: x + F.relu(-2 * x) / 2,
+    "leaky relu, of two": lambda x: F.relu(x) - 0.1 * F.relu(-x),
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
 }
 
@@ -171,6 +176,10 @@ KNOWN = [
     lambda x: x * F.relu6(x + 3) / 6,
     lambda x: x * torch.tanh(torch.log1p(x.exp())),
     lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    lambda x: F.gelu(x) + x,
+    lambda x: F.relu(x - 0.1) * 0.5 + x,
+    lambda x: F.relu(x - x.mean((2, 3), keepdim=True)) + x,
+    lambda x: F.relu(x) * (x.square().sum(1, keepdim=True) + 1e-6).sqrt(),
 ]
 
 

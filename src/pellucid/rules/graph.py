@@ -20,6 +20,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 
 from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
 from .base import ConfinedRule, Rule, Rules
+from .handmade import bends, is_root, origins
 from .operations import AFFINE, ELEMENTWISE, RECTIFIERS
 
 # Autograd's nodes of the activations of hidden layers.
@@ -129,7 +130,9 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
-    pieces = sorted({_PIECES[name] for name in names if name in _PIECES} | _shifted(path) | _clipped(path))
+    pieces = sorted(
+        {_PIECES[name] for name in names if name in _PIECES} | _shifted(path) | _clipped(path) | _summed(path)
+    )
     if pieces and not (rule.needs_reference or rule.of_parts):
         message = (
             f"{', '.join(pieces)} between the layers: an activation written by hand, such as a softplus, an ELU "
@@ -148,6 +151,31 @@ def _shifted(path: Collection[Any]) -> set[str]:
             if getattr(clamped, "operation", "") == "relu6" and _alone(_alone(clamped), ("Add",)) is not None:
                 return {"relu6(x + c) / d"}
     return set()
+
+
+def _summed(path: Collection[Any]) -> set[str]:
+    """Whether functions of one tensor's elements are summed of which one sees it mirrored: z + relu(-z) is a ReLU.
+
+    Where none does, as in x + gelu(x), a skip passes an activation by, which is met as it is.
+    """
+    for node in path:
+        if node.name().startswith(("Add", "Sub", "Rsub")) and _branches(node) == 2:
+            begin, between = origins((node, 0))
+            if len(begin) == 1 and any(map(bends, between)) and any(map(_mirrors, between)):
+                return {"f(x) + g(-x)"}
+    return set()
+
+
+def _mirrors(node: Any) -> bool:
+    """Whether a node gives numbers of the other sign, or those of both signs the same."""
+    factor = getattr(node, "_saved_other", None) if node.name().startswith("Mul") else None
+    negative = isinstance(factor, Tensor) and factor.numel() == 1 and bool(factor < 0)
+    less = node.name().startswith("Sub") and _branches(node) == 2
+    return negative or less or is_root(node) or node.name().startswith(("Neg", "Rsub"))
+
+
+def _branches(node: Any) -> int:
+    return sum(before is not None for before, _ in node.next_functions)
 
 
 def _alone(node: Any, names: tuple[str, ...] = ("",)) -> Any:

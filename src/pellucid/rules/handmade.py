@@ -7,7 +7,7 @@ tells that the product's factors come from one tensor, and the gate's values whi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,21 @@ _GATES: tuple[Callable[[Tensor], Tensor], ...] = (
 _HEIGHTS, _SCALES = (1.0, 2.0, 6.0, 0.5), (1.0, 0.5)
 
 _BENDING = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Hardtanh", "Clamp", "Softplus", "Exp", "Relu", "_Replaced")
-_POINTWISE = (*_BENDING, "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Log1p", "Log", "Reciprocal", "Clone")
+_POINTWISE = (
+    *_BENDING,
+    "Sqrt",
+    "Add",
+    "Sub",
+    "Rsub",
+    "Mul",
+    "Div",
+    "Neg",
+    "Pow",
+    "Log1p",
+    "Log",
+    "Reciprocal",
+    "Clone",
+)
 _MULTIPLES = ("MulBackward", "DivBackward", "CloneBackward")
 _UNKNOWN = (
     "a product of a tensor and a function of it may be an activation, but is none that is known: a rule may take "
@@ -94,20 +108,37 @@ def _is_gate_of(gate: Tensor, source: Tensor) -> bool:
     """Whether the gate is made of the source alone, by functions of each element one of which bends."""
     start = _edge(source)
     ends = {start, *_below_scales(start)}
-    pending, bends, arrived = [_edge(gate)], False, False
-    for _ in range(32):
-        if not pending:
-            return bends and arrived
+    begin, between = origins(_edge(gate), ends)
+    return begin <= ends and any(map(bends, between))
+
+
+def origins(edge: Edge, ends: Collection[Edge] = ()) -> tuple[set[Edge], list[Any]]:
+    """Where the functions of each element begin that made a tensor, and their nodes."""
+    pending, begin = [edge], set[Edge]()
+    between: list[Any] = []
+    while pending and len(between) < 32:
         node, output = pending.pop()
-        if (node, output) in ends:
-            arrived = True
+        if (node, output) in ends or not _name(node).startswith(_POINTWISE):
+            begin.add((node, output))
             continue
-        name = node.name().removeprefix("torch::autograd::")
-        if not name.startswith(_POINTWISE):
-            return False
-        bends |= name.startswith(_BENDING)
+        between.append(node)
         pending += _before(node)
-    return False
+    return begin.union(pending), between
+
+
+def bends(node: Any) -> bool:
+    """Whether a node's function is none of straight lines."""
+    return is_root(node) or _name(node).startswith(_BENDING)
+
+
+def is_root(node: Any) -> bool:
+    """Whether a node is a square root, or another power between whole ones."""
+    name = _name(node)
+    return name.startswith("Sqrt") or (name.startswith("PowBackward0") and node._saved_exponent % 1 != 0)
+
+
+def _name(node: Any) -> str:
+    return str(node.name()).removeprefix("torch::autograd::")
 
 
 def _edge(x: Tensor) -> Edge:
