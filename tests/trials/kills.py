@@ -1,10 +1,12 @@
 """Kills commands at random moments, gives them again, and compares what they end with.
 
-Processes are forked from this one, which has imported everything, so that moments fall into the work itself.
+Processes are forked from this one, which has imported everything, so that moments fall into the work itself. This one
+computes nothing: threads of its own (PyArrow's, say) would lack in what is forked later, which would wait for them.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -29,6 +31,8 @@ from pellucid.experiments.store import Results
 IMPORTED = (demo_page, facts, run)
 NET = ("--model", "shapes-resnet")
 AT_ONCE = 4  # kills before a command is let finish
+LONGEST = 600.0  # seconds after which a command hangs
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,28 @@ def start(arguments: tuple[str, ...], folder: Path) -> int:
         os._exit(code)
 
 
-def ended(process: int, after: float | None = None) -> int:
+def ended(process: int, after: float = LONGEST) -> int:
     """The exit code of a process, minus the signal if it was killed, which it is after so many seconds."""
-    if after is not None:
-        time.sleep(after)
-        os.kill(process, signal.SIGKILL)  # until it is waited for, its number is no other's
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    due = time.monotonic() + after
+    while (found := os.waitpid(process, os.WNOHANG)) == (0, 0):
+        time.sleep(min(0.01, max(due - time.monotonic(), 0)))
+        if time.monotonic() >= due:
+            os.kill(process, signal.SIGKILL)  # until it is waited for, its number is no other's
+            found = os.waitpid(process, 0)
+            break
+    return os.waitstatus_to_exitcode(found[1])
+
+
+def apart(function: Callable[..., Any], *given: Any) -> Any:
+    """What a function gives in a process of its own."""
+    receiving, sending = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=lambda: sending.send(function(*given)))
+    process.start()
+    sending.close()
+    try:
+        return receiving.recv()
+    finally:
+        process.join()
 
 
 def kills(count: int, of: list[str] | None = None) -> tuple[int, Counter[str]]:
@@ -156,7 +176,7 @@ def _trial(command: Command, place: Path, count: int, moments: random.Random) ->
     if ended(start(command.arguments, undisturbed)):
         return 0, [f"fails undisturbed: {_said(undisturbed)}"]
     seconds = time.perf_counter() - begun
-    expected, done, wrong = command.result(undisturbed / command.output), 0, []
+    expected, done, wrong = apart(command.result, undisturbed / command.output), 0, []
     while done < count:
         folder = place / "killed"
         folder.mkdir()
@@ -172,7 +192,7 @@ def _trial(command: Command, place: Path, count: int, moments: random.Random) ->
         if code := ended(start(command.arguments, folder)):
             wrong.append(f"ends with {code}: {_said(folder)}")
         else:
-            wrong += _compared(command, folder, undisturbed, expected, mine)
+            wrong += apart(_compared, command, folder, undisturbed, expected, mine)
         shutil.rmtree(folder)
     return done, wrong
 
