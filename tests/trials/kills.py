@@ -1,7 +1,8 @@
 """Kills commands at random moments, gives them again, and compares what they end with.
 
-Processes are forked from this one, which has imported everything, so that moments fall into the work itself. This one
-computes nothing: threads of its own (PyArrow's, say) would lack in what is forked later, which would wait for them.
+Processes are forked from this one, which has imported everything, so that moments fall into the work itself. This
+one computes nothing: threads of its own (PyArrow's, say) would lack in what is forked later, which would wait for
+them.
 """
 
 from __future__ import annotations
