@@ -41,7 +41,7 @@ def results(values, reference=None, curves=(), facts=FACTS, pictures=()):
     """
     rows = [(key, None, None, numbers) for key, numbers in values.items()] + list(curves)
     columns = [
-        (*key, at, step, f"image-{index}", f"class {index % 2}", value, 0, "pellucid 0")
+        (*(part or None for part in key), at, step, f"image-{index}", f"class {index % 2}", value, 0, "pellucid 0")
         for key, at, step, numbers in rows
         for index, value in enumerate(numbers)
     ]
@@ -131,7 +131,7 @@ def drawings(models, variants, methods, layers, shown):
     rows = []
     for index in range(shown):
         pixels = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
-        rows.append((f"image-{index}", "photo", "", "", "", "", png(pixels)))
+        rows.append((f"image-{index}", "photo", "net", None, None, None, png(pixels)))
         rows += [
             (f"image-{index}", "map", model, variant, method, layer, npy(rng.normal(size=2 * [64 // 2**depth])))
             for model in models

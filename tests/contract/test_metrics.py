@@ -1,6 +1,7 @@
 """What every metric of the catalogue promises."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -11,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import pellucid as pl
 from pellucid.data.sources import Sample, open_images
-from pellucid.metrics.base import Axis
+from pellucid.metrics.base import Axis, Measured, VariantMetric
 from pellucid.models.small import ShapesResNet
 from pellucid.training.criteria import Retraining
 from pellucid.variants.base import FORWARD
@@ -71,6 +72,11 @@ def case(network: nn.Module, rows: slice, max_batch: int = 64) -> pl.Case:
     )
 
 
+def measured_by(metric: pl.Metric | VariantMetric, case: pl.Case) -> Mapping[str | None, Measured]:
+    """What a metric gives by layer; one of the variant gives it at none."""
+    return {None: Measured(metric.values(case))} if isinstance(metric, VariantMetric) else metric.measure(case)
+
+
 def test_every_name_is_the_class_s_own() -> None:
     assert all(name == kind.name for name, kind in pl.METRICS.items())
 
@@ -85,9 +91,8 @@ def test_it_says_what_it_is(metric: pl.Metric) -> None:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_one_value_per_image_at_each_layer(metric: pl.Metric, whole: pl.Case) -> None:
-    found = metric.measure(whole)
-    expected = {""} if metric.of_model else set(LAYERS)
-    assert found.keys() == expected
+    found = measured_by(metric, whole)
+    assert found.keys() == ({None} if metric.of_model else set(LAYERS))
     for measured in found.values():
         assert measured.values.shape == (IMAGES,)
         assert not measured.values.isinf().any()
@@ -101,7 +106,7 @@ def test_one_value_per_image_at_each_layer(metric: pl.Metric, whole: pl.Case) ->
 def test_the_value_depends_neither_on_the_batch_nor_on_its_bound(
     metric: pl.Metric, network: nn.Module, whole: pl.Case
 ) -> None:
-    together, alone = metric.measure(whole), metric.measure(case(network, slice(1, 2), max_batch=2))
+    together, alone = measured_by(metric, whole), measured_by(metric, case(network, slice(1, 2), max_batch=2))
     for layer, measured in alone.items():
         expected = together[layer].values[1:2]
         torch.testing.assert_close(measured.values, expected, rtol=1e-7, atol=1e-9, equal_nan=True)
@@ -111,7 +116,7 @@ def test_the_value_depends_neither_on_the_batch_nor_on_its_bound(
 def test_model_and_random_state_are_as_before(metric: pl.Metric, network: nn.Module, whole: pl.Case) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random, mode = torch.get_rng_state(), network.training
-    metric.measure(replace(whole, _shared={}))
+    measured_by(metric, replace(whole, _shared={}))
     assert torch.equal(random, torch.get_rng_state())
     assert network.training == mode
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -132,7 +137,7 @@ def test_no_pass_is_larger_than_its_bound(
         return original(self, x)
 
     monkeypatch.setattr(type(network), "forward", forward)
-    metric.measure(bounded)
+    measured_by(metric, bounded)
     assert max(seen, default=0) <= 2
 
 

@@ -20,7 +20,7 @@ from pellucid.experiments.cells import run_cell
 from pellucid.experiments.inputs import annotated, moved_boxes
 from pellucid.experiments.planning import plan
 from pellucid.experiments.spec import read_spec
-from pellucid.metrics.base import Measured, Metric
+from pellucid.metrics.base import Measured, Metric, VariantMetric
 from pellucid.metrics.randomization import randomized
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.preprocess import Preprocess
@@ -69,14 +69,14 @@ class Never(Fake):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfModel(Fake):
+class OfModel(VariantMetric):
     """The highest score, at no layer."""
 
     name = "of_model"
-    of_model = True
+    axis, unit, higher_is_better, paper = Fake.axis, Fake.unit, Fake.higher_is_better, Fake.paper
 
-    def measure(self, case):
-        return {"": Measured(case.scorer.of(case.images).amax(1))}
+    def values(self, case):
+        return case.scorer.of(case.images).amax(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,9 @@ def test_what_grades_the_model_stands_once_for_each_variant_at_no_layer():
     found = table(spec(metrics=["of_model", "total_variation"], variants=["original", "forward"]))
     graded = found[found["metric"] == "of_model"]
     assert len(graded) == 2 * 5
-    assert set(graded["layer"]) == set(graded["method"]) == {""}
-    assert "" not in set(found[found["metric"] == "total_variation"]["method"])
+    assert graded["layer"].isna().all()
+    assert graded["method"].isna().all()
+    assert found[found["metric"] == "total_variation"]["method"].notna().all()
     assert len(plan(spec(metrics=["of_model"], methods=[])).cells) == 2
 
 

@@ -28,6 +28,7 @@ from pellucid.errors import (
     first_difference,
 )
 from pellucid.experiments import runners
+from pellucid.experiments.cells import table as as_table
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
@@ -511,6 +512,15 @@ def test_a_run_json_of_a_layout_that_is_not_known_is_refused_with_what_differs(t
     (tmp_path / "run.json").write_text(json.dumps({name: of for name, of in OLD.items() if name != "metrics"}))
     with pytest.raises(InvalidData, match=r"another layout than this version's: metrics: field required; read it"):
         Results.read(tmp_path)
+
+
+def test_what_had_an_empty_text_in_earlier_versions_has_none():
+    """The method and the layer of what grades a variant as a whole."""
+    known = {"model": "net", "variant": "original", "metric": "top1", "image": "a", "value": 1.0}
+    rows = [known | {"method": of, "layer": of} for of in ("", None, "gradient")]
+    found = one_table({"cell": as_table(rows, ROWS)}, ROWS)
+    assert found["method"].isna().tolist() == found["layer"].isna().tolist() == [True, True, False]
+    assert "" not in found["method"].cat.categories
 
 
 def test_parts_of_earlier_versions_have_no_column_of_targets_and_are_read(tmp_path, computed):

@@ -118,12 +118,12 @@ SMOOTHED = by_hand(PROBABILITIES.log() / 4)
 
 
 def test_prediction_and_target_difference_by_hand() -> None:
-    found = PredictionDifference().measure(case())[""].values
+    found = PredictionDifference().values(case())
     torch.testing.assert_close(found, 100 * (PROBABILITIES - SMOOTHED).abs().sum(1), rtol=1e-12, atol=0)
     a, b = 2**0.25, 1.0  # the first image's smoothed odds are (2^1/4 : 1 : 1)
     expected = 100 * (abs(1 / 2 - a / (a + 2 * b)) + 2 * abs(1 / 4 - b / (a + 2 * b)))
     assert float(found[0]) == pytest.approx(expected, rel=1e-12)
-    target = TargetDifference().measure(case(labels=(1, 1, 0)))[""].values
+    target = TargetDifference().values(case(labels=(1, 1, 0)))
     chosen = (PROBABILITIES - SMOOTHED)[torch.arange(3), torch.tensor([1, 1, 0])]
     torch.testing.assert_close(target, 100 * chosen.abs(), rtol=1e-12, atol=0)
 
@@ -140,16 +140,16 @@ def test_the_target_is_the_label_or_the_explained_class_as_told() -> None:
         ("auto", unlabelled, explained),
         ("explained", unlabelled, explained),
     ):
-        found = TargetDifference(at=at).measure(given)[""].values
+        found = TargetDifference(at=at).values(given)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_a_variant_that_predicts_alike_differs_by_nothing() -> None:
     for variant in ("original", "backward"):
         same = case(variant, labels=(0, 1, 1))
-        assert PredictionDifference().measure(same)[""].values.tolist() == [0, 0, 0]
-        assert TargetDifference().measure(same)[""].values.tolist() == [0, 0, 0]
-        assert Top1().measure(same)[""].values.tolist() == [1, 1, 0]
+        assert PredictionDifference().values(same).tolist() == [0, 0, 0]
+        assert TargetDifference().values(same).tolist() == [0, 0, 0]
+        assert Top1().values(same).tolist() == [1, 1, 0]
 
 
 def test_a_faster_scorers_rounding_is_no_difference() -> None:
@@ -159,17 +159,17 @@ def test_a_faster_scorers_rounding_is_no_difference() -> None:
         pl.Gradient(), model, x, pl.Gradient()(model, x, targets, "input"), half, targets,
         variant="backward",
     )  # fmt: skip
-    assert torch.equal(PredictionDifference().measure(given)[""].values, torch.zeros(3))
+    assert torch.equal(PredictionDifference().values(given), torch.zeros(3))
 
 
 def test_top1_is_the_variants() -> None:
     """The second pixel is the logits' negative, four times over: averaged, every order is reversed."""
     flipped = case(labels=(0, 1, 2))
     flipped.images[:, :, 1, 1] = -4 * flipped.images[:, :, 0, 0]
-    assert Top1().measure(flipped)[""].values.tolist() == [0, 0, 0]
+    assert Top1().values(flipped).tolist() == [0, 0, 0]
     flipped = case("original", labels=(0, 1, 2))
     flipped.images[:, :, 1, 1] = -4 * flipped.images[:, :, 0, 0]
-    assert Top1().measure(flipped)[""].values.tolist() == [1, 1, 1]
+    assert Top1().values(flipped).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("output", "passes"), [("softmax", 1), ("logits", 0)])
@@ -179,7 +179,7 @@ def test_the_scorers_passes_are_shared(output: str, passes: int) -> None:
     runs = []
     handle = several.explained.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     for metric in (Top1(), PredictionDifference(), TargetDifference()):
-        metric.measure(several)
+        metric.values(several)
     handle.remove()
     assert runs == [3, 3]
     assert several.scorer.passes == passes
@@ -192,7 +192,7 @@ def test_another_scored_model_changes_nothing() -> None:
 
     model = Strided().double().eval()
     other = case(scorer=lambda _: Scorer(Other().double().eval()), explained=model)
-    found = PredictionDifference().measure(other)[""].values
+    found = PredictionDifference().values(other)
     torch.testing.assert_close(found, 100 * (PROBABILITIES - SMOOTHED).abs().sum(1), rtol=1e-12, atol=0)
 
 
@@ -200,17 +200,17 @@ def test_sigmoid_where_the_scorer_says_so() -> None:
     one = case(scorer=lambda model: Scorer(model, output="sigmoid"))
     logits = PROBABILITIES.log()
     expected = 100 * (logits.sigmoid() - (logits / 4).sigmoid()).abs().sum(1)
-    torch.testing.assert_close(PredictionDifference().measure(one)[""].values, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(PredictionDifference().values(one), expected, rtol=1e-12, atol=0)
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InvalidData, match="true classes are not known"):
-        Top1().measure(case())
+        Top1().values(case())
     with pytest.raises(InvalidData, match="true classes are not known"):
-        TargetDifference(at="label").measure(case())
+        TargetDifference(at="label").values(case())
     with pytest.raises(InvalidTarget, match="2 targets for 3 images"):
-        Top1().measure(case(labels=(0, 1)))
+        Top1().values(case(labels=(0, 1)))
     with pytest.raises(InvalidTarget, match="target 3 is out of range"):
-        Top1().measure(case(labels=(0, 1, 3)))
+        Top1().values(case(labels=(0, 1, 3)))
     with pytest.raises(InvalidParameter, match="at='true'"):
         TargetDifference(at="true")

@@ -19,7 +19,7 @@ from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Attributions, Method
 from ..methods.checks import require_in_range
-from ..metrics.base import Case, Measured, Metric
+from ..metrics.base import Case, Criterion, Measured, Metric, VariantMetric
 from ..metrics.scoring import Scorer
 from ..outputs import class_of
 from ..seeds import image_seed
@@ -28,7 +28,7 @@ from . import inputs
 from .inputs import Batch
 from .record import versions
 from .spec import Spec
-from .store import PICTURE_ROWS, ROWS, WHOLE_VARIANT
+from .store import PICTURE_ROWS, ROWS
 
 Note = tuple[str, str, str]  # warning, method, layer
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ class Cell:
     @property
     def columns(self) -> Row:
         """What its rows say of it."""
-        return {"model": self.model, "variant": self.variant, "method": self.method or WHOLE_VARIANT}
+        return {"model": self.model, "variant": self.variant, "method": self.method}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +74,14 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     ``PellucidError`` where the method does not work on this model, or a metric on these images.
     """
     parsed = inputs.parsed(spec)
-    metrics = {
-        text: metric
-        for text, metric in parsed.metrics.items()
-        if isinstance(metric, Metric) and metric.of_model == (cell.method is None)
-    }
+    kind = VariantMetric if cell.method is None else Metric
+    metrics = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, kind)}
     shown = set(inputs.chosen(spec.images).names[: spec.pictures])
     notes: set[Note] = set()
     rows: list[Row] = []
     pictures: list[Row] = []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
-        with noted(cell.method or WHOLE_VARIANT, notes):
+        with noted(cell.method or cell.variant, notes):
             method = None if cell.method is None else parsed.methods[cell.method]
             case = _case(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
         explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
@@ -97,7 +94,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
 
 
-def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Metric, ...]) -> Case:
+def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Criterion, ...]) -> Case:
     """A method on a batch, for metrics to grade."""
     spec = batch.spec
     explained, scored = _targets(variant, batch)
@@ -159,11 +156,14 @@ def noted(method: str, notes: set[Note]) -> Iterator[None]:
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
 
 
-def _measured(case: Case, text: str, metric: Metric) -> Mapping[str, Measured]:
+def _measured(case: Case, text: str, metric: Metric | VariantMetric) -> Mapping[Any, Measured]:
+    """What a metric gives by layer; what grades the variant has none."""
     try:
         with warnings.catch_warnings():
             # What happens when a metric explains anew (a random model, say) is for the metric to say.
             warnings.simplefilter("ignore", LayerWarning)
+            if isinstance(metric, VariantMetric):
+                return {None: Measured(metric.values(case))}
             return metric.measure(case)
     except PellucidError as error:
         error.add_note(f"while measuring {text}")
@@ -234,5 +234,5 @@ def photos(spec: Spec) -> pyarrow.Table:
             picture = inputs.model_of(spec, model.key).preprocess.display(sample.image)
             picture.convert("RGB").save(buffer, "PNG")
             known = {"image": sample.name, "kind": "photo", "model": model.key}
-            rows.append(known | {"variant": "", "method": "", "layer": "", "data": buffer.getvalue()})
+            rows.append(known | {"data": buffer.getvalue()})
     return table(rows, PICTURE_ROWS)

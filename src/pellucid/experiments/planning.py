@@ -23,7 +23,6 @@ from .cells import Cell
 from .inputs import ParsedSpec
 from .record import MetricRecord, RunRecord, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
-from .store import WHOLE_VARIANT
 from .trainings import TrainingCell, cache_of, require_trainable, training_cells
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
@@ -92,7 +91,7 @@ def _cells(parsed: ParsedSpec, images: int, key: str) -> Iterator[Cell]:
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
-                content = [key, model.key, variant, method or WHOLE_VARIANT, start, stop]
+                content = [key, model.key, variant, method or "", start, stop]
                 yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
 
 

@@ -29,7 +29,6 @@ from ..files import RUN, alone
 from .folders import Folder
 from .record import DamagedRun, RunRecord
 
-WHOLE_VARIANT = ""  # the method, and the layer, of rows that grade a variant and no map
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
@@ -60,11 +59,6 @@ PICTURE_ROWS = pyarrow.schema(
 _VALUES = ["model", "variant", "method", "layer", "metric", "image", "target"]  # what tells a value from others
 
 
-def is_of_variant(method: Any) -> Any:
-    """Whether the row of a method, or each row of a column of them, grades a variant as a whole."""
-    return method == WHOLE_VARIANT
-
-
 @dataclass(frozen=True, eq=False)
 class Results:
     """The results of an experiment, in the order of its plan.
@@ -72,9 +66,9 @@ class Results:
     Attributes:
         table: one row per value: model, variant, method, layer, metric, at, step, image, target (the class that
             was explained, by its name), value, seed, versions.
-            ``at`` is NaN for the value itself, else the position on the metric's curve, which ``step`` may name;
-            ``value`` is NaN where the metric is undefined. Rows with method ``""`` grade the variant itself.
-            Texts are categories.
+            ``at`` is null for the value itself, else the position on the metric's curve, which ``step`` may name;
+            ``value`` is null where the metric is undefined; ``method`` and ``layer`` are where the variant itself
+            is graded. Texts are categories.
         record: what run.json says.
         missing: the cells that have not been computed.
         pictures: image, kind ("photo", "map", or the metric that compared the map with this one), model,
@@ -102,9 +96,11 @@ class Results:
         parts = store.whole(PARTS, record.cells, ROWS)
         pictures = one_table(store.whole(PICTURES, [PHOTOS, *parts], PICTURE_ROWS), PICTURE_ROWS)
         table = one_table(parts, ROWS)
-        layers = {layer for names in record.layers.values() for layer in names} | {WHOLE_VARIANT}
-        told = {"model": record.layers, "layer": layers, "metric": record.metrics}
-        _require_told(table, told | dict.fromkeys(("variant", "method", "image")), f"the parts in {url}")
+        layers = {layer for names in record.layers.values() for layer in names}
+        told = {"model": record.layers, "variant": None, "metric": record.metrics, "image": None}
+        _require_told(table, told, f"the parts in {url}")
+        of_maps = table[table["method"].notna() | table["layer"].notna()]
+        _require_told(of_maps, {"method": None, "layer": layers}, f"the parts in {url}")
         _require_told(pictures, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
         return cls(
             table,
@@ -126,14 +122,13 @@ class Results:
         for column, name in where.items():
             if column not in _VALUES:
                 raise UnknownName("column of the results", column, _VALUES)
-            known = table[column].astype(object)
-            if name not in set(known):
-                raise UnknownName(column, name, (str(other) for other in set(known)))
-            table = table[known == name]
-        found = table[[*_VALUES, "value"]].astype(dict.fromkeys(_VALUES, object))
-        return found.replace({"method": {WHOLE_VARIANT: None}, "layer": {WHOLE_VARIANT: None}}).reset_index(
-            drop=True
-        )
+            known = table[column].dropna().unique()
+            if name not in known:
+                raise UnknownName(column, name, map(str, known))
+            table = table[table[column] == name]
+        found = table[[*_VALUES, "value"]].astype(dict.fromkeys(_VALUES, object)).reset_index(drop=True)
+        found[_VALUES] = found[_VALUES].where(found[_VALUES].notna(), None)
+        return found
 
     def pivot(
         self,
@@ -383,7 +378,11 @@ def _completed(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
 def one_table(parts: Mapping[str, pyarrow.Table], schema: pyarrow.Schema) -> pandas.DataFrame:
     """Parts as one table."""
     tables = [schema.empty_table(), *(part.replace_schema_metadata() for part in parts.values())]
-    return pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
+    table = pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
+    for name in ("variant", "method", "layer"):
+        if "" in table[name].cat.categories:  # earlier versions' null
+            table[name] = table[name].cat.remove_categories("")
+    return table
 
 
 def checksum(table: pyarrow.Table) -> bytes:

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData
-from ..experiments.store import WHOLE_VARIANT
 from .intervals import Numbers, interval, mean, rounding_of
-from .statistics import Statistics
+from .statistics import WHOLE_VARIANT, Statistics
 
 if TYPE_CHECKING:
     from ..experiments.store import Results

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..experiments.store import is_of_variant
 from .digits import shared_decimals
 from .intervals import LEAST, Numbers, interval, rounding_of
-from .statistics import UNCHANGED, Statistics
+from .statistics import UNCHANGED, Statistics, is_of_variant
 
 # The methods that know nothing of the network, in words.
 FLOORS: Mapping[str, str] = {"random": "a random map", "edges": "a plain edge filter"}

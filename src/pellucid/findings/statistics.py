@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, UnknownName
-from ..experiments.store import WHOLE_VARIANT, is_of_variant
 from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks
 
 if TYPE_CHECKING:
@@ -26,6 +25,12 @@ GROUP = ["model", "variant", "method", "layer", "metric"]
 CONTENDER = ["model", "variant", "method", "metric"]
 UNCHANGED = "original"  # the variant that the others are compared with, where no method is graded
 POINTS = 57  # of a curve that are kept at most
+WHOLE_VARIANT = ""  # the null method and layer of what grades a variant as a whole: an index takes no null
+
+
+def is_of_variant(method: Any) -> Any:
+    """Whether the row of a method, or each row of a column of them, grades a variant as a whole."""
+    return method == WHOLE_VARIANT
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,8 +251,7 @@ def _plain(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     text = [key for key in keys if key != "at"]
     plain = table[[*keys, "value"]].astype(dict.fromkeys(text, object) | {"value": float})
     plain["value"] = plain["value"].where(np.isfinite(plain["value"]))
-    if "step" in text:
-        plain["step"] = plain["step"].where(plain["step"].notna(), "")
+    plain[text] = plain[text].where(plain[text].notna(), "")
     if plain.duplicated(list(keys)).any():
         twice = plain[plain.duplicated(list(keys))].iloc[0]
         raise InvalidData(

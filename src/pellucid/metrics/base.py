@@ -78,7 +78,7 @@ class Case:
     names: Sequence[str] = ()
     channels: Channels = "mean"
     upsampling: Upsampling = "nearest"
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Criterion, ...] = ()
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -160,7 +160,18 @@ class Metric(Criterion):
 
     @abstractmethod
     def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One result for each layer of the case, or one under ``""`` if ``of_model``."""
+        """One result for each layer of the case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantMetric(Criterion):
+    """A criterion of the variant itself, whatever the map: one value per image, at no layer."""
+
+    of_model = True
+
+    @abstractmethod
+    def values(self, case: Case) -> Tensor:
+        """One value per image (B,)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from ..errors import InvalidData, require_choice
 from ..methods.checks import require_in_range, require_targets
 from ..variants.base import ORIGINAL, Variant
-from .base import Axis, Case, Measured, Metric, Need
+from .base import Axis, Case, Need, VariantMetric
 from .scoring import Output, Scorer
 
 _At = Literal["auto", "label", "explained"]
@@ -44,25 +42,16 @@ def _labels(case: Case) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfModel(Metric):
-    """A metric of the variant, whatever the map."""
+class _Fidelity(VariantMetric):
+    """How far the variant's answers are from the original's, or from the truth."""
 
     axis: ClassVar[Axis] = "fidelity"
     unit = "100 x probability"
     higher_is_better = False
-    of_model = True
-
-    @abstractmethod
-    def values(self, case: Case) -> Tensor:
-        """One value per image (B,)."""
-
-    def measure(self, case: Case) -> Mapping[str, Measured]:
-        """One value per image, at no layer."""
-        return {"": Measured(self.values(case))}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top1(_OfModel):
+class Top1(_Fidelity):
     """Whether the variant's highest probability is the true class's: 1 or 0; their mean is the top-1 accuracy."""
 
     name = "top1"
@@ -78,7 +67,7 @@ class Top1(_OfModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionDifference(_OfModel):
+class PredictionDifference(_Fidelity):
     """100 sum_k |p_k - p'_k| over all classes, p the original's softmax and p' the variant's: 0 to 200."""
 
     name = "prediction_difference"
@@ -90,7 +79,7 @@ class PredictionDifference(_OfModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetDifference(_OfModel):
+class TargetDifference(_Fidelity):
     """100 |p_y - p'_y| at one class y, p the original's softmax and p' the variant's: 0 to 100.
 
     ``at``: ``"label"`` is the true class (the paper), ``"explained"`` the class of the map, ``"auto"`` the

@@ -13,10 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..errors import OutputNotWritable, counted
-from ..experiments.store import is_of_variant
 from ..files import replace_file
 from ..findings.digits import decimals, number
-from ..findings.statistics import GROUP
+from ..findings.statistics import GROUP, is_of_variant
 from ..findings.wording import joined
 from ..report.charts import MARKERS, Look, Panel, chart_figure, looks
 from ..report.figures import CaptionedPhoto, Drawing, grid, shrunk, write_figure

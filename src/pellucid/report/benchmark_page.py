@@ -14,9 +14,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..errors import counted
-from ..experiments.store import is_of_variant
 from ..findings.ranking import floor_of
-from ..findings.statistics import Statistics, rows_at
+from ..findings.statistics import Statistics, is_of_variant, rows_at
 from ..findings.trust import trust_card
 from ..findings.wording import joined, judged_at
 from . import tables
