@@ -84,6 +84,19 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
+def writable(place: str | Path) -> Iterator[None]:
+    """Say which place could not be written (``OutputNotWritable``)."""
+    try:
+        yield
+    except PellucidError:
+        raise
+    except OSError as error:
+        raise OutputNotWritable(
+            f"cannot write to {place}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
+
+
+@contextmanager
 def alone(lock: Path, place: str | Path) -> Iterator[None]:
     """Hold a place by its lock file, which the system frees when its process ends in whatever way.
 
@@ -93,17 +106,14 @@ def alone(lock: Path, place: str | Path) -> Iterator[None]:
         OutputNotWritable: another process holds it, or the lock file cannot be written.
     """
     held, is_new = FileLock(lock, timeout=0), not lock.parent.exists()
-    try:
+    with writable(place):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
-    except Timeout as error:
-        raise OutputNotWritable(
-            f"another process is writing to {place}; wait until it ends or choose another place"
-        ) from error
-    except OSError as error:
-        raise OutputNotWritable(
-            f"cannot write to {place}: {error.strerror or error}; choose a folder you may write to"
-        ) from error
+        try:
+            held.acquire()
+        except Timeout as error:
+            raise OutputNotWritable(
+                f"another process is writing to {place}; wait until it ends or choose another place"
+            ) from error
     try:
         yield
     finally:
@@ -222,6 +232,11 @@ def file_digest(path: Path) -> str:
 def _digest(path: Path, _: int, __: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_facts(path: Path, what: str) -> dict[str, str]:
+    """A file's name, by ``what`` it is, and its SHA-256 if it is there."""
+    return {what: path.name} | ({"sha256": file_digest(path)} if path.is_file() else {})
 
 
 def file_name(text: str) -> str:

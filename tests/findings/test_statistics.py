@@ -173,7 +173,7 @@ def test_a_layer_at_which_most_images_are_undefined_is_no_choice():
     values = {KEY: [1.0, 2.0, 3.0, 4.0], key(layer="deep"): [NAN, NAN, 9.0, 8.0]}
     found = Statistics.of(results(values)).best
     assert list(found.values.index) == [key(layer="deep")]
-    assert found.undefined.tolist() == [2]
+    assert found.summary["undefined"].tolist() == [2]
 
 
 def test_differences_are_to_the_reference_at_its_own_best_layer():

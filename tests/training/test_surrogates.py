@@ -338,7 +338,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_stands(tmp_path):
 def test_where_no_checkpoint_can_be_written_is_found_out_before_the_first_step(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     steps = []
-    with pytest.raises(OutputNotWritable, match=r"cannot make .*file"):
+    with pytest.raises(OutputNotWritable, match=r"cannot write to .*file"):
         train_surrogate(
             network(), images(4, 12), checkpoint=tmp_path / "file", progress=lambda *step: steps.append(step)
         )

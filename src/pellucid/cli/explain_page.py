@@ -12,10 +12,10 @@ from typing import Any
 from ..catalog import meaning
 from ..errors import counted
 from ..files import replace_file
+from ..models.zoo import weights_facts
 from ..report.album import BUDGET, color_key
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
-from .facts import weights_facts
 from .lists import VARIANT_MEANINGS
 from .noticed import noticed, seen_as
 from .output import origin

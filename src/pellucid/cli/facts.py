@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..models.zoo import BUNDLED, LoadedModel
+from ..files import file_facts
+from ..models.zoo import weights_facts
 from .noticed import noticed
 from .output import origin
 from .request import Request
@@ -30,25 +30,12 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
         },
         "layers": run.found.layers,
         "variants": list(request.variants),
-        "surrogates": {name: _file_facts(Path(text), "file") for name, text in _surrogate_files(request).items()},
+        "surrogates": {name: file_facts(Path(text), "file") for name, text in _surrogate_files(request).items()},
         "heatmap": request.heatmap,
         "photos": run.found.photos,
         "left_out": run.left_out,
         "noticed": noticed(run),
     }
-
-
-def weights_facts(loaded: LoadedModel) -> dict[str, Any]:
-    """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
-    bundled = loaded.weights == "bundled"
-    facts = _file_facts(BUNDLED[loaded.name] if bundled else Path(loaded.weights), "weights")
-    return facts if "sha256" in facts else {"weights": loaded.weights}
-
-
-def _file_facts(path: Path, what: str) -> dict[str, Any]:
-    """A file's name, and its SHA-256 if it is still there."""
-    found = {"sha256": sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
-    return {what: path.name} | found
 
 
 def _surrogate_files(request: Request) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidParameter, OutputNotWritable
-from ..files import DIGESTS, FILES, RUN, alone, file_digest, sealed
+from ..files import DIGESTS, FILES, RUN, alone, file_digest, sealed, writable
 
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
 UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it has done
@@ -86,17 +86,6 @@ def _clear_away(beside: Path, folder: Path, key: str) -> None:
         except (OutputNotWritable, ValueError):  # of a process that runs
             continue
         lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Say which folder could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputNotWritable(
-            f"cannot write to {folder}: {error.strerror}; choose a folder you may write to"
-        ) from error
 
 
 def _earlier_run(folder: Path) -> list[Path]:

@@ -10,11 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..files import replace_file
+from ..files import replace_file, writable
 from ..report.album import LONGEST_SIDE, map_tile, pixels_uri
 from ..report.figures import Map, grid, has_negative, upsampled, write_figure, write_map
 from ..report.pages import Tile
-from .output import UNFINISHED, writable
+from .output import UNFINISHED
 from .photos import Photo
 from .request import Request
 

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, LayerWarning
-from ..experiments.cells import Note, noted
-from ..files import replace_file, sealed, unsealed
+from ..errors import InvalidData, InvalidImage, InvalidParameter, LayerWarning
+from ..experiments.cells import Note, noted, require_maps
+from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
@@ -24,7 +24,7 @@ from ..models.preprocess import CustomPreprocess, Preprocess, preprocess_named
 from ..models.zoo import LoadedModel, input_channels, load_model
 from ..outputs import are_shares, class_of, first_logits, probabilities
 from ..passes import fitting
-from .output import UNFINISHED, writable
+from .output import UNFINISHED
 from .photos import Photo, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
@@ -214,12 +214,7 @@ class ExplainRun:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", LayerWarning)
                 found = self.call(method, variant, image, target)
-            for layer, attribution in found.items():
-                if attribution.dim() != 4:
-                    raise InvalidLayer(
-                        f"layer {layer!r} gives {name} the shape {tuple(attribution.shape)}, which is no map; "
-                        "name layers whose output has a height and a width"
-                    )
+            require_maps(found, self.request.texts[name])
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted
+from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_choice
 from .options import (
     DEVICE,
     MAX_BATCH,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data.sources import Sample, Source
-    from ..training.hyperparameters import TrainingPrecision
 
 _ORDER = ("original", "surrogate")
 _AT_TARGET = "target_difference(at='explained')"
@@ -72,32 +71,18 @@ def _train(
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
     """
-    from ..data.sources import concatenated
-    from ..models.zoo import load_model
-    from ..training.checkpoints import checkpoints_beside
-    from ..training.surrogates import train_surrogate
-    from .facts import weights_facts
+    from ..training.from_source import SurrogateSettings, train_paths
+    from ..training.hyperparameters import TrainingPrecision
 
     require_place(output, ".safetensors")
-    loaded = load_model(model, weights, device=chosen_device(device))
-    about = {"model": model, "data": list(images), "preprocess": loaded.preprocess.as_dict()}
-    sources = _opened(images, limit, None)
-    with checkpoints_beside(output) as checkpoint, progress() as show:
-        trained = train_surrogate(
-            loaded.model,
-            concatenated(sources) if len(sources) > 1 else next(iter(sources.values())),
-            epochs,
-            lr,
-            batch_size=batch_size,
-            preprocess=loaded.preprocess,
-            include_first=include_first,
-            checkpoint=checkpoint,
-            seed=seed,
-            progress=lambda done, steps, loss: show(f"training, loss {loss:.4f}", done, steps),
-            precision=cast("TrainingPrecision", precision),
-            about=about | weights_facts(loaded),
-        )
-        trained.save(output)
+    require_choice("precision", precision, TrainingPrecision)
+    settings = SurrogateSettings(
+        model=model, weights=weights, source=tuple(images), count=limit, epochs=epochs, lr=lr,
+        batch_size=batch_size, include_first=include_first, precision=cast("TrainingPrecision", precision),
+        seed=seed,
+    )  # fmt: skip
+    with progress() as show:
+        trained = train_paths(settings, output, chosen_device(device), show)
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     typer.echo(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])
@@ -132,6 +117,7 @@ def _evaluate(
     """
     from ..models.zoo import load_model
     from ..passes import most_rows
+    from ..training.from_source import opened
     from ..variants.surrogate import load_surrogate
 
     bound = checked_max_batch(max_batch)
@@ -139,7 +125,7 @@ def _evaluate(
         require_place(output, ".json")
     known = load_surrogate(file)
     loaded = load_model(model, weights)
-    sources = _opened(images, limit, label_column)
+    sources = opened(images, limit, label_column)
     # A data set may number its classes otherwise than the model, unless it names the very same ones.
     same = all(one.classes is not None and one.classes == loaded.classes for one in sources.values())
     labeled = label_column is not None or same
@@ -176,16 +162,6 @@ def _evaluate(
     show_left_out("image", reasons)
     if output is not None:
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
-
-
-def _opened(specs: Sequence[str], limit: int | None, label_column: str | None) -> dict[str, Source]:
-    """The images of each source."""
-    from ..data.sources import open_images
-
-    sources = {spec: open_images(spec, label_column)[:limit] for spec in dict.fromkeys(specs)}
-    if not any(map(len, sources.values())):
-        raise InvalidData(f"{', '.join(specs)}: there are no images")
-    return sources
 
 
 def _unusable(source: Source, labeled: bool) -> dict[str, str]:

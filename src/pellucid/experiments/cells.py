@@ -105,18 +105,23 @@ def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[
             batch.loaded.model, batch.images, explained, spec.layers,
             variant=variant, seed=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         )  # fmt: skip
-    for layer, attribution in attributions.items():
-        if attribution.dim() != 4:
-            raise InvalidLayer(
-                f"layer {layer!r} gives the shape {tuple(attribution.shape)}, which is no map; "
-                "name layers whose output has a height and a width"
-            )
+        require_maps(attributions, str(method))
     return Case(
         method, batch.loaded.model, batch.images, attributions, _scorer(variant, batch), scored, variant,
         seed=spec.seed, seeds=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         labels=batch.labels, masks=batch.masks, boxes=batch.boxes, names=batch.names,
         channels=spec.channels, upsampling=spec.upsampling, metrics=metrics,
     )  # fmt: skip
+
+
+def require_maps(attributions: Attributions, method: str) -> None:
+    """Refuse layers at which a method gave no maps (``InvalidLayer``)."""
+    for layer, attribution in attributions.items():
+        if attribution.dim() != 4:
+            raise InvalidLayer(
+                f"layer {layer!r} gives {method} the shape {tuple(attribution.shape)}, which is no map; "
+                "name layers whose output has a height and a width"
+            )
 
 
 def _scorer(variant: Variant, batch: Batch) -> Scorer:

@@ -110,11 +110,6 @@ class RunRecord(BaseModel):
         """The images that were left out."""
         return self._asked.images.skip
 
-    @property
-    def of_trainings(self) -> bool:
-        """Whether all metrics are measured by training."""
-        return all(metric.by_training for metric in self.metrics.values())
-
     @classmethod
     def read(cls, content: bytes, url: str) -> RunRecord:
         """Check the content of the run.json in the folder ``url``; any other than a benchmark's is refused."""

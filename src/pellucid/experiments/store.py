@@ -25,7 +25,7 @@ from ..errors import (
     counted,
     first_difference,
 )
-from ..files import RUN, alone
+from ..files import RUN, alone, writable
 from .folders import Folder
 from .record import DamagedRun, RunRecord
 
@@ -254,13 +254,9 @@ class Store:
         if self.local is None:
             yield
             return
-        try:
+        with writable(self.url):
             for folder in (PARTS, PICTURES):
                 (self.local / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputNotWritable(
-                f"cannot write to {self.url}: {error.strerror}; choose a folder you may write to"
-            ) from error
         with alone(self.local / LOCK, self.url):
             for draft in [*self.local.glob(f".{RUN}.*"), *self.local.glob("*/.*.parquet.*")]:
                 draft.unlink(missing_ok=True)  # left by a process that was killed

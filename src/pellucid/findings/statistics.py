@@ -107,11 +107,6 @@ class Statistics:
         """How many images there are."""
         return len(self.values.columns)
 
-    @property
-    def undefined(self) -> pd.Series[int]:
-        """How many images were measured without a defined value, for each row of ``values``."""
-        return self.missing.sum(axis=1)
-
     def layers(self, model: str) -> list[str]:
         """The layers of a model at which maps were graded.
 
@@ -191,7 +186,7 @@ class Statistics:
         return pd.DataFrame(
             {
                 "n": (~np.isnan(values)).sum(1),
-                "undefined": self.undefined.to_numpy(),
+                "undefined": self.missing.sum(axis=1).to_numpy(),
                 **_means(values, "mean", "low", "high"),
                 "std": deviation(values),
                 **_means(differences, "difference", "difference_low", "difference_high"),

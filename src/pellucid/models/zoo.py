@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
-from ..files import run_file
+from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Classifier, answer, two_answers
@@ -195,6 +195,13 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
     if architecture.pretrained is None:
         raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
     return architecture.pretrained(str(weights))
+
+
+def weights_facts(loaded: LoadedModel) -> dict[str, str]:
+    """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
+    place = BUNDLED[loaded.name] if loaded.weights == "bundled" else Path(loaded.weights)
+    facts = file_facts(place, "weights")
+    return facts if "sha256" in facts else {"weights": loaded.weights}
 
 
 def input_channels(model: nn.Module) -> int:

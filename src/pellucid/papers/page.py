@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..errors import OutputNotWritable, counted
-from ..files import replace_file
+from ..errors import counted
+from ..files import replace_file, writable
 from ..findings.digits import decimals, number
 from ..findings.statistics import GROUP, is_of_variant
 from ..findings.wording import joined
@@ -63,12 +63,8 @@ def write_paper_page(run: Reproduction, folder: Path, photos: bool = True) -> li
         InvalidData: a kept picture cannot be read.
     """
     pictures = folder / PICTURE_FOLDER
-    try:
+    with writable(pictures):
         pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputNotWritable(
-            f"cannot write {pictures}: {error.strerror}; choose a folder you may write to"
-        ) from error
     page = _PaperPage(run, pictures, photos).page()
     replace_file(folder / "index.html", page.html().encode())
     replace_file(folder / "README.md", page.markdown(PICTURE_FOLDER).encode())

@@ -69,7 +69,7 @@ def protocol_of(part: Scaled, recipe: Recipe, scale: Scale) -> Iterator[tuple[st
     elif isinstance(part, SurrogateTraining):
         surrogate = SurrogateSettings.model_validate(values)
         yield "network", recipe.label(surrogate.model)
-        yield "training images", _count(surrogate.count, surrogate.source, recipe)
+        yield "training images", _count(surrogate.count, ", ".join(surrogate.source), recipe)
         yield "training epochs", str(surrogate.epochs)
         yield "training precision", _precision(surrogate.precision)
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import UnknownName
-from ..training.from_source import Checked
+from ..training.from_source import Checked, several
 from .naming import expanded, merged
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -22,11 +22,7 @@ How = Literal["mean", "std", "difference", "ratio", "reduction"]
 PAPERS = ("smooth-deep-saliency", "combination-methods", "rectified-gradient", "sanity-checks")
 
 
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(several)]
 
 
 class DataSource(Checked):
@@ -137,7 +133,7 @@ class Test(Quantity):
     """
 
     experiment: str
-    each: Annotated[tuple[Key, ...], BeforeValidator(_several)] = ()
+    each: Annotated[tuple[Key, ...], BeforeValidator(several)] = ()
     above: float | None = None
     below: float | None = None
 

@@ -18,7 +18,7 @@ from ..experiments import runners
 from ..experiments.record import versions
 from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
-from ..files import alone, replace_file
+from ..files import alone, replace_file, writable
 from ..findings.statistics import Statistics
 from ..models.zoo import device_named
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
@@ -202,10 +202,8 @@ class _Work:
 
 def _train(settings: Settings, output: Path, device: str, advance: Callable[[str, int, int], None]) -> None:
     """Train into a file."""
-    try:
+    with writable(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputNotWritable(f"cannot make {output.parent}: {error.strerror}; choose another folder") from error
     if isinstance(settings, NetworkSettings):
         train_classifier(settings, output, device, advance)
     else:

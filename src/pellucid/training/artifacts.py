@@ -12,8 +12,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DamagedFileWarning, OutputNotWritable
-from ..files import FILES, file_digest, replace_file, sealed, told_whole
+from ..errors import DamagedFileWarning
+from ..files import FILES, file_digest, replace_file, sealed, told_whole, writable
 from ..models.zoo import LoadedModel
 from .batches import preprocess_of
 from .checkpoints import remove_checkpoints
@@ -40,11 +40,9 @@ class Artifacts:
         What was damaged is said, and made anew.
         """
         locks = self.folder / ".locks"
-        try:
+        with writable(done.parent):
             for folder in (done.parent, locks):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputNotWritable(f"cannot make {done.parent}: {error.strerror}; choose another") from error
         with FileLock(locks / "-".join(done.relative_to(self.folder).parts)):
             found = self._told(done)
             if found is None:

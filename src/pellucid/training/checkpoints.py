@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DamagedFileWarning, InvalidWeights, OutputNotWritable, first_difference
-from ..files import alone, replace_file, sealed_tensors, unsealed_tensors
+from ..errors import DamagedFileWarning, InvalidWeights, first_difference
+from ..files import alone, replace_file, sealed_tensors, unsealed_tensors, writable
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
 
@@ -52,10 +52,8 @@ class Checkpoints:
 
     def write(self, epoch: int, checkpoint: Checkpoint) -> None:
         """Write the state after this many epochs in one move, and drop all but the last two."""
-        try:
+        with writable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputNotWritable(f"cannot make {self.folder}: {error.strerror}") from error
         facts = {"identity": self.identity, "facts": {**checkpoint.facts, "epoch": epoch}}
         replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", sealed_tensors(checkpoint.tensors, facts))
         for old in self.files()[KEPT:]:

@@ -60,7 +60,16 @@ class Removal(Retraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roar(Removal):
+class _Hooker(Removal):
+    """Networks are trained anew on images that are degraded by a method's maps."""
+
+    higher_is_better = False
+    paper = f"{RECTGRAD}, Sec. 5.3, Table 1, Fig. 18; Hooker et al., A Benchmark for Interpretability Methods"
+    replacement = "dataset_mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roar(_Hooker):
     """Remove and retrain: AUC of test accuracy over p, the share of pixels removed, the most salient first.
 
     For each p a new network is trained on the degraded training images and tested on the degraded test images.
@@ -69,14 +78,11 @@ class Roar(Removal):
 
     name = "roar"
     unit = "AUC of test accuracy"
-    higher_is_better = False
-    paper = f"{RECTGRAD}, Sec. 5.3, Table 1, Fig. 18; Hooker et al., A Benchmark for Interpretability Methods"
     how = "roar"
-    replacement = "dataset_mean"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kar(Removal):
+class Kar(_Hooker):
     """Keep and retrain: AOC of test accuracy over p, the share of pixels kept, the most salient first.
 
     AOC = 1 - AUC, in [0, 1], with chance, 1 / classes, at p = 0 and the clean accuracy at 1 (``removal_auc``).
@@ -84,10 +90,7 @@ class Kar(Removal):
 
     name = "kar"
     unit = "AOC of test accuracy"
-    higher_is_better = False
-    paper = f"{RECTGRAD}, Sec. 5.3, Table 1, Fig. 18; Hooker et al., A Benchmark for Interpretability Methods"
     how = "kar"
-    replacement = "dataset_mean"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch.utils.data import Dataset
 
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
-from ..data.sources import open_images
+from ..data.sources import Source, concatenated, open_images
 from ..errors import InvalidData
 from ..models.small import PAPER_MODELS
-from ..models.zoo import load_model, outputs
+from ..models.zoo import load_model, outputs, weights_facts
 from ..variants.surrogate import Surrogate
 from .adversarial import robust_accuracy
 from .batches import check_set, class_count, preprocess_of
@@ -36,6 +36,11 @@ TellProgress = Callable[[str, int, int], None]
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Number = Annotated[int, Field(strict=True, ge=0)]
+
+
+def several(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 class Checked(BaseModel):
@@ -81,8 +86,8 @@ class SurrogateSettings(Checked):
 
     model: str
     weights: str | None = None
-    source: str
-    count: Count | None = None  # the first images of the source; None is all
+    source: Annotated[tuple[str, ...], BeforeValidator(several)]
+    count: Count | None = None  # the first images of each source; None is all
     epochs: Count = 10
     lr: float = 1e-3
     batch_size: Count = 64
@@ -205,20 +210,27 @@ def _train_and_test(
     return read(settings.source, "train", settings.count), read(test, "test") if test else None
 
 
+def opened(places: Sequence[str], count: int | None, label_column: str | None = None) -> dict[str, Source]:
+    """The first ``count`` images of each place; ``InvalidData`` where there are none at all."""
+    sources = {place: open_images(place, label_column)[:count] for place in dict.fromkeys(places)}
+    if not any(map(len, sources.values())):
+        raise InvalidData(f"{', '.join(places)}: there are no images")
+    return sources
+
+
 def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate:
     """Train a surrogate and write it to a .safetensors file; else as :func:`train_classifier`."""
     loaded = load_model(settings.model, settings.weights, device=device)
-    images = open_images(settings.source)[: settings.count]
-    if not len(images):
-        raise InvalidData(f"{settings.source}: there are no images")
-
+    about = {"model": settings.model, "data": list(settings.source), "preprocess": loaded.preprocess.as_dict()}
+    sources = opened(settings.source, settings.count)
+    images = concatenated(sources) if len(sources) > 1 else next(iter(sources.values()))
     with checkpoints_beside(output) as checkpoint:
         trained = train_surrogate(
             loaded.model, images, settings.epochs, settings.lr, batch_size=settings.batch_size,
             preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
             seed=settings.seed, precision=settings.precision,
             progress=lambda done, steps, loss: advance(f"training, loss {loss:.4f}", done, steps),
-            about={"model": settings.model, "data": [settings.source], "preprocess": loaded.preprocess.as_dict()},
+            about=about | weights_facts(loaded),
         )  # fmt: skip
         trained.save(output)
     return trained
