@@ -47,6 +47,7 @@ IMAGES = Bound("PELLUCID_MAX_IMAGES", "images", 5_000_000)  # of one source
 UNPACKED = Bound(
     "PELLUCID_MAX_UNPACKED", "bytes unpacked", 1 << 28
 )  # of a file that packs them to less than a quarter
+UPLOAD = Bound("PELLUCID_MAX_UPLOAD", "bytes", 1 << 26)  # of one photo that a page of pellucid view is given
 GRADIENTS = Bound("PELLUCID_MAX_GRADIENTS", "gradients for each image", 100_000)  # of one method
 
 

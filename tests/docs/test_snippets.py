@@ -26,9 +26,13 @@ PAGES = [
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "results" not in path.parts),
 ]
 # Long ones, which have tests of their own: the set-up, the demonstration and trainings of the papers'.
-LEFT_OUT = ("python3 -m venv", "pellucid demo", "pellucid benchmark examples/roar")
+LEFT_OUT = ("python3 -m venv", "pellucid demo", "pellucid view", "pellucid benchmark examples/roar")
 MISTAKES = ("error:", "No such option")  # how what a command says begins that ends with exit code 2
-NOT_INSTALLED = ("quantus",)  # what Python that is only shown, `py` instead of `python`, may import
+NOT_INSTALLED = (
+    "quantus",
+    "fiftyone",
+    "wandb",
+)  # what Python that is only shown, `py` instead of `python`, may import
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:

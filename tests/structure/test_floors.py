@@ -23,7 +23,8 @@ FLOORS = {
     "findings": 9,
     "report": 10,
     "papers": 11,
-    "cli": 12,
+    "view": 12,
+    "cli": 13,
 }  # fmt: skip
 
 

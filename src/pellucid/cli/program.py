@@ -30,6 +30,7 @@ from .report import report
 from .reproduce import reproduce_command
 from .surrogate import surrogate
 from .train import train_command
+from .view import view
 
 _HOME = re.compile(r"^((?:--?[\w-]+=)?(?:[\w-]+=)?)~(?=/|$)")  # FILE, --option=FILE, --data=NAME=FILE
 RESUMED = (
@@ -118,6 +119,7 @@ app.command("benchmark")(benchmark_command)
 app.command()(report)
 app.command()(export)
 app.command("compare")(compare_command)
+app.command()(view)
 app.command()(demo)
 app.command()(doctor)
 app.command("train")(train_command)

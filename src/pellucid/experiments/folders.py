@@ -46,6 +46,10 @@ class Folder:
         """
         return self._read(name, lambda: self._fs.cat_file(self._at(name)))
 
+    def opened(self, name: str) -> Any:
+        """A file to read parts of; ``OSError`` if there is none."""
+        return self._fs.open(self._at(name), "rb")
+
     def names(self, folder: str = "") -> set[str]:
         """What is in a folder of this one; nothing where it is missing.
 

@@ -21,7 +21,7 @@ from ..training.criteria import Retraining
 from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
-from .record import MetricRecord, RunRecord, hashed, versions
+from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, require_trainable, training_cells
 
@@ -91,8 +91,8 @@ def _cells(parsed: ParsedSpec, images: int, key: str) -> Iterator[Cell]:
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
-                content = [key, model.key, variant, method or "", start, stop]
-                yield Cell(model.key, variant, method, start, stop, hashed(content)[:12])
+                name = cell_digest(key, model.key, variant, method or "", start, stop)
+                yield Cell(model.key, variant, method, start, stop, name)
 
 
 def graded_alone(parsed: ParsedSpec) -> list[str | None]:

@@ -146,6 +146,11 @@ def hashed(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def cell_digest(run: str, model: str, variant: str, method: str, start: int, stop: int) -> str:
+    """How the name of the part ends that holds a method's results on a run's images from ``start`` to ``stop``."""
+    return hashed([run, model, variant, method, start, stop])[:12]
+
+
 def versions() -> dict[str, str]:
     """What results may depend on."""
     packages = ("pellucid", "torch", "torchvision", "numpy")

@@ -86,26 +86,30 @@ class Results:
     notes: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, url: str | os.PathLike[str]) -> Results:
-        """The results at a path or URL, finished or not; ``InvalidData`` where no benchmark left any."""
+    def read(cls, url: str | os.PathLike[str], pictures: bool = True) -> Results:
+        """The results at a path or URL, finished or not; ``InvalidData`` where no benchmark left any.
+
+        Without ``pictures``, which are large, they come sooner.
+        """
         store = Store(url)
         record = store.record()
         if record is None:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder")
         store.run = record.hash
         parts = store.whole(PARTS, record.cells, ROWS)
-        pictures = one_table(store.whole(PICTURES, [PHOTOS, *parts], PICTURE_ROWS), PICTURE_ROWS)
+        cells = [PHOTOS, *parts] if pictures else []
+        shown = one_table(store.whole(PICTURES, cells, PICTURE_ROWS), PICTURE_ROWS)
         table = one_table(parts, ROWS)
         layers = {layer for names in record.layers.values() for layer in names}
         told = {"model": record.layers, "variant": None, "metric": record.metrics, "image": None}
         _require_told(table, told, f"the parts in {url}")
         of_maps = table[table["method"].notna() | table["layer"].notna()]
         _require_told(of_maps, {"method": None, "layer": layers}, f"the parts in {url}")
-        _require_told(pictures, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
+        _require_told(shown, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
         return cls(
             table,
             record,
-            pictures,
+            shown,
             [cell for cell in record.cells if cell not in parts],
         )
 
@@ -355,6 +359,14 @@ class Store:
         if run != self.run.encode():
             raise ValueError("it is of another run")
         return _completed(table, schema)
+
+    def column(self, name: str, column: str) -> set[str]:
+        """The names in one column of a part, and nothing else of it; none where it is missing or damaged."""
+        try:
+            with self.folder.opened(name) as file:
+                return set(pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist())
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError):
+            return set()
 
     def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
         """The parts of the cells that have one that is whole, in the order of the cells, each read once."""
