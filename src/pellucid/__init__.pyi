@@ -1,7 +1,14 @@
 """The public face of pellucid: what stands here is what there is; nothing is imported before it is used."""
 
 from .catalog import METHODS, METRICS, VARIANTS, method, metric, variant
-from .errors import CompletenessWarning, EmptyMapWarning, PellucidError, RuleNotApplied
+from .errors import (
+    CompletenessWarning,
+    EmptyMapWarning,
+    FlatMapWarning,
+    InputWarning,
+    PellucidError,
+    RuleNotApplied,
+)
 from .experiments.runners import benchmark
 from .experiments.spec import Spec, read_spec
 from .experiments.store import Results
@@ -57,10 +64,12 @@ __all__ = [
     "EmptyMapWarning",
     "EpsilonLRP",
     "External",
+    "FlatMapWarning",
     "GammaLRP",
     "GradCAM",
     "Gradient",
     "GuidedReLU",
+    "InputWarning",
     "LoadedModel",
     "Measured",
     "Method",

@@ -64,6 +64,8 @@ _RECTGRAD = "Kim et al., Why are Saliency Maps Noisy? (RectGrad)"
 _SMOOTH = "Herdt et al., Smooth Deep Saliency"
 _SANITY = "Adebayo et al., Sanity Checks for Saliency Maps"
 
+_NO_SIGN = "Look at the strength alone: where it is red or blue says nothing for or against the class."
+
 METHODS: Mapping[str, Entry] = {
     "random": Entry(
         Random,
@@ -90,12 +92,12 @@ METHODS: Mapping[str, Entry] = {
     "guided_backprop": Entry(
         guided_backprop,
         f"{_NIELSEN}, Eq. 4",
-        "Fine structures that excite the units behind the class; they look much alike for whatever class.",
+        f"Fine structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
     ),
     "deconvnet": Entry(
         deconvnet,
         f"{_RECTGRAD}, Claim 1",
-        "Structures that excite the units behind the class; they look much alike for whatever class.",
+        f"Structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
     ),
     "rectgrad": Entry(
         rectgrad,

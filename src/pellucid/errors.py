@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -46,11 +46,15 @@ class UnknownName(PellucidError, LookupError):
 
 
 def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    """At most three names spelled alike; capitals, dashes and the like do not count: Grad-CAM is gradcam."""
+    """At most three names that begin with this one, or are spelled alike.
+
+    Capitals, dashes and the like do not count: Grad-CAM is gradcam.
+    """
     known: dict[str, list[str]] = {}
     for one in names:
         known.setdefault(_folded(one), []).append(one)
-    near = get_close_matches(_folded(name), known, n=3, cutoff=0.5)
+    begun = [folded for folded in known if len(name) > 2 and folded.startswith(_folded(name))]
+    near = dict.fromkeys([*begun, *get_close_matches(_folded(name), known, n=3, cutoff=0.5)])
     return [one for folded in near for one in known[folded]][:3]
 
 
@@ -114,6 +118,10 @@ class SkippedLayerWarning(LayerWarning):
     """A layer that a pattern chose has no map: where its dimensions look cannot be told."""
 
 
+class InputWarning(UserWarning):
+    """Images or outputs look like a mistake: images that are not normalized, probabilities instead of logits."""
+
+
 class PrecisionWarning(UserWarning):
     """A model computes in half precision, whose gradients differ much from the exact ones."""
 
@@ -126,12 +134,20 @@ class DamagedFileWarning(UserWarning):
     """A stored file was found damaged; what it held is computed anew, or its predecessor is taken."""
 
 
+class OutdatedWarning(UserWarning):
+    """A method's file has changed since a run was begun; what was computed with it is computed anew."""
+
+
 class CompletenessWarning(LayerWarning):
     """An attribution that should sum to a difference of logits misses it by more than the tolerance."""
 
 
 class EmptyMapWarning(LayerWarning):
     """An attribution is zero everywhere: a threshold or a padding trick let nothing through."""
+
+
+class FlatMapWarning(LayerWarning):
+    """An attribution has one value at all places: only an average over them comes after the layer."""
 
 
 class WeightsWarning(UserWarning):
@@ -150,18 +166,31 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def first_difference(there: Any, here: Any, name: str = "") -> str:
+def first_difference(there: Any, here: Any) -> str:
     """Name the first place in which two different things of plain values differ, for an error message."""
+    return next(differing(there, here))
+
+
+def differing(there: Any, here: Any, name: str = "", places: tuple[str, str] = ("there", "here")) -> Iterator[str]:
+    """Name every place in which two things of plain values differ; digests of files differ without being told."""
+    if there == here:
+        return
     if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return first_difference(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    if isinstance(there, list) and isinstance(here, list):
+        for key in {**there, **here}:
+            yield from differing(there.get(key), here.get(key), f"{name}.{key}" if name else key, places)
+    elif isinstance(there, list) and isinstance(here, list):
         for index, (one, other) in enumerate(zip(there, here, strict=False)):
-            if one != other:
-                return first_difference(one, other, f"{name}[{index}]")
-        longer, place = (there, "there") if len(there) > len(here) else (here, "here")
-        return f"{name} has {brief(longer[min(len(there), len(here))])} {place} alone"
-    return f"{name} is {brief(there)} there and {brief(here)} here"
+            yield from differing(one, other, f"{name}[{index}]", places)
+        for alone, place in ((there[len(here) :], places[0]), (here[len(there) :], places[1])):
+            yield from (f"{name} has {brief(one)} {place} alone" for one in alone)
+    elif _is_digest(there) and _is_digest(here):
+        yield f"{name}: not the same"
+    else:
+        yield f"{name} is {brief(there)} {places[0]} and {brief(here)} {places[1]}"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def require_count(name: str, value: int, least: int = 1) -> None:

@@ -651,6 +651,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert result.exit_code == 0, result.output
     assert calls == [2, 2, 1][after:]
     assert (f"{2 * after} of them before" in result.stdout) == (after > 0)
+    assert (f"going on at {2 * after} of 5 photos" in result.stderr) == (after > 0)
     again = written()
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[key], expected[key]) for key in expected)
@@ -785,3 +786,77 @@ def test_other_spellings_of_a_name_find_it(work, name):
 
 def test_formats_of_pictures_are_checked(work):
     assert "--pictures gif: give png, svg or both" in explain("photo0.png", "--pictures", "gif").stderr
+
+
+# What a newcomer stumbled over.
+
+
+def test_a_target_that_is_not_predicted_stands_beside_what_is(work):
+    result = explain("photo0.png", "--classes", "ant,bee,cow,dog")
+    assert "predicted class" not in result.stdout
+    [facts] = json.loads(Path("out/run.json").read_text())["photos"]
+    other = (facts["predicted"]["class"] + 1) % 4
+    result = explain("photo0.png", "--classes", "ant,bee,cow,dog", "--target", other)
+    head, row = result.stdout.splitlines()[:2]
+    assert head.split() == ["photo", "explained", "class", "probability", "predicted", "class", "probability"]
+    assert re.search(rf"{['ant', 'bee', 'cow', 'dog'][other]} .* % .*{facts['predicted']['name']} .* %", row)
+
+
+def test_names_keep_their_letters_where_a_sentence_begins(work):
+    explain("photo0.png")
+    assert "tiny.py:network looks untrained" in page()
+    assert "Tiny.py" not in page()
+    assert "Classes are told by number, since nothing says their names" in page()
+
+
+def test_what_becomes_of_channels_is_told_once(work):
+    Path("grey.py").write_text(TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(1,"))
+    result = explain("photo0.png", "photo1.png", model="grey.py:network")
+    assert "photo0.png has colors, and the network sees it in gray (2 such photos)" in result.stderr
+    Path("plain.py").write_text(TINY.partition("def preprocess")[0])
+    Image.open("photo0.png").convert("L").save("grey.png")
+    Image.open("photo0.png").convert("RGBA").save("alpha.png")
+    result = explain("grey.png", "alpha.png", "photo0.png", model="plain.py:network")
+    assert "grey.png is gray, and the network sees it as RGB, with three equal channels (1 such" in result.stderr
+    assert "alpha.png has an alpha channel, which the network does not see (1 such photo)" in result.stderr
+    assert result.stderr.count("such photo") == 2
+
+
+def test_no_evidence_is_seen_in_the_sign_of_guided_backprop(work):
+    explain("photo0.png", "--methods", "smoothed(guided_backprop, samples=2)")
+    assert "where it is red or blue says nothing for or against the class. Averaged over" in page()
+
+
+def test_a_map_of_one_color_is_told_on_the_page(work):
+    result = explain("photo0.png", "--layers", "0,1.0")
+    told = "gradient has one value at all places, so its map is of one color, at"
+    assert told not in result.stderr  # a rectifier comes after
+    result = explain("photo0.png", "--layers", "1")
+    assert f"{told} 1 for some photos; only an average over places comes after" in result.stderr
+    assert told in page()
+
+
+def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.run._MANY", (2, 4))
+    result = explain("photo0.png", "photo1.png")
+    assert "pictures" not in result.stderr
+    result = explain("photo0.png", "photo1.png", "photo2.png")
+    assert "writing 3 pictures of maps; --no-pictures leaves the page alone" in result.stderr
+    assert len(list(Path("out/maps").rglob("*.png"))) == 3
+    result = explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0")
+    assert "6 maps are on the page alone; --pictures png writes them as files" in result.stderr
+    assert not Path("out/maps").exists()
+    assert not list(Path("out").glob("*.png"))
+    explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0", "--pictures", "png")
+    assert len(list(Path("out/maps").rglob("*.png"))) == 6
+    monkeypatch.setattr("pellucid.cli.run._LARGE", (1e4, 2e4))
+    size = 4 * 3 * 32 * 32  # of one map's attributions, 12 kB
+    assert 1e4 < size < 2e4
+    result = explain("photo0.png")
+    assert "writing 0.0 GB of raw attributions; --no-attributions leaves them out" in result.stderr
+    assert Path("out/attributions").exists()
+    result = explain("photo0.png", "photo1.png")
+    assert "not writing 0.0 GB of raw attributions; --attributions writes them" in result.stderr
+    assert not Path("out/attributions").exists()
+    explain("photo0.png", "photo1.png", "--attributions")
+    assert len(list(Path("out/attributions").iterdir())) == 2

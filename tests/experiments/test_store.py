@@ -23,8 +23,10 @@ from pellucid.errors import (
     DamagedFileWarning,
     EmptyMapWarning,
     InvalidData,
+    OutdatedWarning,
     OutputNotWritable,
     RuleNotApplied,
+    differing,
     first_difference,
 )
 from pellucid.experiments import runners
@@ -291,6 +293,33 @@ def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
     assert results.record.reference == "random"
 
 
+def test_a_changed_file_of_a_method_costs_its_own_cells_alone(tmp_path, computed):
+    """So it does for each of two runs of one folder, and going back finds what was computed at first."""
+    mine = tmp_path / "mine.py"
+    text = "def {}(model, images, targets):\n    return {} * images\n"
+    mine.write_text(text.format("own", 1))
+    asked = spec(methods=["random", f"{mine}:own"])
+    first = benchmark(asked, tmp_path / "run")
+    done = len(computed)
+    mine.write_text(text.format("own", "images"))
+    with pytest.warns(OutdatedWarning, match=r"mine.py:own has changed: 2 cells of it computed anew, all others"):
+        second = benchmark(asked, tmp_path / "run")
+    assert done == 4
+    assert len(computed) == done + 2
+    assert second.missing == []
+    values = [
+        results.values().set_index(["method", "metric", "layer", "image"])["value"] for results in (first, second)
+    ]
+    assert values[0].loc["random"].equals(values[1].loc["random"])
+    assert not values[0].loc["mine.py:own"].equals(values[1].loc["mine.py:own"])
+    pd.testing.assert_frame_equal(Results.read(tmp_path / "run").table, second.table)
+    mine.write_text(text.format("own", 1))
+    with pytest.warns(OutdatedWarning):
+        again = benchmark(asked, tmp_path / "run")
+    assert len(computed) == done + 2
+    pd.testing.assert_frame_equal(again.table, first.table)
+
+
 # Refusals.
 
 
@@ -301,7 +330,10 @@ def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
         ({"methods": ["random", "edges"]}, r"methods\[1\] is 'gradient' there and 'edges' here"),
         ({"methods": ["random"]}, r"methods has 'gradient' there alone"),
         ({"images": {"source": "shapes:5"}}, r"images.names\[0\] is|images.names has 'shape-4' here alone"),
-        ({"models": [{"name": "shapes-resnet", "weights": "random"}]}, "models.shapes-resnet is '"),
+        (
+            {"models": [{"name": "shapes-resnet", "weights": "random"}]},
+            "weights and preprocess.shapes-resnet: not the same",
+        ),
     ],
 )
 def test_a_folder_of_another_spec_is_refused(tmp_path, changed, message):
@@ -448,10 +480,21 @@ def test_warnings_of_the_method_are_gathered_and_those_of_metrics_are_not(tmp_pa
         ({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 3]}}, "b.c[1] is 2 there and 3 here"),
         ({"a": [1]}, {"a": [1, 2]}, "a has 2 here alone"),
         ({"a": [1]}, {}, "a is [1] there and None here"),
+        ({"a": 64 * "0"}, {"a": 64 * "1"}, "a: not the same"),
     ],
 )
 def test_the_first_difference_is_named(there, here, message):
     assert first_difference(there, here) == message
+
+
+def test_all_differences_are_named_and_of_what_is_the_same_none():
+    there, here = {"a": [1, 2, 3], "b": {"c": 4}, "d": 5}, {"a": [1, 0], "b": {"c": 6}, "d": 5}
+    assert list(differing(there, here, places=("first", "second"))) == [
+        "a[1] is 2 first and 0 second",
+        "a has 3 first alone",
+        "b.c is 4 first and 6 second",
+    ]
+    assert list(differing(there, dict(there))) == []
 
 
 def test_a_table_of_nothing_has_the_columns(tmp_path):

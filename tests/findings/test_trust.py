@@ -9,6 +9,7 @@ from pellucid.errors import InvalidParameter, UnknownName
 from pellucid.findings.digits import decimals, number
 from pellucid.findings.ranking import Contender, Ranking
 from pellucid.findings.trust import trust_card
+from pellucid.report.tables import contender_rows
 from tests.tables import fact, results
 
 NOISE = np.array([0.02, -0.02, 0.03, -0.03, 0.01, -0.01, 0.04, -0.04, 0.02, -0.02, 0.01, -0.01])
@@ -40,7 +41,7 @@ def test_the_best_is_found_with_its_number():
     assert found.lead.floors == ()
     assert found.sentence.startswith("gradcam is best: insertion 0.800 (95 % interval 0.7")
     assert found.sentence.endswith(
-        "; score, higher is better); next is gradient with 0.500; a random map has 0.300."
+        "; score, higher is better); next is gradient with 0.500; it beats a random map (0.300)."
     )
 
 
@@ -56,7 +57,7 @@ def test_two_that_cannot_be_told_apart_are_both_best():
     found = verdict({"random": 0.3, "gradient": 0.801, "gradcam": 0.8})
     assert methods(found.lead.best) == ["gradient", "gradcam"]
     assert found.sentence.startswith("gradient and gradcam are best and cannot be told apart: insertion 0.801 (")
-    assert found.sentence.endswith("for the first; a random map has 0.300.")
+    assert found.sentence.endswith("for the first; the first beats a random map (0.300).")
 
 
 def test_a_tie_is_with_the_best_and_not_with_its_neighbor():
@@ -81,6 +82,16 @@ def test_where_random_is_not_told_from_the_best_no_method_beats_chance():
     found = verdict({"gradient": 0.801, "random(seed=1)": 0.8, "gradcam": 0.5})
     assert found.lead.floors == ("random",)
     assert found.sentence.startswith("No method beats chance")
+
+
+def test_beside_a_floor_stands_whether_it_is_beaten():
+    def notes(values):
+        return {row.title: row.cells[0].note for row in contender_rows(verdict(values).lead)}
+
+    assert notes({"random": 0.3, "edges": 0.8, "gradcam": 0.8}) == {
+        "random": "beaten", "edges": "not beaten", "gradcam": ""
+    }  # fmt: skip
+    assert notes({"random": 0.3, "gradcam": 0.3})["random"] == "not beaten"
 
 
 def test_an_edge_filter_is_a_floor_of_its_own():

@@ -33,12 +33,16 @@ def test_what_is_saved_is_read_again(model, images, tmp_path):
     assert same(found, read)
     assert same(found.residuals, read.residuals)
     assert torch.equal(found.targets, read.targets)
+    assert found.answer == read.answer == ""
     values = {"b": torch.ones(1, 2, 3, 3, dtype=torch.float64), "a/c": torch.zeros(1, 2, dtype=torch.bfloat16)}
     odd = Attributions(values, torch.tensor([0]), prefixes={"b": torch.ones(1, 2, 1)})
     odd.save(tmp_path / "odd.safetensors")
     again = Attributions.load(tmp_path / "odd.safetensors")
     assert same(odd, again)
     assert same(odd.prefixes, again.prefixes)
+    rather = pl.Gradient()(model, images, "2 - 0")
+    rather.save(tmp_path / "rather.safetensors")
+    assert Attributions.load(tmp_path / "rather.safetensors").answer == rather.answer == "2 - 0"
 
 
 def test_any_changed_byte_is_noticed(model, images, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pellucid as pl
-from pellucid.errors import InvalidModel, PrecisionWarning
+from pellucid.errors import InputWarning, InvalidImage, InvalidModel, PrecisionWarning
 from pellucid.layouts import Layout, layouts_of
+from pellucid.methods.gradient import gradient
 from pellucid.sampling import Noise, Sampling
 from tests.networks import images, seeded
 
@@ -272,3 +274,49 @@ def test_differences_that_overflow_at_a_reference_of_zeros_name_another_baseline
         pl.DeepLift()(net, x, 0)
     found = pl.DeepLift(baseline="blur")(net, x, 0)
     assert bool(found["input"].isfinite().all())
+
+
+# What looks wrong is warned of, once for a model.
+
+
+@pytest.mark.parametrize(
+    ("scale", "end", "message"),
+    [
+        (255, nn.Identity(), r"values up to 255, as of images that are not normalized.*divide by 255"),
+        (1, nn.Softmax(1), "the outputs are probabilities; explain the model without its last softmax"),
+    ],
+)
+def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end).eval()
+    images = scale * torch.linspace(0, 1, 2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
+    with pytest.warns(InputWarning, match=message) as caught:
+        gradient()(model, images, 0)
+    assert len(caught) == 1
+    gradient()(model, images, 0)  # a second warning would be an error here
+    gradient()(model, images[..., :4], 0)
+
+
+def test_bytes_are_told_what_to_become():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(InvalidImage, match=r"torch.uint8; give a float tensor.*images / 255 - mean"):
+        gradient()(model, torch.zeros(1, 3, 5, 5, dtype=torch.uint8))
+
+
+# A map of one color.
+
+
+@pytest.mark.parametrize(("name", "is_flat"), [("gradient", True), ("smoothgrad", True), ("gradcam", False)])
+def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_flat):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        maps = pl.method(name)(model, images, layers=["0", "2"])
+    flat = [one.message for one in caught if isinstance(one.message, pl.FlatMapWarning)]
+    assert [one.layer for one in flat] == ["2"] * is_flat
+    assert bool((maps["2"] == maps["2"][..., :1, :1]).all()) == is_flat
+    for one in flat:
+        assert "only an average over places comes after the layer; take gradcam" in str(one)

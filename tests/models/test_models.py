@@ -243,12 +243,21 @@ def test_a_file_decides_the_number_of_classes(tmp_path, trained, name):
     [
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": state},
-        lambda state: {f"module.{key}": value for key, value in state.items()},
-        lambda state: {"state_dict": {f"module._orig_mod.{key}": value for key, value in state.items()}},
     ],
 )
 def test_checkpoints_of_training_scripts_are_unwrapped(tmp_path, trained, wrap):
     model, _ = load_model(SMALL, weights=written(wrap(trained), tmp_path / "w.pth"))
+    assert torch.equal(model.features[0].weight, trained["features.0.weight"])
+
+
+@pytest.mark.parametrize("prefixes", [["module."], ["module.", "_orig_mod."]])
+def test_prefixes_that_are_taken_off_are_said(tmp_path, trained, prefixes):
+    state = {f"{''.join(prefixes)}{key}": value for key, value in trained.items()}
+    with pytest.warns(WeightsWarning) as caught:
+        model, _ = load_model(SMALL, weights=written({"state_dict": state}, tmp_path / "w.pth"))
+    assert [str(one.message).partition(": ")[2] for one in caught] == [
+        f"took {prefix!r} off the weights' names" for prefix in prefixes
+    ]
     assert torch.equal(model.features[0].weight, trained["features.0.weight"])
 
 
@@ -268,7 +277,10 @@ def test_old_densenet_names_are_renamed():
         "features.denseblock1.denselayer2.norm.1.weight": torch.zeros(1),
         "features.norm0.weight": torch.zeros(1),
     }
-    assert list(plain_names(state)) == ["features.denseblock1.denselayer2.norm1.weight", "features.norm0.weight"]
+    assert list(plain_names(state, pathlib.Path("old.pth"))) == [
+        "features.denseblock1.denselayer2.norm1.weight",
+        "features.norm0.weight",
+    ]
 
 
 def test_weights_of_another_network_name_the_differences(tmp_path, trained):
@@ -485,6 +497,17 @@ def test_torchscript_is_refused_wherever_it_comes_from(model_file):
         load_model(str(path))
     with pytest.raises(InvalidModel, match="TorchScript file; rules cannot see"):
         load_model("sanity-cnn", weights=path)
+
+
+def test_timms_weights_of_imagenet_have_its_names_and_random_ones_none(tmp_path):
+    pytest.importorskip("timm")
+    loaded = load_model("timm:mobilenetv3_small_050.lamb_in1k")
+    assert loaded.classes is None
+    path = written(dict(loaded.model.state_dict()), tmp_path / "w.pth")
+    assert load_model("timm:mobilenetv3_small_050.lamb_in1k", path).class_name(207) == "golden retriever"
+    fewer = load_model("timm:mobilenetv3_small_050.lamb_in1k", classes=5).model.state_dict()
+    path = written(dict(fewer), tmp_path / "five.pth")
+    assert load_model("timm:mobilenetv3_small_050.lamb_in1k", path).classes is None
 
 
 def test_timm():

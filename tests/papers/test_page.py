@@ -135,9 +135,9 @@ def test_each_claim_has_its_verdict_and_its_numbers(text):
     assert [row[2] for row in whole] == [verdicts[0].word]  # the others have one number alone
     assert whole[0][3] == "As far as made-up results can say."
     assert len(whole[0][1].split("<br>")) == 2
-    [finding] = [line for line in text.splitlines() if line.startswith("Of 4 claims")]
+    [finding] = [line for line in text.splitlines() if "of 4 claims" in line]
     assert finding == (
-        "Of 4 claims, 0 hold, 1 does not, 1 is undecided and 2 were not tested. "
+        "At cpu scale, of 4 claims, 0 hold, 1 does not, 1 is undecided and 2 were not tested. "
         "Does not hold: SmoothGrad is worse than random"
     )
 

@@ -56,6 +56,14 @@ def test_methods_and_layers_are_columns_and_images_rows(model, images):
     assert len(drawing.pictures) == 3 * 4 + 3 + 1  # maps, photos, the bar of colors
 
 
+def test_what_is_no_class_is_called_as_it_was_asked(model, images):
+    """Not "class 0", which the one output of a difference would be."""
+    told = [one.text for one in pl.show(pl.Gradient()(model, images, "2 - 0"), images).texts]
+    assert told.count("2 - 0") == len(images)
+    assert {"for 2 - 0", "against 2 - 0"} <= set(told)
+    assert not any("class" in text for text in told)
+
+
 def test_images_beyond_the_most_are_counted(model, images):
     drawing = pl.Gradient()(model, images).plot(images, most=1)
     assert any("2 more images not shown" in one.text for one in drawing.texts)

@@ -12,7 +12,7 @@ from pellucid.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-NAVIGATION = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+NAVIGATION = re.findall(r"([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
 
 
 def tables(page: str, heading: str) -> list[list[str]]:
@@ -63,7 +63,7 @@ def test_every_public_name_is_in_the_reference_once() -> None:
 
 
 def test_every_page_is_in_the_navigation_and_in_the_list_for_machines_once() -> None:
-    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
+    pages = [path.relative_to(DOCS).as_posix() for kind in ("md", "ipynb") for path in DOCS.rglob(f"*.{kind}")]
     assert Counter(NAVIGATION) == Counter(pages)
     listed = re.findall(r"^- \[[^]]+\]\(([^)]+)\): \S", (DOCS / "llms.txt").read_text(), re.MULTILINE)
     assert Counter(listed) == Counter(pages)

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from ..errors import InvalidParameter, counted
 from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, MAX_BATCH, checked_layouts, checked_max_batch, parted
-from .terminal import progress, show_notes, show_reasons, show_whole
+from .terminal import progress, show_going_on, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
@@ -163,6 +163,8 @@ def _run(
         run = 0
 
         def advance(done: int, total: int) -> None:
+            if not states:
+                show_going_on(done, total, "cell")
             states.append((done, total))
             tick(0)
 
@@ -244,8 +246,8 @@ def _scores(results: Results) -> Table:
         *[*(["model"] if several else []), "method", "variant"],
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
-        caption="(1) is a rank: 1 + how many methods of the same variant are better, that is, told "
-        "apart image by image; = where several stand on one rank.",
+        caption="(1) is a rank: 1 + how many methods of the same variant are surely better, told apart image by "
+        "image. Methods that are not told apart share one (=), even where their means differ.",
         title_justify="left",
         caption_justify="left",
     )

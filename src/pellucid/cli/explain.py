@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..errors import counted
 from ..passes import DEFAULT_MAX_BATCH
@@ -22,7 +22,7 @@ from .options import (
     parted,
 )
 from .output import staged, write_facts
-from .terminal import progress, show_left_out, show_whole
+from .terminal import progress, show_going_on, show_left_out, show_whole
 
 if TYPE_CHECKING:
     from .run import ExplainRun
@@ -111,8 +111,13 @@ def explain(
         bool, typer.Option("--contours", help="Enclose what is half as strong; implies --overlay.")
     ] = False,
     pictures: Annotated[
-        str, typer.Option(metavar="png,svg", help="Formats of figures and single maps beside the page.")
-    ] = "png",
+        str | None,
+        typer.Option(
+            metavar="png,svg",
+            help="Formats of figures and single maps beside the page.",
+            show_default="png, of at most 1,000 maps",
+        ),
+    ] = None,
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="The page alone shows the maps.")] = False,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     limit: Annotated[
@@ -124,9 +129,12 @@ def explain(
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
     max_batch: Annotated[str, MAX_BATCH] = str(DEFAULT_MAX_BATCH),
     device: Annotated[str, DEVICE] = "auto",
-    no_attributions: Annotated[
-        bool, typer.Option("--no-attributions", help="Do not write the raw attributions, which are large.")
-    ] = False,
+    attributions: Annotated[
+        bool | None,
+        typer.Option(
+            "--attributions/--no-attributions", help="Write the raw attributions.", show_default="up to 2 GB"
+        ),
+    ] = None,
 ) -> None:
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
 
@@ -185,14 +193,15 @@ def explain(
             bands=checked_bands(display),
             preprocess=preprocess,
             overlay=over if overlay or contours or alpha is not None else None,
-            pictures=[] if no_pictures else checked_pictures(pictures),
-            keep_attributions=not no_attributions,
+            pictures=[] if no_pictures else None if pictures is None else checked_pictures(pictures),
+            keep_attributions=attributions,
             title=title,
             command=ctx.meta[COMMAND],
         )
         with staged(output, request.digest()) as folder:
             run = ExplainRun.of(request, folder)
             before = len(run.found.photos)
+            show_going_on(before, len(run.places), "photo")
             run.explain_all(show)
             ExplainPage(run).write()
             write_facts(folder, run_facts(run))
@@ -207,11 +216,16 @@ def _show(run: ExplainRun, output: Path, before: int) -> None:
     from .photos import score
 
     photos = run.found.photos
-    column = Column("value" if "value" in photos[0]["target"] else "probability", justify="right")
-    table = Table("photo", "explained class", column, box=None, pad_edge=False)
+    is_other = any(one["target"] != one["predicted"] for one in photos)
+    told = {"target": "explained class"} | ({"predicted": "predicted class"} if is_other else {})
+    kind = "value" if "value" in photos[0]["target"] else "probability"
+    table = Table("photo", box=None, pad_edge=False)
+    for head in told.values():
+        table.add_column(head)
+        table.add_column(kind, justify="right")
     for facts in photos[:_MOST_ROWS]:
-        target = facts["target"]
-        table.add_row(escape(facts["name"]), escape(target["name"]), score(target))
+        cells = [part for what in told for part in (escape(facts[what]["name"]), score(facts[what]))]
+        table.add_row(escape(facts["name"]), *cells)
     show_whole(table, keys=1)
     if len(photos) > _MOST_ROWS:
         typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")

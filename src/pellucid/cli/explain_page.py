@@ -17,7 +17,7 @@ from ..report.album import BUDGET, color_key
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
 from .lists import VARIANT_MEANINGS
-from .noticed import noticed, seen_as
+from .noticed import noticed
 from .output import origin
 from .photos import score
 from .pictures import Card
@@ -91,7 +91,8 @@ class ExplainPage:
     def introduction(self) -> list[Section]:
         """What to bear in mind, and what the maps show."""
         run = self.run
-        told = [sentence[0].upper() + sentence[1:] + "." for sentence in noticed(run)]
+        names = (run.loaded.name, *run.request.texts.values(), *(facts["name"] for facts in run.found.photos))
+        told = [f"{one if one.startswith(names) else one[0].upper() + one[1:]}." for one in noticed(run)]
         told += [f"Left out: {reason}." for reason in run.left_out[:_MOST_TOLD]]
         if len(run.left_out) > _MOST_TOLD:
             told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")
@@ -159,7 +160,7 @@ class ExplainPage:
         )
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         return (
-            f"Network {run.loaded.name}, {weights}. Photos were {seen_as(run.loaded.preprocess)}. "
+            f"Network {run.loaded.name}, {weights}. Photos were {run.loaded.preprocess.in_words}. "
             f"Made by: {facts['command']} ({versions})"
         )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..experiments.store import Results
 
+_MOST_LINES = 20  # differences of two runs that are told
 _ENDINGS = {"csv": ".csv", "latex": ".tex", "parquet": ".parquet"}
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The output of `pellucid benchmark`.")]
 
@@ -114,7 +115,7 @@ def compare_command(
 
     Example: `pellucid compare before after`
     """
-    from ..errors import first_difference
+    from ..errors import differing
     from ..experiments.store import Results
     from ..files import replace_file
     from ..findings.comparison import compare
@@ -123,9 +124,17 @@ def compare_command(
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
     first, second = Results.read(run), Results.read(other)
     found = compare(first, second, layer)
-    mine, theirs = dict(first.record.identity), dict(second.record.identity)
-    if mine != theirs:
-        typer.echo(f"The runs differ first in: {first_difference(mine, theirs)}")
+    lines = list(
+        differing(first.record.decisive, second.record.decisive, places=("in the first", "in the second"))
+    )
+    same = first.values().equals(second.values())
+    values = "All their values are the same." if same else "Their values are not the same."
+    what = "The runs differ in:" if lines else "Both runs are of the same spec, weights, images and files."
+    typer.echo(what if lines else f"{what} {values}")
+    for line in lines[:_MOST_LINES]:
+        typer.echo(f"  {line}")
+    if len(lines) > _MOST_LINES:
+        typer.echo(f"  and in {len(lines) - _MOST_LINES} more places")
     show_whole(_differences(found, first), keys=3)
     if output is not None:
         replace_file(output, found.to_csv().encode())

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
-from ..models.preprocess import IMAGENET, AnyPreprocess, Preprocess, is_assumed
+from ..models.preprocess import is_assumed
 from ..models.weights import is_untrained
 from .run import ExplainRun
 from .terminal import notes_told
 
-_LARGE = 20.0  # no normalized image has such values
 _POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
 
 
@@ -21,20 +20,6 @@ def noticed(run: ExplainRun) -> list[str]:
     """All that whoever looks at the maps should know."""
     parts = (_of_model(run), _of_photos(run), _of_variants(run), _of_methods(run))
     return [sentence for part in parts for sentence in part]
-
-
-def seen_as(preprocess: AnyPreprocess) -> str:
-    """What is done to photos before the network sees them."""
-    if not isinstance(preprocess, Preprocess):
-        return "prepared by a function of the user's"
-    steps = []
-    if preprocess.resize is not None:
-        steps.append(f"resized to {preprocess.resize}")
-    if preprocess.crop is not None:
-        steps.append(f"cropped to {preprocess.crop}")
-    scaled = "normalized" if preprocess.mean else "scaled to [0, 1]"
-    steps.append("normalized as ImageNet's" if preprocess.mean == IMAGENET.mean else scaled)
-    return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
 
 
 def _of_model(run: ExplainRun) -> Iterator[str]:
@@ -48,35 +33,22 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         )
     if run.request.target == "auto" and "value" in run.found.photos[0]["target"]:
         yield "one output is explained as a value; name a classifier's two answers: --classes no,yes"
-    if run.found.is_normalized:
-        yield "the outputs are probabilities; explain the model without its last softmax"
+    yield from run.found.wrong.values()
+    if loaded.classes is None and "probability" in run.found.photos[0]["target"]:
+        yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
     if run.named_by_folders:
         yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
     preprocess = loaded.preprocess
     if is_file and run.request.preprocess is None and is_assumed(preprocess):
         yield (
-            f"the model's file has no preprocess: photos are {seen_as(preprocess)}; "
+            f"the model's file has no preprocess: photos are {preprocess.in_words}; "
             "say otherwise by --preprocess none or FILE.py:NAME"
         )
 
 
 def _of_photos(run: ExplainRun) -> Iterator[str]:
-    found = run.found
-    for name, low, high in found.dark[:1]:
-        yield (
-            f"{name} uses little of what its bits can hold, so the model sees it nearly of one grey "
-            f"({counted(len(found.dark), 'such photo')}); give --scale, such as {low},{high}"
-        )
-    for name, width, height in found.shrunk[:1]:
-        yield (
-            f"{name}, {width} x {height}, is {seen_as(run.loaded.preprocess)}, so fine structures are lost "
-            f"({counted(len(found.shrunk), 'such photo')}); cut it into tiles, or give --preprocess"
-        )
-    if found.largest > _LARGE:
-        yield (
-            f"the model sees values up to {found.largest:.4g}, as of images that are not normalized; unless it "
-            "scales them itself, divide by 255 (--scale 0,255 of float images) and normalize"
-        )
+    for what, way_out, count in run.found.odd.values():
+        yield f"{what} ({counted(count, 'such photo')})" + (f"; {way_out}" if way_out else "")
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:

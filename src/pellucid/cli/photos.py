@@ -14,13 +14,16 @@ from torch import Tensor
 from ..data.sources import Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage, PellucidError
 from ..files import file_name
-from ..models.preprocess import AnyPreprocess, Preprocess
+from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..pixels import Pixels
 from ..report.figures import CaptionedPhoto, Map
 from .output import unused
 from .request import Request
 from .terminal import percent
+
+Odd = Mapping[str, tuple[str, str]]
+"""What is odd about a photo, and what to do, by kind."""
 
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
@@ -50,8 +53,7 @@ class Photo:
     picture: Any  # (H, W, 3) uint8, as figures show it
     facts: dict[str, Any]
     classes: tuple[str, ...] | None = None  # of its source
-    dark: list[tuple[str, int, int]] = field(default_factory=list)  # itself if it uses few values, and which
-    shrunk: list[tuple[str, int, int]] = field(default_factory=list)  # itself if it was made much smaller
+    odd: Odd = field(default_factory=dict)
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
     attributions: dict[str, Tensor] = field(default_factory=dict)  # by METHOD/LAYER/VARIANT
 
@@ -107,26 +109,23 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
         facts["label"] = {"class": sample.label, "name": name}
     facts |= _file_hash(place.spec, sample.name)
-    return Photo(
-        key, sample, pixels, picture, facts, names, _dark(sample, preprocess), _shrunk(sample, preprocess)
-    )
+    odd = _oddities(sample, preprocess) if isinstance(preprocess, Preprocess) else {}
+    return Photo(key, sample, pixels, picture, facts, names, odd)
 
 
-def _dark(sample: Sample, preprocess: AnyPreprocess) -> list[tuple[str, int, int]]:
-    """The image if it uses little of the scale by which the model sees it, with its least and greatest value."""
-    image = sample.image
-    if not isinstance(image, Pixels) or not isinstance(preprocess, Preprocess) or preprocess.scale is not None:
-        return []
-    ends = int(image.values.min()), int(image.values.max())
-    return [(sample.name, *ends)] if image.used() < _LITTLE else []
-
-
-def _shrunk(sample: Sample, preprocess: AnyPreprocess) -> list[tuple[str, int, int]]:
-    """The image if the preprocess made it much smaller, with its width and height."""
-    side = preprocess.resize if isinstance(preprocess, Preprocess) else None
-    if isinstance(side, int) and min(sample.image.size) >= _MUCH * side:
-        return [(sample.name, *sample.image.size)]
-    return []
+def _oddities(sample: Sample, preprocess: Preprocess) -> dict[str, tuple[str, str]]:
+    """What the preprocess does to an image that may surprise: to its values, its size and its channels."""
+    found, image, side = {}, sample.image, preprocess.resize
+    if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
+        ends = f"{int(image.values.min())},{int(image.values.max())}"
+        what = "uses little of what its bits can hold, so the model sees it nearly of one grey"
+        found["dark"] = (f"{sample.name} {what}", f"give --scale, such as {ends}")
+    if isinstance(side, int) and min(image.size) >= _MUCH * side:
+        what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
+        found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
+    if recolored := preprocess.recolored(image):
+        found[recolored] = (f"{sample.name} {recolored}", "")
+    return found
 
 
 def _file_hash(spec: str, name: str) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Pictures:
     folder: Path
     drawn: dict[str, int]
     count: int
+    kinds: Sequence[str] = ()  # the formats of files beside the page
 
     @property
     def side(self) -> int:
@@ -69,9 +70,9 @@ class Pictures:
     def draw(self, photos: Sequence[Photo]) -> None:
         """Draw single maps, images x methods at each layer, and variants x layers of each image and method."""
         request = self.request
-        if not request.pictures:
+        if not self.kinds:
             return
-        if "png" in request.pictures:
+        if "png" in self.kinds:
             self.write_maps(photos)
         places = list(dict.fromkeys((layer, variant) for _, layer, variant in photos[0].maps))
         alone = len(request.methods) == 1 and len(photos) == 1
@@ -136,7 +137,7 @@ class Pictures:
         clip = request.heatmap["clip"]
         figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", explained, clip)
         self.drawn[name] = self.drawn.get(name, 0) + 1
-        for suffix in request.pictures:
+        for suffix in self.kinds:
             write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")
 
 

@@ -69,7 +69,7 @@ def reproduce_command(
     if listed:
         _show_exhibits(recipe)
         return
-    folder = output or Path(f"{paper}-{scale}")
+    folder, typed = output or Path(f"{paper}-{scale}"), ctx.meta[COMMAND]
     with progress() as show:
         steps = _Steps(show)
         found = reproduce(
@@ -80,7 +80,7 @@ def reproduce_command(
             weights or [],
             chosen_device(device),
             steps.advance,
-            ctx.meta[COMMAND],
+            f"{typed} --scale {scale}" if "--scale" not in typed else typed,
         )
         steps.advance("page", "drawing", 0, len(recipe.exhibits))
         write_paper_page(found, folder, photos)

@@ -52,8 +52,8 @@ class Request:
     bands: tuple[int, ...] | None
     preprocess: str | None
     overlay: Overlay | None
-    pictures: Sequence[str]
-    keep_attributions: bool
+    pictures: Sequence[str] | None
+    keep_attributions: bool | None
     title: str | None
     command: str
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import typer
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidImage, InvalidParameter, LayerWarning
+from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted, require_maps
 from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
-from ..methods.checks import not_finite, require_in_range
+from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.preprocess import CustomPreprocess, Preprocess, preprocess_named
 from ..models.zoo import LoadedModel, input_channels, load_model
-from ..outputs import are_shares, class_of, first_logits, probabilities
+from ..outputs import class_of, first_logits, probabilities
 from ..passes import fitting
 from .output import UNFINISHED
 from .photos import Photo, Place, find_photos, prepared_photo
@@ -31,6 +32,7 @@ from .request import Request
 
 _TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
 _LIKELIEST = 3  # classes told of each photo
+_MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
 _STATE = "state.json"
 
 Show = Callable[[str, float, int], None]
@@ -44,10 +46,10 @@ class Explained:
     layers: list[str] = field(default_factory=list)  # explained, in order of appearance
     notes: list[list[str]] = field(default_factory=list)  # of a warning: its name, the method, the layer
     drawn: dict[str, int] = field(default_factory=dict)  # pages of each figure
-    is_normalized: bool = False  # whether outputs are probabilities already
-    largest: float = 0.0  # magnitude of what the model saw
-    dark: list[tuple[str, int, int]] = field(default_factory=list)  # photos of few values, and which
-    shrunk: list[tuple[str, int, int]] = field(default_factory=list)  # photos made much smaller, and their sizes
+    wrong: dict[str, str] = field(default_factory=dict)  # what looks wrong of images and outputs, by kind
+    odd: dict[str, list[Any]] = field(default_factory=dict)  # of the first odd photo of a kind, and how many
+    pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
+    keeps: bool = False  # whether raw attributions are written
 
     @classmethod
     def read(cls, folder: Path) -> Explained:
@@ -100,8 +102,10 @@ class ExplainRun:
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
         show("explaining", len(self.found.photos), len(self.places))
-        for photos in self.groups():
-            self.explain_group(photos, show)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # what looks wrong is told at the end, and on the page
+            for photos in self.groups():
+                self.explain_group(photos, show)
         if not self.found.photos:
             count = len(self.left_out)
             only = f"none of {count} photos can be read; the first: " if count > 1 else ""
@@ -139,14 +143,14 @@ class ExplainRun:
         for number, (name, variant) in enumerate(pairs, 1):
             self.keep(photos, name, variant, self.attribute(name, variant, images, targets))
             show("explaining", len(found.photos) + len(photos) * number / (len(pairs) + 1), len(self.places))
+        self.pictures.kinds = found.pictures or ()
         self.pictures.draw(photos)
         for photo in photos:
             self.pictures.write_card(photo)
             if photo.attributions:
                 write_attributions(self.folder, photo)
-            found.dark += photo.dark
-            found.shrunk += photo.shrunk
-        found.largest = max(found.largest, float(images.abs().max()))
+            for kind, (what, way_out) in photo.odd.items():
+                found.odd.setdefault(kind, [what, way_out, 0])[2] += 1
         found.photos += [photo.facts for photo in photos]
         found.write(self.folder)
         show("explaining", len(found.photos), len(self.places))
@@ -160,7 +164,7 @@ class ExplainRun:
         predicted = logits.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        self.found.is_normalized |= logits.shape[1] > 1 and are_shares(logits)
+        self.found.wrong = looks_wrong(images, logits) | self.found.wrong
         for row, photo in enumerate(photos):
             likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
             photo.facts["target"] = self.told(logits[row], int(targets[row]))
@@ -208,13 +212,38 @@ class ExplainRun:
         return torch.full_like(predicted, class_of(target, self.loaded.classes))
 
     def probe(self, image: Tensor, target: Tensor) -> None:
-        """Run each method once on one image without its samplings, so that what cannot work fails at once."""
+        """Run each method once on one image without its samplings, so that what cannot work fails at once.
+
+        What comes out tells how much there is to write.
+        """
+        maps = size = 0
         for name, variant in self.request.pairs:
             method = replace(self.request.methods[name], samplings=())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", LayerWarning)
                 found = self.call(method, variant, image, target)
             require_maps(found, self.request.texts[name])
+            maps += len(found) * len(self.places)
+            size += 4 * sum(one.numel() for one in found.values()) * len(self.places)
+        self.settle(maps, size)
+
+    def settle(self, maps: int, size: int) -> None:
+        """Choose what is written beside the page where the request does not, and say so where it is much.
+
+        There are so many ``maps``, and their raw attributions take ``size`` bytes.
+        """
+        found, request = self.found, self.request
+        found.pictures = ["png"] if request.pictures is None else list(request.pictures)
+        found.keeps = size <= _LARGE[1] if request.keep_attributions is None else request.keep_attributions
+        if request.pictures is None and maps > _MANY[1]:
+            found.pictures = []
+            typer.echo(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
+        elif "png" in found.pictures and maps > _MANY[0]:
+            typer.echo(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
+        if size > _LARGE[not found.keeps]:
+            does = "writing" if found.keeps else "not writing"
+            way = "--no-attributions leaves them out" if found.keeps else "--attributions writes them"
+            typer.echo(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
@@ -251,7 +280,7 @@ class ExplainRun:
                 if layer in found.residuals:
                     residuals = photo.facts.setdefault("residuals", {})
                     residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
-        if self.request.keep_attributions:
+        if self.found.keeps:
             for row, photo in enumerate(photos):
                 for layer, attribution in found.items():
                     one = attribution[row].detach().float().cpu().clone()

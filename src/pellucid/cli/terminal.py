@@ -17,7 +17,11 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "misses the sum it should have by more than 5 %",
         "a path may take more steps; of others some operation has no rule",
     ),
-    "EmptyMapWarning": ("is zero everywhere", "lower its threshold or choose another layer"),
+    "EmptyMapWarning": ("is zero everywhere", "lower its threshold, if it has one, or choose another layer"),
+    "FlatMapWarning": (
+        "has one value at all places, so its map is of one color,",
+        "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
+    ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
@@ -48,6 +52,12 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
             if shown[1] > 0:
                 interrupt.add_note(f"{int(shown[0])} of {shown[1]}")
             raise
+
+
+def show_going_on(done: int, total: int, noun: str) -> None:
+    """Say of how much that was done before a command goes on."""
+    if 0 < done < total:
+        typer.echo(f"going on at {done} of {counted(total, noun)}", err=True)
 
 
 def show_whole(table: Table, keys: int = 0) -> None:

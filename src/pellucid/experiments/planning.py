@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..catalog import on_files
@@ -60,10 +61,12 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     trained = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, Retraining)}
     training = require_trainable(parsed, trained)
     names = inputs.chosen(spec.images).names
-    identity = _identity(spec, models, images, training)
+    # Trainings share what they learn of all methods, so that their results depend on every method's file.
+    files = {} if trained else {shown(text): found for text in spec.methods if (found := _files([text]))}
+    identity = _identity(spec, models, images, training, spec.methods if trained else ())
     key = hashed(identity)
     cells: list[Cell | TrainingCell] = [
-        *_cells(parsed, len(names), key),
+        *_cells(parsed, len(names), key, files),
         *training_cells(parsed, trained, key, folder or cache_of(key)),
     ]
     record = RunRecord(
@@ -78,20 +81,21 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         images=tuple(names),
         cells=tuple(cell.id for cell in cells),
         identity=identity,
+        method_files=files,
         command=command,
     )
     return Plan(spec, cells, record)
 
 
-def _cells(parsed: ParsedSpec, images: int, key: str) -> Iterator[Cell]:
-    """A model's cells on the same images follow each other, so that they share them."""
+def _cells(parsed: ParsedSpec, images: int, key: str, files: Mapping[str, Mapping[str, str]]) -> Iterator[Cell]:
+    """A model's cells on the same images follow each other, so that they share them; ``files`` are methods'."""
     spec = parsed.spec
     cut = spec.images_per_cell or DEFAULT_CUT
     for model in spec.models:
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
-                name = cell_digest(key, model.key, variant, method or "", start, stop)
+                name = cell_digest(key, model.key, variant, method or "", start, stop, files.get(method or "", {}))
                 yield Cell(model.key, variant, method, start, stop, name)
 
 
@@ -172,8 +176,13 @@ def _dumped(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _identity(spec: Spec, models: Mapping[str, str], images: str, training: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the results: settings as they are; models, images and code by their content's digests."""
+def _identity(
+    spec: Spec, models: Mapping[str, str], images: str, training: dict[str, Any], methods: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides the results: settings as they are; models, images and code by their content's digests.
+
+    Of ``methods`` their files decide all cells; of others, only their own.
+    """
     content = {name: value for name, value in _dumped(spec).items() if name not in NO_RESULT}
     content["models"] = models
     content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": images}
@@ -181,14 +190,15 @@ def _identity(spec: Spec, models: Mapping[str, str], images: str, training: dict
         places = ("source", "label_column", "split", "root", "count")
         settings = {key: value for key, value in content["training"].items() if key not in places}
         content["training"] = settings | {"network": shown(spec.training.network)} | training
-    return content | {"files": _files(spec)}
-
-
-def _files(spec: Spec) -> dict[str, str]:
-    """Digests of the user's own Python files, and of surrogates."""
     networks = [spec.training.network] if spec.training is not None else []
-    texts = (*spec.methods, *(model.name for model in spec.models), *networks, spec.asked)
-    files: dict[str, str] = {}
+    texts = (*methods, *(model.name for model in spec.models), *networks, spec.asked)
+    surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
+    return content | {"files": _files(texts, surrogates)}
+
+
+def _files(texts: Iterable[str], named: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Digests of the user's own Python files in texts, and of files that are named."""
+    files = dict(named)
 
     def noted(path: str, name: str) -> str:
         files[f"{Path(path).name}:{name}"] = path
@@ -196,5 +206,4 @@ def _files(spec: Spec) -> dict[str, str]:
 
     for text in texts:
         on_files(text, noted)
-    files |= {name: text for name, text in spec.variant_texts.items() if name != text}
     return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}

@@ -69,6 +69,7 @@ class RunRecord(BaseModel):
         layers: of each model, in the order in which it has them.
         images: the names of the images, in order.
         cells: the names of the parts, in the order of the plan.
+        method_files: digests of files that methods are functions of, by method; only its cells depend on them.
         command: what was typed.
     """
 
@@ -83,6 +84,7 @@ class RunRecord(BaseModel):
     images: tuple[str, ...]
     cells: tuple[str, ...]
     identity: Mapping[str, Any]
+    method_files: Mapping[str, Mapping[str, str]] = {}
     command: str = ""
 
     @field_validator("spec")
@@ -94,6 +96,14 @@ class RunRecord(BaseModel):
     @property
     def _asked(self) -> _Asked:
         return _Asked.model_validate(self.spec)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """All that the results depend on, by what a reader calls it."""
+        known = dict(self.identity)
+        files = {name: of for part in self.method_files.values() for name, of in part.items()}
+        files |= known.pop("files", {})
+        return {"weights and preprocess": known.pop("models", {}), **known, "files": files}
 
     @property
     def name(self) -> str:
@@ -146,9 +156,14 @@ def hashed(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def cell_digest(run: str, model: str, variant: str, method: str, start: int, stop: int) -> str:
-    """How the name of the part ends that holds a method's results on a run's images from ``start`` to ``stop``."""
-    return hashed([run, model, variant, method, start, stop])[:12]
+def cell_digest(
+    run: str, model: str, variant: str, method: str, start: int, stop: int, files: Mapping[str, str]
+) -> str:
+    """How the name of the part ends that holds a method's results on a run's images from ``start`` to ``stop``.
+
+    ``files`` are the digests of the method's own.
+    """
+    return hashed([run, model, variant, method, start, stop, *sorted(files.items())])[:12]
 
 
 def versions() -> dict[str, str]:

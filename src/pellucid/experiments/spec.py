@@ -417,6 +417,7 @@ def _unknown_key(key: str, table: Sequence[str], place: str) -> UnknownName | In
     for other, part in parts.items():
         if key in part.model_fields and other != here:
             where = f"in the table {other!r}" if other else "at the top, before the first table"
-            return InvalidParameter(f"{place}: the table {here!r} has no key {key!r}; write it {where}")
+            table_here = f"the table {here!r}" if here else "the top, before the first table,"
+            return InvalidParameter(f"{place}: {table_here} has no key {key!r}; write it {where}")
     kind = f"key of the table {here!r} in {place}" if here else f"key in {place}"
     return UnknownName(kind, key, parts[here].model_fields)

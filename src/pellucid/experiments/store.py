@@ -19,6 +19,7 @@ import pyarrow.parquet
 from ..errors import (
     DamagedFileWarning,
     InvalidData,
+    OutdatedWarning,
     OutputNotWritable,
     UnknownName,
     brief,
@@ -226,7 +227,14 @@ class Store:
             found = self._require_same(record)
         if found is None:  # damaged, or written by another process meanwhile
             found = self._require_same(record)
-        if found is None or found.spec != record.spec:
+        changed = [
+            name for name, of in record.method_files.items() if found and found.method_files.get(name) != of
+        ]
+        if found is not None and changed:
+            again = counted(len(set(record.cells) - set(found.cells)), "cell")
+            message = f"{', '.join(changed)} has changed: {again} of it computed anew, all others are kept"
+            warnings.warn(OutdatedWarning(message), stacklevel=4)
+        if found is None or (found.spec, found.cells) != (record.spec, record.cells):
             self.folder.write(RUN, record.content())
 
     def _require_same(self, record: RunRecord) -> RunRecord | None:
@@ -246,7 +254,7 @@ class Store:
                 )
             return None
         if found.hash != record.hash:
-            first = first_difference(found.identity, record.identity)
+            first = first_difference(found.decisive, record.decisive)
             raise OutputNotWritable(
                 f"{self.url} holds the results of another spec: {first}; choose another folder"
             )

@@ -51,9 +51,10 @@ def _ahead(lead: Ranking) -> str:
         apart = " and cannot be told apart" if _are(lead.best) == "are" else ""
         text = f"{names} {_are(lead.best)} best{apart}: {told} for the first"
     floors = [one for kind in FLOORS for one in behind if one.floor == kind]
-    if not floors or (len(lead.best) == 1 and floors[0] is behind[0]):
+    if not floors:
         return f"{text}."
-    return f"{text}; {FLOORS[floors[0].floor]} has {_number(lead, floors[0])}."
+    who = "it" if len(lead.best) == 1 else "the first"
+    return f"{text}; {who} beats {FLOORS[floors[0].floor]} ({_number(lead, floors[0])})."
 
 
 def _beaten(lead: Ranking) -> str:

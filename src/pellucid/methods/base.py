@@ -22,6 +22,7 @@ from ..bounds import GRADIENTS
 from ..errors import (
     CompletenessWarning,
     EmptyMapWarning,
+    FlatMapWarning,
     InvalidData,
     InvalidLayer,
     InvalidParameter,
@@ -66,7 +67,8 @@ class Estimate:
 class Attributions(Mapping[str, Tensor]):
     """Attributions by layer, each (B, C, h, w), whatever the layer's own layout; (B, C) of a layer without places.
 
-    ``targets`` (B,) are the explained classes, 0 for a function of the output. ``residuals`` holds, for the layers
+    ``targets`` (B,) are the explained classes, 0 for a function of the output or a difference of classes, which
+    ``answer`` names. ``residuals`` holds, for the layers
     of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
     tokens are in the sum. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no place, such
     as a class token.
@@ -76,6 +78,7 @@ class Attributions(Mapping[str, Tensor]):
     targets: Tensor
     residuals: dict[str, Tensor] = field(default_factory=dict)
     prefixes: dict[str, Tensor] = field(default_factory=dict)
+    answer: str = ""
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
@@ -93,7 +96,7 @@ class Attributions(Mapping[str, Tensor]):
     def _repr_html_(self) -> str:
         """Shapes, and a picture of the first images' maps, in a notebook."""
         shown = {layer: value[:_SHOWN] for layer, value in self.items() if value.dim() == 4}
-        few = Attributions(dict(list(shown.items())[: 2 * _SHOWN]), self.targets[:_SHOWN])
+        few = replace(self, by_layer=dict(list(shown.items())[: 2 * _SHOWN]), targets=self.targets[:_SHOWN])
         text = f"<p><code>{escape(repr(self))}</code></p>"
         if not few:
             return text
@@ -128,7 +131,7 @@ class Attributions(Mapping[str, Tensor]):
             )
         parts = {name: getattr(self, name) for name in _PARTS}
         tensors = {f"{part}/{layer}": value for part, layers in parts.items() for layer, value in layers.items()}
-        facts = {"format": _FORMAT, "layers": list(self)}
+        facts = {"format": _FORMAT, "layers": list(self), "answer": self.answer}
         replace_file(FilePath(path), sealed_tensors({"targets": self.targets} | tensors, facts))
 
     @classmethod
@@ -151,7 +154,7 @@ class Attributions(Mapping[str, Tensor]):
             raise InvalidData(
                 f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save"
             ) from error
-        return cls(targets=targets, **found)
+        return cls(targets=targets, **found, answer=str(facts.get("answer", "")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +169,7 @@ class _Asking:
     layers: LayerChoice | None
     layouts: Mapping[str, Layout]
     keys: tuple[int, ...]
+    answer: str  # what is asked of the model if that is no class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,9 +274,13 @@ class Method(ABC):
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             _warn_if_half(images)
+            text = targets if isinstance(targets, str) else getattr(targets, "__name__", repr(targets))
             answering, targets = asked(model, targets, names)
+            answer = "" if answering is model else text
             declared = {name: layout(one) if isinstance(one, str) else one for name, one in told.items()}
-            asking = _Asking(model, answering, rules, images, targets, layers, declared, _keys(seed, images))
+            asking = _Asking(
+                model, answering, rules, images, targets, layers, declared, _keys(seed, images), answer
+            )
             return fitting(model, images, max_batch, partial(self._explain, asking))
 
     def _network(self, asking: _Asking, max_batch: int) -> tuple[Network, tuple[str, ...]]:
@@ -322,7 +330,8 @@ class Method(ABC):
             thresholded = any(rule.alters_gradient for rule in self.backward_rules)
             remedies = ["lower a threshold such as q"] if thresholded else []
             _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
-        return Attributions(attributions, network.targets, residuals, prefixes)
+            _warn_if_flat(layer, attributions[layer], size)
+        return Attributions(attributions, network.targets, residuals, prefixes, asking.answer)
 
     def _evaluate(
         self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
@@ -521,3 +530,17 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
             f"(first: image {empty[0]}); {remedy}"
         )
         warnings.warn(EmptyMapWarning(message, layer), stacklevel=5)
+
+
+def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
+    if maps.dim() != 4 or maps[0, 0].numel() < 2:
+        return
+    maps = maps[size > 0]
+    # Two corners tell most maps apart, so that few are looked at whole.
+    if len(maps) and torch.equal(maps[..., 0, 0], maps[..., -1, -1]) and bool((maps == maps[..., :1, :1]).all()):
+        message = (
+            f"at {layer!r} the attribution has one value at all places of a channel, so its map is of one color: "
+            "only an average over places comes after the layer; take gradcam or input_x_gradient there, or an "
+            "earlier layer"
+        )
+        warnings.warn(FlatMapWarning(message, layer), stacklevel=5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget
-from ..outputs import Classifier, Names, answer, logits_in
+from ..outputs import Classifier, Names, answer, are_shares, logits_in
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
@@ -17,6 +17,22 @@ def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
         if not bool(value.isfinite().all()):
             return InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
     return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale{or_else}")
+
+
+_LARGE = 20.0  # no normalized image has such values
+
+
+def looks_wrong(images: Tensor, logits: Tensor) -> dict[str, str]:
+    """What in a model's images and logits (B, K) is likely a mistake: a sentence for each kind."""
+    found, largest = {}, float(images.abs().max())
+    if logits.shape[1] > 1 and are_shares(logits):
+        found["softmax"] = "the outputs are probabilities; explain the model without its last softmax"
+    if largest > _LARGE:
+        found["scale"] = (
+            f"the model sees values up to {largest:.4g}, as of images that are not normalized; unless it scales "
+            "them itself, divide by 255 (in commands, of float images: --scale 0,255) and normalize"
+        )
+    return found
 
 
 def _is_held(values: Tensor) -> bool:
@@ -32,7 +48,11 @@ def require_images(images: Tensor, model: nn.Module | None = None) -> None:
         or not _is_held(images)
     ):
         shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidImage(f"images are {shape}; give a float tensor (batch, channels, height, width)")
+        scaled = "; (images / 255 - mean) / std, normalized as the model expects, is one"
+        raise InvalidImage(
+            f"images are {shape}; give a float tensor (batch, channels, height, width)"
+            f"{scaled if getattr(images, 'dtype', None) == torch.uint8 else ''}"
+        )
     if len(images) == 0:
         raise InvalidImage("the batch holds no image")
     first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None) if model else None

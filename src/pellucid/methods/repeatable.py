@@ -6,16 +6,18 @@ normalization without running statistics or a function of the model's own all sh
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidModel
+from ..errors import InputWarning, InvalidModel
 from ..layers import module_outputs
 from ..outputs import first_logits, logits_in
 from ..passes import is_out_of_memory
+from .checks import looks_wrong
 
 TRIES = 100  # of a model that draws random numbers, until two differ
 
@@ -28,7 +30,8 @@ def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module, a
 
     Three passes over the first image, once for a model, the images' shape and the modules' modes; two if images
     are to run ``alone``. Logits are the same if they differ by at most sqrt(eps) of the largest, eps being their
-    precision. ``answering`` is the model as the classifier whose logits are explained.
+    precision. ``answering`` is the model as the classifier whose logits are explained. What else looks wrong is
+    warned of, once for a model.
     """
     modes = tuple(module.training for module in model.modules())
     trial = (images.shape[1:], images.dtype, images.device, modes, alone)
@@ -54,6 +57,8 @@ def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module, a
                 f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
                 "map; give normalizations running statistics, or a model that treats images one by one"
             )
+    for sentence in looks_wrong(images, first).values() if not tried else ():
+        warnings.warn(InputWarning(sentence), stacklevel=6)
     tried.add(trial)
 
 

@@ -132,6 +132,26 @@ class Preprocess:
         mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (self.mean, self.std))
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
+    @property
+    def in_words(self) -> str:
+        """What is done to a photo before the network sees it."""
+        steps = [] if self.resize is None else [f"resized to {self.resize}"]
+        steps += [] if self.crop is None else [f"cropped to {self.crop}"]
+        scaled = "normalized" if self.mean else "scaled to [0, 1]"
+        steps.append("normalized as ImageNet's" if self.mean == IMAGENET.mean else scaled)
+        return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
+
+    def recolored(self, image: AnyImage) -> str:
+        """What becomes of an image's channels, in words; empty if the network sees them as they are."""
+        values = image.values if isinstance(image, Pixels) else np.asarray(image.convert("RGBA"))
+        is_gray = values.shape[2] < 3 or bool((values[..., :1] == values[..., 1:3]).all())
+        if self.channels == 3 and is_gray:
+            return "is gray, and the network sees it as RGB, with three equal channels"
+        if self.channels == 1 and not is_gray:
+            return "has colors, and the network sees it in gray"
+        hides = isinstance(image, Image.Image) and image.mode == "RGBA" and self.channels < 4
+        return "has an alpha channel, which the network does not see" if hides else ""
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for a JSON file; :meth:`from_dict` reads them back."""
         return {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
@@ -253,6 +273,7 @@ class CustomPreprocess:
     mean: _PerChannel | None = None
     std: _PerChannel | None = None
     bands: tuple[int, ...] | None = None
+    in_words = "prepared by a function of the user's"
 
     def __call__(self, image: AnyImage) -> Tensor:
         """Return the model's input (channels, H, W) of one image.

@@ -52,7 +52,7 @@ def read_state_dict(path: Path) -> _StateDict:
         InvalidWeights: missing, empty, truncated, of another format, not plain tensors, or not finite.
         InvalidModel: a TorchScript file.
     """
-    state = plain_names(_nested(_decoded(path), path))
+    state = plain_names(_nested(_decoded(path), path), path)
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     require_unpacked(size, path.stat().st_size, f"{path} holds", InvalidWeights)  # strides of 0 repeat a number
     for name, tensor in state.items():
@@ -176,11 +176,12 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def plain_names(state: _StateDict) -> _StateDict:
+def plain_names(state: _StateDict, path: Path) -> _StateDict:
     """Take off what DataParallel and torch.compile put before every name, and rename old DenseNets' layers."""
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            state = _below(state, prefix)
+            warnings.warn(WeightsWarning(f"{path}: took {prefix!r} off the weights' names"), stacklevel=3)
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
     return {old.sub(r"\1\2.", name): value for name, value in state.items()}
 

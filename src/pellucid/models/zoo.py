@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -34,6 +34,7 @@ from .weights import (
 )
 
 BUNDLED = {"shapes-resnet": Path(__file__).with_name("shapes_resnet.safetensors")}
+IMAGENET_CLASSES = tuple(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
 _DENSE = "dense:"
 _HUGGING_FACE = "hf:"
 _Pretrained = tuple[nn.Module, Preprocess | CustomPreprocess, tuple[str, ...] | None]
@@ -310,6 +311,10 @@ def _from_timm(name: str) -> Architecture:
     if not timm.is_model(name):
         raise UnknownName("timm model", name, timm.list_models())
 
+    described: Any = timm.get_pretrained_cfg(name)
+    config = described.to_dict() if described else {}
+    classes = IMAGENET_CLASSES if config.get("num_classes") == len(IMAGENET_CLASSES) else None
+
     def build(count: int | None) -> nn.Module:
         return timm.create_model(name, **_sizes(count))
 
@@ -320,17 +325,15 @@ def _from_timm(name: str) -> Architecture:
             model = timm.create_model(name, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise InvalidWeights(f"cannot load timm's weights of {name} ({error}); give a file") from error
-        return model, _timm_preprocess(name), None
+        return model, _timm_preprocess(config), classes
 
-    return Architecture(build, _timm_preprocess(name), pretrained)
+    return Architecture(build, _timm_preprocess(config), pretrained, classes)
 
 
-def _timm_preprocess(name: str) -> Preprocess:
-    import timm
+def _timm_preprocess(described: Mapping[str, Any]) -> Preprocess:
     from timm.data.config import resolve_data_config
 
-    described: Any = timm.get_pretrained_cfg(name)
-    config = resolve_data_config(pretrained_cfg=described.to_dict() if described else {})
+    config = resolve_data_config(pretrained_cfg=dict(described))
     channels, height, width = config["input_size"]
     scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     squashed = config["crop_mode"] == "squash" or height != width

@@ -99,9 +99,9 @@ class _PaperPage:
         return Page(f"{self.recipe.title}, reproduced", lead, list(self.sections()), footer)
 
     def finding(self) -> str:
-        """How many claims hold, and what became of the main ones."""
+        """How many claims hold at which scale, and what became of the main ones."""
         main = [f"{one.word.capitalize()}: {one.claim.text}" for one in self.verdicts if one.claim.main]
-        return " ".join([tally(self.verdicts), *main])
+        return " ".join([f"At {self.run.scale} scale, {tally(self.verdicts)}", *main])
 
     def sections(self) -> Iterator[Section]:
         for exhibit in self.recipe.exhibits:
@@ -319,7 +319,7 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     counts = [words.count(word) for word in ("holds", "does not hold", "undecided", "not tested")]
     hold, refuted, open_, untested = counts
     return (
-        f"Of {counted(len(words), 'claim')}, {hold} {'holds' if hold == 1 else 'hold'}, "
+        f"of {counted(len(words), 'claim')}, {hold} {'holds' if hold == 1 else 'hold'}, "
         f"{refuted} {'does' if refuted == 1 else 'do'} not, {open_} {'is' if open_ == 1 else 'are'} undecided and "
         f"{untested} {'was' if untested == 1 else 'were'} not tested."
     )

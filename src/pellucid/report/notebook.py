@@ -94,14 +94,15 @@ def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, floa
 
 
 def _answers(shown: AnyMaps, classes: Sequence[str] | None, count: int) -> list[str]:
-    """The class that each row explains, where that is known and the same for all maps."""
+    """What each row explains, where that is known and the same for all maps: a class, or what else was asked."""
     parts = (
         [shown] if isinstance(shown, Attributions) else list(shown.values()) if isinstance(shown, Mapping) else []
     )
-    targets = {tuple(part.targets.tolist()) for part in parts if isinstance(part, Attributions)}
-    if len(targets) != 1:
+    told = {(part.answer, tuple(part.targets.tolist())) for part in parts if isinstance(part, Attributions)}
+    if len(told) != 1:
         return [""] * count
-    return [classes[target] if classes else f"class {target}" for target in targets.pop()]
+    answer, targets = told.pop()
+    return [answer or (classes[target] if classes else f"class {target}") for target in targets]
 
 
 def _photos(images: Any) -> list[NDArray[np.uint8]]:

@@ -77,7 +77,9 @@ def contender_rows(ranking: Ranking) -> list[TableRow]:
     for one, whisker in zip(shown, whiskers, strict=True):
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
         title += f" at {one.layer}" if ranking.several_layers else ""
-        score = TableCell(number(one.mean, ranking.places), best=one in ranking.best, whisker=whisker)
+        is_best = one in ranking.best
+        beaten = ("not beaten" if is_best else "beaten") if one.floor else ""
+        score = TableCell(number(one.mean, ranking.places), beaten, best=is_best, whisker=whisker)
         rows.append(TableRow(title, [score], bool(one.floor)))
     return rows
 

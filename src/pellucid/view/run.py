@@ -191,7 +191,8 @@ class RunView:
             named(self.variants, variant, "variant"),
             named(self.methods, method, "method"),
         )
-        digest = cell_digest(self.record.hash, of, under, by, start, min(start + cut, len(self.record.images)))
+        stop, files = min(start + cut, len(self.record.images)), self.record.method_files.get(by, {})
+        digest = cell_digest(self.record.hash, of, under, by, start, stop, files)
         rows = self._pictures(self._cells.get(digest, digest))
         rows = rows[(rows["image"] == self.images[image]) & (rows["kind"] == "map")]
         found = dict(zip(rows["layer"], rows["data"], strict=True))
