@@ -50,6 +50,10 @@ def view(
     channels: Annotated[str, AS_FOR_EXPLAIN] = "mean",
     max_batch: Annotated[str, MAX_BATCH] = "auto",
     device: Annotated[str, DEVICE] = "auto",
+    rate: Annotated[
+        bool, typer.Option("--rate", help="Rate a RUN's maps blind; the first --variant, else the run's first.")
+    ] = False,
+    layer: Annotated[str | None, typer.Option(help="With --rate: where maps are rated; else the image.")] = None,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -77,10 +81,20 @@ def view(
     `pellucid view run`
 
     `pellucid view run --export run.html`
+
+    `pellucid view run --rate`
     """
     from ..view.server import Server
 
     given = shown or []
+    if rate:
+        if export is not None or not _is_run(given):
+            raise InvalidParameter("--rate takes the folder of a run of pellucid benchmark, and no --export")
+        from ..view.rating import RatingView
+
+        rating = RatingView.open(given[0], next(iter(parted(variant or [])), None), layer)
+        serve(rating, Server(rating, host, port), no_open)
+        return
     if _is_run(given) and not model:
         from ..view.run import RunView
 

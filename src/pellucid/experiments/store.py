@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..files import RUN, alone, writable
 from .folders import Folder
+from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
 from .record import DamagedRun, RunRecord
 
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
@@ -69,8 +70,9 @@ class Results:
             was explained, by its name), value, seed, versions.
             ``at`` is null for the value itself, else the position on the metric's curve, which ``step`` may name;
             ``value`` is null where the metric is undefined; ``method`` and ``layer`` are where the variant itself
-            is graded. Texts are categories.
-        record: what run.json says.
+            is graded. Texts are categories. Ratings by eye (``pellucid view --rate``) are a metric of their own:
+            the raters' mean, and each rater's as a point of its curve, which ``step`` names.
+        record: what run.json says, and that ratings are there.
         missing: the cells that have not been computed.
         pictures: image, kind ("photo", "map", or the metric that compared the map with this one), model,
             variant, method, layer, data (PNG bytes of photos; of maps .npy bytes of float16 (h, w), scaled to a
@@ -107,12 +109,13 @@ class Results:
         of_maps = table[table["method"].notna() | table["layer"].notna()]
         _require_told(of_maps, {"method": None, "layer": layers}, f"the parts in {url}")
         _require_told(shown, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
-        return cls(
-            table,
-            record,
-            shown,
-            [cell for cell in record.cells if cell not in parts],
-        )
+        missing = [cell for cell in record.cells if cell not in parts]
+        if ratings := read_ratings(store.folder, record):
+            rated = pyarrow.Table.from_pylist(list(rating_rows(ratings)), schema=ROWS)
+            table = one_table({**parts, "": rated}, ROWS)
+            questions = {name: QUESTIONS_OF_RATERS[name] for name in rated["metric"].unique().to_pylist()}
+            record = record.model_copy(update={"metrics": questions | dict(record.metrics)})
+        return cls(table, record, shown, missing)
 
     def values(self, **where: str) -> pandas.DataFrame:
         """The values alone, without curves: a row for each model, variant, method, layer, metric and image.

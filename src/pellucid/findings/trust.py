@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from markupsafe import escape
 
 from ..errors import InvalidParameter, UnknownName
+from ..experiments.ratings import RATED
 from . import wording
+from .agreement import raters_told
 from .ranking import Ranking, ranking
 from .statistics import Statistics
 
@@ -99,7 +101,7 @@ def trust_card(
         if found is not None:
             axes.setdefault(known.axis, []).append(found)
     axes = dict(sorted(axes.items(), key=lambda entry: [*wording.QUESTIONS, entry[0]].index(entry[0])))
-    findings = tuple(_finding(axis, *rankings) for axis, rankings in axes.items())
+    findings = tuple(_finding(results, axis, *rankings) for axis, rankings in axes.items())
     leads = [rankings[0] for rankings in axes.values()]
     return TrustCard(
         model,
@@ -128,5 +130,8 @@ def _only(statistics: Statistics) -> str:
     return str(models[0])
 
 
-def _finding(axis: str, lead: Ranking, *others: Ranking) -> Finding:
-    return Finding(axis, lead, others, wording.finding(lead), wording.agreement(lead, others))
+def _finding(results: Results, axis: str, lead: Ranking, *others: Ranking) -> Finding:
+    rated = [one for one in (lead, *others) if one.metric.startswith(RATED)]
+    told = [wording.agreement(lead, others)]
+    told += [f"{wording.begun(one.name)}: {raters_told(results, one.metric)}" for one in rated]
+    return Finding(axis, lead, others, wording.finding(lead), " ".join(filter(None, told)))

@@ -76,7 +76,7 @@ def _of_variants(lead: Ranking) -> str:
     changed = [one for one in lead.contenders if one is not original]
     if original is None or not changed:
         values = joined([f"{one.variant} {_told(lead, one)}" for one in lead.contenders])
-        return f"{_begun(lead.name)}: {values}."
+        return f"{begun(lead.name)}: {values}."
     like = [one.variant for one in changed if one in lead.best]
     unlike = [one.variant for one in changed if one not in lead.best]
     answers = [f"{joined(like)} {'does' if len(like) == 1 else 'do'}"] if like else []
@@ -98,7 +98,7 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     ]
     agreed = [f"{joined(same)} agree{'s' if len(same) == 1 else ''}"] if same else []
     text = "; ".join([*agreed, *unlike])
-    parts = [f"{_begun(text)}."] if text else []
+    parts = [f"{begun(text)}."] if text else []
     if lead.ungraded and lead.contenders:
         parts.append(f"Not graded, since {lead.name} is undefined there: {_few(lead.ungraded, _NAMED)}.")
     if lead.absent:
@@ -174,7 +174,7 @@ def _are(some: Sequence[Contender]) -> str:
     return "is" if len({one.method for one in some}) == 1 else "are"
 
 
-def _begun(text: str) -> str:
+def begun(text: str) -> str:
     """As a sentence begins."""
     return text[:1].upper() + text[1:]
 

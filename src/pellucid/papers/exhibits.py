@@ -118,7 +118,10 @@ class _Content:
                 place = {exhibit.rows: rows[row], exhibit.columns: columns[column]}
                 ours = found(self.statistics, _narrowed(where, **place))
             ours = ours and ours.times(exhibit.by)
-            return Compared(ours, paper.get(row, {}).get(column))
+            theirs = paper.get(row, {})
+            # What people rate and what stands in for that are held against one order, the paper's.
+            alone = next(iter(theirs.values())) if exhibit.orders and len(theirs) == 1 else None
+            return Compared(ours, theirs.get(column, alone))
 
         names = tuple(dict.fromkeys([*rows, *paper]))
         across = tuple(dict.fromkeys([*columns, *(column for numbers in paper.values() for column in numbers)]))

@@ -13,7 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..errors import counted
+from ..experiments.ratings import RATED
 from ..files import replace_file, writable
+from ..findings.agreement import raters_told
 from ..findings.digits import decimals, number
 from ..findings.statistics import GROUP, is_of_variant
 from ..findings.wording import joined
@@ -253,8 +255,15 @@ class _PaperPage:
             return Section(heading, [*where, "This run has no results for it.", *after])
         if isinstance(found, ComparedTable):
             assert isinstance(exhibit, TableExhibit)
-            return Section(heading, [*where, *after], [table_of(found, exhibit)])
+            return Section(heading, [*where, *self.raters(exhibit), *after], [table_of(found, exhibit)])
         return Section(heading, [*where, *after], pictures=list(self.pictures(exhibit, found)))
+
+    def raters(self, exhibit: TableExhibit) -> Iterator[str]:
+        """How far raters agree whose ratings a table shows."""
+        results = self.run.results[exhibit.experiment]
+        for metric in results.record.metrics:
+            if metric.startswith(RATED) and matches(metric, exhibit.where.metric):
+                yield f"Ratings of this run's maps: {raters_told(results, metric)}"
 
     def pictures(self, exhibit: Exhibit, parts: tuple[Panel, ...] | tuple[MapGrid, ...]) -> Iterator[Picture]:
         if panels := [part for part in parts if isinstance(part, Panel)]:

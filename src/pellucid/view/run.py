@@ -143,7 +143,7 @@ class RunView:
 
     def maps(self, tick: Tick, model: int, variant: int, method: int, image: int) -> dict[str, Any]:
         """The maps of an image at all layers."""
-        found = self._maps(model, variant, method, image)
+        found = self.kept_maps(model, variant, method, image)
         return {
             "layers": list(found),
             "maps": {layer: map_told(values) for layer, values in found.items()},
@@ -169,7 +169,7 @@ class RunView:
         names = self.record.layers[named(self.models, model, "model")]
         for image in range(len(self.images)):
             tick(f"comparing maps, {image + 1} of {len(self.images)} images")
-            every = [self._maps(model, variant, method, image) for method in range(len(self.methods))]
+            every = [self.kept_maps(model, variant, method, image) for method in range(len(self.methods))]
             for layer in names:
                 maps = [one[layer] for one in every if layer in one]
                 found.setdefault(layer, []).append(_disagreement(maps))
@@ -181,8 +181,8 @@ class RunView:
 
     # What is read.
 
-    def _maps(self, model: int, variant: int, method: int, image: int) -> dict[str, Map]:
-        """The maps that were kept, by layer, in the model's order."""
+    def kept_maps(self, model: int, variant: int, method: int, image: int) -> dict[str, Map]:
+        """The maps (h, w) that were kept of one image, by layer, in the model's order."""
         place = self.record.images.index(named(self.images, image, "image"))
         cut = self.record.spec.get("images_per_cell") or len(self.record.images)
         start = place // cut * cut

@@ -1,7 +1,4 @@
-"use strict";
 // One page for a run, for a model, and for a file that keeps all answers: they differ in who answers.
-const page = JSON.parse(document.getElementById("page").textContent);
-const $ = (id) => document.getElementById(id);
 const live = page.mode === "live", seen = new Map(), uploads = new Map();
 const state = { model: 0, variant: 0, image: page.images.length ? 0 : null, maps: null, photo: null, pinned: null,
   scores: null, values: null, cursor: null, dabs: [], wait: null, asked: 0 };
@@ -16,23 +13,6 @@ async function ask(what, asked, signal) {
   }
   return seen.get(key);
 }
-async function request(what, asked, signal) {
-  const headers = { "Content-Type": "application/json" };
-  const found = await fetch("ask/" + what, { method: "POST", headers, body: JSON.stringify(asked), signal });
-  const reader = found.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) break;
-    text += value;
-    const lines = text.trimEnd().split("\n"), last = text.endsWith("\n") ? lines.at(-1) : lines.at(-2);
-    if (last && last.startsWith('{"doing"')) say(JSON.parse(last).doing + " …");
-  }
-  const told = JSON.parse(text.trimEnd().split("\n").at(-1));
-  if (told.error) throw new Error(told.error);
-  return told.answer;
-}
-function say(text, wrong = false) { $("told").textContent = text; $("told").classList.toggle("wrong", wrong); }
 function failed(error) {
   if (error.name === "AbortError") say("Stopped.");
   else say(error instanceof TypeError ? "No answer: does the command still run?" : error.message, true);
@@ -107,16 +87,6 @@ async function drawable(uri) {
   return { image, gray, mean: `rgb(${mean.map(Math.round)})` };
 }
 
-// Maps: 16-bit numbers become values once, and their 99th percentile of magnitude.
-function numbers(map) {
-  if (!map.numbers) {
-    const raw = Uint8Array.from(atob(map.values), (letter) => letter.charCodeAt(0));
-    map.numbers = Float32Array.from(new Int16Array(raw.buffer), (whole) => whole / page.colors.whole * map.peak);
-    const sorted = map.numbers.map(Math.abs).sort(), at = 0.99 * (sorted.length - 1), low = Math.floor(at);
-    map.limit = sorted[low] + (at - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]) || sorted.at(-1) || 1;
-  }
-  return map.numbers;
-}
 function limitOf(map, maps) {
   const how = $("scale").value;
   if (how === "pinned" && state.pinned) { numbers(state.pinned.map); return state.pinned.map.limit; }
@@ -125,19 +95,7 @@ function limitOf(map, maps) {
   return map.limit;
 }
 function painted(map, maps, signed) {
-  const values = numbers(map), limit = limitOf(map, maps), share = $("share").value / 100;
-  const bar = page.colors[signed ? "signed" : "unsigned"], found = new ImageData(map.w, map.h);
-  for (let at = 0; at < values.length; at++) {
-    const value = Math.max(-1, Math.min(1, values[at] / limit));
-    const color = share === 1 ? bar[Math.round((signed ? (value + 1) / 2 : Math.max(0, value)) * (bar.length - 1))]
-      : page.colors[value < 0 ? "against" : signed ? "for" : "strong"];
-    found.data.set(color, 4 * at);
-    found.data[4 * at + 3] = share === 1 ? 255 : 255 * share * Math.abs(value);
-  }
-  const small = document.createElement("canvas");
-  small.width = map.w; small.height = map.h;
-  small.getContext("2d").putImageData(found, 0, 0);
-  return small;
+  return tinted(map, limitOf(map, maps), signed, $("share").value / 100);
 }
 const surface = (canvas, photo) => {
   const times = Math.max(1, Math.round(448 / Math.max(photo.gray.width, photo.gray.height)));
