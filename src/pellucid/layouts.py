@@ -310,6 +310,11 @@ def layouts_of(
     return {name: everything[name] for name in layers if name in everything}
 
 
+def take_over_layouts(copy: nn.Module, model: nn.Module) -> None:
+    """Take the layouts that were found in a model for those of its copy with other weights."""
+    _FOUND.setdefault(copy, {}).update(_FOUND.get(model, {}))
+
+
 def _measured(
     model: nn.Module, outputs: Mapping[str, Tensor], images: Tensor, max_batch: int
 ) -> dict[str, FoundLayout]:

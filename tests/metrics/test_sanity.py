@@ -183,6 +183,15 @@ def test_every_copy_is_explained_once_for_all_metrics_and_layers(trained: nn.Mod
     assert Counted.calls == [3] * (1 + 9 + 9)  # the model's own, and nine copies from each of the two seeds
 
 
+def test_a_copy_of_a_repeatable_model_is_not_tried_again(trained: nn.Module, images: Tensor) -> None:
+    model, rows = copy.deepcopy(trained), []
+    model.register_forward_hook(lambda module, given, _: rows.append(len(given[0])))  # copies keep it
+    case = case_of(model, images)
+    rows.clear()
+    CascadeSSIM(groups=GROUPS).measure(case)
+    assert sum(rows) == len(GROUPS) * len(images)
+
+
 def test_both_areas_run_as_one_queue(trained: nn.Module, images: Tensor) -> None:
     metrics = CascadeInsertion(steps=2, groups=GROUPS), CascadeDeletion(steps=2, groups=GROUPS)
     asked = (*metrics, Insertion(steps=2), Deletion(steps=2))

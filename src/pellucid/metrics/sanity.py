@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
+from ..methods.repeatable import take_over
 from .base import Axis, Case, Measured, Metric, SharedMetric
 from .faithfulness import Deletion, Faithfulness, Insertion, StepCount
 from .perturbation import Fill
@@ -99,6 +100,7 @@ class Cascade(SharedMetric):
         targets = "auto" if self.target == "argmax" else case.targets
         for randomized, copy in self.copies(case.explained):
             names.append(randomized[-1])
+            take_over(copy, case.explained)
             step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
             for metric in metrics:
                 grades[metric].append(metric.grade(case, step))
