@@ -9,8 +9,10 @@ from .errors import (
     PellucidError,
     RuleNotApplied,
 )
+from .experiments.bulk import MapsRun, read_maps, write_maps
+from .experiments.on_ray import on_ray
 from .experiments.runners import benchmark
-from .experiments.spec import Spec, read_spec
+from .experiments.spec import MapsSpec, Spec, read_spec
 from .experiments.store import Results
 from .findings.comparison import compare
 from .findings.trust import TrustCard, trust_card
@@ -71,6 +73,8 @@ __all__ = [
     "GuidedReLU",
     "InputWarning",
     "LoadedModel",
+    "MapsRun",
+    "MapsSpec",
     "Measured",
     "Method",
     "Metric",
@@ -115,6 +119,8 @@ __all__ = [
     "method",
     "metric",
     "normalize",
+    "on_ray",
+    "read_maps",
     "read_spec",
     "segmentation_targets",
     "show",
@@ -125,4 +131,5 @@ __all__ = [
     "trust_card",
     "two_answers",
     "variant",
+    "write_maps",
 ]

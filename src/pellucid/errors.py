@@ -34,6 +34,16 @@ class PellucidError(Exception):
         words = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: _cut(word[0], _LONGEST_WORD), str(message))
         super().__init__(_cut(words, _LONGEST_MESSAGE))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it reaches another process: as it is, whatever its class takes to make one."""
+        return _as_it_was, (type(self), self.args), self.__dict__
+
+
+def _as_it_was(kind: type[PellucidError], arguments: tuple[Any, ...]) -> PellucidError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error
+
 
 class UnknownName(PellucidError, LookupError):
     """A model, method, layer, variant or parameter name that does not exist."""
@@ -100,6 +110,10 @@ class OutOfMemory(PellucidError, MemoryError):
 
 class RuleNotApplied(PellucidError):
     """A backward rule met no operation of its kind, so the map would silently be another method's."""
+
+
+class InvalidCluster(PellucidError, RuntimeError):
+    """A Ray cluster does not answer, or its workers cannot compute what is asked."""
 
 
 class OutputNotWritable(PellucidError, OSError):

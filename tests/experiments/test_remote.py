@@ -10,9 +10,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from typer.testing import CliRunner
 
+from pellucid import folders
 from pellucid.cli.program import app
 from pellucid.errors import InvalidData, OutputNotWritable
-from pellucid.experiments import folders
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results

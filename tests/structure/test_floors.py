@@ -13,7 +13,7 @@ PACKAGE = Path(pl.__file__).parent
 FLOORS = {
     "errors": 0, "undo": 0,
     "bounds": 1, "kinds": 1, "seeds": 1, "files": 1, "layers": 1, "passes": 1,
-    "heatmap": 2, "pixels": 2, "sampling": 2, "rules": 2, "outputs": 2,
+    "folders": 2, "heatmap": 2, "pixels": 2, "sampling": 2, "rules": 2, "outputs": 2,
     "variants": 3, "layouts": 3,
     "methods": 4, "models": 4, "data": 4,
     "metrics": 5,

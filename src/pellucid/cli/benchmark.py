@@ -10,11 +10,24 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InvalidParameter, counted
-from .options import AS_FOR_EXPLAIN, COMMAND, DEVICE, MAX_BATCH, checked_layouts, checked_max_batch, parted
+from .options import (
+    AS_FOR_EXPLAIN,
+    COMMAND,
+    DEVICE,
+    MAX_BATCH,
+    AddressOption,
+    CpusOption,
+    RunnerOption,
+    checked_layouts,
+    checked_max_batch,
+    chosen_runner,
+    parted,
+)
 from .terminal import progress, show_going_on, show_notes, show_reasons, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
+    from ..experiments.runners import Runner
     from ..experiments.store import Results
 
 _TOLD = 10.0  # seconds of a run whose cost is told before it begins
@@ -87,6 +100,9 @@ def benchmark_command(
     ] = None,
     max_batch: Annotated[str | None, MAX_BATCH] = None,
     device: Annotated[str | None, DEVICE] = None,
+    runner: RunnerOption = "inline",
+    address: AddressOption = None,
+    cpus: CpusOption = None,
 ) -> None:
     """Grade the maps of methods x variants x layers by metrics, image by image.
 
@@ -104,8 +120,10 @@ def benchmark_command(
     options = {
         name: list(value) or None if isinstance(value, tuple) else value for name, value in ctx.params.items()
     }
-    options = {name: value for name, value in options.items() if name not in ("output", "spec", "quick")}
-    results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick)
+    others = ("output", "spec", "quick", "runner", "address", "cpus")
+    options = {name: value for name, value in options.items() if name not in others}
+    chosen = chosen_runner(runner, address, cpus)
+    results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick, chosen)
     if not computed:
         typer.echo(f"{output} was finished already; nothing was computed")
     _show(results, output)
@@ -144,7 +162,7 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    spec: Path | None, options: dict[str, Any], output: str, command: str, quick: bool
+    spec: Path | None, options: dict[str, Any], output: str, command: str, quick: bool, runner: Runner
 ) -> tuple[Results, int]:
     """Read the spec and run it, showing how far it is; the results, and how many cells were computed for them."""
     from ..experiments.cost import sized
@@ -183,7 +201,7 @@ def _run(
             show(f"grading, {done} of {counted(total, 'cell')}; forward passes", passes, planned.passes)
 
         with counting(tick):
-            results = benchmark(planned.spec, output, advance=advance, command=command)
+            results = benchmark(planned.spec, output, runner=runner, advance=advance, command=command)
     return results, states[-1][0] - states[0][0]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, require_choice
 from ..passes import MaxBatch, most_rows
+
+if TYPE_CHECKING:
+    from ..experiments.runners import Runner
 
 COMMAND = "pellucid.command"  # where a command's context keeps what was typed
 
@@ -19,6 +22,17 @@ FOLDER = typer.Option("--output", "-o", metavar="DIR", help="The folder to write
 MAX_BATCH = typer.Option(help="No forward pass sees more images; `auto`: as many as fit into memory.")
 WEIGHTS_FILE = typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
 ModelOption = Annotated[str, AS_FOR_EXPLAIN]
+RunnerOption = Annotated[
+    str,
+    typer.Option("--runner", metavar="inline|ray", help="In this process, or by a Ray cluster or all processors."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="With `--runner ray`: the cluster's head; else one here."),
+]
+CpusOption = Annotated[
+    int | None, typer.Option("--cpus", min=1, help="With `--runner ray`: processors of each piece of work; 1.")
+]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
 
 
@@ -50,6 +64,20 @@ def chosen_device(name: str) -> str:
     if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise InvalidParameter(f"--device {name}: give auto, cpu or cuda")
     return device_named(name)
+
+
+def chosen_runner(name: str, address: str | None, cpus: int | None) -> Runner:
+    """What computes cells."""
+    from ..experiments.runners import inline
+
+    require_choice("runner", name, Literal["inline", "ray"])
+    if name == "inline":
+        if address is not None or cpus is not None:
+            raise InvalidParameter("--address and --cpus are for --runner ray; add it")
+        return inline
+    from ..experiments.on_ray import on_ray
+
+    return on_ray(address, cpus or 1)
 
 
 def checked_layouts(given: Iterable[str]) -> dict[str, str]:

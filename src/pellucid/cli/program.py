@@ -25,6 +25,7 @@ from .doctor import doctor
 from .explain import explain
 from .export import compare_command, export
 from .lists import listing
+from .maps import maps, show_command
 from .options import COMMAND
 from .report import report
 from .reproduce import reproduce_command
@@ -35,6 +36,7 @@ from .view import view
 _HOME = re.compile(r"^((?:--?[\w-]+=)?(?:[\w-]+=)?)~(?=/|$)")  # FILE, --option=FILE, --data=NAME=FILE
 RESUMED = (
     "explain",
+    "maps",
     "benchmark",
     "train",
     "reproduce",
@@ -48,6 +50,8 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Keep what was typed, for run.json; ``~/`` is the home folder in whatever a command is given."""
         ctx.meta[COMMAND] = shlex.join(["pellucid", *args])
+        if args[:1] == ["explain"] and "--bulk" in args:  # by its other name
+            args = ["maps", *(arg for arg in args[1:] if arg != "--bulk")]
         return super().parse_args(ctx, [_HOME.sub(lambda found: f"{found[1]}{Path.home()}", arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
@@ -116,6 +120,8 @@ app = typer.Typer(
 )
 app.command()(explain)
 app.command("benchmark")(benchmark_command)
+app.command()(maps)
+app.command("show")(show_command)
 app.command()(report)
 app.command()(export)
 app.command("compare")(compare_command)

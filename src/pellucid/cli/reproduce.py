@@ -12,7 +12,16 @@ from rich.table import Table
 
 from ..errors import require_choice
 from .benchmark import show_troubles
-from .options import COMMAND, DEVICE, chosen_device, parted
+from .options import (
+    COMMAND,
+    DEVICE,
+    AddressOption,
+    CpusOption,
+    RunnerOption,
+    chosen_device,
+    chosen_runner,
+    parted,
+)
 from .terminal import progress, show_whole
 
 if TYPE_CHECKING:
@@ -45,6 +54,9 @@ def reproduce_command(
         bool, typer.Option(help="Show photos beside their maps; not where they may not be published.")
     ] = True,
     device: Annotated[str, DEVICE] = "auto",
+    runner: RunnerOption = "inline",
+    address: AddressOption = None,
+    cpus: CpusOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="The folder to write.", show_default="PAPER-SCALE"),
@@ -81,6 +93,7 @@ def reproduce_command(
             chosen_device(device),
             steps.advance,
             f"{typed} --scale {scale}" if "--scale" not in typed else typed,
+            chosen_runner(runner, address, cpus),
         )
         steps.advance("page", "drawing", 0, len(recipe.exhibits))
         write_paper_page(found, folder, photos)

@@ -6,11 +6,12 @@ import inspect
 import json
 import operator
 import os
+import tarfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, overload
@@ -27,6 +28,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
 from ..errors import InvalidData, InvalidImage, UnknownName, brief, shortened
+from ..folders import Folder
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels
 from .reading import read_image, upright
@@ -35,8 +37,9 @@ from .shapes import ShapesDataset
 Box = tuple[float, float, float, float]
 Classes = tuple[str, ...] | None
 
-_SUFFIXES = (".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ARRAYS = (".npy", ".npz")  # of a folder without images
+SHARDS = (".parquet", ".tar")  # files of many images
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _SHAPES_COUNT, _SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
@@ -106,9 +109,10 @@ def open_images(
     Args:
         spec: an image file (``read_image``); a folder, searched recursively in sorted order, whose first-level
             sub-folders are the classes if all images lie in one; a .parquet file in Hugging Face's image layout,
-            or a folder of them; ``"shapes"`` or ``"shapes:COUNT"`` for procedural images with masks;
-            ``"torchvision:NAME"``; ``"hf:NAME"`` (needs the extra ``hf``); or a data set object of either
-            library; or a Source.
+            a .tar as webdataset writes it (``KEY.jpg``, ``KEY.cls``), or a folder of either; a URL that fsspec
+            knows, of a folder of images, a .parquet file or a .tar; ``"shapes"`` or ``"shapes:COUNT"`` for
+            procedural images with masks; ``"torchvision:NAME"``; ``"hf:NAME"`` (needs the extra ``hf``); or a data
+            set object of either library; or a Source.
         label_column: the table's column of labels, such as "imagenet_label"; None takes "label" if it is there.
         split: which part of a named data set; those that know only train and test take "train" or the rest.
         root: the folder of torchvision's data sets.
@@ -123,11 +127,13 @@ def open_images(
         return spec
     if not isinstance(spec, str | Path):
         return _from_dataset(spec, type(spec).__name__, label_column)
+    if "://" in str(spec):
+        return _from_url(str(spec), label_column)
     path = Path(spec)
     if os.path.isdir(path):  # which, unlike the path's own, takes any text
         return _from_folder(path, label_column)
     if os.path.isfile(path):
-        return _from_parquet(path, label_column) if path.suffix == ".parquet" else _from_files([path])
+        return _from_shard(path, label_column) if path.suffix in SHARDS else _from_files([path])
     scheme, _, name = str(spec).partition(":")
     match scheme:
         case "shapes":
@@ -157,21 +163,88 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     """All images of a folder, or else all its Parquet files; operating systems leave files with a dot behind."""
     places = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {path: place for path, place in places.items() if not any(part[0] == "." for part in place.parts)}
-    images = [path for path in files if path.suffix.lower() in _SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
     images = images or [path for path in files if path.suffix.lower() in _ARRAYS]
-    tables = [path for path in files if path.suffix == ".parquet"]
+    shards = [path for path in files if path.suffix in SHARDS]
     if images:
         folders = {files[path].parts[0] for path in images}
         in_folders = all(path.parent != folder for path in images)
         return _from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
-    if tables:
+    if shards:
         return concatenated(
-            {files[path].with_suffix("").as_posix(): _from_parquet(path, label_column) for path in tables}
+            {files[path].with_suffix("").as_posix(): _from_shard(path, label_column) for path in shards}
         )
     raise InvalidData(
         f"{folder} holds no images among its {len(files)} files; looked for "
-        f"{', '.join((*_SUFFIXES, *_ARRAYS))} and .parquet"
+        f"{', '.join((*SUFFIXES, *_ARRAYS))}, {' and '.join(SHARDS)}"
     )
+
+
+def _from_shard(path: Path, label_column: str | None) -> Source:
+    return _from_tar(path) if path.suffix == ".tar" else _from_parquet(path, label_column)
+
+
+def _from_url(url: str, label_column: str | None) -> Source:
+    """Images below a URL, each read when it is asked for; or one table or tar, fetched whole."""
+    folder = Folder(url)
+    if url.endswith(SHARDS):
+        found = _from_shard(folder.fetch(""), label_column)
+        return replace(found, read=partial(_read_fetched, folder, found))
+    names = [name for name in folder.files() if name.lower().endswith(SUFFIXES)]
+    if not names:
+        raise InvalidData(
+            f"{url} holds no images; looked for {', '.join(SUFFIXES)}; a table or tar is named itself"
+        )
+
+    def read(position: int) -> Sample:
+        content = folder.read(names[position])
+        if content is None:
+            raise InvalidImage(f"{url}/{names[position]} is gone")
+        return Sample(names[position], read_image(content, names[position]))
+
+    return Source(names, read)
+
+
+def _read_fetched(folder: Folder, source: Source, position: int) -> Sample:
+    """A sample of a file that was fetched, which lives as long as its folder is known."""
+    return source.read(position)
+
+
+def _from_tar(path: Path) -> Source:
+    """A tar as webdataset writes it: what a sample is made of follows one another and has one key, up to a dot."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [(one.name, one.offset_data, one.size) for one in tar if one.isfile()]
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise InvalidData(f"{path} is no readable tar ({error}); fetch it again") from error
+    parts: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, start, size in members:
+        folder, _, file = name.rpartition("/")
+        key, _, kind = file.partition(".")
+        parts.setdefault(f"{folder}/{key}".lstrip("/"), {})[f".{kind.lower()}"] = start, size
+    images = {
+        key: next(kind for kind in (*SUFFIXES, *_ARRAYS) if kind in kinds)
+        for key, kinds in parts.items()
+        if not kinds.keys().isdisjoint((*SUFFIXES, *_ARRAYS))
+    }
+    if not images:
+        raise InvalidData(f"{path} holds no images; looked for KEY{', KEY'.join(SUFFIXES)}")
+    keys, names = list(images), [f"{key}{kind}" for key, kind in images.items()]
+
+    def content(key: str, kind: str) -> bytes:
+        start, size = parts[key][kind]
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def read(position: int) -> Sample:
+        name, key = names[position], keys[position]
+        label = content(key, ".cls").decode().strip() if ".cls" in parts[key] else ""
+        if label and not label.isdecimal():
+            raise InvalidImage(f"{name}: the label is {brief(label)}; labels must be numbers of classes")
+        return Sample(name, read_image(content(key, images[key]), name), int(label) if label else None)
+
+    return Source(names, read)
 
 
 def concatenated(parts: Mapping[str, Source]) -> Source:
@@ -210,7 +283,7 @@ def _common_classes(parts: Mapping[str, Source]) -> Classes:
 
 
 def _from_parquet(path: Path, label_column: str | None) -> Source:
-    """A Parquet file in Hugging Face's image layout; one row group is in memory at a time."""
+    """A Parquet file in Hugging Face's image layout; two row groups are in memory at a time."""
     try:
         table = pyarrow.parquet.ParquetFile(path)
         columns = table.schema_arrow.names
@@ -223,7 +296,7 @@ def _from_parquet(path: Path, label_column: str | None) -> Source:
     names = _row_names(table, image_column, path)
     classes = _class_names(table.schema_arrow.metadata, label_column)
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=2)  # of the image read, and of the next ones that are read ahead
     def row_group(group: int) -> pyarrow.Table:
         return _row_group(table, group, wanted, path)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow
@@ -44,6 +44,7 @@ class Cell:
     start: int
     stop: int
     key: str  # a digest of the experiment's content and this cell
+    folder: ClassVar[str] = ""  # it keeps no files
 
     @property
     def id(self) -> str:
@@ -83,7 +84,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
         with noted(cell.method or cell.variant, notes):
             method = None if cell.method is None else parsed.methods[cell.method]
-            case = _case(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
+            case = case_of(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
         explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
         pictures += _maps(cell, case, "map", case.attributions, shown)
         for text, metric in metrics.items():
@@ -94,7 +95,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
 
 
-def _case(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Criterion, ...]) -> Case:
+def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Criterion, ...] = ()) -> Case:
     """A method on a batch, for metrics to grade."""
     spec = batch.spec
     explained, scored = _targets(variant, batch)

@@ -103,10 +103,11 @@ def batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     for sample in chosen(spec.images)[start:stop]:
         pixels = loaded.preprocess(sample.image)
         samples.setdefault(tuple(pixels.shape), []).append((sample, pixels))
-    return [_batch(spec, loaded, group) for group in samples.values()]
+    return [batch_of(spec, loaded, group) for group in samples.values()]
 
 
-def _batch(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor]]) -> Batch:
+def batch_of(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor]]) -> Batch:
+    """Samples and their pixels, of one size, with what is known about them."""
     device = place(spec)
     known = zip(*(annotated(sample, loaded) for sample, _ in group), strict=True)
     labels, masks, boxes = (None if any(value is None for value in values) else values for values in known)

@@ -62,7 +62,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     training = require_trainable(parsed, trained)
     names = inputs.chosen(spec.images).names
     # Trainings share what they learn of all methods, so that their results depend on every method's file.
-    files = {} if trained else {shown(text): found for text in spec.methods if (found := _files([text]))}
+    files = {} if trained else {shown(text): found for text in spec.methods if (found := digests_of_files([text]))}
     identity = _identity(spec, models, images, training, spec.methods if trained else ())
     key = hashed(identity)
     cells: list[Cell | TrainingCell] = [
@@ -193,10 +193,10 @@ def _identity(
     networks = [spec.training.network] if spec.training is not None else []
     texts = (*methods, *(model.name for model in spec.models), *networks, spec.asked)
     surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
-    return content | {"files": _files(texts, surrogates)}
+    return content | {"files": digests_of_files(texts, surrogates)}
 
 
-def _files(texts: Iterable[str], named: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def digests_of_files(texts: Iterable[str], named: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Digests of the user's own Python files in texts, and of files that are named."""
     files = dict(named)
 

@@ -10,33 +10,46 @@ from ..errors import PellucidError
 from . import inputs
 from .cells import Cell, Finished, photos, run_cell
 from .planning import plan
+from .shards import Shard, ShardCell, explain_shard
 from .spec import Spec
 from .store import PHOTOS, Results, Store
 from .trainings import TrainingCell, images_of, run_training
+
+AnyCell = Cell | TrainingCell | ShardCell
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What became of a cell: what it gave, or what was wrong."""
 
-    cell: Cell | TrainingCell
-    finished: Finished | None = None
+    cell: AnyCell
+    finished: Finished | Shard | None = None
     error: PellucidError | None = None
 
 
-Runner = Callable[[Spec, Sequence[Cell | TrainingCell]], Iterator[Outcome]]
+Runner = Callable[[Spec, Sequence[AnyCell]], Iterator[Outcome]]
 Advance = Callable[[int, int], None]
 SHARED = "training"  # the folder of a run in which trainings keep networks, ranks and results
 
 
-def inline(spec: Spec, cells: Sequence[Cell | TrainingCell]) -> Iterator[Outcome]:
+def inline(spec: Spec, cells: Sequence[AnyCell]) -> Iterator[Outcome]:
     """Compute cells one after another in this process."""
     for cell in cells:
         try:
-            given = run_training(spec, cell) if isinstance(cell, TrainingCell) else run_cell(spec, cell)
-            yield Outcome(cell, given)
+            yield Outcome(cell, _given(spec, cell))
         except PellucidError as error:
             yield Outcome(cell, error=error)
+
+
+def _given(spec: Spec, cell: AnyCell) -> Finished | Shard:
+    """What a cell gives."""
+    match cell:
+        case TrainingCell():
+            return run_training(spec, cell)
+        case ShardCell():
+            return explain_shard(spec, cell)
+        case _:
+            return run_cell(spec, cell)
 
 
 def benchmark(
@@ -55,12 +68,13 @@ def benchmark(
     it again.
 
     Trainings keep networks, ranks and results in the folder ``training`` of the run. They need local files:
-    where the run is elsewhere, in ``$XDG_CACHE_HOME/pellucid``, by default ``~/.cache/pellucid``.
+    where the run is elsewhere, in ``$XDG_CACHE_HOME/pellucid``, by default ``~/.cache/pellucid``; on a cluster
+    this must be a disk that all machines share.
 
     Args:
         spec: what to compute.
         output: a folder, or a URL that fsspec knows; it is empty, new, or holds the same experiment.
-        runner: computes cells, in any order, and yields what became of each as it ends.
+        runner: computes cells, in any order, and yields what became of each as it ends; ``on_ray`` is another.
         advance: called with the number of cells done and that of all.
         command: what was typed, for run.json.
 
@@ -81,7 +95,7 @@ def benchmark(
             done = len(finished)
             advance(done, len(ids))
             for outcome in runner(planned.spec, [cell for cell in planned.cells if cell.id not in finished]):
-                if outcome.finished is not None:
+                if isinstance(outcome.finished, Finished):
                     store.write(outcome.cell.id, outcome.finished.rows, outcome.finished.pictures)
                     for warning, method, layer in sorted(outcome.finished.notes):
                         notes.setdefault((warning, method), {})[layer] = None

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -250,6 +250,26 @@ class Spec(Checked):
         return next(model for model in self.models if model.key == key)
 
 
+class MapsSpec(Spec):
+    """What maps are asked for of many images: a ``Spec`` without metrics, for one model."""
+
+    metrics: Texts = ()
+    images_per_cell: Count | None = 256
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> Self:
+        if len(self.models) != 1 or not self.methods or self.metrics:
+            raise ValueError("maps in bulk are of one model, by methods that are named, and without metrics")
+        plain = {"source", "label_column", "split", "root"}
+        for name, about in Images.model_fields.items():
+            if name not in plain and getattr(self.images, name) != about.default:
+                raise ValueError(f"maps in bulk are of all images of a source; leave out images.{name}")
+        return self
+
+
+_Kind = TypeVar("_Kind", bound=Spec)
+
+
 def shown(text: str) -> str:
     """What tables call a method or model: its text, files in it without their folders."""
     return on_files(text, lambda path, name: f"{Path(path).name}:{name}")
@@ -268,6 +288,11 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
         UnknownName: a key that does not exist, with the nearest one that does.
         InvalidParameter: no TOML, a value of the wrong kind, or one that is missing.
     """
+    return spec_of(Spec, path, options)
+
+
+def spec_of(kind: type[_Kind], path: Path | None = None, options: Mapping[str, Any] | None = None) -> _Kind:
+    """A spec of a kind, as ``read_spec`` reads it."""
     content = {} if path is None else _located(_content(path), path.absolute().parent)
     given = _located(dict(options or {}), Path.cwd())
     weights, classes = given.pop("weights", []), given.pop("classes", [])
@@ -283,9 +308,31 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
         if os.path.isabs(text) and "$" in text:  # what is no path is not absolute
             raise InvalidData(f"{place}: {text!r} names an environment variable that is not set; set it first")
     try:
-        return Spec.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise _told(error, place) from error
+
+
+def with_absolute_paths(spec: _Kind) -> _Kind:
+    """The spec with paths that hold in any folder: what is relative is so to the current one."""
+    return spec.model_validate(_located(spec.model_dump(mode="json"), Path.cwd()))
+
+
+def paths_of(spec: Spec) -> list[Path]:
+    """The files and folders that a spec with absolute paths names, and that are there."""
+    content = spec.model_dump(mode="json")
+    for part in (content["images"], content["training"] or {}):
+        if not part.get("source", "").startswith("torchvision:"):
+            part.pop("root", None)
+    named = [text.removeprefix("hf:") for text in _texts(content)]
+
+    def noted(path: str, name: str) -> str:
+        named.append(path)
+        return name
+
+    for text in tuple(named):
+        on_files(text, noted)
+    return [Path(text) for text in dict.fromkeys(named) if os.path.isabs(text) and os.path.exists(text)]
 
 
 def is_source_name(text: str) -> bool:
@@ -348,7 +395,7 @@ def _absolute(text: str, folder: Path) -> str:
 
 
 def _source(text: str, folder: Path) -> str:
-    return text if is_source_name(text) else _absolute(text, folder)
+    return text if is_source_name(text) or "://" in text else _absolute(text, folder)
 
 
 def _code(text: str, folder: Path) -> str:

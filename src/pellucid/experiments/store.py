@@ -27,7 +27,7 @@ from ..errors import (
     first_difference,
 )
 from ..files import RUN, alone, writable
-from .folders import Folder
+from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
 from .record import DamagedRun, RunRecord
 

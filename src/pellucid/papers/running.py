@@ -86,6 +86,7 @@ def reproduce(
     device: str = "auto",
     advance: AdvanceStep = lambda step, what, done, total: None,
     command: str = "",
+    runner: runners.Runner = runners.inline,
 ) -> Reproduction:
     """Run a recipe, or what is left of it.
 
@@ -102,6 +103,7 @@ def reproduce(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         advance: called as it proceeds.
         command: what was typed, for the runs and the page.
+        runner: of the experiments, as ``benchmark`` takes it; networks are trained here.
 
     Raises:
         InvalidData, UnknownName: something that the recipe needs is not there; nothing has been computed then.
@@ -113,7 +115,7 @@ def reproduce(
     trainings = [part for part in recipe.trainings if part.key in keys]
     places = located(recipe, keys, data, weights)
     files = {part.key: str(folder.absolute() / TRAINED / f"{part.key}.safetensors") for part in trainings}
-    work = _Work(scale, folder, {**places, **files}, device, advance, command)
+    work = _Work(scale, folder, {**places, **files}, device, advance, command, runner)
     settings = {part.key: work.settings(part) for part in trainings}
     specs = {part.key: work.spec(part) for part in recipe.experiments}
     with _opened(folder, recipe.title, scale) as state:
@@ -154,6 +156,7 @@ class _Work:
     device: str
     advance: AdvanceStep
     command: str
+    runner: runners.Runner
 
     def settings(self, part: TrainingPart) -> Settings:
         """A training's settings, checked."""
@@ -197,7 +200,8 @@ class _Work:
             self.advance(part.step, "grading", done, total)
 
         with _at(part.step), state.timed(part.step, lambda: len(set(counts)) > 1):
-            return runners.benchmark(spec, self.folder / RUNS / part.key, advance=advance, command=self.command)
+            output = self.folder / RUNS / part.key
+            return runners.benchmark(spec, output, runner=self.runner, advance=advance, command=self.command)
 
 
 def _train(settings: Settings, output: Path, device: str, advance: Callable[[str, int, int], None]) -> None:

@@ -87,8 +87,10 @@ def fastest(model: nn.Module, random: bool) -> Arrangement:
 
 
 def processors() -> int:
-    """How many processors this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this program may use: of a cluster's machine, those of its place."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there, max(int(told), 1)) if told.isdecimal() else there
 
 
 def side_by_side(work: Callable[[int], TrainingReport], count: int, workers: int) -> list[TrainingReport]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
-from ..errors import InvalidData, OutputNotWritable, PellucidError
-from ..files import replace_file
+from .errors import InvalidData, OutputNotWritable, PellucidError
+from .files import replace_file, replaced, writable
 
 _T = TypeVar("_T")
 _WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
@@ -58,6 +63,65 @@ class Folder:
         """
         found = self._read(folder, lambda: self._fs.ls(self._at(folder), detail=False))
         return {str(path).rstrip("/").rpartition("/")[2] for path in found or ()}
+
+    def files(self) -> dict[str, str]:
+        """All files below that are not hidden, by their sorted paths from here, with what tells their state.
+
+        Raises:
+            InvalidData: it cannot be read.
+        """
+        found = self._read("", lambda: self._fs.find(self._root, detail=True)) or {}
+        marks = ("size", "mtime", "ETag", "LastModified", "updated")
+        states = {
+            str(path)[len(self._root) :].lstrip("/"): repr([about.get(name) for name in marks])
+            for path, about in sorted(found.items())
+        }
+        return {path: state for path, state in states.items() if not re.search(r"(^|/)\.", path)}
+
+    def fetch(self, name: str) -> Path:
+        """A local file of the same content, which a temporary folder keeps until the program ends, or this one.
+
+        Raises:
+            InvalidData: it is not there, or cannot be read.
+        """
+        if self.local is not None:
+            return self.local / name if name else self.local
+        place = Path(tempfile.mkdtemp(prefix="pellucid-"), (name or self._root).rpartition("/")[2])
+        weakref.finalize(self, shutil.rmtree, place.parent, ignore_errors=True)
+        if self._read(name, lambda: self._fs.get_file(self._at(name), str(place)) or place) is None:
+            raise InvalidData(f"there is no {self.url}/{name}".rstrip("/"))
+        return place
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[BinaryIO]:
+        """Open a large file, of which parts are read.
+
+        Raises:
+            InvalidData: it is not there, or cannot be read.
+        """
+        file = self._read(name, lambda: self._fs.open(self._at(name), "rb"))
+        if file is None:
+            raise InvalidData(f"there is no {self.url}/{name}")
+        with file:
+            yield file
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Write a large file piece by piece; it appears in one move.
+
+        Raises:
+            OutputNotWritable: it cannot be written; what stood there before does.
+        """
+        if self.local is not None:
+            with writable(self.url):
+                self.local.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+            with replaced(self.local / name) as file:
+                yield file
+            return
+        with tempfile.NamedTemporaryFile() as draft:
+            yield draft  # type: ignore[misc]
+            draft.flush()
+            self._write(lambda: self._fs.put_file(draft.name, self._at(name)))
 
     def is_file(self) -> bool:
         """Whether it is a file, and no folder."""

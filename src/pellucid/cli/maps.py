@@ -1,0 +1,152 @@
+"""The commands ``maps`` and ``show``: maps of many images as Parquet shards, and pictures of them later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InvalidData, PellucidError, counted
+from .benchmark import spec_content
+from .options import (
+    AS_FOR_EXPLAIN,
+    COMMAND,
+    DEVICE,
+    FOLDER,
+    MAX_BATCH,
+    AddressOption,
+    CpusOption,
+    ModelOption,
+    RunnerOption,
+    WeightsOption,
+    chosen_runner,
+)
+from .terminal import progress, show_left_out, show_notes
+
+if TYPE_CHECKING:
+    import pandas
+
+_OTHERS = ("output", "runner", "address", "cpus")
+_FIRST = 6  # images that are drawn
+
+
+def maps(
+    ctx: typer.Context,
+    images: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="A folder or URL of images, .parquet tables or webdataset's .tar."),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or fsspec URL of the maps.")],
+    model: ModelOption = "resnet50",
+    weights: WeightsOption = None,
+    classes: Annotated[str | None, AS_FOR_EXPLAIN] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="As for `explain`.", show_default="gradient")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="`all`, names or globs.", show_default="all")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="As for `explain`.", show_default="original")] = None,
+    layouts: Annotated[list[str] | None, AS_FOR_EXPLAIN] = None,
+    target: Annotated[
+        str, typer.Option(metavar="TARGET", help="`scored`, the highest score; else as for `explain`.")
+    ] = "scored",
+    channels: Annotated[str, AS_FOR_EXPLAIN] = "mean",
+    label_column: Annotated[str | None, AS_FOR_EXPLAIN] = None,
+    images_per_cell: Annotated[
+        int,
+        typer.Option(
+            "--images-per-shard", min=1, help="Of folders and local tables; a .tar or remote table is one shard."
+        ),
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
+    max_batch: Annotated[str | None, MAX_BATCH] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    runner: RunnerOption = "inline",
+    address: AddressOption = None,
+    cpus: CpusOption = None,
+) -> None:
+    """Explain many images, without pictures: a Parquet data set of float16 maps.
+
+    A run that was interrupted goes on where it was, shard by shard, when the same command is given again. What
+    cannot be read is named and left out. `pellucid show` draws maps later.
+
+    Examples:
+
+    `pellucid maps photos/ maps/ --model resnet18 --weights resnet18.safetensors --methods gradcam`
+
+    `pellucid maps s3://bucket/train/ s3://bucket/maps/ --runner ray --address head:6379`
+    """
+    from ..experiments.bulk import write_maps
+    from ..experiments.spec import MapsSpec, spec_of
+
+    options = {name: value for name, value in ctx.params.items() if name not in _OTHERS}
+    given = {"model": [model], "weights": weights and [weights], "classes": classes and [classes]}
+    lists = {"methods": methods or ["gradient"], "layers": layers or None, "variant": variant or None}
+    spec = spec_of(MapsSpec, None, spec_content(options | given | lists | {"layouts": layouts or None}))
+    chosen = chosen_runner(runner, address, cpus)
+    with progress() as show:
+        run = write_maps(
+            spec,
+            output,
+            runner=chosen,
+            advance=lambda done, total: show("explaining; shards", done, total),
+            command=ctx.meta[COMMAND],
+        )
+    shards = counted(len(run.shards), "shard")
+    typer.echo(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
+    show_notes(run.notes, "image")
+    show_left_out("image", list(run.skipped.values()))
+    show_left_out("shard", [f"{name}: {message}" for name, message in run.failed.items()])
+    typer.echo(f"next: pellucid show {output} -o pictures")
+    if run.failed or run.skipped:
+        raise typer.Exit(1)
+
+
+def show_command(
+    run: Annotated[str, typer.Argument(metavar="MAPS", help="The output of `pellucid maps`.")],
+    output: Annotated[Path, FOLDER],
+    image: Annotated[
+        list[str] | None, typer.Option(help="Its name; may be repeated.", show_default="the first 6")
+    ] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="all")] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the gray photo.")] = False,
+) -> None:
+    """Draw maps that `pellucid maps` wrote: a picture for each image, methods by layers.
+
+    Photos stand beside the maps where their source can still be read.
+
+    Example: `pellucid show maps/ --image cat.jpg -o pictures`
+    """
+    from ..experiments.bulk import read_maps
+    from ..files import file_name, writable
+
+    found = read_maps(run, **{name: given for name, given in (("image", image), ("layer", layer)) if given})
+    if found.empty:
+        raise InvalidData(f"{run} has no such maps; leave out --image and --layer to see what there is")
+    keys = ["source", "position", "image"]
+    drawn = list(found.groupby(keys, sort=False, observed=True))[: None if image else _FIRST]
+    with writable(output):
+        output.mkdir(parents=True, exist_ok=True)
+    for (source, position, name), rows in drawn:
+        _draw(run, source, position, rows, overlay, output / f"{position:06d}-{file_name(Path(name).stem)}.png")
+    typer.echo(f"wrote {counted(len(drawn), 'picture')} to {output}")
+
+
+def _draw(run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, path: Path) -> None:
+    """Draw one image's maps, and the photo if it can still be read."""
+    from ..experiments.bulk import photo_of
+    from ..report.figures import CaptionedPhoto, grid, write_figure
+
+    first = rows.iloc[0]
+    layers = list(dict.fromkeys(rows["layer"]))
+    parts = rows.groupby(["method", "variant"], sort=False, observed=True)
+    by = {key: dict(zip(part["layer"], part["map"], strict=True)) for key, part in parts}
+    photos = []
+    try:
+        photos = [CaptionedPhoto(photo_of(run, source, position), f"{first['target']} {first['score']:.3g}")]
+    except PellucidError as error:
+        typer.echo(f"note: without its photo: {error}", err=True)
+    cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
+    names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
+    figure = grid(
+        cells, layers, names, photos, first["image"], overlay and bool(photos), explained=first["target"]
+    )
+    write_figure(figure, path)

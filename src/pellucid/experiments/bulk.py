@@ -1,0 +1,290 @@
+"""Maps of many images as a Parquet data set: cut into shards, computed by any runner, and read again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from ..data.sources import SHARDS, SUFFIXES, open_images
+from ..errors import InvalidData, OutputNotWritable, UnknownName, brief, first_difference
+from ..files import RUN, alone, file_name, sealed, unsealed
+from ..folders import Folder
+from ..kinds import require_kind
+from ..layers import explainable, select_layers
+from . import inputs
+from .planning import NO_RESULT, digests_of_files
+from .record import hashed, versions
+from .runners import Advance, Runner, inline
+from .shards import MAP_ROWS, MAPS, Shard, ShardCell
+from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
+from .store import LOCK
+
+MANIFEST = "manifest.json"
+_ASKING = 16  # shards whose ends are read at once
+
+
+@dataclass(frozen=True, eq=False)
+class MapsRun:
+    """A data set of maps, at a folder or URL.
+
+    Attributes:
+        shards: by the names of their files in ``maps``, in the order of the images.
+        failed: what was wrong with shards that could not be computed; the next call tries them again.
+    """
+
+    url: str
+    shards: Mapping[str, Shard]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many images were explained."""
+        return sum(shard.images for shard in self.shards.values())
+
+    @property
+    def maps(self) -> int:
+        """How many maps there are."""
+        return sum(shard.maps for shard in self.shards.values())
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was wrong with each image that was left out."""
+        return {name: reason for shard in self.shards.values() for name, reason in shard.skipped.items()}
+
+    @property
+    def notes(self) -> dict[tuple[str, str], list[str]]:
+        """The layers of each warning and method."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for warning, method, layer in (note for shard in self.shards.values() for note in shard.notes):
+            found.setdefault((warning, method), {})[layer] = None
+        return {key: list(layers) for key, layers in found.items()}
+
+
+def write_maps(
+    spec: MapsSpec,
+    output: str | os.PathLike[str],
+    *,
+    runner: Runner = inline,
+    advance: Advance = lambda done, total: None,
+    command: str = "",
+) -> MapsRun:
+    """Explain all images of a source, or what is left of them, and write their maps as Parquet shards.
+
+    A shard is of ``images_per_cell`` images, or of one .tar or remote table. It is read ahead while it is
+    explained, and written when it is whole. Its rows say of each map which image, layer, method, variant and
+    target class it is of, the ``score`` of that class, and the ``shape``; ``data`` is float16 of at most 1 in
+    magnitude, which times ``scale`` is the map. ``manifest.json`` names all shards, and what was wrong with images
+    and shards that cannot be read, which are left out. A run that was ended in whatever way goes on where it was
+    when it is called again.
+
+    Args:
+        spec: what to compute; what its ``images`` name may also be a .tar, a folder of them, or a URL.
+        output: a folder, or a URL that fsspec knows; it is empty, new, or holds maps by the same settings.
+        runner: as ``benchmark`` takes it; machines of a cluster write to ``output`` themselves.
+        advance: called with the number of shards done and that of all.
+        command: what was typed, for run.json.
+
+    Raises:
+        OutputNotWritable: the folder holds something else, another process writes to it, or the disk is full.
+        PellucidError: anything in the spec that cannot work.
+    """
+    folder = Folder(output)
+    url = folder.url if folder.local is None else str(folder.local.absolute())
+    spec = with_absolute_paths(spec)
+    try:
+        identity = _identity(spec)
+        cells = list(_cells(spec, url, hashed(identity)))
+        identity["shards"] = [cell.id for cell in cells]
+        with nullcontext() if folder.local is None else alone(folder.local / LOCK, url):
+            facts = {"made_by": "pellucid", "command": command, "versions": versions(), "identity": identity}
+            _claim(folder, facts | {"spec": spec.model_dump(mode="json")})
+            shards = _finished(folder, cells)
+            left = [cell for cell in cells if cell.id not in shards]
+            failed: dict[str, str] = {}
+            advance(len(shards), len(cells))
+            for done, outcome in enumerate(runner(spec, left), len(shards) + 1):
+                if isinstance(outcome.finished, Shard):
+                    shards[outcome.cell.id] = outcome.finished
+                else:
+                    failed[outcome.cell.id] = str(outcome.error)
+                advance(done, len(cells))
+            run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed)
+            folder.write(MANIFEST, sealed(_manifest(run)))
+    finally:
+        inputs.forget()
+    return run
+
+
+def _identity(spec: MapsSpec) -> dict[str, Any]:
+    """All that decides the maps of an image, files by their content."""
+    loaded = inputs.model_of(spec, spec.models[0].key)
+    inputs.parsed(spec)
+    explainable(loaded.model)
+    select_layers(loaded.model, spec.layers)
+    others = {"images", "models", "metrics", "pictures", "upsampling"}
+    content = spec.model_dump(mode="json", exclude={*NO_RESULT, *others})
+    shown = {"methods": list(spec.method_texts), "variants": list(spec.variant_texts)}
+    texts = (*spec.methods, spec.models[0].name, spec.asked)
+    surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
+    files = digests_of_files(texts, surrogates)
+    return content | shown | {"model": inputs.digest_of_model(loaded), "files": files}
+
+
+def _cells(spec: MapsSpec, output: str, key: str) -> Iterator[ShardCell]:
+    """The shards, numbered in the order of the images."""
+    for number, (place, start, stop, state) in enumerate(_stretches(spec.images, spec.images_per_cell or 256)):
+        name = f"{number:06d}_{file_name(place.rpartition('/')[2])[:60]}"
+        digest = sha256(repr((key, start, stop, state)).encode()).hexdigest()[:16]
+        yield ShardCell(name if stop is None else f"{name}_{start}", place, start, stop, digest, output)
+
+
+def _stretches(images: Images, size: int) -> Iterator[tuple[str, int, int | None, str]]:
+    """Places, from where to where, and what tells their content from another."""
+    files = {} if is_source_name(images.source) else Folder(images.source).files()
+    shards = {name: state for name, state in files.items() if f"{images.source}{name}".endswith(SHARDS)}
+    if not shards or any(name.lower().endswith(SUFFIXES) for name in files):
+        names = open_images(images.source, images.label_column, images.split, images.root).names
+        for start, stop in _cut(len(names), size):
+            content = [(name, files.get(name, "")) for name in names[start:stop]]
+            yield images.source, start, stop, hashed(content)
+        return
+    for name, state in shards.items():
+        place = f"{images.source.rstrip('/')}/{name}".rstrip("/")
+        for start, stop in _cut(_rows(place), size):
+            yield place, start, stop, state
+
+
+def _cut(count: int | None, size: int) -> Iterator[tuple[int, int | None]]:
+    """From where to where shards of a size go; of what has no known count there is one."""
+    if count is None:
+        yield 0, None
+    else:
+        yield from pairwise([*range(0, count, size), count])
+
+
+def _rows(place: str) -> int | None:
+    """How many rows a local table has; what is read whole, or cannot be read, has none to tell."""
+    if place.endswith(".tar") or "://" in place:
+        return None
+    try:
+        return int(pyarrow.parquet.read_metadata(place).num_rows)
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return None
+
+
+def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
+    """Write run.json, unless it says the same already; anything else in the folder is refused."""
+    told = folder.read(RUN)
+    if told is None:
+        if others := sorted(name for name in folder.names() if not name.startswith(".")):
+            raise OutputNotWritable(f"{folder.url} holds {others[0]} but no maps; choose another folder")
+        if folder.local is not None:
+            folder.write(RUN, sealed(facts))
+        else:
+            folder.create(RUN, sealed(facts))
+        told = folder.read(RUN) or b""
+    try:
+        found = unsealed(told)
+    except ValueError as error:
+        raise OutputNotWritable(f"{folder.url}/{RUN} is damaged ({error}); choose another folder") from error
+    if "shards" not in found.get("identity", ()):
+        raise OutputNotWritable(f"{folder.url} holds a run of another command; choose another folder")
+    if found["identity"] != facts["identity"]:
+        first = first_difference(found["identity"], dict(facts["identity"]))
+        raise OutputNotWritable(f"{folder.url} holds other maps: {first}; choose another folder")
+
+
+def _finished(folder: Folder, cells: list[ShardCell]) -> dict[str, Shard]:
+    """The shards that are there, whole and of what their places hold now."""
+    there = folder.names(MAPS)
+    named = [cell for cell in cells if f"{cell.id}.parquet" in there]
+    with ThreadPoolExecutor(_ASKING) as pool:
+        found = pool.map(lambda cell: Shard.read(folder, f"{MAPS}/{cell.id}.parquet"), named)
+        return {
+            cell.id: shard
+            for cell, shard in zip(named, found, strict=True)
+            if shard is not None and shard.key == cell.key
+        }
+
+
+def _manifest(run: MapsRun) -> dict[str, Any]:
+    """What manifest.json says: nothing that is not in the shards, but in one place."""
+    shards = [
+        {"file": f"{MAPS}/{name}.parquet", "source": shard.source, "start": shard.start}
+        | {"images": shard.images, "maps": shard.maps}
+        for name, shard in run.shards.items()
+    ]
+    return {
+        "made_by": "pellucid",
+        "images": run.images,
+        "maps": run.maps,
+        "shards": shards,
+        "skipped": run.skipped,
+        "failed": dict(run.failed),
+    }
+
+
+def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.DataFrame:
+    """The maps of a data set that ``write_maps`` wrote, a row for each, as far as it is finished.
+
+    ``where`` takes rows of one image, layer, method, variant or target, or of several, such as
+    ``image=["a.jpg", "b.jpg"]``. The column ``map`` holds arrays (h, w) of float32.
+
+    Raises:
+        InvalidData: no maps are there, or a shard is damaged.
+        UnknownName: no such column.
+    """
+    folder = Folder(url)
+    texts = [entry.name for entry in MAP_ROWS if entry.type in (pyarrow.string(), MAP_ROWS.field("layer").type)]
+    for name in where:
+        if name not in texts:
+            raise UnknownName("column of the maps", name, texts)
+    names = sorted(name for name in folder.names(MAPS) if name.endswith(".parquet") and not name.startswith("."))
+    if not names:
+        raise InvalidData(f"there are no maps in {folder.url}; give the output folder of: pellucid maps")
+    chosen = [(name, "in", [value] if isinstance(value, str) else list(value)) for name, value in where.items()]
+    tables = [_read(folder, f"{MAPS}/{name}", chosen or None) for name in names]
+    frame: pandas.DataFrame = pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
+    columns = (frame.pop(name) for name in ("data", "shape", "scale"))
+    frame["map"] = [
+        np.frombuffer(data, "<f2").reshape(shape).astype(np.float32) * np.float32(scale)
+        for data, shape, scale in zip(*columns, strict=True)
+    ]
+    return frame
+
+
+def photo_of(url: str | os.PathLike[str], source: str, position: int) -> NDArray[np.uint8]:
+    """The photo (H, W, 3) of a map as the model saw it, read anew from where it was.
+
+    Raises:
+        PellucidError: it, or the model, is no longer there.
+    """
+    told = unsealed(Folder(url).read(RUN) or b"{}")
+    spec = require_kind(MapsSpec, told.get("spec"), f"{url}/{RUN}: spec", InvalidData)
+    images = spec.images
+    sample = open_images(source, images.label_column, images.split, images.root)[position]
+    preprocess = inputs.model_of(spec, spec.models[0].key).preprocess
+    return np.asarray(preprocess.display(sample.image).convert("RGB"))
+
+
+def _read(folder: Folder, name: str, chosen: Any) -> pyarrow.Table:
+    with folder.reading(name) as file:
+        try:
+            table = pyarrow.parquet.read_table(file, filters=chosen, page_checksum_verification=True)
+            return table.replace_schema_metadata().cast(MAP_ROWS)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise InvalidData(
+                f"{folder.url}/{name} is damaged ({brief(str(error))}); remove it and run the same command again"
+            ) from error

@@ -1,0 +1,283 @@
+"""Maps of many images: the same wherever images lie, shard by shard, and read again as they were."""
+
+import io
+import json
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import pellucid as pl
+from pellucid.cli.program import app
+from pellucid.data.sources import open_images
+from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
+from pellucid.experiments.bulk import MANIFEST, read_maps, write_maps
+from pellucid.experiments.runners import benchmark, inline
+from pellucid.experiments.shards import read_ahead
+from pellucid.experiments.spec import MapsSpec, read_spec, spec_of
+from pellucid.files import unsealed
+from pellucid.models.zoo import load_model
+from tests.tables import SMALL_SPEC
+
+COUNT = 7
+LAYERS = ["input", "layer2.0"]
+
+
+def spec(source, **changed):
+    wanted = {
+        "models": ["shapes-resnet"],
+        "methods": ["gradient", "smoothed(gradient, samples=2)"],
+        "layers": LAYERS,
+    }
+    return spec_of(MapsSpec, None, wanted | {"images": str(source), "images_per_cell": 3} | changed)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images as files, in a table and in tars, all by the same order."""
+    folder = tmp_path_factory.mktemp("photos")
+    samples = open_images(f"shapes:{COUNT}")
+    (folder / "files").mkdir()
+    (folder / "tars").mkdir()
+    packed = [io.BytesIO() for _ in samples]
+    for number, (sample, content) in enumerate(zip(samples, packed, strict=True)):
+        sample.image.save(content, "PNG")
+        (folder / "files" / f"{number}.png").write_bytes(content.getvalue())
+    for tar, numbers in (("a", range(4)), ("b", range(4, COUNT))):
+        with tarfile.open(folder / "tars" / f"{tar}.tar", "w") as file:
+            for number in numbers:
+                for name, part in (
+                    (f"{number}.cls", str(samples[number].label).encode()),
+                    (f"{number}.png", packed[number].getvalue()),
+                    (f"{number}.json", b"{}"),
+                ):
+                    about = tarfile.TarInfo(name)
+                    about.size = len(part)
+                    file.addfile(about, io.BytesIO(part))
+    cells = [{"path": f"{number}.png", "bytes": content.getvalue()} for number, content in enumerate(packed)]
+    (folder / "table").mkdir()
+    pd.DataFrame({"image": cells}).to_parquet(folder / "table" / "all.parquet", row_group_size=2)
+    return folder
+
+
+def values(url, **where):
+    found = read_maps(url, **where).drop(columns=["source", "position"])
+    keys = ["image", "method", "layer"]
+    return found.astype(dict.fromkeys(keys, str)).sort_values(keys, ignore_index=True)
+
+
+def assert_alike(found, expected):
+    """Maps may differ by what their last bit says, since images came in other batches."""
+    for one, other in zip(found.pop("map"), expected["map"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=np.abs(other).max() * 2**-10)
+    pd.testing.assert_frame_equal(found, expected.drop(columns="map"), atol=1e-5)
+
+
+def test_maps_are_those_of_the_methods_in_half_precision(photos, tmp_path):
+    run = write_maps(spec(photos / "files"), tmp_path / "maps")
+    assert (run.images, run.maps, len(run.shards), run.skipped, run.failed) == (COUNT, COUNT * 4, 3, {}, {})
+    found = read_maps(tmp_path / "maps", method="gradient", layer="layer2.0")
+    assert list(found["image"]) == [f"{number}.png" for number in range(COUNT)]
+    model, preprocess = load_model("shapes-resnet")
+    images = torch.stack([preprocess(sample.image) for sample in open_images(photos / "files")])
+    shares = model(images).softmax(1)
+    maps = pl.heatmap(pl.method("gradient")(model, images, layers="layer2.0")).numpy()
+    np.testing.assert_allclose(found["score"], shares.amax(1).detach(), rtol=1e-5)
+    for row, exact in zip(found.to_dict("records"), maps, strict=True):
+        np.testing.assert_allclose(row["map"], exact, rtol=0, atol=np.abs(exact).max() * (2**-11 + 1e-5))
+        assert row["map"].dtype == np.float32
+
+
+def test_maps_do_not_depend_on_where_images_lie(photos, tmp_path):
+    write_maps(spec(photos / "files"), tmp_path / "files")
+    expected = values(tmp_path / "files")
+    store = fsspec.filesystem("memory")
+    store.put(str(photos), "/bulk/photos", recursive=True)
+    memory = "memory://bulk/photos"
+    places = {
+        photos / "tars": 2,
+        photos / "table": 3,
+        f"{memory}/files": 3,
+        f"{memory}/tars": 2,
+        f"{memory}/table": 1,
+    }
+    for number, (place, count) in enumerate(places.items()):
+        output = f"memory://bulk/maps{number}" if number % 2 else tmp_path / str(number)
+        assert len(write_maps(spec(place), output).shards) == count
+        assert_alike(values(output), expected)
+    store.rm("/bulk", recursive=True)
+
+
+def test_labels_of_tars_can_be_explained(photos, tmp_path):
+    write_maps(spec(photos / "tars", target="label", layers=["layer2.0"], methods=["gradient"]), tmp_path / "maps")
+    names = load_model("shapes-resnet").classes
+    labels = [names[sample.label] for sample in open_images(f"shapes:{COUNT}")]
+    assert list(read_maps(tmp_path / "maps")["target"]) == labels
+
+
+def stopped_after(count):
+    def runner(wanted, cells):
+        for number, outcome in enumerate(inline(wanted, cells)):
+            yield outcome
+            if number + 1 == count:
+                raise KeyboardInterrupt
+
+    return runner
+
+
+def shards(folder):
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder, "maps").glob("*.parquet")}
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_next_shard(photos, tmp_path):
+    write_maps(spec(photos / "files"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        write_maps(spec(photos / "files"), tmp_path / "run", runner=stopped_after(1))
+    before, computed = shards(tmp_path / "run"), []
+
+    def counted(wanted, cells):
+        computed.extend(cells)
+        return inline(wanted, cells)
+
+    states = []
+    write_maps(
+        spec(photos / "files"), tmp_path / "run", runner=counted, advance=lambda *state: states.append(state)
+    )
+    assert len(before) == 1
+    assert len(computed) == 2
+    assert states == [(1, 3), (2, 3), (3, 3)]
+    assert before.items() <= shards(tmp_path / "run").items()
+    pd.testing.assert_frame_equal(read_maps(tmp_path / "run"), read_maps(tmp_path / "whole"), check_exact=True)
+
+
+def test_what_cannot_be_read_is_named_and_left_out_until_it_is_mended(photos, tmp_path):
+    whole = (photos / "tars" / "b.tar").read_bytes()
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.tar").write_bytes((photos / "tars" / "a.tar").read_bytes())
+    (source / "b.tar").write_bytes(whole[:2000])
+    run = write_maps(spec(source), tmp_path / "maps")
+    [message] = run.failed.values()
+    assert message.startswith(f"{source}/b.tar is no readable tar (")
+    told = unsealed((tmp_path / "maps" / MANIFEST).read_bytes())
+    assert (told["images"], told["failed"]) == (4, dict(run.failed))
+    start = whole.index(b"\x89PNG")
+    (source / "b.tar").write_bytes(whole[:start] + bytes(100) + whole[start + 100 :])
+    before = shards(tmp_path / "maps")
+    run = write_maps(spec(source), tmp_path / "maps")
+    assert list(run.skipped) == ["4.png"]
+    assert run.skipped["4.png"].startswith("4.png is no image that can be read")
+    (source / "b.tar").write_bytes(whole + bytes(10240))
+    run = write_maps(spec(source), tmp_path / "maps")
+    assert (run.images, run.skipped, run.failed) == (COUNT, {}, {})
+    assert before.items() <= shards(tmp_path / "maps").items()
+
+
+def test_an_image_that_was_changed_is_explained_anew(photos, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (photos / "files").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    write_maps(spec(source), tmp_path / "maps")
+    before = shards(tmp_path / "maps")
+    Image.new("RGB", (64, 64), "red").save(source / "4.png")
+    write_maps(spec(source), tmp_path / "maps")
+    changed = [name for name, when in shards(tmp_path / "maps").items() if before[name] != when]
+    assert [name.split("_")[0] for name in changed] == ["000001"]
+
+
+def test_other_settings_and_other_folders_are_refused(photos, tmp_path):
+    write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps")
+    with pytest.raises(
+        OutputNotWritable, match="maps holds other maps: seed is 0 there and 1 here; choose another"
+    ):
+        write_maps(spec(photos / "files", methods=["edges"], seed=1), tmp_path / "maps")
+    with pytest.raises(OutputNotWritable, match=r"files holds 0\.png but no maps"):
+        write_maps(spec(photos / "files"), photos / "files")
+    with pytest.raises(InvalidData, match="a run of another command"):
+        benchmark(read_spec(None, SMALL_SPEC), tmp_path / "maps")
+    benchmark(read_spec(None, SMALL_SPEC), tmp_path / "run")
+    with pytest.raises(OutputNotWritable, match="run holds a run of another command"):
+        write_maps(spec(photos / "files"), tmp_path / "run")
+    with pytest.raises(InvalidData, match=r"there are no maps in .*nothing; give the output folder"):
+        read_maps(tmp_path / "nothing")
+    with pytest.raises(UnknownName, match="unknown column of the maps 'colour'"):
+        read_maps(tmp_path / "maps", colour="red")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"metrics": ["insertion"]},
+            "maps in bulk are of one model, by methods that are named, and without metrics",
+        ),
+        ({"models": ["shapes-resnet", "resnet18"]}, "maps in bulk are of one model"),
+        ({"images": {"source": "shapes:4", "every": 2}}, r"of all images of a source; leave out images\.every"),
+    ],
+)
+def test_what_has_no_meaning_for_many_images_is_refused(changed, message):
+    with pytest.raises(InvalidParameter, match=message):
+        spec("shapes:4", **changed)
+
+
+def test_a_damaged_shard_is_not_read(photos, tmp_path):
+    write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps")
+    path = sorted((tmp_path / "maps" / "maps").iterdir())[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InvalidData, match=f"{path.name} is damaged .*; remove it and run the same command again"):
+        read_maps(tmp_path / "maps")
+
+
+def test_reading_ahead_keeps_the_order_and_is_bounded():
+    begun, used, most = [], [], []
+    lock = threading.Lock()
+
+    def read(item):
+        with lock:
+            begun.append(item)
+        time.sleep(0.001 * (item % 3))
+        return item
+
+    for item in read_ahead(read, range(50), 3, 4):
+        used.append(item)
+        most.append(len(begun) - len(used))
+    assert used == list(range(50))
+    assert 1 <= max(most) <= 5
+
+
+def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
+    (tmp_path / "source").mkdir()
+    for path in (photos / "files").iterdir():
+        (tmp_path / "source" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "source" / "3.png").write_bytes(b"no image")
+    options = ["--model", "shapes-resnet", "--layers", "layer2.0,layer3.0", "--methods", "gradient,gradcam"]
+    asked = [str(tmp_path / "source"), str(tmp_path / "maps"), *options]
+    for command in (["maps"], ["explain", "--bulk"]):  # the second finds all finished
+        ended = CliRunner().invoke(app, [*command, *asked])
+        assert ended.exit_code == 1, ended.output
+        assert f"24 maps of 6 images in 1 shard, in {tmp_path / 'maps'}" in ended.output
+        assert "left out 1 image:\n" in ended.output
+        assert "3.png is no image that can be read" in ended.output
+    assert json.loads((tmp_path / "maps" / "run.json").read_text())["command"].startswith("pellucid maps ")
+    chosen = ["--image", "5.png", "--layer", "layer3.0", "--overlay", "-o", str(tmp_path / "drawn")]
+    assert CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *chosen]).exit_code == 0
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000005-5.png"]
+    ended = CliRunner().invoke(
+        app, ["show", str(tmp_path / "maps"), "--image", "9.png", "-o", str(tmp_path / "no")]
+    )
+    assert ended.exit_code == 2
+    assert "has no such maps; leave out --image and --layer" in ended.output
+    (tmp_path / "source" / "5.png").unlink()
+    ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *chosen[:2], "-o", str(tmp_path / "more")])
+    assert ended.exit_code == 0
