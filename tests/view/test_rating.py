@@ -8,13 +8,13 @@ import pytest
 from scipy.stats import rankdata
 
 from pellucid.errors import DamagedFileWarning, InvalidData, InvalidParameter, UnknownName
-from pellucid.experiments.folders import Folder
 from pellucid.experiments.ratings import RATINGS, read_ratings
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import Spec
 from pellucid.experiments.store import Results
 from pellucid.findings.statistics import Statistics
 from pellucid.findings.trust import trust_card
+from pellucid.folders import Folder
 from pellucid.papers.exhibits import exhibited
 from pellucid.papers.page import table_of
 from pellucid.papers.recipe import read_recipe

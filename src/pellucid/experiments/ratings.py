@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from ..errors import DamagedFileWarning
 from ..files import writable
-from .folders import Folder
+from ..folders import Folder
 from .record import MetricRecord, RunRecord
 
 RATINGS = "ratings.jsonl"  # the file of a run's folder
