@@ -209,8 +209,11 @@ class _BenchmarkPage:
     def _profiles(self) -> Iterator[Fragment]:
         """Along the layers: each axis's leading metric, a small chart for each method, a line for each variant."""
         leading: dict[str, str] = {}
+        places = self.statistics.values.index.droplevel(["variant", "method"]).unique()
+        several = places.get_level_values("metric").value_counts() > 1
         for text, metric in self.statistics.metrics.items():
-            leading.setdefault(metric.axis, text)
+            if several.get(text, False):
+                leading.setdefault(metric.axis, text)
         for m, model in enumerate(self.models):
             layers = self.statistics.layers(model)
             found = [(text, self._panels(model, text, layers)) for text in leading.values() if len(layers) > 1]

@@ -149,7 +149,7 @@ class LiveView:
             raise InvalidParameter(f"{counted(len(dabs), 'dab')} of the brush; cover less at once")
         with self._at_turn(tick):
             seen = self._photo(image)
-            logits = _once(self._made, ("logits", image), _KEPT, lambda: self._logits(seen.pixels))
+            logits = self._clean(image)
             covered = self._logits(_covered(seen, dabs, radius)) if dabs else logits
         is_class = logits.shape[1] > 1
         before, after = (probabilities(one)[0] if is_class else one[0] for one in (logits, covered))
@@ -192,6 +192,12 @@ class LiveView:
         picture = np.asarray(preprocess.display(found).convert("RGB"))
         return _Seen(preprocess(found)[None].to(self.device), picture)
 
+    def _clean(self, image: Given) -> Tensor:
+        """The logits of a photo as it is, computed once."""
+        seen = self._photo(image)
+        logits: Tensor = _once(self._made, ("logits", image), _KEPT, lambda: self._logits(seen.pixels))
+        return logits
+
     def _logits(self, pixels: Tensor) -> Tensor:
         return Scorer(self.loaded.model, max_batch=self.max_batch).logits(pixels)
 
@@ -207,7 +213,7 @@ class LiveView:
             warnings.simplefilter("always")
             if target != "auto":
                 of = _once(self._asked, target, _KEPT, lambda: self.loaded.asked(target))
-            number: Any = "auto" if target == "auto" else class_of(target, of.classes)
+            number = int(self._clean(image).argmax()) if target == "auto" else class_of(target, of.classes)
             found = method_of(method)(
                 of.model,
                 seen.pixels,
