@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import pellucid as pl
 from pellucid.cli import app
+from pellucid.cli.demo import _GRADED
 from pellucid.models.zoo import load_model
 
 
@@ -91,6 +92,7 @@ def test_training_refuses_an_output_it_cannot_write_before_it_starts(tmp_path, m
 def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
     monkeypatch.setattr("pellucid.cli.demo._METHODS", ("gradient", "rectgrad(q=90)"))
     monkeypatch.setattr("pellucid.cli.demo._COUNT", 4)
+    monkeypatch.setitem(_GRADED, "images", "shapes:4")
     monkeypatch.setattr("pellucid.cli.demo._SHOWN", 1)
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output

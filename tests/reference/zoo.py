@@ -31,11 +31,11 @@ def double_precision() -> Iterator[None]:
 # name: (size of the image, hidden layers to compare)
 ARCHITECTURES: dict[str, tuple[int, tuple[str, ...]]] = {
     "resnet18": (64, ("layer1.0", "layer2.1", "layer4.1")),
-    "resnet50": (64, ("layer1.2", "layer3.0", "layer4.2")),
+    "resnet50": (48, ("layer1.2", "layer3.0", "layer4.2")),
     "vgg16": (32, ("features.4", "features.16", "features.30")),
-    "googlenet": (64, ("inception3a", "inception4c", "inception5b")),
-    "densenet121": (64, ("features.denseblock1", "features.transition2", "features.denseblock4")),
-    "mobilenet_v2": (64, ("features.3", "features.10", "features.18")),
+    "googlenet": (48, ("inception3a", "inception4c", "inception5b")),
+    "densenet121": (48, ("features.denseblock1", "features.transition2", "features.denseblock4")),
+    "mobilenet_v2": (48, ("features.3", "features.10", "features.18")),
     "convnext_tiny": (64, ("features.1.0", "features.3.1", "features.7.2")),
     "norm_free": (16, ("stem",)),
 }

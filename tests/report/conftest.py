@@ -1,8 +1,10 @@
 """One run, and its page."""
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pellucid.experiments.store import Results
 from pellucid.report.benchmark_page import benchmark_page
@@ -16,6 +18,10 @@ def run() -> Results:
 
 @pytest.fixture(scope="session")
 def page(run, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(benchmark_page(run))
+    """Drawn by the first process of a test run that asks."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "report.html"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            path.write_text(benchmark_page(run))
     return path

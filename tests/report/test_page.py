@@ -67,7 +67,7 @@ def test_names_are_escaped():
 
 
 def test_two_images_give_a_page_without_intervals(recwarn):
-    text = benchmark_page(plausible(images=2, variants=("original",)))
+    text = benchmark_page(plausible(images=2, methods=("random", "gradient"), variants=("original",)))
     assert "Too few images to say" in text
     assert "Only 2 images were graded" in text
     assert not recwarn.list
@@ -75,7 +75,7 @@ def test_two_images_give_a_page_without_intervals(recwarn):
 
 @pytest.mark.parametrize("missing", [[], ["a", "b", "c"]])
 def test_an_unfinished_run_says_what_is_missing(missing):
-    run = plausible(variants=("original",), layers=("input",))
+    run = plausible(methods=("random", "gradient"), variants=("original",), layers=("input",))
     record = run.record.model_copy(update={"cells": tuple("abcdefgh")})
     text = benchmark_page(replace(run, record=record, missing=missing))
     assert ("This run is unfinished: 3 of 8 cells are missing" in text) == bool(missing)

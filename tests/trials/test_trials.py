@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [["--interrupts=150"], ["--bytes=60"]])
 def test_nothing_is_lost_and_nothing_left(asked):
     command = [sys.executable, "-m", "tests.trials", *asked]
