@@ -46,7 +46,7 @@ def results(values, reference=None, curves=(), facts=FACTS, pictures=()):
         for index, value in enumerate(numbers)
     ]
     table = pd.DataFrame(columns, columns=[*KEYS, "at", "step", "image", "target", "value", "seed", "versions"])
-    table = table.astype({"at": float, "value": float, "step": object})
+    table = table.assign(training=pd.NA).astype({"at": float, "value": float, "step": object, "training": "Int64"})
     used = {key[-1] for key, *_ in rows}
     layers = {key[0]: [] for key, *_ in rows}
     for key, *_ in rows:

@@ -157,7 +157,7 @@ def test_rows_tell_everything():
     found = table(spec(metrics=["classes", "never"], images_per_cell=5, seed=9))
     assert list(found) == [
         *("model", "variant", "method", "layer", "metric"),
-        *("at", "step", "image", "target", "value", "seed", "versions"),
+        *("at", "step", "image", "training", "target", "value", "seed", "versions"),
     ]
     assert set(found["target"]) <= set(load_model("shapes-resnet").classes)
     assert set(found["model"]) == {"shapes-resnet"}

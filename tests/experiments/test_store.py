@@ -34,6 +34,7 @@ from pellucid.experiments.cells import table as as_table
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
+from pellucid.findings.statistics import Statistics
 from pellucid.metrics.base import Metric
 from pellucid.metrics.noise import TotalVariation
 from pellucid.models.zoo import load_model
@@ -566,13 +567,30 @@ def test_what_had_an_empty_text_in_earlier_versions_has_none():
     assert "" not in found["method"].cat.categories
 
 
+def test_what_earlier_versions_called_an_image_run_0_is_a_training(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(OLD))
+    (tmp_path / "parts").mkdir()
+    known = {"model": "shapes-resnet", "variant": "original", "layer": "input", "value": 0.5}
+    rows = [known | {"method": "gradient", "metric": "roar", "image": f"run {run}"} for run in (0, 11)]
+    rows.append(known | {"method": "", "layer": "", "metric": "top1", "image": "run 1"})
+    part = as_table(rows, ROWS).drop_columns("training")
+    pyarrow.parquet.write_table(part, tmp_path / "parts" / f"{OLD['cells'][0]}.parquet")
+    results = Results.read(tmp_path)
+    assert results.missing == []
+    assert results.table["training"].tolist() == [0, 11, pd.NA]
+    assert results.table["image"].isna().tolist() == [True, True, False]
+    assert Statistics.of(results).values.columns.tolist() == [0, 11, "run 1"]
+    assert results.values(metric="roar")["training"].tolist() == [0, 11]
+    assert results.values(metric="top1")["method"].tolist() == [None]
+
+
 def test_parts_of_earlier_versions_have_no_column_of_targets_and_are_read(tmp_path, computed):
     run = benchmark(spec(), tmp_path / "run")
     assert set(run.table["target"].dropna()) <= set(load_model("shapes-resnet").classes)
     assert run.table["target"].notna().all()
     for path in (tmp_path / "run" / "parts").iterdir():
         part = pyarrow.parquet.read_table(path)
-        told, older = part.schema.metadata, part.drop_columns("target")
+        told, older = part.schema.metadata, part.drop_columns(["target", "training"])
         older = older.replace_schema_metadata({**told, CHECKSUM: checksum(older)})
         pyarrow.parquet.write_table(older, path)
     computed.clear()

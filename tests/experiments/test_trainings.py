@@ -163,9 +163,9 @@ def test_a_map_that_knows_the_block_beats_random_and_its_inverse_loses(results):
 
 
 def test_the_curve_has_whole_images_at_its_end_and_the_value_is_its_area(results):
-    table = results.table.astype({"metric": object, "method": object, "image": object})
+    table = results.table.astype({"metric": object, "method": object})
     clean = {}
-    for key, rows in table.groupby(["metric", "method", "image"]):
+    for key, rows in table.groupby(["metric", "method", "training"]):
         curve = rows[rows["at"].notna()].set_index("at")["value"]
         [value] = rows[rows["at"].isna()]["value"]
         kept = key[0] == "kar"
@@ -177,7 +177,8 @@ def test_the_curve_has_whole_images_at_its_end_and_the_value_is_its_area(results
         assert value == pytest.approx(1 - area if kept else area, abs=1e-12)
     assert all(len(values) == 1 for values in clean.values())  # one clean training of each run for all
     assert len(clean) == 6
-    assert set(table["image"]) == {"run 0", "run 1", "run 2"}
+    assert table["image"].isna().all()
+    assert set(table["training"]) == {0, 1, 2}
     assert set(table["layer"]) == {"input"}
 
 
@@ -205,7 +206,7 @@ def test_one_point_is_that_of_a_training_by_hand(results, data):
     table = results.table
     row = table[
         (table["metric"] == "roar") & (table["method"] == "maps.py:block")
-        & (table["image"] == "run 1") & (table["at"] == 0.5)
+        & (table["training"] == 1) & (table["at"] == 0.5)
     ]  # fmt: skip
     assert row["value"].tolist() == [report.accuracy]
 

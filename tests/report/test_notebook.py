@@ -119,7 +119,17 @@ def test_a_notebook_shows_results_a_card_and_a_model():
 def test_values_and_pivots_of_results():
     run = plausible()
     values = run.values(metric="mass_outside", layer="input", method="gradcam", variant="original")
-    assert list(values.columns) == ["model", "variant", "method", "layer", "metric", "image", "target", "value"]
+    assert list(values.columns) == [
+        "model",
+        "variant",
+        "method",
+        "layer",
+        "metric",
+        "image",
+        "training",
+        "target",
+        "value",
+    ]
     assert len(values) == 12
     table = run.pivot(metric="mass_outside")
     assert table.loc[("net", "original", "gradcam", "input"), "mass_outside"] == pytest.approx(

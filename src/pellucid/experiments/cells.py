@@ -177,7 +177,7 @@ def _measured(case: Case, text: str, metric: Metric | VariantMetric) -> Mapping[
 
 
 def metric_rows(
-    known: Row, spec: Spec, names: Sequence[str], measured: Measured, targets: Sequence[str] | None = None
+    known: Row, spec: Spec, names: Sequence[str | None], measured: Measured, targets: Sequence[str] | None = None
 ) -> Iterator[Row]:
     """The rows of a metric: each image's value, followed by its curve."""
     known = known | {"seed": spec.seed, "versions": known_versions()}

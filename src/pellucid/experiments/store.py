@@ -44,6 +44,7 @@ ROWS = pyarrow.schema(
         ("at", NUMBER),
         ("step", TEXT),
         ("image", TEXT),
+        ("training", pyarrow.int64()),
         ("target", TEXT),
         ("value", NUMBER),
         ("seed", pyarrow.int64()),
@@ -58,7 +59,8 @@ PICTURE_ROWS = pyarrow.schema(
 )
 
 
-_VALUES = ["model", "variant", "method", "layer", "metric", "image", "target"]  # what tells a value from others
+# What tells a value from others.
+_VALUES = ["model", "variant", "method", "layer", "metric", "image", "training", "target"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +68,13 @@ class Results:
     """The results of an experiment, in the order of its plan.
 
     Attributes:
-        table: one row per value: model, variant, method, layer, metric, at, step, image, target (the class that
-            was explained, by its name), value, seed, versions.
+        table: one row per value: model, variant, method, layer, metric, at, step, image, training, target (the
+            class that was explained, by its name), value, seed, versions.
             ``at`` is null for the value itself, else the position on the metric's curve, which ``step`` may name;
             ``value`` is null where the metric is undefined; ``method`` and ``layer`` are where the variant itself
-            is graded. Texts are categories. Ratings by eye (``pellucid view --rate``) are a metric of their own:
-            the raters' mean, and each rater's as a point of its curve, which ``step`` names.
+            is graded, ``image`` where the value is of a ``training``, by its number. Texts are categories.
+            Ratings by eye (``pellucid view --rate``) are a metric of their own: the raters' mean, and each rater's
+            as a point of its curve, which ``step`` names.
         record: what run.json says, and that ratings are there.
         missing: the cells that have not been computed.
         pictures: image, kind ("photo", "map", or the metric that compared the map with this one), model,
@@ -102,17 +105,18 @@ class Results:
         parts = store.whole(PARTS, record.cells, ROWS)
         cells = [PHOTOS, *parts] if pictures else []
         shown = one_table(store.whole(PICTURES, cells, PICTURE_ROWS), PICTURE_ROWS)
-        table = one_table(parts, ROWS)
+        table = _with_trainings(one_table(parts, ROWS), record)
         layers = {layer for names in record.layers.values() for layer in names}
-        told = {"model": record.layers, "variant": None, "metric": record.metrics, "image": None}
+        told = {"model": record.layers, "variant": None, "metric": record.metrics}
         _require_told(table, told, f"the parts in {url}")
+        _require_told(table[table["training"].isna()], {"image": None}, f"the parts in {url}")
         of_maps = table[table["method"].notna() | table["layer"].notna()]
         _require_told(of_maps, {"method": None, "layer": layers}, f"the parts in {url}")
         _require_told(shown, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
         missing = [cell for cell in record.cells if cell not in parts]
         if ratings := read_ratings(store.folder, record):
             rated = pyarrow.Table.from_pylist(list(rating_rows(ratings)), schema=ROWS)
-            table = one_table({**parts, "": rated}, ROWS)
+            table = _with_trainings(one_table({**parts, "": rated}, ROWS), record)
             questions = {name: QUESTIONS_OF_RATERS[name] for name in rated["metric"].unique().to_pylist()}
             record = record.model_copy(update={"metrics": questions | dict(record.metrics)})
         return cls(table, record, shown, missing)
@@ -387,11 +391,23 @@ class Store:
 
 
 def _completed(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
-    """A table with the column of targets, which parts of earlier versions lack."""
-    place = schema.get_field_index("target")
-    if place < 0 or "target" in table.column_names:
-        return table
-    return table.add_column(place, schema.field(place), pyarrow.nulls(len(table), TEXT))
+    """A table with the columns of trainings and targets, which parts of earlier versions lack."""
+    for place, column in enumerate(schema):
+        if column.name in ("training", "target") and column.name not in table.column_names:
+            table = table.add_column(place, column, pyarrow.nulls(len(table), column.type))
+    return table
+
+
+def _with_trainings(table: pandas.DataFrame, record: RunRecord) -> pandas.DataFrame:
+    """A table whose trainings are told by their number; earlier versions had images called ``run 0`` for them."""
+    table["training"] = table["training"].astype("Int64")
+    trained = [text for text, metric in record.metrics.items() if metric.by_training]
+    older = table["metric"].isin(trained) & table["training"].isna()
+    if older.any():
+        names = table["image"].astype(object)
+        table.loc[older, "training"] = names[older].str.removeprefix("run ").astype("Int64")
+        table["image"] = names.mask(older).astype("category")
+    return table
 
 
 def one_table(parts: Mapping[str, pyarrow.Table], schema: pyarrow.Schema) -> pandas.DataFrame:

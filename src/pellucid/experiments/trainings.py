@@ -365,8 +365,7 @@ def run_training(spec: Spec, cell: TrainingCell) -> Finished:
     rows: list[Row] = []
     for ((variant, method), text), measured in curves.items():
         known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": text, "layer": LAYER}
-        # A training stands where an image stands elsewhere: it is what statistics are taken over.
-        rows += metric_rows(known, spec, [f"run {cell.run}"], measured)
+        rows += metric_rows(known | {"training": cell.run}, spec, [None], measured)
     return Finished(table(rows, ROWS), table([], PICTURE_ROWS), frozenset(trainings.notes))
 
 

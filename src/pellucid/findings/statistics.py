@@ -40,8 +40,8 @@ class Statistics:
     Attributes:
         metrics: what each says about itself, by text.
         reference: the method that the others are compared with, if any.
-        values: one row per (model, variant, method, layer, metric), one column per image; NaN where undefined
-            or not measured.
+        values: one row per (model, variant, method, layer, metric), one column per image, by its name, or
+            training, by its number; NaN where undefined or not measured.
         missing: like ``values``: whether the image was measured without a defined value.
         points: the curves, like ``values`` with the levels ``at`` and ``step`` added.
         checked: where each row has a layer of its own (``best``), the values by which differences are checked.
@@ -64,7 +64,9 @@ class Statistics:
         table = results.table
         if not len(table):
             raise InvalidData("the results table is empty: no cell has finished; run the benchmark first")
-        images = list(dict.fromkeys(table["image"].astype(object)))
+        names = table["image"].astype(object)
+        table = table.assign(image=names.where(names.notna(), table["training"].astype(object)))
+        images = list(dict.fromkeys(table["image"]))
         whole = table["at"].isna()
         long = _plain(table[whole], [*GROUP, "image"])
         curves = _plain(_thinned(table[~whole]), [*GROUP, "at", "step", "image"])

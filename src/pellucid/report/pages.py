@@ -216,7 +216,7 @@ def _markdown_caption(text: str) -> list[str]:
 
 def _breakable(name: str) -> Markup:
     """A name that a narrow column may break at its joints: smoothed( | guided_ | backprop, | samples= | 5)."""
-    return Markup(re.sub(r"(?<=[_,/=])|(?<=\.)(?!\d+ )|(?<=\w\()", "<wbr>", str(escape(name))))
+    return Markup(re.sub(r"(?<=[_,/=])|(?<=\.)(?!\d+[ .,;)])|(?<=\w\()", "<wbr>", str(escape(name))))
 
 
 @lru_cache(maxsize=1)
