@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +91,18 @@ def test_neither_torch_nor_the_table_is_read_to_open_a_run(run):
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
+
+
+def test_damaged_photos_are_told_and_the_rest_is_shown(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    view, photos = RunView.open(copy), copy / "pictures" / "photos.parquet"
+    photos.write_bytes(photos.read_bytes()[:-40])
+    with pytest.raises(InvalidData, match="are damaged"):
+        view.photo(nobody, 0, 0)
+    assert view.maps(nobody, 0, 0, 1, 0)["layers"]
+    with pytest.raises(InvalidData, match="kept no pictures"):
+        RunView.open(copy)
 
 
 def test_what_is_no_run_with_pictures_is_refused(tmp_path):

@@ -34,6 +34,7 @@ from .record import DamagedRun, RunRecord
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
+_TOGETHER = 32  # pictures that are read together, where one is wanted
 _T = TypeVar("_T")
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
@@ -290,14 +291,15 @@ class Store:
         """Store pictures, if there are any."""
         name = f"{PICTURES}/{cell}.parquet"
         if len(pictures):
-            self.folder.write(name, self._parquet(pictures))
+            self.folder.write(name, self._parquet(pictures, _TOGETHER))
         else:
             self.folder.remove(name)
 
-    def _parquet(self, table: pyarrow.Table) -> bytes:
+    def _parquet(self, table: pyarrow.Table, together: int | None = None) -> bytes:
         told = {CHECKSUM: checksum(table), RUN_HASH: self.run}
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="zstd")
+        table = table.replace_schema_metadata(told)
+        pyarrow.parquet.write_table(table, buffer, compression="zstd", row_group_size=together)
         return buffer.getvalue()
 
     def has_photos(self) -> bool:
@@ -375,13 +377,24 @@ class Store:
             raise ValueError("it is of another run")
         return _completed(table, schema)
 
-    def column(self, name: str, column: str) -> set[str]:
-        """The names in one column of a part, and nothing else of it; none where it is missing or damaged."""
+    def photographed(self) -> set[str]:
+        """The images whose photos are here, by name: nothing else is read; none where they are damaged."""
         try:
-            with self.folder.opened(name) as file:
-                return set(pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist())
+            with self.folder.opened(f"{PICTURES}/{PHOTOS}.parquet") as file:
+                return set(pyarrow.parquet.read_table(file, columns=["image"])["image"].to_pylist())
         except (pyarrow.ArrowException, OSError, ValueError, KeyError):
             return set()
+
+    def photos_of(self, image: str) -> pandas.DataFrame:
+        """The photos of one image, as each model sees it; only the few that are stored with it are read."""
+        try:
+            with self.folder.opened(f"{PICTURES}/{PHOTOS}.parquet") as file:
+                found = pyarrow.parquet.read_table(file, filters=[("image", "==", image)])
+                return one_table({PHOTOS: found}, PICTURE_ROWS)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise InvalidData(
+                f"the photos in {self.url} are damaged ({error}); run the benchmark again"
+            ) from error
 
     def whole(self, folder: str, cells: Sequence[str], schema: pyarrow.Schema) -> dict[str, pyarrow.Table]:
         """The parts of the cells that have one that is whole, in the order of the cells, each read once."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import InvalidData, counted
 from ..experiments.record import RunRecord, cell_digest
-from ..experiments.store import PHOTOS, PICTURE_ROWS, PICTURES, Results, Store, one_table
+from ..experiments.store import PICTURE_ROWS, PICTURES, Results, Store, one_table
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, rows_at
 from ..findings.trust import trust_card
@@ -49,7 +49,7 @@ class RunView:
         if record is None:
             raise InvalidData(f"there is no run of pellucid benchmark in {url}; give its output folder, or photos")
         store.run = record.hash
-        names = store.column(f"{PICTURES}/{PHOTOS}.parquet", "image")
+        names = store.photographed()
         if not names:
             raise InvalidData(
                 f"the run in {url} kept no pictures; run it again in a new folder with pictures = 20"
@@ -135,7 +135,7 @@ class RunView:
 
     def photo(self, tick: Tick, model: int, image: int) -> dict[str, Any]:
         """A photo as a model saw it."""
-        rows = self._photos[self._photos["image"] == named(self.images, image, "image")]
+        rows = self.store.photos_of(named(self.images, image, "image"))
         rows = rows[rows["model"].isin([named(self.models, model, "model"), ""])]
         if rows.empty:
             raise InvalidData(f"the run kept no photo of {self.images[image]}")
@@ -209,10 +209,6 @@ class RunView:
 
     def _read(self, cell: str) -> pd.DataFrame:
         return one_table(self.store.whole(PICTURES, [cell], PICTURE_ROWS), PICTURE_ROWS)
-
-    @cached_property
-    def _photos(self) -> pd.DataFrame:
-        return self._read(PHOTOS)
 
     @cached_property
     def _results(self) -> Results:
