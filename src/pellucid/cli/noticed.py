@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
+from ..experiments.cells import layers_noted
 from ..models.preprocess import is_assumed
 from ..models.weights import is_untrained
 from .run import ExplainRun
@@ -76,7 +77,7 @@ def verdict_on(points: float, same: float) -> str:
 
 
 def _of_methods(run: ExplainRun) -> Iterator[str]:
-    for (warning, method), layers in run.found.layers_noted().items():
+    for (warning, method), layers in layers_noted(run.found.notes).items():
         told = notes_told({(warning, method): layers}, "photo")[0]
         if warning == "CompletenessWarning":
             names = [name for name, text in run.request.texts.items() if text == method]

@@ -63,13 +63,6 @@ class Explained:
         """Keep it in a draft folder."""
         replace_file(folder / UNFINISHED / _STATE, sealed(asdict(self)))
 
-    def layers_noted(self) -> dict[tuple[str, str], list[str]]:
-        """The layers of each warning and method."""
-        layers: dict[tuple[str, str], list[str]] = {}
-        for warning, method, layer in self.notes:
-            layers.setdefault((warning, method), []).append(layer)
-        return layers
-
 
 @dataclass
 class ExplainRun:

@@ -24,6 +24,7 @@ from ..folders import Folder
 from ..kinds import require_kind
 from ..layers import explainable, select_layers
 from . import inputs
+from .cells import layers_noted
 from .planning import NO_RESULT, digests_of_files
 from .record import hashed, versions
 from .runners import Advance, Runner, inline
@@ -66,10 +67,7 @@ class MapsRun:
     @property
     def notes(self) -> dict[tuple[str, str], list[str]]:
         """The layers of each warning and method."""
-        found: dict[tuple[str, str], dict[str, None]] = {}
-        for warning, method, layer in (note for shard in self.shards.values() for note in shard.notes):
-            found.setdefault((warning, method), {})[layer] = None
-        return {key: list(layers) for key, layers in found.items()}
+        return layers_noted(note for shard in self.shards.values() for note in shard.notes)
 
 
 def write_maps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -160,6 +160,14 @@ def noted(method: str, notes: set[Note]) -> Iterator[None]:
             notes.add((type(message).__name__, method, message.layer))
         else:
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
+
+
+def layers_noted(notes: Iterable[Sequence[str]]) -> dict[tuple[str, str], list[str]]:
+    """The layers of each warning and method, each once."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for warning, method, layer in notes:
+        found.setdefault((warning, method), {})[layer] = None
+    return {key: list(layers) for key, layers in found.items()}
 
 
 def _measured(case: Case, text: str, metric: Metric | VariantMetric) -> Mapping[Any, Measured]:

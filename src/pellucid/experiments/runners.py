@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import PellucidError
 from . import inputs
-from .cells import Cell, Finished, photos, run_cell
+from .cells import Cell, Finished, Note, layers_noted, photos, run_cell
 from .planning import plan
 from .shards import Shard, ShardCell, explain_shard
 from .spec import Spec
@@ -87,7 +87,7 @@ def benchmark(
         planned = plan(spec, None if store.local is None else store.local / SHARED, command)
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
-        notes: dict[tuple[str, str], dict[str, None]] = {}
+        notes: list[Note] = []
         with store.opened(planned.record):
             finished = store.finished(ids) - store.damaged_pictures(ids)
             if not store.has_photos():
@@ -97,8 +97,7 @@ def benchmark(
             for outcome in runner(planned.spec, [cell for cell in planned.cells if cell.id not in finished]):
                 if isinstance(outcome.finished, Finished):
                     store.write(outcome.cell.id, outcome.finished.rows, outcome.finished.pictures)
-                    for warning, method, layer in sorted(outcome.finished.notes):
-                        notes.setdefault((warning, method), {})[layer] = None
+                    notes += sorted(outcome.finished.notes)
                 elif outcome.error is not None:
                     notes_of = getattr(outcome.error, "__notes__", [])
                     failed[outcome.cell.id] = "; ".join([str(outcome.error), *notes_of])
@@ -107,4 +106,4 @@ def benchmark(
     finally:
         inputs.forget()
         images_of.cache_clear()
-    return replace(Results.read(output), failed=failed, notes={key: list(of) for key, of in notes.items()})
+    return replace(Results.read(output), failed=failed, notes=layers_noted(notes))
