@@ -144,7 +144,7 @@ def test_photos_of_two_people_a_huge_one_and_a_stop(tab, live, tmp_path):
 def test_a_run_is_looked_through_and_sorted(tab, run_view, tmp_path, kind):
     def look(url):
         page = tab(url)
-        until(page, "document.getElementById('numbers').textContent.includes('total_variation')")
+        until(page, "document.getElementById('numbers').textContent.includes('total variation')")
         assert page.locator("#map-title").text_content() == "gradient at input, original"
         page.select_option("#order", label="where methods disagree most")
         until(page, "document.getElementById('image').options[0].text.includes('(')")

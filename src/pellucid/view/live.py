@@ -228,12 +228,13 @@ class LiveView:
             for layer, attribution in found.items()
             if attribution.dim() == 4
         }
+        notes = dict.fromkeys(str(one.message) for one in told)
         return {
             "layers": list(maps),
             "maps": {layer: map_told(values) for layer, values in maps.items()},
             "signed": has_negative(maps.values()),
             "explained": of.class_name(int(found.targets[0])),
-            "notes": list(dict.fromkeys(str(one.message) for one in told))[:4],
+            "notes": [f"{text[:1].upper()}{text[1:]}" for text in notes][:4],
             "made": f"Forward passes: {passes[0]}, in {perf_counter() - begun:.2f} s",
         }
 

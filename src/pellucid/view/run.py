@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, counted
-from ..experiments.record import RunRecord, cell_digest
+from ..experiments.ratings import QUESTIONS_OF_RATERS, RATINGS
+from ..experiments.record import MetricRecord, RunRecord, cell_digest
 from ..experiments.store import PICTURE_ROWS, PICTURES, Results, Store, one_table
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, rows_at
@@ -87,7 +88,7 @@ class RunView:
         """What there is to choose from."""
         metrics = {
             text: {"direction": metric.direction, "higher": metric.higher_is_better}
-            for text, metric in self.record.metrics.items()
+            for text, metric in (self._rated | dict(self.record.metrics)).items()
             if not metric.of_model and not metric.by_training
         }
         shown, graded = counted(len(self.images), "image"), counted(len(self.record.images), "image")
@@ -197,6 +198,11 @@ class RunView:
         rows = rows[(rows["image"] == self.images[image]) & (rows["kind"] == "map")]
         found = dict(zip(rows["layer"], rows["data"], strict=True))
         return {layer: read_map(found[layer]) for layer in self.record.layers[of] if layer in found}
+
+    @property
+    def _rated(self) -> dict[str, MetricRecord]:
+        """The questions that raters were asked, if there were any."""
+        return dict(QUESTIONS_OF_RATERS) if self.store.folder.read(RATINGS) else {}
 
     @cached_property
     def _cells(self) -> dict[str, str]:

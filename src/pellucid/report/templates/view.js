@@ -182,7 +182,7 @@ function scoreRows() {
 function metricRows(at) {
   const found = state.values?.layers[at] ?? {};
   return Object.entries(found).filter(([text]) => page.metrics[text]).map(([text, values]) => [
-    text, [values[state.image] === null ? "undefined" : String(Number(values[state.image].toPrecision(4))), page.metrics[text].direction]]);
+    text.replaceAll("_", " "), [values[state.image] === null ? "undefined" : String(Number(values[state.image].toPrecision(4))), page.metrics[text].direction]]);
 }
 
 // Order of a run's images.
