@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pellucid import catalog
 from pellucid.cli import app
+from pellucid.experiments.ratings import QUESTIONS_OF_RATERS
 from pellucid.experiments.spec import read_spec
 from pellucid.layers import select_layers
 from pellucid.metrics.randomization import ALL, groups, randomized
@@ -67,7 +68,7 @@ def names(paper, experiment, scale):
         "model": [model.key for model in spec.models],
         "variant": list(spec.variant_texts),
         "method": [*spec.method_texts, *([""] if of_model else [])],
-        "metric": ["map", *spec.metrics],
+        "metric": ["map", *spec.metrics, *QUESTIONS_OF_RATERS],
         "layer": [*layers(tuple(model.name for model in spec.models), spec.layers), ""],
     }
 
