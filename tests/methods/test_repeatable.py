@@ -296,6 +296,19 @@ def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
     gradient()(model, images[..., :4], 0)
 
 
+def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():
+    loaded = pl.load_model("shapes-resnet")
+    pixels = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    pl.method("gradient")(loaded, loaded.preprocess.normalize(pixels))
+    loaded = pl.load_model("shapes-resnet")
+    with pytest.warns(
+        InputWarning, match=r"images lie in \[0, 1\], as before.*give preprocess.normalize\(images\)"
+    ):
+        pl.method("gradient")(loaded, pixels)
+    model = pl.load_model("shapes-resnet").model  # of which nobody knows what it takes
+    pl.method("gradient")(model, pixels)
+
+
 def test_bytes_are_told_what_to_become():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(InvalidImage, match=r"torch.uint8; give a float tensor.*images / 255 - mean"):

@@ -697,3 +697,11 @@ def test_the_shortcuts_of_cifar_resnets_are_smoothed_too():
     with Rules([Counting()]), torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
     assert sorted(met) == ["conv2d", "conv2d", "slice", "slice"]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), np.zeros((8, 8, 3), np.uint8), "photo.jpg"])
+def test_a_preprocess_takes_pictures_alone_and_says_so(image):
+    with pytest.raises(
+        InvalidImage, match=r"the image is (Tensor|ndarray|str); give a picture.*normalize\(tensor\)"
+    ):
+        IMAGENET(image)

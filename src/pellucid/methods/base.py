@@ -170,6 +170,7 @@ class _Asking:
     layouts: Mapping[str, Layout]
     keys: tuple[int, ...]
     answer: str  # what is asked of the model if that is no class
+    preprocess: Any  # what images should have gone through, where the model tells it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +268,7 @@ class Method(ABC):
             InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
             RuleNotApplied, OutOfMemory: as their names say; the model is unchanged then, too.
         """
-        names, model = class_names(model), explainable(model)
+        names, preprocess, model = class_names(model), getattr(model, "preprocess", None), explainable(model)
         require_images(images, model)
         told = require_kind(Mapping[str, str | Layout] | None, layouts, "layouts", InvalidParameter) or {}
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
@@ -279,14 +280,14 @@ class Method(ABC):
             answer = "" if answering is model else text
             declared = {name: layout(one) if isinstance(one, str) else one for name, one in told.items()}
             asking = _Asking(
-                model, answering, rules, images, targets, layers, declared, _keys(seed, images), answer
+                model, answering, rules, images, targets, layers, declared, _keys(seed, images), answer, preprocess
             )
             return fitting(model, images, max_batch, partial(self._explain, asking))
 
     def _network(self, asking: _Asking, max_batch: int) -> tuple[Network, tuple[str, ...]]:
         """The network that is asked, whose passes see at most ``max_batch`` rows, and the layers to explain."""
         model, images, targets, layers = asking.model, asking.images, asking.targets, asking.layers
-        require_repeatable(model, images, asking.answering, max_batch == 1)
+        require_repeatable(model, images, asking.answering, max_batch == 1, asking.preprocess)
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)

@@ -22,8 +22,11 @@ def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
 _LARGE = 20.0  # no normalized image has such values
 
 
-def looks_wrong(images: Tensor, logits: Tensor) -> dict[str, str]:
-    """What in a model's images and logits (B, K) is likely a mistake: a sentence for each kind."""
+def looks_wrong(images: Tensor, logits: Tensor, preprocess: Any = None) -> dict[str, str]:
+    """What in a model's images and logits (B, K) is likely a mistake: a sentence for each kind.
+
+    ``preprocess`` is what the model's images should have gone through, where that is known.
+    """
     found, largest = {}, float(images.abs().max())
     if logits.shape[1] > 1 and are_shares(logits):
         found["softmax"] = "the outputs are probabilities; explain the model without its last softmax"
@@ -31,6 +34,10 @@ def looks_wrong(images: Tensor, logits: Tensor) -> dict[str, str]:
         found["scale"] = (
             f"the model sees values up to {largest:.4g}, as of images that are not normalized; unless it scales "
             "them itself, divide by 255 (in commands, of float images: --scale 0,255) and normalize"
+        )
+    elif getattr(preprocess, "mean", None) and float(images.min()) >= 0 and 0 < largest <= 1:
+        found["scale"] = (
+            "the images lie in [0, 1], as before the model's normalization; give preprocess.normalize(images)"
         )
     return found
 
@@ -48,10 +55,10 @@ def require_images(images: Tensor, model: nn.Module | None = None) -> None:
         or not _is_held(images)
     ):
         shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        scaled = "; (images / 255 - mean) / std, normalized as the model expects, is one"
+        is_raw = getattr(images, "dtype", None) == torch.uint8
+        one = "(images / 255 - mean) / std, as the model normalizes" if is_raw else "preprocess(photo)[None]"
         raise InvalidImage(
-            f"images are {shape}; give a float tensor (batch, channels, height, width)"
-            f"{scaled if getattr(images, 'dtype', None) == torch.uint8 else ''}"
+            f"images are {shape}; give a float tensor (batch, channels, height, width), such as {one}"
         )
     if len(images) == 0:
         raise InvalidImage("the batch holds no image")

@@ -26,7 +26,9 @@ TRIES = 100  # of a model that draws random numbers, until two differ
 _TRIED: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
 
 
-def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module, alone: bool) -> None:
+def require_repeatable(
+    model: nn.Module, images: Tensor, answering: nn.Module, alone: bool, preprocess: Any = None
+) -> None:
     """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
 
     Three passes over the first image, once for a model, the images' shape and the modules' modes; two if images
@@ -58,7 +60,7 @@ def require_repeatable(model: nn.Module, images: Tensor, answering: nn.Module, a
                 f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
                 "map; give normalizations running statistics, or a model that treats images one by one"
             )
-    for sentence in looks_wrong(images, first).values() if not tried else ():
+    for sentence in looks_wrong(images, first, preprocess).values() if not tried else ():
         warnings.warn(InputWarning(sentence), stacklevel=6)
     tried.add(trial)
 

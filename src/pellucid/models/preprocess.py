@@ -100,6 +100,11 @@ class Preprocess:
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
+        if not isinstance(image, Image.Image | Pixels):
+            raise InvalidImage(
+                f"the image is {type(image).__name__}; give a picture that Pillow has opened (Image.open, "
+                "Image.fromarray), or normalize(tensor) of pixels in [0, 1]"
+            )
         if isinstance(image, Image.Image) and self.channels in _MODES:
             pixels: Tensor = transforms.to_tensor(self._moved(image.convert(_MODES[self.channels])))
             return (
