@@ -41,7 +41,7 @@ def test_the_best_is_found_with_its_number():
     assert found.lead.floors == ()
     assert found.sentence.startswith("gradcam is best: insertion 0.800 (95 % interval 0.7")
     assert found.sentence.endswith(
-        "; score, higher is better); next is gradient with 0.500; it beats a random map (0.300)."
+        "; score, higher is better); next is gradient with 0.500; a random map (0.300) is beaten."
     )
 
 

@@ -53,8 +53,8 @@ def _ahead(lead: Ranking) -> str:
     floors = [one for kind in FLOORS for one in behind if one.floor == kind]
     if not floors:
         return f"{text}."
-    who = "it" if len(lead.best) == 1 else "the first"
-    return f"{text}; {who} beats {FLOORS[floors[0].floor]} ({_number(lead, floors[0])})."
+    floor = f"{FLOORS[floors[0].floor]} ({_number(lead, floors[0])})"
+    return f"{text}; {floor} is beaten." if len(lead.best) == 1 else f"{text}; the first beats {floor}."
 
 
 def _beaten(lead: Ranking) -> str:
