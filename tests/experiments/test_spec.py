@@ -135,7 +135,7 @@ TABLES = '[images]\nsource = "shapes:2"\n[[models]]\nname = "m"\n'
         ("", f"{TABLES}weigths = 'b'", UnknownName, r"the table 'models' in .*bench.toml 'weigths'.*weights"),
         ("", "models = ['m']\n[images]\nsorce = 'x'", UnknownName, r"the table 'images' .* 'sorce'; .*source"),
         ("", f"{TABLES}methods = ['a']", InvalidParameter, "'models' has no key 'methods'; write it at the top"),
-        ("count = 3", TABLES, InvalidParameter, "has no key 'count'; write it in the table 'images'"),
+        ("count = 3", TABLES, InvalidParameter, "the top, before the first table, has no key 'count'; .*'images'"),
         ("images = 'shapes:2'", "", InvalidParameter, "models is missing"),
         ("seed = 'x'", TABLES, InvalidParameter, "seed is 'x'; input should be a valid integer"),
         ("seed = -1", TABLES, InvalidParameter, "seed is -1; input should be greater"),
