@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -41,9 +41,13 @@ def in_turns(works: dict[str, Callable[[], float | None]], runs: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
-            begun = perf_counter()
+            begun, used = perf_counter(), process_time()
             seconds[name].append(work() or perf_counter() - begun)
-            print(f"  {name}: {seconds[name][-1]:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+            load = f"load {os.getloadavg()[0]:.1f}"
+            print(
+                f"  {name}: {seconds[name][-1]:.1f} s, of this process {process_time() - used:.1f}, {load}",
+                flush=True,
+            )
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
@@ -150,7 +154,7 @@ def many_part(cells: int) -> None:
     torch.set_num_threads(1)
     wanted = {"models": ["shapes-resnet"], "images": "shapes:1", "methods": ["edges"], "layers": ["input"]}
     spec = pl.read_spec(None, wanted | {"metrics": ["total_variation"]})
-    ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False, object_store_memory=80 << 20)
+    ray.init("local", num_cpus=2, logging_level="ERROR", log_to_driver=False, object_store_memory=80 << 20)
     work = [Cell("shapes-resnet", "original", "edges", 0, 1, "")] * cells
     begun = perf_counter()
     for done, outcome in enumerate(_Cluster(ray, 1, 0).outcomes(spec, work), 1):

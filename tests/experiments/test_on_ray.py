@@ -12,7 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pellucid.errors import InvalidCluster, InvalidParameter, OutputNotWritable, UnknownName
+from pellucid.errors import (
+    EmptyMapWarning,
+    InvalidCluster,
+    InvalidParameter,
+    OutputNotWritable,
+    RuleWarning,
+    UnknownName,
+)
 from pellucid.experiments import on_ray as module
 from pellucid.experiments import runners
 from pellucid.experiments.bulk import read_maps, write_maps
@@ -326,3 +333,11 @@ def test_a_spec_is_the_same_in_any_folder(maps, monkeypatch):
     relative = spec(Path("maps.py"), ["gradient"]).model_copy(update={"methods": ("maps.py:maps",)})
     assert with_absolute_paths(relative).methods == (f"{maps}:maps",)
     assert runners.plan(with_absolute_paths(relative)).record.hash == runners.plan(relative).record.hash
+
+
+def test_kinds_of_warnings_that_only_a_users_file_knows_are_carried_as_plain_ones():
+    own = type("Own", (RuntimeWarning,), {"__module__": "pellucid_user_maps"})
+    assert module._known(own) is UserWarning
+    assert module._known(EmptyMapWarning) is UserWarning  # it takes a layer, too
+    assert module._known(RuntimeWarning) is RuntimeWarning
+    assert module._known(RuleWarning) is RuleWarning

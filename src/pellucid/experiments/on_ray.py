@@ -100,9 +100,11 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 def _own_signals() -> Iterator[None]:
     """Keep what SIGTERM does here, which Ray would replace."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _require_answer(address: str) -> None:
@@ -348,7 +350,9 @@ def _require_same(told: str) -> None:
         raise InvalidCluster(f"the Ray worker at {socket.gethostname()} {wrong}")
 
 
-def _computed(given: tuple[Spec, _Expected, int], cell: AnyCell) -> tuple[Outcome, int, list[tuple[type, str]]]:
+def _computed(
+    given: tuple[Spec, _Expected, int], cell: AnyCell
+) -> tuple[Outcome, int, list[tuple[type[Warning], str]]]:
     """A cell's outcome, the rows of its passes, and its warnings."""
     spec, expected, cpus = given
     _require_same(json.dumps(expected.told()))
@@ -356,5 +360,10 @@ def _computed(given: tuple[Spec, _Expected, int], cell: AnyCell) -> tuple[Outcom
     with counting() as rows, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         [outcome] = inline(spec, [cell])
-    warned = [(one.category, str(one.message)) for one in caught if not issubclass(one.category, LayerWarning)]
-    return outcome, sum(rows), warned
+    return outcome, sum(rows), [(_known(one.category), str(one.message)) for one in caught]
+
+
+def _known(kind: type[Warning]) -> type[Warning]:
+    """A kind of warning that can be made of a message anywhere."""
+    is_plain = kind.__module__ in ("builtins", "pellucid.errors") and not issubclass(kind, LayerWarning)
+    return kind if is_plain else UserWarning
