@@ -106,7 +106,7 @@ def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tupl
             batch.loaded.model, batch.images, explained, spec.layers,
             variant=variant, seed=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         )  # fmt: skip
-        require_maps(attributions, str(method))
+        require_maps(attributions)
     return Case(
         method, batch.loaded.model, batch.images, attributions, _scorer(variant, batch), scored, variant,
         seed=spec.seed, seeds=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
@@ -115,13 +115,13 @@ def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tupl
     )  # fmt: skip
 
 
-def require_maps(attributions: Attributions, method: str) -> None:
-    """Refuse layers at which a method gave no maps (``InvalidLayer``)."""
+def require_maps(attributions: Attributions, method: str = "") -> None:
+    """Refuse layers at which a method, named where nothing else does, gave no maps (``InvalidLayer``)."""
     for layer, attribution in attributions.items():
         if attribution.dim() != 4:
             raise InvalidLayer(
-                f"layer {layer!r} gives {method} the shape {tuple(attribution.shape)}, which is no map; "
-                "name layers whose output has a height and a width"
+                f"layer {layer!r} gives {f'{method} ' * bool(method)}the shape {tuple(attribution.shape)}, "
+                "which is no map; name layers whose output has a height and a width"
             )
 
 
