@@ -87,10 +87,12 @@ def test_a_models_maps_are_scrubbed_pinned_and_covered(tab, live, loaded):
             page.wait_for_timeout(50)
             names.append(page.locator("#layer-name").text_content())
         assert names == layer_names(loaded.model)
+        assert "of one color" in page.locator("#told").text_content()  # of the last layer, and said there alone
         assert len(live._made) == asked  # scrubbing asks for nothing
         assert pixels(page, "#map") != first
         page.keyboard.press("Home")
         page.wait_for_timeout(100)
+        assert "of one color" not in page.locator("#told").text_content()
         page.click("#pin")
         page.locator("#layer").focus()
         page.keyboard.press("End")

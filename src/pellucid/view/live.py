@@ -228,13 +228,13 @@ class LiveView:
             for layer, attribution in found.items()
             if attribution.dim() == 4
         }
-        notes = dict.fromkeys(str(one.message) for one in told)
+        notes = dict.fromkeys((getattr(one.message, "layer", None), str(one.message)) for one in told)
         return {
             "layers": list(maps),
             "maps": {layer: map_told(values) for layer, values in maps.items()},
             "signed": has_negative(maps.values()),
             "explained": of.class_name(int(found.targets[0])),
-            "notes": [f"{text[:1].upper()}{text[1:]}" for text in notes][:4],
+            "notes": [{"layer": layer, "text": f"{text[:1].upper()}{text[1:]}"} for layer, text in notes],
             "made": f"Forward passes: {passes[0]}, in {perf_counter() - begun:.2f} s",
         }
 

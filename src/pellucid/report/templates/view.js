@@ -49,12 +49,18 @@ async function show() {
     const maps = await ask("maps", place(), state.wait.signal);
     if (mine !== state.asked) return;
     take(maps);
-    say([maps.made, ...(maps.notes ?? [])].filter(Boolean).join(". "));
+    tell();
     if (!maps.layers.length) say("No map was kept of this choice.", true);
     draw();
     if (!live) await showValues(mine);
   } catch (error) { if (mine === state.asked) failed(error); }
   finally { if (mine === state.asked) $("stop").hidden = true; }
+}
+// What was amiss: in the whole answer, at layers without a map, and at the layer that is shown.
+function tell() {
+  const { made, layers, notes = [] } = state.maps;
+  const here = notes.filter((one) => one.layer === layer() || !layers.includes(one.layer));
+  say([made, ...here.map((one) => one.text)].filter(Boolean).slice(0, 5).join(". "));
 }
 async function showValues(mine) {
   const { model, variant } = state;
@@ -299,6 +305,7 @@ document.addEventListener("change", ({ target }) => {
   else if (["method", "text", "target"].includes(target.id)) { if (live) explain(); show(); }
   else if (target.id === "radius" && state.dabs.length) { draw(); score(); }
 });
+$("layer").addEventListener("input", () => { if (live && state.maps) tell(); });
 document.addEventListener("input", ({ target }) => { if (["layer", "share", "scale"].includes(target.id)) draw(); });
 $("choices").addEventListener("submit", (event) => event.preventDefault());
 $("before").addEventListener("click", () => step(-1));
