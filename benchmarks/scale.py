@@ -1,7 +1,7 @@
 """What leaving one process costs and brings: Ray against one process, and maps in bulk against the bare loop.
 
     python benchmarks/scale.py --part ray [--runs 3] [--cells 6]
-    python benchmarks/scale.py --part bulk --images FOLDER [--weights FILE] [--count 100] [--runs 1] [--explain 50]
+    python benchmarks/scale.py --part bulk --images FOLDER [--weights FILE] [--count 100] [--explain 50]
     python benchmarks/scale.py --part many [--cells 10000]
 
 ``ray``: cells of some seconds (ResNet-18, 224 x 224, one thread), in this process, by one Ray worker of one
@@ -33,7 +33,7 @@ from pellucid.experiments.cells import Cell
 from pellucid.experiments.spec import spec_of
 
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-STEPS, BATCH = 20, 16
+BATCH = 16
 
 
 def in_turns(works: dict[str, Callable[[], float | None]], runs: int) -> dict[str, float]:
@@ -96,7 +96,7 @@ def ray_part(runs: int, cells: int) -> None:
     print(f"one worker / two workers: {median['one worker'] / median['two workers']:.2f} (to reach: >= 1.8)")
 
 
-def bulk_part(images: str, weights: str | None, number: int, runs: int, explained: int) -> None:
+def bulk_part(images: str, weights: str | None, number: int, runs: int, explained: int, steps: int) -> None:
     """The bare loop, ``write_maps``, and ``pellucid explain``."""
     from typer.testing import CliRunner
 
@@ -118,13 +118,13 @@ def bulk_part(images: str, weights: str | None, number: int, runs: int, explaine
             with torch.no_grad():
                 targets = model(pixels).argmax(1)
             bare_gradient(model, pixels, targets, BLOCKS)
-            for few, of in zip(pixels.split(4), targets.split(4), strict=True):
-                bare_ig(model, few, of, STEPS, BATCH)
-                bare_layer_ig(model, few[:2], of[:2], BLOCKS, STEPS)
-                bare_layer_ig(model, few[2:], of[2:], BLOCKS, STEPS) if len(few) > 2 else None
+            for few, of in zip(pixels.split(4), targets.split(4), strict=True) if steps else ():
+                bare_ig(model, few, of, steps, BATCH)
+                bare_layer_ig(model, few[:2], of[:2], BLOCKS, steps)
+                bare_layer_ig(model, few[2:], of[2:], BLOCKS, steps) if len(few) > 2 else None
 
     layers = ["input", *BLOCKS]
-    methods = ["gradient", f"integrated(gradient, steps={STEPS})"]
+    methods = ["gradient", *([f"integrated(gradient, steps={steps})"] if steps else [])]
     wanted: dict[str, Any] = {"models": [{"name": "resnet18", "weights": weights or "random"}], "layers": layers}
     spec = spec_of(pl.MapsSpec, None, wanted | {"images": str(folder), "methods": methods})
 
@@ -176,11 +176,12 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--explain", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20, help="of integrated gradients; 0 leaves them out")
     given = parser.parse_args()
     if given.part == "ray":
         ray_part(given.runs, given.cells)
     elif given.part == "bulk":
-        bulk_part(given.images, given.weights, given.count, given.runs, given.explain)
+        bulk_part(given.images, given.weights, given.count, given.runs, given.explain, given.steps)
     else:
         many_part(given.cells)
 
