@@ -182,7 +182,7 @@ def test_photos_of_one_stem_keep_apart(work):
 def test_many_photos_and_layers_go_on_pages(work):
     for index in range(8):
         shutil.copy("photo0.png", f"more{index}.png")
-    result = explain(*[f"more{index}.png" for index in range(8)], "--no-attributions")
+    result = explain(*[f"more{index}.png" for index in range(8)], "--raw=no")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("out").glob("*.png")) == [
         "figure-methods-own-original-001.png",
@@ -224,7 +224,7 @@ def test_warnings_are_told_once_and_short(work):
 
 
 def test_random_weights_do_not_go_unsaid(work):
-    result = explain("photo0.png", "--no-attributions", model="cifar-cnn")
+    result = explain("photo0.png", "--raw=no", model="cifar-cnn")
     assert result.exit_code == 0, result.output
     assert "cifar-cnn has random weights" in result.stderr
 
@@ -853,10 +853,10 @@ def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypat
     size = 4 * 3 * 32 * 32  # of one map's attributions, 12 kB
     assert 1e4 < size < 2e4
     result = explain("photo0.png")
-    assert "writing 0.0 GB of raw attributions; --no-attributions leaves them out" in result.stderr
+    assert "writing 0.0 GB of raw attributions; --raw no leaves them out" in result.stderr
     assert Path("out/attributions").exists()
     result = explain("photo0.png", "photo1.png")
-    assert "not writing 0.0 GB of raw attributions; --attributions writes them" in result.stderr
+    assert "not writing 0.0 GB of raw attributions; --raw yes writes them" in result.stderr
     assert not Path("out/attributions").exists()
-    explain("photo0.png", "photo1.png", "--attributions")
+    explain("photo0.png", "photo1.png", "--raw=yes")
     assert len(list(Path("out/attributions").iterdir())) == 2

@@ -341,3 +341,11 @@ def test_kinds_of_warnings_that_only_a_users_file_knows_are_carried_as_plain_one
     assert module._known(EmptyMapWarning) is UserWarning  # it takes a layer, too
     assert module._known(RuntimeWarning) is RuntimeWarning
     assert module._known(RuleWarning) is RuleWarning
+
+
+def test_a_machine_that_went_while_it_was_asked_is_no_obstacle(connected):
+    node = next(one for one in ray.nodes() if one["Alive"])
+    failed = ray.remote(max_retries=0)(lambda: os.kill(os.getpid(), signal.SIGKILL)).remote()
+    asking = module._Cluster(ray, 1, 0)
+    assert "cannot start a worker" in asking._answer(failed, node)
+    assert asking._answer(failed, node | {"NodeID": "gone"}) == ""

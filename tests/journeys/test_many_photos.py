@@ -10,9 +10,7 @@ def test_a_broken_photo_is_named_and_the_others_are_explained() -> None:
     for number, picture in enumerate(pictures(40)):
         picture.save(f"photos/{number:02d}.png")
     Path("photos/07.png").write_bytes(Path("photos/07.png").read_bytes()[:200])
-    said = typed(
-        "pellucid explain photos --model shapes-resnet --methods gradcam --no-attributions -o maps", code=1
-    )
+    said = typed("pellucid explain photos --model shapes-resnet --methods gradcam --raw no -o maps", code=1)
     assert "39 photos explained" in said
     assert "07.png" in said
     run = facts("maps")

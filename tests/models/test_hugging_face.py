@@ -122,7 +122,7 @@ def test_its_own_file_of_weights_is_the_folders(folder):
 def test_it_is_explained_from_the_command_line(folder):
     picture().save("photo.png")
     arguments = ["explain", "photo.png", "--model", "hf:vit", "--methods", "gradcam", "--target", "tabby - dog"]
-    result = CliRunner().invoke(app, [*arguments, "--no-attributions", "-o", "out"])
+    result = CliRunner().invoke(app, [*arguments, "--raw=no", "-o", "out"])
     assert result.exit_code == 0, result.output
     facts = json.loads((folder.parent / "out" / "run.json").read_text())
     loaded = load_model(f"hf:{folder}")

@@ -325,8 +325,8 @@ def test_a_checkpoint_of_another_training_is_refused_and_stands(tmp_path):
         (network(), x, {"batch_size": 2}, "batch_size is 64 there and 2 here"),
         (network(), x, {"include_first": True}, "include_first is False there and True here"),
         (network(), x, {"preprocess": SMALL}, "preprocess is None there and {.*'resize': 16, .* here"),
-        (network(), x + 1, {}, "images.digest is '"),
-        (network(1), x, {}, "model.weights is '"),
+        (network(), x + 1, {}, "images.digest: not the same"),
+        (network(1), x, {}, "model.weights: not the same"),
         (wider, x, {}, "model.convolutions.005 is '2 -> 3 channels, .* there and '2 -> 4 channels, .* here"),
     ]
     for model, pictures, settings, message in others:

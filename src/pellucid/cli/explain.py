@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import counted
+from ..errors import counted, require_choice
 from ..passes import DEFAULT_MAX_BATCH
 from .options import (
     COMMAND,
@@ -129,11 +129,9 @@ def explain(
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
     max_batch: Annotated[str, MAX_BATCH] = str(DEFAULT_MAX_BATCH),
     device: Annotated[str, DEVICE] = "auto",
-    attributions: Annotated[
-        bool | None,
-        typer.Option(
-            "--attributions/--no-attributions", help="Write the raw attributions.", show_default="up to 2 GB"
-        ),
+    raw: Annotated[
+        str | None,
+        typer.Option(metavar="yes|no", help="Write the raw attributions.", show_default="up to 2 GB"),
     ] = None,
 ) -> None:
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
@@ -166,6 +164,7 @@ def explain(
         from .run import ExplainRun
 
         bound = checked_max_batch(max_batch)
+        require_choice("--raw", raw, Literal["yes", "no", None])
         texts = method_names(parted(methods or ["gradient"]))
         variants = variant_names(variant or ["original"])
         over = Overlay(**({} if alpha is None else {"alpha": alpha}), contours=contours)
@@ -194,7 +193,7 @@ def explain(
             preprocess=preprocess,
             overlay=over if overlay or contours or alpha is not None else None,
             pictures=[] if no_pictures else None if pictures is None else checked_pictures(pictures),
-            keep_attributions=attributions,
+            keep_attributions=None if raw is None else raw == "yes",
             title=title,
             command=ctx.meta[COMMAND],
         )

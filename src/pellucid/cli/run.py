@@ -235,7 +235,7 @@ class ExplainRun:
             typer.echo(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
         if size > _LARGE[not found.keeps]:
             does = "writing" if found.keeps else "not writing"
-            way = "--no-attributions leaves them out" if found.keeps else "--attributions writes them"
+            way = "--raw no leaves them out" if found.keeps else "--raw yes writes them"
             typer.echo(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:

@@ -208,18 +208,20 @@ class _Cluster:
             asked = {probe.options(**_on(self.ray, node)).remote(expected.told()): node for node in machines}
             done, silent = self.ray.wait(list(asked), num_returns=len(asked), timeout=_START)
             for reference in done:
-                _require_fine(self._answer(reference), asked[reference])
+                _require_fine(self._answer(reference, asked[reference]), asked[reference])
             for reference in silent:
                 _require_fine(
                     f"started no worker within {_START:.0f} s; remove it from the cluster", asked[reference]
                 )
         return replace(expected, mark="")
 
-    def _answer(self, reference: Any) -> str:
+    def _answer(self, reference: Any, node: Mapping[str, Any]) -> str:
+        """What a machine finds amiss; nothing of one that went meanwhile."""
         try:
             return str(self.ray.get(reference))
         except self.ray.exceptions.RayError as error:
-            return f"cannot start a worker: {str(error).strip().rpartition(chr(10))[2]}"
+            is_there = any(one["NodeID"] == node["NodeID"] for one in self.machines())
+            return f"cannot start a worker: {str(error).strip().rpartition(chr(10))[2]}" if is_there else ""
 
 
 def _on(ray: Any, node: Mapping[str, Any]) -> dict[str, Any]:
