@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,7 @@ class RatingView:
         )
 
     def _item(self, rater: str, place: int) -> tuple[int, int, int, str]:
-        order = list(range(len(self._items)))
-        random.Random(f"{self.run.record.hash}/{rater.strip()}").shuffle(order)
+        order = _order(f"{self.run.record.hash}/{rater.strip()}", len(self._items))
         number: int = named(order, place, "map")
         return self._items[number]
 
@@ -148,3 +147,9 @@ class RatingView:
             image=self.run.images[image],
             value=value,
         )
+
+
+@lru_cache(maxsize=64)
+def _order(key: str, count: int) -> Sequence[int]:
+    """The places of maps in an order that a text draws."""
+    return random.Random(key).sample(range(count), count)
