@@ -380,7 +380,8 @@ def test_an_ensemble_is_taken_up_where_it_was_ended(tmp_path, way, monkeypatch):
         ClassifierLearner, "learn", lambda learner, epoch: epochs.append(epoch) or learn(learner, epoch)
     )
     train_ensemble(resumed, sets, held_out, QUICK, [0, 1], checkpoint=tmp_path, way=way)
-    assert sorted(epochs) == ([1, 2] if way == "stacked" else [1, 1, 2, 2])  # no epoch that was done is done again
+    # No epoch that was done is done again; of two threads one may have been ended in its first.
+    assert sorted(epochs) in ([[1, 2]] if way == "stacked" else [[1, 1, 2, 2], [0, 1, 1, 2, 2]])
     for model, other in zip(states(undisturbed), states(resumed), strict=True):
         equal(model, other)
 
