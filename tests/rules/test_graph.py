@@ -150,6 +150,7 @@ BY_HAND = {
     "relu, by a power": lambda x: (x + x.square() ** 0.5) / 2,
     "relu, by its mirror": lambda x: x + F.relu(-x),
     "relu, by its multiple's mirror": lambda x: x + F.relu(-2 * x) / 2,
+    "relu, by its quotient's mirror": lambda x: x + F.relu(x / -2) * 2,
     "leaky relu, of two": lambda x: F.relu(x) - 0.1 * F.relu(-x),
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
 }

@@ -168,7 +168,7 @@ def _summed(path: Collection[Any]) -> set[str]:
 
 def _mirrors(node: Any) -> bool:
     """Whether a node gives numbers of the other sign, or those of both signs the same."""
-    factor = getattr(node, "_saved_other", None) if node.name().startswith("Mul") else None
+    factor = getattr(node, "_saved_other", None) if node.name().startswith(("Mul", "Div")) else None
     negative = isinstance(factor, Tensor) and factor.numel() == 1 and bool(factor < 0)
     less = node.name().startswith("Sub") and _branches(node) == 2
     return negative or less or is_root(node) or node.name().startswith(("Neg", "Rsub"))
