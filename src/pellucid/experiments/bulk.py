@@ -116,7 +116,7 @@ def write_maps(
                 if isinstance(outcome.finished, Shard):
                     shards[outcome.cell.id] = outcome.finished
                 else:
-                    failed[outcome.cell.id] = str(outcome.error)
+                    failed[outcome.cell.id] = outcome.reason
                 advance(done, len(cells))
             run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed)
             folder.write(MANIFEST, sealed(_manifest(run)))

@@ -26,6 +26,11 @@ class Outcome:
     finished: Finished | Shard | None = None
     error: PellucidError | None = None
 
+    @property
+    def reason(self) -> str:
+        """What was wrong, and while what."""
+        return "; ".join([str(self.error), *getattr(self.error, "__notes__", ())])
+
 
 Runner = Callable[[Spec, Sequence[AnyCell]], Iterator[Outcome]]
 Advance = Callable[[int, int], None]
@@ -99,8 +104,7 @@ def benchmark(
                     store.write(outcome.cell.id, outcome.finished.rows, outcome.finished.pictures)
                     notes += sorted(outcome.finished.notes)
                 elif outcome.error is not None:
-                    notes_of = getattr(outcome.error, "__notes__", [])
-                    failed[outcome.cell.id] = "; ".join([str(outcome.error), *notes_of])
+                    failed[outcome.cell.id] = outcome.reason
                 done += 1
                 advance(done, len(ids))
     finally:
