@@ -5,7 +5,8 @@
 Click: ResNet-18 with random weights, gradient at the input and 8 blocks of one photo of 224 x 224, asked of the
 server and parsed, as a page does; bare is the same pass by plain autograd and hooks. Each run takes a photo that
 was not asked for before; contenders run in turn. Open: a run of 1 000 images, 3 methods and 2 layers, written here
-with maps of noise, opened in a new process: the page, its first photo and maps, in seconds of processor time.
+with maps of noise, opened in a new process: the page, its first photo and maps, then what takes all
+images, in seconds of processor time.
 """
 
 from __future__ import annotations
@@ -151,7 +152,14 @@ view.maps(None, 0, 0, 1, 0)
 maps = process_time()
 view.values(None, 0, 0, 1)
 values = process_time()
-print(imported - start, page - imported, maps - page, values - maps)
+view.disagreement(lambda what: None, 0, 0)
+order = process_time()
+from pellucid.view.rating import RatingView
+rated = RatingView.open({folder!r})
+rated.html()
+rated.item(lambda what: None, "a rater", 0)
+rating = process_time()
+print(imported - start, page - imported, maps - page, values - maps, order - values, rating - order)
 """
 
 
@@ -163,7 +171,10 @@ def opening(runs: int, folder: Path) -> None:
         program = [sys.executable, "-c", OPENING.format(folder=str(folder))]
         found.append([float(one) for one in subprocess.check_output(program).split()])
     parts = [median(part) for part in zip(*found, strict=True)]
-    names = ("imports", "page", "first photo and maps", "values of all images")
+    names = (
+        "imports", "page", "first photo and maps", "values of all images", "order by disagreement",
+        "first of all maps to rate",
+    )  # fmt: skip
     print(
         f"open, {IMAGES} images: "
         + ", ".join(f"{name} {part:.2f} s" for name, part in zip(names, parts, strict=True))

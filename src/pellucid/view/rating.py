@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InvalidData, InvalidParameter, UnknownName, counted
 from ..experiments.ratings import QUESTIONS_OF_RATERS, SCALE, Rating, read_ratings
+from ..report.album import read_map
 from ..report.figures import has_negative
 from ..report.pages import render
 from .page import Asked, Tick, colors_told, map_told, named
@@ -93,7 +94,7 @@ class RatingView:
         """A map and its photo, and nothing of where the map is from."""
         model, method, image, layer = self._item(rater, place)
         variant = self.run.variants.index(self.variant)
-        values = self.run.kept_maps(model, variant, method, image)[layer]
+        values = read_map(self.run.stored_maps(model, variant, method, image)[layer])
         return {"uri": self.run.photo(tick, model, image)["uri"], "map": map_told(values), "signed": self._signed}
 
     def rate(self, tick: Tick, rater: str, place: int, question: str, value: int) -> None:
@@ -112,7 +113,7 @@ class RatingView:
         models, methods, images = (range(len(of)) for of in (self.run.models, self.run.methods, self.run.images))
         found = []
         for model, image, method in product(models, images, methods):
-            maps = self.run.kept_maps(model, variant, method, image)
+            maps = self.run.stored_maps(model, variant, method, image)
             layer = self.layer or (_INPUT if _INPUT in maps else next(iter(maps), None))
             if layer in maps:
                 found.append((model, method, image, layer))
@@ -125,7 +126,8 @@ class RatingView:
         """Whether any map has negative values: then all have the same colors, by which none is told."""
         variant = self.run.variants.index(self.variant)
         return has_negative(
-            self.run.kept_maps(model, variant, method, image)[layer] for model, method, image, layer in self._items
+            read_map(self.run.stored_maps(model, variant, method, image)[layer])
+            for model, method, image, layer in self._items
         )
 
     def _item(self, rater: str, place: int) -> tuple[int, int, int, str]:

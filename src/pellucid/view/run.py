@@ -184,6 +184,10 @@ class RunView:
 
     def kept_maps(self, model: int, variant: int, method: int, image: int) -> dict[str, Map]:
         """The maps (h, w) that were kept of one image, by layer, in the model's order."""
+        return {layer: read_map(data) for layer, data in self.stored_maps(model, variant, method, image).items()}
+
+    def stored_maps(self, model: int, variant: int, method: int, image: int) -> dict[str, bytes]:
+        """The same as the run stored them, for ``read_map``."""
         place = self.record.images.index(named(self.images, image, "image"))
         cut = self.record.spec.get("images_per_cell") or len(self.record.images)
         start = place // cut * cut
@@ -194,10 +198,8 @@ class RunView:
         )
         stop, files = min(start + cut, len(self.record.images)), self.record.method_files.get(by, {})
         digest = cell_digest(self.record.hash, of, under, by, start, stop, files)
-        rows = self._pictures(self._cells.get(digest, digest))
-        rows = rows[(rows["image"] == self.images[image]) & (rows["kind"] == "map")]
-        found = dict(zip(rows["layer"], rows["data"], strict=True))
-        return {layer: read_map(found[layer]) for layer in self.record.layers[of] if layer in found}
+        found = self._pictures(self._cells.get(digest, digest)).get(self.images[image], {})
+        return {layer: found[layer] for layer in self.record.layers[of] if layer in found}
 
     @property
     def _rated(self) -> dict[str, MetricRecord]:
@@ -213,8 +215,14 @@ class RunView:
     def _pictures(self) -> Any:
         return lru_cache(_CELLS)(self._read)
 
-    def _read(self, cell: str) -> pd.DataFrame:
-        return one_table(self.store.whole(PICTURES, [cell], PICTURE_ROWS), PICTURE_ROWS)
+    def _read(self, cell: str) -> dict[str, dict[str, bytes]]:
+        """A cell's maps as they are stored, by image and layer."""
+        rows = one_table(self.store.whole(PICTURES, [cell], PICTURE_ROWS), PICTURE_ROWS)
+        rows = rows[rows["kind"] == "map"]
+        found: dict[str, dict[str, bytes]] = {}
+        for image, layer, data in zip(rows["image"], rows["layer"], rows["data"], strict=True):
+            found.setdefault(image, {})[layer] = data
+        return found
 
     @cached_property
     def _results(self) -> Results:
