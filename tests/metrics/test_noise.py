@@ -1,5 +1,7 @@
 """Raw total variation by hand and by a loop, of maps as they are and as RectGrad processes them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import pellucid as pl
 from pellucid import catalog
 from pellucid.errors import InvalidParameter
 from pellucid.metrics.base import Case
-from pellucid.metrics.noise import Checkerboard, RawTotalVariation
+from pellucid.metrics.noise import Checkerboard, RawTotalVariation, TotalVariation
 from pellucid.metrics.scoring import Scorer
 
 
@@ -58,6 +60,15 @@ def test_percentiles_process_each_map_first():
         processed = [[min(value, high) if value >= low else 0.0 for value in row] for row in rows.tolist()]
         expected.append(looped(processed))
     assert graded(RawTotalVariation(clip=(60.0, 98.0)), attribution) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_constant_attribution_is_not_the_smoothest_of_all():
+    ramp = torch.arange(4.0).expand(4, 4)  # 0.75: facts of Eq. 2
+    one = torch.stack([torch.full((4, 4), 0.1), ramp])  # a dead channel among others counts as smooth
+    attribution = torch.stack([one, torch.full((2, 4, 4), 0.1), torch.zeros(2, 4, 4)])
+    found = graded(TotalVariation(), attribution)
+    assert found == pytest.approx([0.75 / 2, math.nan, math.nan], nan_ok=True)
+    assert pl.total_variation(attribution).tolist() == pytest.approx([0.75 / 2, 0, 0])
 
 
 def test_bad_settings_are_refused():

@@ -74,13 +74,17 @@ def checkerboard(maps: Tensor, period: int = 2) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation(MapMetric):
-    """Normalised total variation of the attribution at its own size, all channels (``total_variation``)."""
+    """Normalised total variation of the attribution at its own size, all channels (``total_variation``).
+
+    Undefined where every channel is constant: such a map is without noise, but tells no place from another.
+    """
 
     name = "total_variation"
     axis: ClassVar[Axis] = "noise"
     unit = "variation per pixel"
     higher_is_better = False
     paper = "Smooth Deep Saliency, Sec. 4.4, Eq. 1 and 2"
+    undefined = "the map is constant"
 
     def maps(self, case: Case, layer: str) -> Tensor:
         """The attribution (B, C, h, w) itself."""
@@ -88,7 +92,9 @@ class TotalVariation(MapMetric):
 
     def values(self, maps: Tensor, case: Case) -> Tensor:
         """The variation per pixel."""
-        return total_variation(maps)
+        spread = (maps.amax((2, 3)) - maps.amin((2, 3))).amax(1)
+        constant = spread <= _ROUNDING * maps.abs().amax((1, 2, 3))
+        return total_variation(maps).masked_fill(constant, torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
