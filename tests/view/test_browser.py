@@ -77,7 +77,7 @@ def until(page, condition):
 def test_a_models_maps_are_scrubbed_pinned_and_covered(tab, live, loaded):
     with served(live) as server:
         page = tab(server.url)
-        until(page, "document.getElementById('told').textContent.includes('passes')")
+        until(page, "document.getElementById('layer-name').textContent === 'input'")
         names = [page.locator("#layer-name").text_content()]
         first = pixels(page, "#map")
         asked = len(live._made)
@@ -127,7 +127,7 @@ def test_photos_of_two_people_a_huge_one_and_a_stop(tab, live, tmp_path):
         one, other = tab(server.url), tab(server.url)
         one.set_input_files("#file", tmp_path / "<img src=x onerror=alert(1)>.png")
         until(one, "document.getElementById('image').selectedOptions[0].text.startsWith('<img')")
-        until(one, "document.getElementById('told').textContent.includes('passes')")
+        until(one, "document.getElementById('told').textContent.includes('Forward passes')")
         assert other.locator("#image option").count() == 3  # what one gives is not shown to the other
         one.evaluate("page.most = 1000")
         one.set_input_files("#file", tmp_path / "huge.png")
@@ -139,7 +139,7 @@ def test_photos_of_two_people_a_huge_one_and_a_stop(tab, live, tmp_path):
         until(other, "document.getElementById('told').textContent === 'Stopped.'")
         other.fill("#text", "gradcam")
         other.keyboard.press("Enter")
-        until(other, "document.getElementById('told').textContent.includes('passes')")
+        until(other, "document.getElementById('told').textContent.includes('Forward passes')")
 
 
 @pytest.mark.parametrize("kind", ["served", "a file"])
@@ -185,7 +185,7 @@ def test_a_phone_and_whoever_sees_little_can_use_it(tab, live, run_view, scheme)
 def test_the_keyboard_reaches_everything(tab, live):
     with served(live) as server:
         page = tab(server.url)
-        until(page, "document.getElementById('told').textContent.includes('passes')")
+        until(page, "document.getElementById('told').textContent.includes('Forward passes')")
         reached = set()
         page.locator("h1").click()
         for _ in range(25):
