@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +20,7 @@ from .base import Axis, Case, Measured, Metric, SharedMetric
 from .faithfulness import Deletion, Faithfulness, Insertion, StepCount
 from .perturbation import Fill
 from .randomization import RandomizationOrder, RandomizationWay, cascade, require_way
-from .similarity import HOG_SIZE, WINDOW, enlarged, hog_similarity, min_max, spearman, ssim
+from .similarity import HOG_SIZE, WINDOW, correlation, enlarged, hog, min_max, ranks, ssim
 
 _Target = Literal["same", "argmax"]
 _Part = Literal["heatmap", "attribution"]
@@ -152,8 +153,12 @@ class Similarity(Cascade):
         require_choice("part", self.part, _Part)
 
     @abstractmethod
+    def form(self, maps: Tensor) -> Tensor:
+        """What of maps (B, C, h, w) is compared; the model's own is computed once for all copies."""
+
+    @abstractmethod
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
-        """Similarity (B,) of two maps (B, C, h, w); NaN where one is constant."""
+        """Similarity (B,) of two forms; NaN where a map is constant."""
 
     def grade(self, case: Case, step: Case) -> Mapping[str, Tensor]:
         """The similarity at each layer."""
@@ -162,8 +167,12 @@ class Similarity(Cascade):
             maps = [self._part(each, layer) for each in (case, step)]
             sides = [max(side, HOG_SIZE) for side in maps[0].shape[2:]]
             rows = max(1, _COMPARED // (maps[0].shape[1] * sides[0] * sides[1]))
-            pairs = zip(*(each.split(rows) for each in maps), strict=True)
-            found[layer] = torch.cat([self.compare(original, randomized) for original, randomized in pairs])
+            if rows >= len(maps[0]):
+                own = case.once((self, layer), partial(self.form, maps[0]))
+                found[layer] = self.compare(own, self.form(maps[1]))
+            else:
+                pairs = zip(*(each.split(rows) for each in maps), strict=True)
+                found[layer] = torch.cat([self.compare(*map(self.form, pair)) for pair in pairs])
         return found
 
     def _part(self, case: Case, layer: str) -> Tensor:
@@ -193,10 +202,13 @@ class CascadeSSIM(Similarity):
         if not self.data_range > 0:
             raise InvalidParameter(f"data_range={self.data_range}: give 2, as the papers used, or 1")
 
+    def form(self, maps: Tensor) -> Tensor:
+        """The scaled maps."""
+        return enlarged(min_max(maps), WINDOW)
+
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
-        """SSIM of the scaled maps."""
-        a, b = (enlarged(min_max(maps), WINDOW) for maps in (original, randomized))
-        return ssim(a, b, self.data_range)
+        """SSIM."""
+        return ssim(original, randomized, self.data_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +220,13 @@ class CascadeSpearman(Similarity):
     name = "cascade_spearman"
     paper = "Adebayo et al., Sanity Checks for Saliency Maps"
 
+    def form(self, maps: Tensor) -> Tensor:
+        """Ranks."""
+        return ranks(maps.abs() if self.absolute else maps)
+
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
-        """Rank correlation."""
-        return spearman(original, randomized, self.absolute)
+        """Their correlation."""
+        return correlation(original, randomized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +239,13 @@ class CascadeHOG(Similarity):
     name = "cascade_hog"
     paper = "Adebayo et al., Sanity Checks for Saliency Maps"
 
+    def form(self, maps: Tensor) -> Tensor:
+        """Ranks of the features."""
+        return ranks(hog(enlarged(min_max(maps), HOG_SIZE)))
+
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
-        """Rank correlation of the features."""
-        a, b = (enlarged(min_max(maps), HOG_SIZE) for maps in (original, randomized))
-        return hog_similarity(a, b)
+        """Their correlation."""
+        return correlation(original, randomized)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,18 +103,31 @@ def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
         InvalidParameter: tensors of different shapes, or without anything to rank.
     """
     _require_alike(a, b, _FORMS)
-    rows = [(maps.abs() if absolute else maps).flatten(1) for maps in (a, b)]
-    x, y = (ranks - ranks.mean(1, keepdim=True) for ranks in map(_ranks, rows))
+    return correlation(*(ranks(maps.abs() if absolute else maps) for maps in (a, b)))
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation (B,) of rows (B, n)."""
+    x, y = (rows - rows.mean(1, keepdim=True) for rows in (a, b))
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
 
 
-def _ranks(rows: Tensor) -> Tensor:
-    """Ranks (B, n) from 0, ties sharing their mean rank; float64, for their squares exceed float32."""
-    ordered = rows.sort(1).values
-    below = torch.searchsorted(ordered, rows.contiguous())
-    up_to = torch.searchsorted(ordered, rows.contiguous(), right=True)
-    undefined = rows.isnan().any(1, keepdim=True)
-    return (exact(below + up_to - 1) / 2).masked_fill(undefined, torch.nan)
+def ranks(maps: Tensor) -> Tensor:
+    """Ranks (B, n) from 0 of maps (B, ...), ties sharing their mean rank; in float64, for their squares.
+
+    One sort: equal neighbors are a tie, and a tie of n places from the k-th has the rank k + (n - 1) / 2.
+    """
+    rows = maps.flatten(1)
+    ordered, order = rows.sort(1)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    tie = begins.flatten().cumsum(0) - 1
+    sizes = tie.bincount()
+    firsts = sizes.cumsum(0) - sizes  # counted through all rows, of n places each
+    before = torch.arange(len(rows), device=rows.device)[:, None] * rows.shape[1]
+    shared = exact((2 * firsts + sizes - 1)[tie].view_as(rows) - 2 * before) / 2
+    found = torch.empty_like(shared).scatter_(1, order, shared)
+    return found.masked_fill(rows.isnan().any(1, keepdim=True), torch.nan)
 
 
 @of_kinds
