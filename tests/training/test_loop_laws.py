@@ -506,6 +506,20 @@ def test_the_command_refuses_what_it_cannot_train(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_images_enter_at_the_size_asked_and_the_weights_know_it(tmp_path):
+    folder, output = colored_folder(tmp_path / "data"), tmp_path / "net.safetensors"
+    settings = ("--data", folder, "--test", folder, "--epochs", 1, "--size", 16, "-o", output)
+    result = run("train", "cifar-resnet20", *settings)
+    assert result.exit_code == 0, result.output
+    loaded = load_model("cifar-resnet20", output)
+    expected = replace(PAPER_MODELS["cifar-resnet20"].preprocess, resize=16, crop=16)
+    assert loaded.preprocess == expected
+    images = load_images(open_images(folder), loaded.preprocess.display)
+    assert images.pixels.shape[2:] == (16, 16)
+    facts = json.loads(output.with_suffix(".json").read_text())
+    assert facts["accuracy"] == accuracy(loaded.model, images, loaded.preprocess)
+
+
 def test_a_test_set_is_scored_and_chooses_nothing(tmp_path):
     folder, output = colored_folder(tmp_path / "data"), tmp_path / "net.safetensors"
     test = colored_folder(tmp_path / "test", per_class=4)

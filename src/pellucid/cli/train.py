@@ -34,6 +34,9 @@ def train_command(
     output: Annotated[Path | None, WEIGHTS_FILE] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; else the network's.")] = None,
     count: Annotated[int | None, typer.Option(min=16, help="Images taken at random; else all.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Images enter at this size, as tiles do; else as the network's own.")
+    ] = None,
     shuffle: Annotated[
         bool | None, typer.Option(help="A new order in each epoch; else the network's way.")
     ] = None,
@@ -67,6 +70,7 @@ def train_command(
         test=test,
         label_column=label_column,
         count=count,
+        size=size,
         epochs=epochs,
         shuffle=shuffle,
         precision=cast("TrainingPrecision | None", precision),

@@ -15,6 +15,7 @@ from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import Source, concatenated, open_images
 from ..errors import InvalidData
+from ..models.preprocess import Preprocess
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs, weights_facts
 from ..variants.surrogate import Surrogate
@@ -58,6 +59,7 @@ class NetworkSettings(Checked):
         test: images scored in the end; of a named data set its own if left out.
         label_column: the tables' column of labels.
         count: of the training images, drawn at random; None is all.
+        size: pixels of a side at which images enter, cut to a square at the center; None is as the network's own.
         adversarial: how far pixels in [0, 1] are moved against the network as it learns; None is not at all.
         epochs, shuffle, precision: instead of the network's own.
         seed: of weights, order, dropout and augmentation.
@@ -68,6 +70,7 @@ class NetworkSettings(Checked):
     test: str = ""
     label_column: str | None = None
     count: Annotated[int, Field(strict=True, ge=16)] | None = None
+    size: Count | None = None
     epochs: Count | None = None
     shuffle: bool | None = None
     precision: TrainingPrecision | None = None
@@ -79,6 +82,12 @@ class NetworkSettings(Checked):
         if not self.source and self.name != SHAPES:
             raise ValueError(f"{self.name} needs a source of images")
         return self
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What images go through."""
+        own = preprocess_of(self.name)
+        return own if self.size is None else replace(own, resize=self.size, crop=self.size)
 
 
 class SurrogateSettings(Checked):
@@ -126,7 +135,7 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
 
     report = train_network(
         settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
-        lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps),
+        lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps), settings.preprocess,
     )  # fmt: skip
     return Trained(report, train_set, validation_set)
 
@@ -141,6 +150,7 @@ def train_network(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    preprocess: Preprocess | None = None,
 ) -> TrainingReport:
     """Train a network from scratch and write its weights, with the facts beside them as JSON.
 
@@ -154,13 +164,14 @@ def train_network(
         recipe: None is the network's own.
         seed: decides the initial weights, the order, dropout and the augmentation.
         device, progress: where it is trained; as :func:`train`, as are the errors raised.
+        preprocess: None is the network's own; it stands in the facts, by which ``load_model`` knows it.
     """
     output = Path(output)
     require_safetensors(output)
     recipe = hyperparameters_of(name) if recipe is None else recipe
     classes = tuple(getattr(train_set, "classes", ()))
     loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
-    preprocess = preprocess_of(loaded)
+    preprocess = preprocess_of(loaded) if preprocess is None else preprocess
     if test_set is not None:
         check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
     with checkpoints_beside(output) as folder:
@@ -195,7 +206,7 @@ def _train_and_test(
         images = open_images(source, settings.label_column, split)
         return load_images(
             images,
-            preprocess_of(settings.name).display,
+            settings.preprocess.display,
             origin=f"{source} ({split})" if str(source).startswith(_WITH_TEST_SPLIT) else str(source),
             positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
             folder=folder,
