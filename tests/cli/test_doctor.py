@@ -2,14 +2,16 @@
 
 import os
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from pellucid.cli.program import app
 from pellucid.errors import DamagedFileWarning
+from pellucid.experiments.bulk import read_maps, write_maps
 from pellucid.experiments.runners import benchmark
-from pellucid.experiments.spec import read_spec
+from pellucid.experiments.spec import MapsSpec, read_spec
 from pellucid.files import alone, replace_file, sealed
 from pellucid.training.checkpoints import Checkpoint, Checkpoints
 from pellucid.training.classifiers import save_weights
@@ -91,6 +93,38 @@ def test_a_command_that_is_writing_is_told(run):
         code, lines = asked(run)
     assert code == 1
     assert lines[0] == f"{run}: a command is writing here; ask again when that has ended"
+
+
+def test_shards_of_maps_are_verified_and_the_same_command_mends_them(tmp_path):
+    out = tmp_path / "maps"
+    spec = MapsSpec(models=["shapes-resnet"], images={"source": "shapes:6"}, methods=["edges"], images_per_cell=2)
+    write_maps(spec, out)
+    assert asked(out) == (0, [f"{out}: whole: 1 run, 3 shards, 1 values file"])
+    first, second, third = sorted((out / "maps").iterdir())
+    before = read_maps(out)
+    flip(first, len(first.read_bytes()) // 4)
+    second.rename(out / "maps" / "other.parquet")
+    third.unlink()
+    code, lines = asked(out)
+    assert code == 1
+    assert lines[0].startswith(f"{first} is damaged (")
+    assert lines[0].endswith("; remove it and run the same command again")
+    assert lines[1:] == [
+        f"{out}/maps/other.parquet: none of this run's; delete it, for it is read with the others",
+        f"{out}: 2 shards not computed yet; the same command goes on",
+        f"{out}: whole: 1 run, 1 values file",
+    ]
+    first.unlink()
+    (out / "maps" / "other.parquet").unlink()
+    flip(out / "run.json")
+    assert asked(out)[1][0].startswith(f"{out}/run.json: ")
+    with pytest.warns(DamagedFileWarning, match="run.json cannot be used"):
+        write_maps(spec, out)
+    assert asked(out)[0] == 0
+    pd.testing.assert_frame_equal(read_maps(out), before)
+    (out / "run.json").unlink()
+    write_maps(spec, out)
+    assert asked(out)[0] == 0
 
 
 def test_pictures_of_explain_are_verified(tmp_path):

@@ -17,6 +17,7 @@ from .output import UNFINISHED, is_staged
 
 if TYPE_CHECKING:
     from ..experiments.store import Store
+    from ..folders import Folder
 
 _AGAIN = "the same command computes it anew"
 _CLEARED = "left by a command that was killed; the same command clears it away, or delete it"
@@ -68,7 +69,7 @@ def examined(run: str) -> Findings:
 
     found, store = Findings(), Store(run)
     if store.local is None:
-        if not _examine_run(store, found):
+        if not _examined(store, found):
             raise InvalidData(f"there is no run of pellucid in {run}; give its output folder")
         return found
     if not store.local.exists():
@@ -96,12 +97,17 @@ def _examine_file(path: Path, found: Findings) -> None:
 
     if is_draft(path.name) or is_staged(path.name):
         _examine_draft(path, found)
-    elif path.name == RUN and path.is_file() and _examine_run(Store(path.parent), found):
+    elif path.name == RUN and path.is_file() and _examined(Store(path.parent), found):
         pass
     elif path.suffix == ".json" or path.name == RUN:
         _examine_facts(path, found)
     elif path.suffix == ".safetensors":
         _examine_tensors(path, found)
+
+
+def _examined(store: Store, found: Findings) -> bool:
+    """Examine a benchmark or a data set of maps; whether there is one."""
+    return _examine_run(store, found) or _examine_maps(store.folder, found)
 
 
 def _examine_draft(path: Path, found: Findings) -> None:
@@ -179,5 +185,34 @@ def _examine_run(store: Store, found: Findings) -> bool:
             found.note(f"{store.url}/{folder}/{name}", "none of this run's", "it is never read; delete it")
     if missing := len(set(record.cells) - store.names(PARTS)):
         found.note(store.url, f"{counted(missing, 'cell')} not computed yet", "the same command goes on")
+    found.whole["run"] += 1
+    return True
+
+
+def _examine_maps(folder: Folder, found: Findings) -> bool:
+    """Examine the shards of a data set of maps; whether there is one."""
+    from ..experiments.bulk import read_shard, shards_told
+    from ..experiments.shards import MAPS
+    from ..experiments.store import LOCK
+
+    names = shards_told(folder)
+    if names is None:
+        return False
+    if folder.local is not None and is_held(folder.local / LOCK):
+        found.note(folder.url, "a command is writing here", "ask again when that has ended")
+    there = {name for name in folder.names(MAPS) if not is_draft(name)}
+    for name in sorted(there):
+        place = f"{folder.url}/{MAPS}/{name}"
+        if name not in names:
+            found.note(place, "none of this run's", "delete it, for it is read with the others")
+            continue
+        try:
+            read_shard(folder, f"{MAPS}/{name}")
+        except InvalidData as error:
+            found.amiss.append(" ".join(str(error).split()))
+        else:
+            found.whole["shard"] += 1
+    if missing := len(set(names) - there):
+        found.note(folder.url, f"{counted(missing, 'shard')} not computed yet", "the same command goes on")
     found.whole["run"] += 1
     return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ..data.sources import SHARDS, SUFFIXES, open_images
-from ..errors import InvalidData, OutputNotWritable, UnknownName, brief, first_difference
+from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, UnknownName, brief, first_difference
 from ..files import RUN, alone, file_name, sealed, unsealed
 from ..folders import Folder
 from ..kinds import require_kind
@@ -183,10 +184,14 @@ def _rows(place: str) -> int | None:
 
 
 def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
-    """Write run.json, unless it says the same already; anything else in the folder is refused."""
+    """Write run.json, unless it says the same already; anything else in the folder is refused.
+
+    Without it, or where it is damaged, shards tell themselves whether they are of this run.
+    """
     told = folder.read(RUN)
+    others = sorted(name for name in folder.names() - {RUN, MAPS, MANIFEST} if not name.startswith("."))
     if told is None:
-        if others := sorted(name for name in folder.names() if not name.startswith(".")):
+        if others:
             raise OutputNotWritable(f"{folder.url} holds {others[0]} but no maps; choose another folder")
         if folder.local is not None:
             folder.write(RUN, sealed(facts))
@@ -196,7 +201,12 @@ def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
     try:
         found = unsealed(told)
     except ValueError as error:
-        raise OutputNotWritable(f"{folder.url}/{RUN} is damaged ({error}); choose another folder") from error
+        if others:
+            raise OutputNotWritable(f"{folder.url}/{RUN} is damaged ({error}); choose another folder") from error
+        message = f"{folder.url}/{RUN} cannot be used: {error}: it is written anew"
+        warnings.warn(DamagedFileWarning(message), stacklevel=3)
+        folder.write(RUN, sealed(facts))
+        return
     if "shards" not in found.get("identity", ()):
         raise OutputNotWritable(f"{folder.url} holds a run of another command; choose another folder")
     if found["identity"] != facts["identity"]:
@@ -234,6 +244,15 @@ def _manifest(run: MapsRun) -> dict[str, Any]:
     }
 
 
+def shards_told(folder: Folder) -> Sequence[str] | None:
+    """The names of the shards of a data set, computed or not; None where there is none that can be read."""
+    try:
+        names = unsealed(folder.read(RUN) or b"{}").get("identity", {})["shards"]
+        return [f"{name}.parquet" for name in names]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
 def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.DataFrame:
     """The maps of a data set that ``write_maps`` wrote, a row for each, as far as it is finished.
 
@@ -253,7 +272,7 @@ def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.D
     if not names:
         raise InvalidData(f"there are no maps in {folder.url}; give the output folder of: pellucid maps")
     chosen = [(name, "in", [value] if isinstance(value, str) else list(value)) for name, value in where.items()]
-    tables = [_read(folder, f"{MAPS}/{name}", chosen or None) for name in names]
+    tables = [read_shard(folder, f"{MAPS}/{name}", chosen or None) for name in names]
     frame: pandas.DataFrame = pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
     columns = (frame.pop(name) for name in ("data", "shape", "scale"))
     frame["map"] = [
@@ -277,7 +296,12 @@ def photo_of(url: str | os.PathLike[str], source: str, position: int) -> NDArray
     return np.asarray(preprocess.display(sample.image).convert("RGB"))
 
 
-def _read(folder: Folder, name: str, chosen: Any) -> pyarrow.Table:
+def read_shard(folder: Folder, name: str, chosen: Any = None) -> pyarrow.Table:
+    """The rows of a shard, or those ``chosen`` of it.
+
+    Raises:
+        InvalidData: it is damaged, by the checksums of its pages.
+    """
     with folder.reading(name) as file:
         try:
             table = pyarrow.parquet.read_table(file, filters=chosen, page_checksum_verification=True)

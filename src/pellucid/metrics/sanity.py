@@ -20,7 +20,7 @@ from .base import Axis, Case, Measured, Metric, SharedMetric
 from .faithfulness import Deletion, Faithfulness, Insertion, StepCount
 from .perturbation import Fill
 from .randomization import RandomizationOrder, RandomizationWay, cascade, require_way
-from .similarity import HOG_SIZE, WINDOW, correlation, enlarged, hog, min_max, ranks, ssim
+from .similarity import HOG_SIZE, WINDOW, correlation, enlarged, hog, mid_ranks, min_max, ssim
 
 _Target = Literal["same", "argmax"]
 _Part = Literal["heatmap", "attribution"]
@@ -222,7 +222,7 @@ class CascadeSpearman(Similarity):
 
     def form(self, maps: Tensor) -> Tensor:
         """Ranks."""
-        return ranks(maps.abs() if self.absolute else maps)
+        return mid_ranks(maps.abs() if self.absolute else maps)
 
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
         """Their correlation."""
@@ -241,7 +241,7 @@ class CascadeHOG(Similarity):
 
     def form(self, maps: Tensor) -> Tensor:
         """Ranks of the features."""
-        return ranks(hog(enlarged(min_max(maps), HOG_SIZE)))
+        return mid_ranks(hog(enlarged(min_max(maps), HOG_SIZE)))
 
     def compare(self, original: Tensor, randomized: Tensor) -> Tensor:
         """Their correlation."""

@@ -103,7 +103,7 @@ def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
         InvalidParameter: tensors of different shapes, or without anything to rank.
     """
     _require_alike(a, b, _FORMS)
-    return correlation(*(ranks(maps.abs() if absolute else maps) for maps in (a, b)))
+    return correlation(*(mid_ranks(maps.abs() if absolute else maps) for maps in (a, b)))
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
 
 
-def ranks(maps: Tensor) -> Tensor:
+def mid_ranks(maps: Tensor) -> Tensor:
     """Ranks (B, n) from 0 of maps (B, ...), ties sharing their mean rank; in float64, for their squares.
 
     One sort: equal neighbors are a tie, and a tie of n places from the k-th has the rank k + (n - 1) / 2.
