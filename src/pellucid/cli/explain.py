@@ -212,19 +212,19 @@ def explain(
 def _show(run: ExplainRun, output: Path, before: int) -> None:
     """Show the photos' classes, where everything is, and what was noticed; ``before``: photos explained before."""
     from .noticed import noticed
-    from .photos import score
 
     photos = run.found.photos
-    is_other = any(one["target"] != one["predicted"] for one in photos)
+    is_other = any(one.target != one.predicted for one in photos)
     told = {"target": "explained class"} | ({"predicted": "predicted class"} if is_other else {})
-    kind = "value" if "value" in photos[0]["target"] else "probability"
+    kind = "probability" if photos[0].target.value is None else "value"
     table = Table("photo", box=None, pad_edge=False)
     for head in told.values():
         table.add_column(head)
         table.add_column(kind, justify="right")
     for facts in photos[:_MOST_ROWS]:
-        cells = [part for what in told for part in (escape(facts[what]["name"]), score(facts[what]))]
-        table.add_row(escape(facts["name"]), *cells)
+        answers = [facts.target, facts.predicted][: len(told)]
+        cells = [part for answer in answers for part in (escape(answer.name), str(answer))]
+        table.add_row(escape(facts.name), *cells)
     show_whole(table, keys=1)
     if len(photos) > _MOST_ROWS:
         typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")

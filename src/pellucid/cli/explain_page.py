@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from ..catalog import meaning
 from ..errors import counted
@@ -19,7 +18,7 @@ from ..report.pages import MapTable, Page, Section, Table
 from .lists import VARIANT_MEANINGS
 from .noticed import noticed
 from .output import origin
-from .photos import score
+from .photos import PhotoFacts
 from .pictures import Card
 from .run import ExplainRun
 
@@ -44,7 +43,7 @@ class ExplainPage:
         folder, parts = self.run.folder, list(self.parts())
         names = ["report.html", *(f"report-{number:03d}.html" for number in range(2, len(parts) + 1))]
         for number, (name, part) in enumerate(zip(names, parts, strict=True)):
-            titles = [f"From {one[0]['name']}" for one in parts]
+            titles = [f"From {one[0].name}" for one in parts]
             others = [(title, "" if other == name else other) for title, other in zip(titles, names, strict=True)]
             before = self.introduction() if number == 0 else []
             sections = [*before, *(self.photo(facts) for facts in part)]
@@ -53,9 +52,9 @@ class ExplainPage:
             replace_file(folder / name, page.html().encode(errors="replace"))
         replace_file(folder / "predictions.csv", predictions(self.run.found.photos).encode(errors="replace"))
 
-    def parts(self) -> Iterator[list[dict[str, Any]]]:
+    def parts(self) -> Iterator[list[PhotoFacts]]:
         """The photos of each page, as many as fit into the budget of bytes; at least one."""
-        part: list[dict[str, Any]] = []
+        part: list[PhotoFacts] = []
         size = 0
         for facts in self.run.found.photos:
             card = self.card(facts)
@@ -67,15 +66,15 @@ class ExplainPage:
             size += bytes_of
         yield part
 
-    def card(self, facts: Mapping[str, Any]) -> Card:
+    def card(self, facts: PhotoFacts) -> Card:
         """A photo's card."""
-        return Card.read(self.run.folder, facts["key"])
+        return Card.read(self.run.folder, facts.key)
 
     @property
     def title(self) -> str:
         """What was asked for, or what was done."""
         photos = self.run.found.photos
-        what = photos[0]["name"] if len(photos) == 1 else counted(len(photos), "photo")
+        what = photos[0].name if len(photos) == 1 else counted(len(photos), "photo")
         return self.run.request.title or f"What {self.run.loaded.name} sees in {what}"
 
     @property
@@ -91,7 +90,7 @@ class ExplainPage:
     def introduction(self) -> list[Section]:
         """What to bear in mind, and what the maps show."""
         run = self.run
-        names = (run.loaded.name, *run.request.texts.values(), *(facts["name"] for facts in run.found.photos))
+        names = (run.loaded.name, *run.request.texts.values(), *(facts.name for facts in run.found.photos))
         told = [f"{one if one.startswith(names) else one[0].upper() + one[1:]}." for one in noticed(run)]
         told += [f"Left out: {reason}." for reason in run.left_out[:_MOST_TOLD]]
         if len(run.left_out) > _MOST_TOLD:
@@ -104,31 +103,30 @@ class ExplainPage:
         caution = [Section("What to bear in mind", warnings=told)] if told else []
         return [*caution, Section("What the maps show", [_LAYERS], tables)]
 
-    def photo(self, facts: Mapping[str, Any]) -> Section:
+    def photo(self, facts: PhotoFacts) -> Section:
         """One photo: what it was taken for, and its maps."""
         card, request = self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
-        keys = [color_key(card.signed, facts["target"]["name"], request.overlay)]
+        keys = [color_key(card.signed, facts.target.name, request.overlay)]
         note = scaling_note(request.heatmap["clip"])
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
         maps = [self.maps(card)]
-        return Section(facts["name"], paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
+        return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
 
-    def answers(self, facts: Mapping[str, Any]) -> Iterator[str]:
+    def answers(self, facts: PhotoFacts) -> Iterator[str]:
         """What the photo was taken for, in lines."""
-        target, predicted = facts["target"], facts["predicted"]
-        if "label" in facts:
-            yield f"Label: {facts['label']['name']}"
-        if "value" in target:
-            yield f"Value: {score(target)}"
-        elif len(facts["likeliest"]) > 1:
-            yield "Predicted: " + ", ".join(f"{one['name']} {score(one)}" for one in facts["likeliest"])
-        if "value" not in target:
-            also = "" if target["class"] == predicted["class"] else ", which is not the predicted class"
-            yield f"Explained: {target['name']} {score(target)}{also}"
-        for name, of in facts.get("variants", {}).items():
-            changed = f"{of['target']['name']} {score(of['target'])}, predicted {of['predicted']['name']}"
-            yield f"Under {name}: {changed}"
+        target, predicted = facts.target, facts.predicted
+        if facts.label is not None:
+            yield f"Label: {facts.label.name}"
+        if target.value is not None:
+            yield f"Value: {target}"
+        else:
+            if len(facts.likeliest) > 1:
+                yield "Predicted: " + ", ".join(f"{one.name} {one}" for one in facts.likeliest)
+            also = "" if target.number == predicted.number else ", which is not the predicted class"
+            yield f"Explained: {target.name} {target}{also}"
+        for name, of in facts.variants.items():
+            yield f"Under {name}: {of.target.name} {of.target}, predicted {of.predicted.name}"
 
     def maps(self, card: Card) -> MapTable:
         """Methods x layers x variants; where methods chose their layers, one column each."""
@@ -169,17 +167,16 @@ _MOST_TOLD = 20  # photos left out that are named
 _SURROGATE = "bilinear paths, trained to take their place, run instead"
 
 
-def predictions(photos: Sequence[Mapping[str, Any]]) -> str:
+def predictions(photos: Sequence[PhotoFacts]) -> str:
     """What each photo was taken for, as CSV."""
-    variants = list(photos[0].get("variants", {}))
-    file = io.StringIO()
+    variants, file = list(photos[0].variants), io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    kind = "value" if "value" in photos[0]["target"] else "probability"
+    kind = "probability" if photos[0].target.value is None else "value"
     heads = ["photo", "source", "label", "predicted", f"predicted_{kind}", "explained", f"explained_{kind}"]
     rows.writerow([*heads, *(f"explained_{kind}_{name}" for name in variants)])
     for facts in photos:
-        classes = [facts["predicted"], facts["target"]]
-        told = [part for one in classes for part in (one["name"], f"{one[kind]:.6g}")]
-        moved = [f"{facts['variants'][name]['target'][kind]:.6g}" for name in variants]
-        rows.writerow([facts["name"], facts["source"], facts.get("label", {}).get("name", ""), *told, *moved])
+        label = "" if facts.label is None else facts.label.name
+        told = [part for one in (facts.predicted, facts.target) for part in (one.name, f"{one.amount:.6g}")]
+        moved = [f"{facts.variants[name].target.amount:.6g}" for name in variants]
+        rows.writerow([facts.name, facts.source, label, *told, *moved])
     return file.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ..files import file_facts
 from ..models.zoo import weights_facts
 from .noticed import noticed
 from .output import origin
+from .photos import PhotoFacts
 from .request import Request
 from .run import ExplainRun
 
@@ -32,7 +33,7 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
         "variants": list(request.variants),
         "surrogates": {name: file_facts(Path(text), "file") for name, text in _surrogate_files(request).items()},
         "heatmap": request.heatmap,
-        "photos": run.found.photos,
+        "photos": [facts.plain() for facts in run.found.photos],
         "left_out": run.left_out,
         "noticed": noticed(run),
     }
@@ -58,13 +59,13 @@ def _described(part: Any) -> Any:
     return {"class": type(part).__name__} | {name: _described(value) for name, value in values.items()}
 
 
-def _python_program(request: Request, photos: Sequence[Mapping[str, Any]], named: Sequence[str] | None) -> str:
+def _python_program(request: Request, photos: Sequence[PhotoFacts], named: Sequence[str] | None) -> str:
     """The same run from Python."""
-    places = [(facts["source"], facts["index"]) for facts in photos]
+    places = [facts.place for facts in photos]
     by_name = (
         request.target if request.target not in ("auto", "label") and not request.target.isdecimal() else None
     )
-    targets: Any = by_name or [facts["target"]["class"] for facts in photos]
+    targets: Any = by_name or [facts.target.number for facts in photos]
     scaled = f"preprocess=replace(model.preprocess, scale={request.scale!r})"
     scale = f"model = replace(model, {scaled})\n" if request.scale else ""
     given = request.classes or named

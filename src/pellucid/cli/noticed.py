@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from ..errors import counted
 from ..experiments.cells import layers_noted
 from ..models.preprocess import is_assumed
 from ..models.weights import is_untrained
+from .photos import PhotoFacts
 from .run import ExplainRun
 from .terminal import notes_told
 
@@ -32,10 +32,10 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
             f"{loaded.name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
             "nothing of a trained network; load its weights in the file or give --weights FILE"
         )
-    if run.request.target == "auto" and "value" in run.found.photos[0]["target"]:
+    if run.request.target == "auto" and run.found.photos[0].target.value is not None:
         yield "one output is explained as a value; name a classifier's two answers: --classes no,yes"
     yield from run.found.wrong.values()
-    if loaded.classes is None and "probability" in run.found.photos[0]["target"]:
+    if loaded.classes is None and run.found.photos[0].target.value is None:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
     if run.named_by_folders:
         yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
@@ -53,17 +53,14 @@ def _of_photos(run: ExplainRun) -> Iterator[str]:
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:
-    names = list(run.found.photos[0].get("variants", {}))
-    for name in names:
-        rows = [(facts["target"], facts["predicted"], facts["variants"][name]) for facts in run.found.photos]
-        if "probability" not in rows[0][0]:
-            continue
-        moved = 100 * np.mean([abs(target["probability"] - of["target"]["probability"]) for target, _, of in rows])
-        same = sum(predicted["class"] == of["predicted"]["class"] for _, predicted, of in rows)
+    photos = run.found.photos
+    for name in photos[0].variants if photos[0].target.value is None else ():
+        moved = 100 * np.mean([abs(one.target.amount - one.variants[name].target.amount) for one in photos])
+        same = sum(one.predicted.number == one.variants[name].predicted.number for one in photos)
         yield (
             f"under {name} the network is another: it moves the explained class's probability by {moved:.1f} "
-            f"points on average and predicts as the original for {same} of {counted(len(rows), 'photo')}: "
-            f"{verdict_on(float(moved), same / len(rows))}"
+            f"points on average and predicts as the original for {same} of {counted(len(photos), 'photo')}: "
+            f"{verdict_on(float(moved), same / len(photos))}"
         )
 
 
@@ -86,9 +83,9 @@ def _of_methods(run: ExplainRun) -> Iterator[str]:
         yield told
 
 
-def _largest(photos: Sequence[Mapping[str, Any]], names: Sequence[str], layers: Sequence[str]) -> float:
+def _largest(photos: Sequence[PhotoFacts], names: Sequence[str], layers: Sequence[str]) -> float:
     """The largest residual of a method at some layers, in logits."""
-    residuals = [item for facts in photos for item in facts.get("residuals", {}).items()]
+    residuals = [item for facts in photos for item in facts.residuals.items()]
     return max(
         float(abs(value)) for key, value in residuals if key.split("/")[0] in names and key.split("/")[1] in layers
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.sources import Sample, Source, open_images
@@ -43,32 +44,97 @@ class Place:
         return self.spec, self.index
 
 
+class Answer(BaseModel):
+    """A class of one photo with its probability, or the value of what is no class; a label has neither."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int = Field(validation_alias=AliasChoices("number", "class"), serialization_alias="class")
+    name: str
+    probability: float | None = None
+    value: float | None = None
+
+    @property
+    def amount(self) -> float:
+        """The probability, or the value."""
+        return (self.value if self.probability is None else self.probability) or 0.0
+
+    def __str__(self) -> str:
+        """The amount as text."""
+        return f"{self.amount:.4g}" if self.probability is None else percent(self.probability)
+
+
+class Answers(BaseModel):
+    """What a network makes of a photo: of the class explained, and of the one that it predicts."""
+
+    target: Answer
+    predicted: Answer
+
+
+class PhotoFacts(BaseModel):
+    """What run.json tells of a photo.
+
+    Attributes:
+        key: the name of its files.
+        source, index, name: where it is, and what it is called there.
+        likeliest: the classes of the highest probabilities.
+        variants: what variants make of it that may answer otherwise.
+        residuals: of sums that a method promises, in logits, by METHOD/LAYER/VARIANT.
+    """
+
+    key: str
+    source: str
+    index: int
+    name: str
+    label: Answer | None = None
+    sha256: str | None = None
+    target: Answer
+    predicted: Answer
+    likeliest: list[Answer]
+    variants: dict[str, Answers] = {}
+    residuals: dict[str, float] = {}
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What tells it from others of the run."""
+        return self.source, self.index
+
+    def plain(self) -> dict[str, Any]:
+        """It as plain values, without what is not known."""
+        return self.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
 @dataclass
 class Photo:
     """A photo on its way: where it is from, what the model sees, and what was found."""
 
     key: str  # the name of its files
+    place: Place
     sample: Sample
     pixels: Tensor
     picture: Any  # (H, W, 3) uint8, as figures show it
-    facts: dict[str, Any]
+    label: Answer | None = None
     classes: tuple[str, ...] | None = None  # of its source
     odd: Odd = field(default_factory=dict)
+    facts: PhotoFacts = field(init=False)  # once it is classified
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
     attributions: dict[str, Tensor] = field(default_factory=dict)  # by METHOD/LAYER/VARIANT
 
+    def answered(self, target: Answer, predicted: Answer, likeliest: list[Answer]) -> None:
+        """Note what the network makes of it."""
+        source, index = self.place.key
+        self.facts = PhotoFacts(
+            key=self.key, source=source, index=index, name=self.sample.name, label=self.label,
+            sha256=_file_hash(source, self.sample.name), target=target, predicted=predicted, likeliest=likeliest,
+        )  # fmt: skip
+
     def captioned(self) -> CaptionedPhoto:
         """The photo with the explained class and its probability, and the predicted class if it is another."""
-        target, predicted = self.facts["target"], self.facts["predicted"]
-        text = f"{target['name']} {score(target)}"
-        if predicted["class"] != target["class"]:
-            text += f"\n(predicted: {predicted['name']} {score(predicted)})"
+        target, predicted = self.facts.target, self.facts.predicted
+        text = f"{target.name} {target}"
+        if predicted.number != target.number:
+            text += f"\n(predicted: {predicted.name} {predicted})"
         return CaptionedPhoto(self.picture, text, self.sample.name)
-
-
-def score(facts: Mapping[str, Any]) -> str:
-    """A class's probability, or the value of what is no class, as text."""
-    return percent(facts["probability"]) if "probability" in facts else f"{facts['value']:.4g}"
 
 
 def find_photos(request: Request) -> tuple[list[Place], list[str]]:
@@ -103,14 +169,12 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         raise InvalidData(f"{sample.name} has no label to explain; name its column with --label-column")
     key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
     picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
-    facts: dict[str, Any] = {"key": key, "source": place.spec, "index": place.index, "name": sample.name}
-    names = place.source.classes
+    names, label = place.source.classes, None
     if sample.label is not None:
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
-        facts["label"] = {"class": sample.label, "name": name}
-    facts |= _file_hash(place.spec, sample.name)
+        label = Answer(number=sample.label, name=name)
     odd = _oddities(sample, preprocess) if isinstance(preprocess, Preprocess) else {}
-    return Photo(key, sample, pixels, picture, facts, names, odd)
+    return Photo(key, place, sample, pixels, picture, label, names, odd)
 
 
 def _oddities(sample: Sample, preprocess: Preprocess) -> dict[str, tuple[str, str]]:
@@ -128,9 +192,9 @@ def _oddities(sample: Sample, preprocess: Preprocess) -> dict[str, tuple[str, st
     return found
 
 
-def _file_hash(spec: str, name: str) -> dict[str, str]:
+def _file_hash(spec: str, name: str) -> str | None:
     """The SHA-256 of a photo's file, or nothing for a row of a table or a drawn image."""
     path = Path(spec, name) if Path(spec).is_dir() else Path(spec)
     if not path.is_file() or path.suffix == ".parquet":
-        return {}
-    return {"sha256": sha256(path.read_bytes()).hexdigest()}
+        return None
+    return sha256(path.read_bytes()).hexdigest()

@@ -132,7 +132,7 @@ class Pictures:
         """Draw and write one figure, numbered so that names sort as they were drawn."""
         request = self.request
         shown, title = [photo.captioned() for photo in photos], f"{request.model}{what}"
-        classes = {photo.facts["target"]["name"] for photo in photos}
+        classes = {photo.facts.target.name for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
         clip = request.heatmap["clip"]
         figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", explained, clip)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import typer
+from pydantic import BaseModel
 from torch import Tensor
 
 from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning
@@ -26,7 +27,7 @@ from ..models.zoo import LoadedModel, input_channels, load_model
 from ..outputs import class_of, first_logits, probabilities
 from ..passes import fitting
 from .output import UNFINISHED
-from .photos import Photo, Place, find_photos, prepared_photo
+from .photos import Answer, Answers, Photo, PhotoFacts, Place, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 
@@ -38,16 +39,15 @@ _STATE = "state.json"
 Show = Callable[[str, float, int], None]
 
 
-@dataclass
-class Explained:
-    """What a run has found so far, as plain values: kept after each group, so that the same command goes on."""
+class Explained(BaseModel):
+    """What a run has found so far: kept after each group, so that the same command goes on."""
 
-    photos: list[dict[str, Any]] = field(default_factory=list)  # facts of the photos explained
-    layers: list[str] = field(default_factory=list)  # explained, in order of appearance
-    notes: list[list[str]] = field(default_factory=list)  # of a warning: its name, the method, the layer
-    drawn: dict[str, int] = field(default_factory=dict)  # pages of each figure
-    wrong: dict[str, str] = field(default_factory=dict)  # what looks wrong of images and outputs, by kind
-    odd: dict[str, list[Any]] = field(default_factory=dict)  # of the first odd photo of a kind, and how many
+    photos: list[PhotoFacts] = []  # those explained
+    layers: list[str] = []  # explained, in order of appearance
+    notes: list[Note] = []  # of warnings
+    drawn: dict[str, int] = {}  # pages of each figure
+    wrong: dict[str, str] = {}  # what looks wrong of images and outputs, by kind
+    odd: dict[str, list[Any]] = {}  # of the first odd photo of a kind, and how many
     pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
     keeps: bool = False  # whether raw attributions are written
 
@@ -55,13 +55,13 @@ class Explained:
     def read(cls, folder: Path) -> Explained:
         """What an interrupted run left, or nothing; what is damaged counts for nothing."""
         try:
-            return cls(**unsealed((folder / UNFINISHED / _STATE).read_bytes()))
+            return cls.model_validate(unsealed((folder / UNFINISHED / _STATE).read_bytes()))
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, folder: Path) -> None:
         """Keep it in a draft folder."""
-        replace_file(folder / UNFINISHED / _STATE, sealed(asdict(self)))
+        replace_file(folder / UNFINISHED / _STATE, sealed(self.model_dump(by_alias=True)))
 
 
 @dataclass
@@ -104,12 +104,12 @@ class ExplainRun:
             only = f"none of {count} photos can be read; the first: " if count > 1 else ""
             raise InvalidImage(only + self.left_out[0] if count else "no photos were given")
         order = {place.key: number for number, place in enumerate(self.places)}
-        self.found.photos.sort(key=lambda facts: order[facts["source"], facts["index"]])
+        self.found.photos.sort(key=lambda facts: order[facts.place])
 
     def groups(self) -> Iterator[list[Photo]]:
         """Photos of one size together, as they are read; what cannot be read is noted."""
-        keys = [facts["key"] for facts in self.found.photos]
-        known = {(facts["source"], facts["index"]) for facts in self.found.photos}
+        keys = [facts.key for facts in self.found.photos]
+        known = {facts.place for facts in self.found.photos}
         waiting: dict[tuple[int, ...], list[Photo]] = {}
         for place in self.places:
             if place.key in known:
@@ -160,22 +160,24 @@ class ExplainRun:
         self.found.wrong = looks_wrong(images, logits) | self.found.wrong
         for row, photo in enumerate(photos):
             likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
-            photo.facts["target"] = self.told(logits[row], int(targets[row]))
-            photo.facts["predicted"] = self.told(logits[row], int(predicted[row]))
-            photo.facts["likeliest"] = [self.told(logits[row], number) for number in likeliest]
+            target, highest = (self.answer(logits[row], int(of[row])) for of in (targets, predicted))
+            photo.answered(target, highest, [self.answer(logits[row], number) for number in likeliest])
         for name, variant in self.request.variants.items():
             if not all(rule.alters_gradient for rule in variant.rules):  # it may predict something else
                 changed = Scorer(self.loaded.model, variant, max_batch=self.request.max_batch).logits(images)
                 for row, photo in enumerate(photos):
-                    told = [self.told(changed[row], int(of)) for of in (targets[row], changed[row].argmax())]
-                    photo.facts.setdefault("variants", {})[name] = {"target": told[0], "predicted": told[1]}
+                    target, highest = (
+                        self.answer(changed[row], int(of)) for of in (targets[row], changed[row].argmax())
+                    )
+                    photo.facts.variants[name] = Answers(target=target, predicted=highest)
         return targets
 
-    def told(self, logits: Tensor, number: int) -> dict[str, Any]:
+    def answer(self, logits: Tensor, number: int) -> Answer:
         """A class of one photo: its number, name and probability; what has one output need be no classifier."""
-        value = logits if len(logits) == 1 else probabilities(logits[None])[0]
-        kind = "value" if len(logits) == 1 else "probability"
-        return {"class": number, "name": self.loaded.class_name(number), kind: float(value[number])}
+        name = self.loaded.class_name(number)
+        if len(logits) == 1:
+            return Answer(number=number, name=name, value=float(logits[number]))
+        return Answer(number=number, name=name, probability=float(probabilities(logits[None])[0, number]))
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
@@ -244,7 +246,7 @@ class ExplainRun:
         with noted(self.request.texts[name], notes):
             found = self.call(self.request.methods[name], variant, images, targets)
         known = self.found.notes
-        known += [list(note) for note in sorted(notes) if list(note) not in known]
+        known += [note for note in sorted(notes) if note not in known]
         return found
 
     def call(self, method: Method, variant: str, images: Tensor, targets: Tensor) -> Attributions:
@@ -271,8 +273,7 @@ class ExplainRun:
             for row, photo in enumerate(photos):
                 photo.maps[name, layer, variant] = maps[row]
                 if layer in found.residuals:
-                    residuals = photo.facts.setdefault("residuals", {})
-                    residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
+                    photo.facts.residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
         if self.found.keeps:
             for row, photo in enumerate(photos):
                 for layer, attribution in found.items():
