@@ -97,6 +97,9 @@ def test_one_value_per_image_at_each_layer(metric: pl.Metric, whole: pl.Case) ->
         assert measured.values.shape == (IMAGES,)
         assert not measured.values.isinf().any()
         assert metric.undefined or not measured.values.isnan().any()
+        least, most = metric.ends
+        assert not (measured.values < (-math.inf if least is None else least) - 1e-9).any()
+        assert not (measured.values > (math.inf if most is None else most) + 1e-9).any()
         if measured.curve is not None:
             assert measured.curve.shape == (IMAGES, len(measured.at))
             assert len(measured.steps) in (0, len(measured.at))

@@ -1,6 +1,7 @@
 """Means, intervals, paired differences and ranks on tables whose answers are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,18 @@ def test_mean_deviation_and_counts():
     assert found["undefined"] == 2
     assert found["mean"] == 3.0
     assert found["std"] == pytest.approx(math.sqrt(7), rel=1e-12)
+
+
+def test_no_interval_goes_on_where_no_value_can_be():
+    values = [0.7, 0.9, 1.0]
+    low, high = (end[0] for end in interval(np.array([values])))
+    assert low < 0.8 < 1 < high
+    stats = Statistics.of(results({KEY: values}))
+    known = stats.metrics["insertion"]
+    for ends, expected in (((0, 1), (low, 1)), ((0.8, None), (0.8, high)), ((None, None), (low, high))):
+        bounded = replace(stats, metrics={"insertion": known.model_copy(update={"ends": ends})})
+        found = bounded.summary.loc[KEY]
+        assert (found["low"], found["high"]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_value_of_one_image_has_no_deviation_and_none_has_no_mean():

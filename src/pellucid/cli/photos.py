@@ -44,7 +44,7 @@ class Place:
         return self.spec, self.index
 
 
-class Answer(BaseModel):
+class Prediction(BaseModel):
     """A class of one photo with its probability, or the value of what is no class; a label has neither."""
 
     model_config = ConfigDict(frozen=True)
@@ -67,8 +67,8 @@ class Answer(BaseModel):
 class Answers(BaseModel):
     """What a network makes of a photo: of the class explained, and of the one that it predicts."""
 
-    target: Answer
-    predicted: Answer
+    target: Prediction
+    predicted: Prediction
 
 
 class PhotoFacts(BaseModel):
@@ -86,11 +86,11 @@ class PhotoFacts(BaseModel):
     source: str
     index: int
     name: str
-    label: Answer | None = None
+    label: Prediction | None = None
     sha256: str | None = None
-    target: Answer
-    predicted: Answer
-    likeliest: list[Answer]
+    target: Prediction
+    predicted: Prediction
+    likeliest: list[Prediction]
     variants: dict[str, Answers] = {}
     residuals: dict[str, float] = {}
 
@@ -113,14 +113,14 @@ class Photo:
     sample: Sample
     pixels: Tensor
     picture: Any  # (H, W, 3) uint8, as figures show it
-    label: Answer | None = None
+    label: Prediction | None = None
     classes: tuple[str, ...] | None = None  # of its source
     odd: Odd = field(default_factory=dict)
     facts: PhotoFacts = field(init=False)  # once it is classified
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
     attributions: dict[str, Tensor] = field(default_factory=dict)  # by METHOD/LAYER/VARIANT
 
-    def answered(self, target: Answer, predicted: Answer, likeliest: list[Answer]) -> None:
+    def answered(self, target: Prediction, predicted: Prediction, likeliest: list[Prediction]) -> None:
         """Note what the network makes of it."""
         source, index = self.place.key
         self.facts = PhotoFacts(
@@ -172,7 +172,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     names, label = place.source.classes, None
     if sample.label is not None:
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
-        label = Answer(number=sample.label, name=name)
+        label = Prediction(number=sample.label, name=name)
     odd = _oddities(sample, preprocess) if isinstance(preprocess, Preprocess) else {}
     return Photo(key, place, sample, pixels, picture, label, names, odd)
 

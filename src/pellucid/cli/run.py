@@ -27,7 +27,7 @@ from ..models.zoo import LoadedModel, input_channels, load_model
 from ..outputs import class_of, first_logits, probabilities
 from ..passes import fitting
 from .output import UNFINISHED
-from .photos import Answer, Answers, Photo, PhotoFacts, Place, find_photos, prepared_photo
+from .photos import Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 
@@ -172,12 +172,12 @@ class ExplainRun:
                     photo.facts.variants[name] = Answers(target=target, predicted=highest)
         return targets
 
-    def answer(self, logits: Tensor, number: int) -> Answer:
+    def answer(self, logits: Tensor, number: int) -> Prediction:
         """A class of one photo: its number, name and probability; what has one output need be no classifier."""
         name = self.loaded.class_name(number)
         if len(logits) == 1:
-            return Answer(number=number, name=name, value=float(logits[number]))
-        return Answer(number=number, name=name, probability=float(probabilities(logits[None])[0, number]))
+            return Prediction(number=number, name=name, value=float(logits[number]))
+        return Prediction(number=number, name=name, probability=float(probabilities(logits[None])[0, number]))
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""

@@ -19,7 +19,12 @@ RATED = "rated_"  # how the metric begins that is a question's ratings; what fol
 SCALE = ("very low", "low", "medium", "high", "very high")  # 1 to 5
 
 _NIELSEN = "Nielsen et al., Performance Evaluation of Combination Methods, Table"
-_ABOUT: dict[str, Any] = {"axis": "edges", "unit": "rating from 1 to 5", "higher_is_better": True}
+_ABOUT: dict[str, Any] = {
+    "axis": "edges",
+    "unit": "rating from 1 to 5",
+    "higher_is_better": True,
+    "ends": (1, 5),
+}
 QUESTIONS_OF_RATERS: Mapping[str, MetricRecord] = {
     f"{RATED}{name}": MetricRecord(name=f"{RATED}{name}", paper=f"{_NIELSEN} {table}", **_ABOUT)
     for name, table in (("visual_coherence", "I"), ("edge_differentiation", "II"))

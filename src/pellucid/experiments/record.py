@@ -32,6 +32,7 @@ class MetricRecord(BaseModel):
     undefined: str = ""
     of_model: bool = False
     by_training: bool = False
+    ends: tuple[float | None, float | None] = (None, None)
 
     @property
     def direction(self) -> str:

@@ -189,7 +189,7 @@ class Statistics:
             {
                 "n": (~np.isnan(values)).sum(1),
                 "undefined": self.missing.sum(axis=1).to_numpy(),
-                **_means(values, "mean", "low", "high"),
+                **_means(values, "mean", "low", "high", *self._ends(self.values)),
                 "std": deviation(values),
                 **_means(differences, "difference", "difference_low", "difference_high"),
                 "paired": (~np.isnan(differences)).sum(1),
@@ -201,7 +201,14 @@ class Statistics:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """The mean and its interval at each point of each curve, indexed as ``points``."""
-        return pd.DataFrame(_means(self.points.to_numpy(), "mean", "low", "high"), index=self.points.index)
+        means = _means(self.points.to_numpy(), "mean", "low", "high", *self._ends(self.points))
+        return pd.DataFrame(means, index=self.points.index)
+
+    def _ends(self, rows: pd.DataFrame) -> tuple[Numbers, Numbers]:
+        """The least and the greatest value there can be in each row."""
+        metrics = [self.metrics[name].ends for name in rows.index.get_level_values("metric")]
+        least = np.array([-np.inf if low is None else low for low, _ in metrics], float)
+        return least, np.array([np.inf if high is None else high for _, high in metrics], float)
 
     def _references(self) -> Numbers:
         """The values that each row is compared with."""
@@ -278,7 +285,14 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
-def _means(values: Numbers, name: str, low: str, high: str) -> dict[str, Any]:
-    """The mean and its interval of each row, by these names."""
+def _means(
+    values: Numbers,
+    name: str,
+    low: str,
+    high: str,
+    least: Numbers | float = -np.inf,
+    most: Numbers | float = np.inf,
+) -> dict[str, Any]:
+    """The mean and its interval of each row, by these names; no interval goes on where no value can be."""
     ends = interval(values)
-    return {name: mean(values), low: ends[0], high: ends[1]}
+    return {name: mean(values), low: np.maximum(ends[0], least), high: np.minimum(ends[1], most)}

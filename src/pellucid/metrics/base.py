@@ -141,7 +141,8 @@ class Criterion(ABC):
     """What maps or models are graded by: the facts of the catalogue, and a dataclass of its settings.
 
     A value that is undefined is NaN, and ``undefined`` says why that happens; statistics leave such values out
-    and count them.
+    and count them. ``ends`` are the least and the greatest value there can be, None where there is none:
+    intervals end there.
     """
 
     name: ClassVar[str]
@@ -150,6 +151,7 @@ class Criterion(ABC):
     higher_is_better: ClassVar[bool]
     paper: ClassVar[str]
     undefined: ClassVar[str] = ""
+    ends: ClassVar[tuple[float | None, float | None]] = (None, None)
     needs: ClassVar[frozenset[Need]] = frozenset()
     of_model: ClassVar[bool] = False  # grades the variant, not a map: one value per image, at no layer
 

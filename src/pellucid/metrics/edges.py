@@ -107,6 +107,7 @@ class EdgeDifferentiation(VisualRating):
 
     name = "edge_differentiation"
     unit = "contrast"
+    ends = (-1, 1)
     paper = "a stand-in for Nielsen et al., Performance Evaluation of Combination Methods, Table II"
     undefined = "the map is zero everywhere, or there is no edge"
 
@@ -132,6 +133,7 @@ class VisualCoherence(VisualRating):
 
     name = "visual_coherence"
     unit = "fraction of neighbors"
+    ends = (0, 1)
     paper = "a stand-in for Nielsen et al., Performance Evaluation of Combination Methods, Table I"
     undefined = "the map is constant"
 

@@ -48,6 +48,7 @@ class _Fidelity(VariantMetric):
     axis: ClassVar[Axis] = "fidelity"
     unit = "100 x probability"
     higher_is_better = False
+    ends = (0, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Top1(_Fidelity):
 
     name = "top1"
     unit = "correct"
+    ends = (0, 1)
     higher_is_better = True
     paper = f"{_SMOOTH}, Sec. 4.1, Table 2"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
@@ -71,6 +73,7 @@ class PredictionDifference(_Fidelity):
     """100 sum_k |p_k - p'_k| over all classes, p the original's softmax and p' the variant's: 0 to 200."""
 
     name = "prediction_difference"
+    ends = (0, 200)
     paper = f"{_SMOOTH}, Sec. 3.2, Table 3: all classes"
 
     def values(self, case: Case) -> Tensor:

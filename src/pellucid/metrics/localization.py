@@ -114,6 +114,7 @@ class MassOutside(_OnObjects):
 
     name = "mass_outside"
     unit = "share"
+    ends = (0, 1)
     higher_is_better = False
     paper = f"{RECTGRAD}, Fig. 8a, divided by the whole map's mass"
     undefined = "the map is zero everywhere, or the object fills the image"
@@ -147,6 +148,7 @@ class PointingGame(_OnObjects):
 
     name = "pointing_game"
     unit = "hit"
+    ends = (0, 1)
     higher_is_better = True
     paper = "Zhang et al., Top-down Neural Attention by Excitation Backprop, Sec. 4.1"
     undefined = "the map is constant and has no maximum, or the object fills the image"
@@ -191,6 +193,7 @@ class BackgroundMass(_RectGrad, _OnObjects):
     """Sum of |map| over the background's pixels, 0 or more, of maps processed as RectGrad does (``PatchMass``)."""
 
     name = "background_mass"
+    ends = (0, None)
     paper = f"{RECTGRAD}, Fig. 8a"
     undefined = "the object fills the image"
 

@@ -82,6 +82,7 @@ class TotalVariation(MapMetric):
     name = "total_variation"
     axis: ClassVar[Axis] = "noise"
     unit = "variation per pixel"
+    ends = (0, None)
     higher_is_better = False
     paper = "Smooth Deep Saliency, Sec. 4.4, Eq. 1 and 2"
     undefined = "the map is constant"
@@ -107,6 +108,7 @@ class RawTotalVariation(ProcessedMapMetric):
     name = "raw_total_variation"
     axis: ClassVar[Axis] = "noise"
     unit = "sum of differences"
+    ends = (0, None)
     higher_is_better = False
     paper = "RectGrad, Sec. 5.2, Fig. 8b"
 
@@ -130,6 +132,7 @@ class Checkerboard(MapMetric):
     name = "checkerboard"
     axis: ClassVar[Axis] = "noise"
     unit = "share of energy"
+    ends = (0, 1)
     higher_is_better = False
     paper = "Smooth Deep Saliency, Sec. 2.1, Fig. 1; as a number ours"
     undefined = "the map is constant, or smaller than two of its periods"

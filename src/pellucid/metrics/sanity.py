@@ -146,6 +146,7 @@ class Similarity(Cascade):
     part: _Part = "heatmap"
 
     unit = "similarity"
+    ends = (-1, 1)
     higher_is_better = False
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class _Change(Metric):
 
     axis: ClassVar[Axis] = "sensitivity"
     unit = "1 - similarity"
+    ends = (0, 2)
     higher_is_better = True
     similarity: _Similarity = "spearman"
 

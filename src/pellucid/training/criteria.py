@@ -49,6 +49,7 @@ class Removal(Retraining):
     """
 
     axis: ClassVar[Axis] = "faithfulness"
+    ends = (0, 1)
     how: ClassVar[RemovalKind]
     replacement: ClassVar[Replacement]
     fractions: ClassVar[tuple[float, ...]] = TENTHS
