@@ -132,6 +132,11 @@ def test_a_gate_beside_activations_is_warned_of(gate) -> None:
         guided_backprop()(net, x, 0, "second")
 
 
+def summed(x: Tensor) -> Tensor:
+    """What a skip connection gives: no function of each element of one tensor."""
+    return x + x.roll(1, 1) / 2
+
+
 BY_HAND = {
     "softplus": lambda x: torch.log(1 + torch.exp(x)),
     "softplus, log1p": lambda x: torch.log1p(x.exp()),
@@ -151,6 +156,15 @@ BY_HAND = {
     "relu, by its mirror": lambda x: x + F.relu(-x),
     "relu, by its multiple's mirror": lambda x: x + F.relu(-2 * x) / 2,
     "relu, by its quotient's mirror": lambda x: x + F.relu(x / -2) * 2,
+    "relu, by the mirror of a sum": lambda x: (y := summed(x)) + F.relu(-y),
+    "relu, by the root of a sum": lambda x: ((y := summed(x)) + y.square().sqrt()) / 2,
+    "relu, by another's sign": lambda x: (x + torch.copysign(x, torch.ones_like(x))) / 2,
+    "relu, by a distance": lambda x: (x + torch.hypot(x, torch.zeros_like(x))) / 2,
+    "relu, sorted": lambda x: torch.stack([x, torch.zeros_like(x)], -1).sort(-1).values[..., 1],
+    "relu, chosen": lambda x: torch.stack([torch.zeros_like(x), x], -1).gather(-1, (x > 0).long()[..., None])[
+        ..., 0
+    ],
+    "glu": lambda x: F.glu(torch.cat([x, x.flip(1)], 1), 1),
     "leaky relu, of two": lambda x: F.relu(x) - 0.1 * F.relu(-x),
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
 }
@@ -179,6 +193,8 @@ KNOWN = [
     lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     lambda x: F.gelu(x) + x,
     lambda x: F.relu(x - 0.1) * 0.5 + x,
+    lambda x: F.relu(y := summed(x)) + y,
+    lambda x: (y := summed(x)) - F.relu(y.roll(1, 1)),
     lambda x: F.relu(x - x.mean((2, 3), keepdim=True)) + x,
     lambda x: F.relu(x) * (x.square().sum(1, keepdim=True) + 1e-6).sqrt(),
 ]

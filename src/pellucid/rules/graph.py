@@ -20,7 +20,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 
 from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
 from .base import ConfinedRule, Rule, Rules
-from .handmade import bends, is_root, origins
+from .handmade import bends, is_root, junctions, origins
 from .operations import AFFINE, ELEMENTWISE, RECTIFIERS
 
 # Autograd's nodes of the activations of hidden layers.
@@ -43,6 +43,9 @@ _NODES = {
 # Nodes of functions that between layers stand for activations by hand, a softmax by hand, or a maxout.
 _PIECES = {"Exp": "exp", "Expm1": "expm1", "Log": "log", "Log1P": "log1p", "Logaddexp": "logaddexp", "Abs": "abs"}
 _PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": "fmin", "Sign": "sign"}
+_PIECES |= {"Glu": "glu", "Copysign": "copysign", "Hypot": "hypot"}
+# Nodes that choose among what is stacked.
+_OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
 _CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
@@ -160,9 +163,10 @@ def _summed(path: Collection[Any]) -> set[str]:
     """
     for node in path:
         if node.name().startswith(("Add", "Sub", "Rsub")) and _branches(node) == 2:
-            begin, between = origins((node, 0))
-            if len(begin) == 1 and any(map(bends, between)) and any(map(_mirrors, between)):
-                return {"f(x) + g(-x)"}
+            for place in junctions(node):
+                _, between = origins((node, 0), {place})
+                if any(map(bends, between)) and any(map(_mirrors, between)):
+                    return {"f(x) + g(-x)"}
     return set()
 
 
@@ -194,7 +198,7 @@ def _clipped(path: Collection[Any]) -> set[str]:
         if clips or name.startswith("ForeachClamp"):
             found.add("clamp")
         stacked = [one for one, _ in node.next_functions if one is not None and one.name().startswith("Stack")]
-        if stacked and name.startswith(("Amax", "MaxBackward")):
+        if stacked and name.startswith(_OF_STACKS):
             found.add("max of a stack")
     return found
 

@@ -126,6 +126,22 @@ def origins(edge: Edge, ends: Collection[Edge] = ()) -> tuple[set[Edge], list[An
     return begin.union(pending), between
 
 
+def junctions(node: Any) -> list[Edge]:
+    """The tensors of whose elements alone both parts of a sum are functions, the nearest first."""
+    first, second = (_traced(edge) for edge in _before(node))
+    shared = [edge for edge in first if edge in second]
+    return [edge for edge in shared if origins((node, 0), {edge})[0] == {edge}]
+
+
+def _traced(edge: Edge) -> list[Edge]:
+    """All tensors that a tensor is a function of, element by element: itself first."""
+    found = [edge]
+    for node, _ in found:  # grows
+        if len(found) < 32 and _name(node).startswith(_POINTWISE):
+            found += [before for before in _before(node) if before not in found]
+    return found
+
+
 def bends(node: Any) -> bool:
     """Whether a node's function is none of straight lines."""
     return is_root(node) or _name(node).startswith(_BENDING)
