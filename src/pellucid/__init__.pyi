@@ -6,6 +6,7 @@ from .errors import (
     EmptyMapWarning,
     FlatMapWarning,
     InputWarning,
+    PatternWarning,
     PellucidError,
     RuleNotApplied,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Overlay",
     "PaddingTrick",
     "Path",
+    "PatternWarning",
     "PellucidError",
     "ProportionalPooling",
     "Random",

@@ -1,5 +1,8 @@
 """The checkerboard of strided convolutions and its remedies (Smooth Deep Saliency, Sec. 2.1 and 3.1)."""
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -292,3 +295,41 @@ def test_backward_variant_is_the_module_hook_of_the_released_code() -> None:
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+REDUCED = {
+    "index": lambda x: x[:, :, torch.arange(0, x.shape[2], 2)][..., torch.arange(0, x.shape[3], 2)],
+    "interpolate": lambda x: F.interpolate(x, scale_factor=0.5),
+    "reshape": lambda x: x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))[:, :, :, 0, :, 0],
+    "unfold": lambda x: x.unfold(2, 1, 2).unfold(3, 1, 2)[..., 0, 0],
+}
+
+
+class Reduced(nn.Module):
+    """A stem, something that takes every second place, and a strided convolution."""
+
+    def __init__(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.stem, self.low = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.high, self.head = nn.Conv2d(6, 6, 3, 2, 1), nn.Linear(6, 4)
+        self.reduce = reduce
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.low(F.relu(self.stem(x))))
+        return self.head(F.relu(self.high(self.reduce(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+@pytest.mark.parametrize("reduce", REDUCED.values(), ids=REDUCED)
+def test_a_pattern_that_a_variant_leaves_is_warned_of(reduce: Callable, variant: str) -> None:
+    torch.manual_seed(0)
+    model, x = Reduced(reduce).eval(), torch.randn(2, 3, 64, 64)
+    with pytest.warns(pl.PatternWarning, match="at 'stem' every other place still gets"):
+        pl.Gradient()(model, x, [0, 1], ["stem"], variant=variant)
+    model.reduce = lambda x: x[:, :, ::2, ::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Gradient()(
+            model, x, [0, 1], ["input", "stem", "low"], variant=variant
+        )  # at the input the stem prints one
+        pl.Gradient()(model, x, [0, 1], ["stem"])  # nothing was promised

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, SupportsIndex, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bounds import GRADIENTS
@@ -26,6 +27,7 @@ from ..errors import (
     InvalidData,
     InvalidLayer,
     InvalidParameter,
+    PatternWarning,
     PrecisionWarning,
     SkippedLayerWarning,
     brief,
@@ -37,6 +39,7 @@ from ..layouts import Layout, layout, layouts_of
 from ..outputs import class_names
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting, placed, rows_per_pass
 from ..rules.base import Rule
+from ..rules.conv import SmoothedDownsampling
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import Noise, Path, Sampling
@@ -53,6 +56,8 @@ TOLERANCE = 0.05
 # Attributions in files and notebooks.
 _FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
 _SHOWN = 4  # images
+# Of a pattern under a variant: places a side, and how far places differ, in means and in standard errors.
+_LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
 
 
 @dataclass(frozen=True)
@@ -332,6 +337,7 @@ class Method(ABC):
             remedies = ["lower a threshold such as q"] if thresholded else []
             _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
             _warn_if_flat(layer, attributions[layer], size)
+            _warn_if_patterned(layer, attributions[layer], asking.rules)
         return Attributions(attributions, network.targets, residuals, prefixes, asking.answer)
 
     def _evaluate(
@@ -545,3 +551,23 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
             "earlier layer"
         )
         warnings.warn(FlatMapWarning(message, layer), stacklevel=5)
+
+
+def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
+    """Warn where of each 2 x 2 places one still gets less than another, though a variant should level them."""
+    smoothed = [rule for rule in rules if isinstance(rule, SmoothedDownsampling)]
+    if not smoothed or maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
+        return
+    if layer == INPUT and not all(rule.include_first for rule in smoothed):
+        return  # the first convolution is left alone
+    tiles = F.pixel_unshuffle(maps.abs().mean((0, 1))[None, : maps.shape[2] // 2 * 2, : maps.shape[3] // 2 * 2], 2)
+    means, errors = tiles.mean((1, 2)), tiles.flatten(1).std(1) / math.sqrt(tiles[0].numel())
+    apart = means.max() - means.min()
+    if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
+        message = (
+            f"at {layer!r} every other place still gets {float(means.min() / means.max()):.0%} of what its "
+            "neighbor gets: something above takes every second place in a way that the variant leaves as it is, "
+            "such as an index, interpolate, reshape and permute, or a pooling "
+            "(SmoothedDownsampling(pooling=True)); write it as x[:, :, ::2, ::2]"
+        )
+        warnings.warn(PatternWarning(message, layer), stacklevel=5)

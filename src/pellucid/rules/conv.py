@@ -76,8 +76,8 @@ class SmoothedDownsampling(Rule):
     strided slices (``x[:, :, ::2, ::2]``, also of (B, H, W, C)), ``pixel_unshuffle``, and pooling whose windows
     are smaller than its stride. ``pooling=True`` includes all pooling with a stride, which the paper leaves
     alone. A space-to-depth written as reshape and permute cannot be told from attention's windows and is left
-    as it is, and so are slices of one dimension at a time, and ``interpolate`` to a smaller size: the metric
-    ``checkerboard`` shows what of the pattern stays.
+    as it is, and so are slices of one dimension at a time, and ``interpolate`` to a smaller size: where a pattern
+    stays, a ``PatternWarning`` says so, and the metric ``checkerboard`` how much.
     """
 
     where: Where = "backward"
