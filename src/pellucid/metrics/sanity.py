@@ -26,7 +26,7 @@ _Target = Literal["same", "argmax"]
 _Part = Literal["heatmap", "attribution"]
 
 # Values compared at a time, so that the many channels of a hidden layer do not fill the memory.
-_COMPARED = 2**24
+_COMPARED = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
