@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -147,6 +148,17 @@ def test_a_run_json_of_another_program_is_not_trusted(run, told):
     with pytest.raises(OutputNotWritable, match="holds files that this command did not write"):
         write_run(run)
     assert everything(run.parent) == before
+
+
+def test_a_file_that_a_kill_cut_short_goes_when_the_command_goes_on(tmp_path):
+    with suppress(KeyboardInterrupt), staged(tmp_path / "run", "0" * 16) as draft:
+        for name in (".kept/state.json", "maps/a.png", f"maps/.b.png.{'0' * 16}", f".kept/.c.{'1' * 16}"):
+            (draft / name).parent.mkdir(exist_ok=True)
+            (draft / name).write_bytes(b"begun")
+        raise KeyboardInterrupt
+    with staged(tmp_path / "run", "0" * 16) as draft:
+        kept = {path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()}
+        assert kept == {".kept/state.json", "maps/a.png"}
 
 
 def test_a_draft_has_a_name_of_its_own(tmp_path):

@@ -1,6 +1,7 @@
 """The page: everything that the recipe asks for, in words, numbers and pictures, on Markdown and HTML alike."""
 
 import dataclasses
+import io
 import re
 
 import numpy as np
@@ -342,6 +343,20 @@ def test_lines_are_told_apart_and_the_legend_lies_outside(count):
     for axes in drawn_axes(figure):
         assert axes.get_tightbbox().y0 >= legend.y1 - 1
         assert axes.bbox.height > 0.25 * figure.bbox.height
+
+
+def test_what_stands_at_an_axis_lies_within_the_figure():
+    x = np.arange(12.0)
+    places = tuple((place, f"layer{place}.0") for place in range(12))
+    panels = [
+        Panel(title, "", (Line("a", x, y, y - 0.01, y + 0.01),), ticks=places)
+        for title, y in (("one", np.linspace(1, 0.07, 12)), ("two", np.linspace(1, -0.1, 12)))
+    ]
+    figure = drawn_figure(panels, across="randomized down to")
+    figure.savefig(io.BytesIO(), dpi=figure.dpi)  # outside the charts' style, which ticks were chosen by
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert min(min(box.x0, box.y0) for box in boxes) >= 0
+    assert boxes[0].x1 <= boxes[1].x0
 
 
 def test_panels_have_one_scale_where_they_are_alike():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidParameter, OutputNotWritable
-from ..files import DIGESTS, FILES, RUN, alone, file_digest, sealed, writable
+from ..files import DIGESTS, FILES, RUN, alone, file_digest, is_draft, sealed, writable
 
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
 UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it has done
@@ -51,6 +51,9 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
             held, stays = True, bool(key)
             with writable(folder):
                 draft.mkdir(exist_ok=True)
+                for path in draft.rglob("*"):  # a kill may have cut a file short
+                    if is_draft(path.name) and path.is_file():
+                        path.unlink()
             yield draft
             with writable(folder):
                 _take_place(draft, folder, earlier)

@@ -259,7 +259,7 @@ def _draw_lines(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             band = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
             axes.fill(*band, color=look["color"], alpha=0.14, linewidth=0)
         axes.plot(line.x, line.mean, markevery=max(1, len(line.x) // _MARKED), **look)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=STYLE["font.size"])  # told: else matplotlib chooses ticks anew by another
     axes.grid(axis="y")
 
 
@@ -275,7 +275,7 @@ def _draw_boxes(axes: Axes, boxes: Sequence[BoxPlot], looks: Mapping[str, Look])
         axes.vlines(box.median, y - 0.28, y + 0.28, color=color, linewidth=2)
     axes.set_yticks(range(len(boxes)), [wrapped(box.name, _NAME, 8.5) for box in boxes], color=INK)
     axes.set_ylim(len(boxes) - 0.5, -0.5)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=STYLE["font.size"])  # told: else matplotlib chooses ticks anew by another
     axes.grid(axis="x")
 
 
