@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -29,7 +30,9 @@ from pellucid.cli.program import main
 main()
 """
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    # What runs the tests may ignore interrupts, as a job in the background does, and what it starts would, too.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, preexec_fn=listening)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])

@@ -97,9 +97,10 @@ def test_a_run_is_run_json_and_one_part_for_each_cell(tmp_path):
         "unit": "variation per pixel",
         "higher_is_better": False,
         "paper": TotalVariation.paper,
-        "undefined": "",
+        "undefined": TotalVariation.undefined,
         "of_model": False,
         "by_training": False,
+        "ends": [0, None],
     }
     assert json.loads(results.record.content()) == facts
     assert results.missing == []

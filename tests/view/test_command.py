@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 from typer.testing import CliRunner
 
 from pellucid.cli import app
+
+# What runs the tests may ignore interrupts, as a job in the background does, and what it starts would, too.
+INTERRUPTIBLE = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 def invoked(*arguments):
@@ -23,7 +27,8 @@ def test_a_run_is_written_as_one_page(run, tmp_path):
 
 def test_the_page_is_answered_until_it_is_ended(run):
     command = [sys.executable, "-u", "-m", "pellucid", "view", str(run), "--port", "0", "--no-open"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=INTERRUPTIBLE) as process:
         url = re.search(r"http://127.0.0.1:\d+/", process.stdout.readline())[0]
         with urllib.request.urlopen(url, timeout=20) as answer:
             assert b"Maps of shapes-resnet" in answer.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -216,13 +217,18 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
         },
         "total_variation": {
             str(layer): {
-                "original": before,
-                "surrogate": after,
-                "reduction": 1 - after / before if before else None,
+                "original": _known(before),
+                "surrogate": _known(after),
+                "reduction": _known(1 - after / before) if before else None,
             }
             for layer, before, after in by_layer[list(_ORDER)].itertuples(name=None)
         },
     }
+
+
+def _known(value: float) -> float | None:
+    """A number, or None where all maps are constant."""
+    return None if math.isnan(value) else float(value)
 
 
 def _show(results: dict[str, Any], model: str, method: str) -> None:
@@ -237,10 +243,11 @@ def _show(results: dict[str, Any], model: str, method: str) -> None:
     )
     reductions = []
     for layer, values in results["total_variation"].items():
-        reduction = values["reduction"]  # undefined where the original's maps are all constant
+        reduction = values["reduction"]
         reductions += [] if reduction is None else [reduction]
         share = "" if reduction is None else f"{reduction:.1%}"
-        table.add_row(layer, *(f"{values[which]:.3f}" for which in _ORDER), share)
+        cells = ("undefined" if values[which] is None else f"{values[which]:.3f}" for which in _ORDER)
+        table.add_row(layer, *cells, share)
     if reductions:
         table.add_row("mean", "", "", f"{sum(reductions) / len(reductions):.1%}")
     show_whole(table)
