@@ -248,6 +248,8 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
 def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
     """The reference images of a baseline: (1, C, H, W) if it is the same for all images, else (B, C, H, W)."""
     if isinstance(baseline, Tensor):
+        if baseline.layout != torch.strided or baseline.is_meta:
+            raise InvalidParameter("the baseline is sparse or holds no values; give a dense tensor (x.to_dense())")
         reference = baseline.to(images)
         reference = reference if reference.dim() == 4 else reference.unsqueeze(0)
         if reference.shape[1:] != images.shape[1:] or len(reference) not in (1, len(images)):

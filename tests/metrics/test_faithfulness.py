@@ -204,6 +204,9 @@ def test_what_does_not_fit_is_refused() -> None:
             insertion(MEAN, image, 0, heatmap, start=reference)
     with pytest.raises(InvalidParameter, match="does not fit images"):
         deletion(MEAN, image, 0, heatmap, substrate=torch.zeros(3, 14, 14))
+    for held in (torch.zeros(1, 14, 14).to_sparse(), torch.zeros(1, 14, 14, device="meta")):
+        with pytest.raises(InvalidParameter, match="give a dense tensor"):
+            deletion(MEAN, image, 0, heatmap, substrate=held)
     with pytest.raises(InvalidParameter, match="deletion's reference holds NaN"):
         deletion(MEAN, image, 0, heatmap, substrate=torch.full((1, 14, 14), torch.nan))
     with pytest.raises(InvalidParameter, match="max_batch given with a Scorer"):
