@@ -9,7 +9,8 @@ from torch import nn
 
 import pellucid as pl
 from pellucid.errors import InvalidModel, InvalidTarget, UnknownName
-from pellucid.outputs import answer, class_names, logits_in, probabilities, tensor_in
+from pellucid.models.segmentation import Segmentation
+from pellucid.outputs import Classifier, answer, class_names, logits_in, probabilities, tensor_in
 
 from .networks import Chain, attributed, images, logits_of, relative_error, seeded
 
@@ -241,3 +242,34 @@ def test_several_vectors_of_different_sizes_are_not_guessed_at() -> None:
     assert tensor_in((logits, torch.ones(2, 5))) is logits
     assert tensor_in((logits, torch.ones(2, 8, 7, 7))) is logits
     assert tensor_in({"logits": logits, "features": features}) is logits
+
+
+class Named(nn.Module):
+    """A network whose parts have the names of our settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooling, self.output = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.pooling(x).relu().mean((2, 3)))
+
+
+def test_a_models_parts_may_have_the_names_of_settings_and_stay() -> None:
+    torch.manual_seed(0)
+    model, x = Named().eval(), torch.randn(2, 3, 8, 8)
+    before, parts = pl.Gradient()(model, x, 1)["input"], list(model.named_modules())
+
+    class Second(nn.Module):
+        def forward(self, output: torch.Tensor) -> torch.Tensor:
+            return output[:, 1]
+
+    for target in (lambda output: output[:, 1], Second()):
+        assert torch.equal(pl.Gradient()(model, x, target)["input"], before)
+    pl.Gradient()(model, x, "1 - 0")
+    assert torch.equal(Classifier(model)(x), model(x))
+    assert list(model.named_modules()) == parts
+    dense = nn.Sequential()
+    dense.pooling = nn.Conv2d(3, 2, 3)
+    assert Segmentation(dense.eval()).pooling == "mean"
+    assert list(dict(dense.named_children())) == ["pooling"]

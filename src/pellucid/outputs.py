@@ -143,6 +143,10 @@ class Sharing(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_model"), name)
 
+    def _keep(self, **settings: Any) -> None:
+        """Keep settings here alone: a part of the model may have the same name, or a setting be a module."""
+        self.__dict__.update(settings)
+
     @property
     def settings(self) -> str:
         """What tells it from another of the same weights, for digests."""
@@ -169,27 +173,29 @@ class Classifier(Sharing):
         InvalidModel: when run: the output has no such part, or it is no (B, K).
     """
 
+    _output: str | int | Answer | None
+
     def __init__(self, model: nn.Module, output: str | int | Answer | None = None) -> None:
         super().__init__(unwrapped(model))
-        self.output = output
+        self._keep(_output=output)
 
     @property
     def settings(self) -> str:
         """What is read from the output."""
-        named = getattr(self.output, "__name__", str(self.output))
+        named = getattr(self._output, "__name__", None) or str(self._output)
         return f"{super().settings} read {named}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K)."""
         output = self._model(images)
-        if callable(self.output):
-            return logits_in(self.output(output))
-        if self.output is None:
+        if callable(self._output):
+            return logits_in(self._output(output))
+        if self._output is None:
             return logits_in(output)
-        found = _member(output, self.output)
+        found = _member(output, self._output)
         if found is None:
             known = list(output) if isinstance(output, Mapping) else [n for n in dir(output) if n[0] != "_"]
-            raise UnknownName(f"part of the output ({type(output).__name__})", str(self.output), map(str, known))
+            raise UnknownName(f"part of the output ({type(output).__name__})", str(self._output), map(str, known))
         return logits_in(found)
 
 

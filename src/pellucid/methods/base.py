@@ -280,7 +280,7 @@ class Method(ABC):
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             _warn_if_half(images)
-            text = targets if isinstance(targets, str) else getattr(targets, "__name__", repr(targets))
+            text = targets if isinstance(targets, str) else getattr(targets, "__name__", None) or brief(targets)
             answering, targets = asked(model, targets, names)
             answer = "" if answering is model else text
             declared = {name: layout(one) if isinstance(one, str) else one for name, one in told.items()}

@@ -39,6 +39,10 @@ class Segmentation(Sharing):
             when run, beyond the images.
     """
 
+    background: int | None
+    pooling: Pooling
+    region: tuple[int, int] | Tensor | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -49,9 +53,8 @@ class Segmentation(Sharing):
         require_choice("pooling", pooling, Pooling)
         _require_background(background)
         super().__init__(explainable(model))
-        self.background = background
-        self.pooling = pooling
-        self.region = torch.as_tensor(region) if isinstance(region, Tensor) else region
+        region = torch.as_tensor(region) if isinstance(region, Tensor) else region
+        self._keep(background=background, pooling=pooling, region=region)
         if isinstance(self.region, Tensor) and (self.region.dim() != 2 or not bool(self.region.any())):
             raise InvalidParameter(
                 f"region of shape {tuple(self.region.shape)}: give a mask (H, W) with a pixel in it"
