@@ -213,6 +213,16 @@ def test_other_settings_and_other_folders_are_refused(photos, tmp_path):
         read_maps(tmp_path / "maps", colour="red")
 
 
+@pytest.mark.parametrize("told", [None, b"damaged"])
+def test_a_lost_run_json_takes_no_maps_of_other_settings_along(photos, tmp_path, told):
+    write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps")
+    (tmp_path / "maps" / "run.json").unlink()
+    if told is not None:
+        (tmp_path / "maps" / "run.json").write_bytes(told)
+    with pytest.raises(OutputNotWritable, match=r"maps/000000_.* of this run; choose another folder"):
+        write_maps(spec(photos / "files", methods=["edges"], seed=1), tmp_path / "maps")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

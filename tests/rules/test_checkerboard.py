@@ -333,3 +333,12 @@ def test_a_pattern_that_a_variant_leaves_is_warned_of(reduce: Callable, variant:
             model, x, [0, 1], ["input", "stem", "low"], variant=variant
         )  # at the input the stem prints one
         pl.Gradient()(model, x, [0, 1], ["stem"])  # nothing was promised
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_pattern_of_other_steps_is_warned_of(step: int) -> None:
+    torch.manual_seed(0)
+    model = Reduced(lambda x: x[:, :, torch.arange(0, x.shape[2], step)][..., torch.arange(0, x.shape[3], step)])
+    place = {3: "third", 4: "other"}[step]
+    with pytest.warns(pl.PatternWarning, match=f"at 'low' every {place} place still gets"):
+        pl.Gradient()(model.eval(), torch.randn(2, 3, 96, 96), [0, 1], ["low"], variant="backward")

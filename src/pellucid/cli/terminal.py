@@ -23,8 +23,8 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
     ),
     "PatternWarning": (
-        "still has a pattern of 2 pixels under a variant that should level it",
-        "something above takes every second place by an index, interpolate, reshape or a pooling",
+        "still has a lattice under a variant that should level it",
+        "something above steps over places by an index, interpolate, reshape or a pooling",
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }

@@ -108,7 +108,7 @@ def write_maps(
         identity["shards"] = [cell.id for cell in cells]
         with nullcontext() if folder.local is None else alone(folder.local / LOCK, url):
             facts = {"made_by": "pellucid", "command": command, "versions": versions(), "identity": identity}
-            _claim(folder, facts | {"spec": spec.model_dump(mode="json")})
+            _claim(folder, facts | {"spec": spec.model_dump(mode="json")}, cells)
             shards = _finished(folder, cells)
             left = [cell for cell in cells if cell.id not in shards]
             failed: dict[str, str] = {}
@@ -183,7 +183,7 @@ def _rows(place: str) -> int | None:
         return None
 
 
-def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
+def _claim(folder: Folder, facts: Mapping[str, Any], cells: Sequence[ShardCell]) -> None:
     """Write run.json, unless it says the same already; anything else in the folder is refused.
 
     Without it, or where it is damaged, shards tell themselves whether they are of this run.
@@ -191,8 +191,10 @@ def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
     told = folder.read(RUN)
     others = sorted(name for name in folder.names() - {RUN, MAPS, MANIFEST} if not name.startswith("."))
     if told is None:
-        if others:
-            raise OutputNotWritable(f"{folder.url} holds {others[0]} but no maps; choose another folder")
+        if others := others or _strangers(folder, cells):
+            raise OutputNotWritable(
+                f"{folder.url} holds {others[0]} but no maps of this run; choose another folder"
+            )
         if folder.local is not None:
             folder.write(RUN, sealed(facts))
         else:
@@ -201,8 +203,9 @@ def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
     try:
         found = unsealed(told)
     except ValueError as error:
-        if others:
-            raise OutputNotWritable(f"{folder.url}/{RUN} is damaged ({error}); choose another folder") from error
+        if others := others or _strangers(folder, cells):
+            message = f"{folder.url}/{RUN} is damaged ({error}), and {others[0]} is not of this run"
+            raise OutputNotWritable(f"{message}; choose another folder") from error
         message = f"{folder.url}/{RUN} cannot be used: {error}: it is written anew"
         warnings.warn(DamagedFileWarning(message), stacklevel=3)
         folder.write(RUN, sealed(facts))
@@ -212,6 +215,17 @@ def _claim(folder: Folder, facts: Mapping[str, Any]) -> None:
     if found["identity"] != facts["identity"]:
         first = first_difference(found["identity"], dict(facts["identity"]))
         raise OutputNotWritable(f"{folder.url} holds other maps: {first}; choose another folder")
+
+
+def _strangers(folder: Folder, cells: Sequence[ShardCell]) -> list[str]:
+    """The shards that are not of these cells as they are now: they would be read with the others."""
+    keys = {f"{cell.id}.parquet": cell.key for cell in cells}
+    names = sorted(name for name in folder.names(MAPS) if not name.startswith("."))
+    return [
+        f"{MAPS}/{name}"
+        for name in names
+        if name not in keys or ((shard := Shard.read(folder, f"{MAPS}/{name}")) and shard.key != keys[name])
+    ]
 
 
 def _finished(folder: Folder, cells: list[ShardCell]) -> dict[str, Shard]:

@@ -37,6 +37,11 @@ class Detection(Sharing):
         InvalidModel: when run: an output of another kind.
     """
 
+    boxes: Tensor
+    labels: Sequence[int] | None
+    overlap: float
+    read: Callable[[Any], Sequence[_Found]] | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -51,7 +56,7 @@ class Detection(Sharing):
         if labels is not None and len(labels) != len(given):
             raise InvalidParameter(f"{len(labels)} labels for {len(given)} boxes; give one for each")
         super().__init__(explainable(model))
-        self.boxes, self.labels, self.overlap, self.read = given, labels, overlap, read
+        self._keep(boxes=given, labels=labels, overlap=overlap, read=read)
 
     @property
     def settings(self) -> str:

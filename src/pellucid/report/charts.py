@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle, product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -259,8 +259,13 @@ def _draw_lines(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             band = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
             axes.fill(*band, color=look["color"], alpha=0.14, linewidth=0)
         axes.plot(line.x, line.mean, markevery=max(1, len(line.x) // _MARKED), **look)
-    axes.tick_params(length=0, labelsize=STYLE["font.size"])  # told: else matplotlib chooses ticks anew by another
-    axes.grid(axis="y")
+    _rule(axes, "y")
+
+
+def _rule(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """Rules in the place of ticks, of a told size: by that of another style matplotlib would choose others."""
+    axes.tick_params(length=0, labelsize=STYLE["font.size"])
+    axes.grid(axis=axis)
 
 
 def _draw_boxes(axes: Axes, boxes: Sequence[BoxPlot], looks: Mapping[str, Look]) -> None:
@@ -275,8 +280,7 @@ def _draw_boxes(axes: Axes, boxes: Sequence[BoxPlot], looks: Mapping[str, Look])
         axes.vlines(box.median, y - 0.28, y + 0.28, color=color, linewidth=2)
     axes.set_yticks(range(len(boxes)), [wrapped(box.name, _NAME, 8.5) for box in boxes], color=INK)
     axes.set_ylim(len(boxes) - 0.5, -0.5)
-    axes.tick_params(length=0, labelsize=STYLE["font.size"])  # told: else matplotlib chooses ticks anew by another
-    axes.grid(axis="x")
+    _rule(axes, "x")
 
 
 def _name_places(axes: Axes, ticks: Sequence[tuple[float, str]], most: int, turned: bool) -> None:

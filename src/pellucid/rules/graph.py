@@ -20,7 +20,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 
 from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
 from .base import ConfinedRule, Rule, Rules
-from .handmade import bends, is_root, junctions, origins
+from .handmade import bends, is_root, within_sums
 from .operations import AFFINE, ELEMENTWISE, RECTIFIERS
 
 # Autograd's nodes of the activations of hidden layers.
@@ -163,8 +163,7 @@ def _summed(path: Collection[Any]) -> set[str]:
     """
     for node in path:
         if node.name().startswith(("Add", "Sub", "Rsub")) and _branches(node) == 2:
-            for place in junctions(node):
-                _, between = origins((node, 0), {place})
+            for between in within_sums(node):
                 if any(map(bends, between)) and any(map(_mirrors, between)):
                     return {"f(x) + g(-x)"}
     return set()

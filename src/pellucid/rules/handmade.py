@@ -7,7 +7,7 @@ tells that the product's factors come from one tensor, and the gate's values whi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,20 +126,14 @@ def origins(edge: Edge, ends: Collection[Edge] = ()) -> tuple[set[Edge], list[An
     return begin.union(pending), between
 
 
-def junctions(node: Any) -> list[Edge]:
-    """The tensors of whose elements alone both parts of a sum are functions, the nearest first."""
-    first, second = (_traced(edge) for edge in _before(node))
-    shared = [edge for edge in first if edge in second]
-    return [edge for edge in shared if origins((node, 0), {edge})[0] == {edge}]
-
-
-def _traced(edge: Edge) -> list[Edge]:
-    """All tensors that a tensor is a function of, element by element: itself first."""
-    found = [edge]
-    for node, _ in found:  # grows
-        if len(found) < 32 and _name(node).startswith(_POINTWISE):
-            found += [before for before in _before(node) if before not in found]
-    return found
+def within_sums(node: Any) -> Iterator[list[Any]]:
+    """The nodes between a sum and each tensor of whose elements alone both of its parts are functions."""
+    parts = (origins(edge) for edge in _before(node))
+    first, second = ({*begin, *((one, 0) for one in between)} for begin, between in parts)
+    for edge in first & second:
+        begin, between = origins((node, 0), {edge})
+        if begin == {edge}:
+            yield between
 
 
 def bends(node: Any) -> bool:
