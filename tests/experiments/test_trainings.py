@@ -57,6 +57,14 @@ def corner(model, images, targets):
     maps = torch.zeros_like(images)
     maps[:, :, :5, :5] = 2
     return maps
+
+
+def telling(model, images, targets):
+    maps = torch.zeros_like(images)
+    dark = images[:, 0, 2, 2] < 0
+    maps[dark, :, :4] = 1
+    maps[~dark, :, 4:] = 1
+    return maps
 """
 DARK = """
 import torch
@@ -214,6 +222,17 @@ def test_one_point_is_that_of_a_training_by_hand(results, data):
 def test_maps_are_computed_once_for_all_metrics_fractions_and_runs(results, data):
     calls = (data / "calls").read_text().split("\n")[:-1]
     assert sum(int(call.split()[1]) for call in calls) == 2 * (TRAIN + TEST)  # block, and inverted, which calls it
+
+
+def test_a_mask_tells_what_the_places_of_the_kept_pixels_give_away(data, tmp_path):
+    """A map that lights another half for each class gives the class away; one of the same place tells nothing."""
+    methods = [f"{data}/maps.py:telling", f"{data}/maps.py:block"]
+    alone = spec(data, {"methods": methods, "metrics": ["kar"]}, replacement="mask", fractions=[0.1, 0.5], seeds=1)
+    table = benchmark(alone, tmp_path / "run").table.astype({"method": object})
+    curves = {method: rows.set_index("at")["value"] for method, rows in table.groupby("method")}
+    assert curves["maps.py:telling"].loc[[0.1, 0.5]].tolist() == [1.0, 1.0]
+    assert curves["maps.py:block"].loc[[0.1, 0.5]].between(0.3, 0.7).all()
+    assert [curve[1.0] for curve in curves.values()] == [0.5, 0.5]  # all pixels kept: a white image
 
 
 def test_ranks_are_kept_compact(data, tmp_path):

@@ -50,6 +50,23 @@ def test_shares_by_hand() -> None:
     assert graded(BackgroundMass(clip=None), one) == [5.0]
 
 
+@pytest.mark.parametrize(
+    ("top", "mass", "energy"),
+    [(1 / 6, 0, 0), (1 / 3, 0, 0), (0.5, 4 / 11, 8 / 33), (0.8, 5 / 12, 9 / 34), (1, 5 / 12, 9 / 34)],
+)
+def test_the_brightest_pixels_alone_by_hand(top: float, mass: float, energy: float) -> None:
+    """|m| in falling order: 4 and 3 on the object, 2 and 2 outside, of which one does not go without the other."""
+    one = case(MAP[None], masks=OBJECT[None])
+    assert graded(MassOutside(top=top), one) == pytest.approx([mass], rel=1e-15)
+    assert graded(EnergyOutside(top=top), one) == pytest.approx([energy], rel=1e-15)
+
+
+@pytest.mark.parametrize("top", [0, -0.1, 1.1, math.nan])
+def test_a_share_of_the_brightest_pixels_out_of_range_is_refused(top: float) -> None:
+    with pytest.raises(pl.errors.InvalidParameter, match="give a share of the pixels above 0 and at most 1"):
+        MassOutside(top=top)
+
+
 def test_shares_do_not_depend_on_the_scale_even_where_squares_underflow() -> None:
     tiny = case((MAP * 1e-30).float()[None], masks=OBJECT[None])
     assert graded(EnergyOutside(), tiny) == pytest.approx([9 / 34], rel=1e-6)

@@ -138,7 +138,7 @@ def bytes_of(count, size=8, seed=0):
 
 
 @pytest.mark.parametrize("how", ["roar", "kar"])
-@pytest.mark.parametrize("replacement", ["dataset_mean", "image_mean"])
+@pytest.mark.parametrize("replacement", ["dataset_mean", "image_mean", "mask"])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_every_pixel_is_kept_or_replaced_as_a_loop_would(how, replacement, per_channel):
     images = bytes_of(2, size=4)
@@ -154,8 +154,9 @@ def test_every_pixel_is_kept_or_replaced_as_a_loop_would(how, replacement, per_c
                 for x in range(4):
                     value = float(maps[b, c, y, x] if per_channel else maps[b, y, x])
                     gone = value > threshold if how == "roar" else value < threshold
-                    other = float(mean[c]) if replacement == "dataset_mean" else own
-                    expected = other if gone else int(images[b, c, y, x]) / 255
+                    other = {"dataset_mean": float(mean[c]), "image_mean": own, "mask": 0}[replacement]
+                    left = 1 if replacement == "mask" else int(images[b, c, y, x]) / 255
+                    expected = other if gone else left
                     assert float(found[b, c, y, x]) == pytest.approx(expected, abs=1e-7)
 
 

@@ -448,6 +448,7 @@ def _curve(trainings: Trainings, metric: Removal, found: Sequence[float], whole:
     """A curve with what whole images give at its end, and its area."""
     fractions = trainings.settings.fractions or metric.fractions
     chance = 1 / outputs(trainings.network(trainings.settings.network, 0).model)
+    whole = chance if trainings.settings.replacement == "mask" else whole  # a mask of all pixels tells nothing
     area = metric.area(fractions, found, whole, chance)
     at, curve = [0.0, *fractions], [whole, *found]
     if metric.how == "kar":

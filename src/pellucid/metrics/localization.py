@@ -109,7 +109,8 @@ class _OnObjects(MapMetric):
 class MassOutside(_OnObjects):
     """Share of the map's absolute mass on the background: sum_outside |m| / sum |m|, 0 to 1.
 
-    A map of chance scores the share of the image that is background.
+    A map of chance scores the share of the image that is background. ``top`` leaves of each map the share of its
+    pixels with the largest |m| (all that equal the last of them, too), so that maps are compared at one sparsity.
     """
 
     name = "mass_outside"
@@ -120,10 +121,19 @@ class MassOutside(_OnObjects):
     undefined = "the map is zero everywhere, or the object fills the image"
     power: ClassVar[int] = 1
 
+    top: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top <= 1:
+            raise InvalidParameter(f"top={self.top}: give a share of the pixels above 0 and at most 1")
+
     def located(self, maps: Tensor, objects: Tensor) -> Tensor:
         """The share of sum |m|^power."""
         # Divided by the largest magnitude first, so that no square underflows.
         mass = (maps / maps.abs().amax((1, 2), keepdim=True)).abs() ** self.power
+        if self.top < 1:
+            kept = max(round(self.top * mass[0].numel()), 1)
+            mass = mass * (mass >= mass.flatten(1).topk(kept).values[:, -1, None, None])
         return (mass * ~objects).sum((1, 2)) / mass.sum((1, 2))
 
 

@@ -28,7 +28,7 @@ from ..seeds import fold_in
 
 RemovalKind = Literal["roar", "kar"]
 Counting = Literal["percentile", "floor"]
-Replacement = Literal["dataset_mean", "image_mean", "random"]
+Replacement = Literal["dataset_mean", "image_mean", "random", "mask"]
 
 
 # Ranks.
@@ -108,7 +108,9 @@ class Degradation:
         fraction: p in [0, 1]: the share removed by ROAR, the share *kept* by KAR (as RectGrad's code has it).
         how: ``"roar"`` replaces the most salient values, ``"kar"`` all others.
         replacement: ``"dataset_mean"``, each channel's mean over the training set (Hooker, RectGrad);
-            ``"image_mean"``, each channel's mean over the image (Nielsen); ``"random"``, uniform in [0, 1].
+            ``"image_mean"``, each channel's mean over the image (Nielsen); ``"random"``, uniform in [0, 1];
+            ``"mask"`` shows which pixels are left and nothing of them: 1 where an image is left, 0 where it is
+            replaced, the control that tells what places alone give away.
         counting: ``"percentile"``: what lies above (ROAR) or below (KAR) the linearly interpolated percentile
             100 (1 - p) of the map, as RectGrad's code: of N values, N - 1 - floor((1 - p)(N - 1)) are removed or
             ceil((1 - p)(N - 1)) replaced. ``"floor"``: floor(p N) are removed or kept, as Hooker's code.
@@ -161,10 +163,13 @@ class Degradation:
         number = self.replaced(count)
         gone = ranks < number if self.how == "roar" else ranks >= count - number
         gone = gone.unsqueeze(1) if gone.dim() == 3 else gone
-        return torch.where(gone, self.values(images, positions, mean), images)
+        left = torch.ones_like(images) if self.replacement == "mask" else images
+        return torch.where(gone, self.values(images, positions, mean), left)
 
     def values(self, images: Tensor, positions: Sequence[int], mean: Tensor | None) -> Tensor:
         """What replaced values become, of a shape that spreads over the images."""
+        if self.replacement == "mask":
+            return images.new_zeros(())
         if self.replacement == "image_mean":
             return images.mean((2, 3), keepdim=True)
         if self.replacement == "random":
