@@ -44,6 +44,7 @@ class Bound:
 
 PIXELS = Bound("PELLUCID_MAX_PIXELS", "pixels", 89_478_485)  # of one image, as Pillow's own bound
 IMAGES = Bound("PELLUCID_MAX_IMAGES", "images", 5_000_000)  # of one source
+OTHER_FILES = Bound("PELLUCID_MAX_OTHER_FILES", "files of other kinds", 100_000)  # beside ten for each image
 UNPACKED = Bound(
     "PELLUCID_MAX_UNPACKED", "bytes unpacked", 1 << 28
 )  # of a file that packs them to less than a quarter

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from .bounds import OTHER_FILES
 from .errors import InvalidData, OutputNotWritable, PellucidError
 from .files import replace_file, replaced, writable
 
@@ -24,6 +25,23 @@ _WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _ANSWERS = (*_ABSENT, FileExistsError, IsADirectoryError, PermissionError)  # not to be asked for again
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
+    """The files below a folder in their order, those of one of the suffixes if any are given.
+
+    What begins with a dot, as operating systems leave it behind, is left out, and links to folders are not
+    followed. A folder of far more other files than such ones, as a whole disk, is refused (``InvalidData``).
+    """
+    found, others = [], 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        seen = [name for name in names if name[0] != "."]
+        fitting = [name for name in seen if not suffixes or name.lower().endswith(suffixes)]
+        found += [path for name in fitting if (path := Path(place, name)).is_file()]
+        others += len(seen) - len(fitting)
+        OTHER_FILES.require(others, f"name a folder inside: {folder} holds", InvalidData, but=10 * len(found))
+    return sorted(found)
 
 
 class Folder:

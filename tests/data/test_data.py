@@ -108,6 +108,25 @@ def test_a_missing_image_is_named(tmp_path):
         read_image(tmp_path / "absent.png")
 
 
+def test_a_folder_of_far_more_other_files_is_named_before_all_are_looked_at(tmp_path, monkeypatch):
+    """As a whole disk is; ten other files for each image are none too many, and hidden ones do not count."""
+    (tmp_path / "inside").mkdir()
+    for index in range(12):
+        (tmp_path / f"{index}.txt").write_text("no image")
+        (tmp_path / f".{index}").write_text("hidden")
+    Image.new("RGB", (2, 2)).save(tmp_path / "inside" / "one.png")
+    monkeypatch.setenv("PELLUCID_MAX_OTHER_FILES", "11")
+    with pytest.raises(InvalidData, match=r"^name a folder inside: .* holds 12 files .* PELLUCID_MAX_OTHER_FILES"):
+        open_images(tmp_path)
+    assert open_images(tmp_path / "inside").names == ["one.png"]
+    monkeypatch.setenv("PELLUCID_MAX_OTHER_FILES", "12")
+    assert open_images(tmp_path).names == ["inside/one.png"]
+    for name in ("three.png", "two.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    monkeypatch.setenv("PELLUCID_MAX_OTHER_FILES", "0")
+    assert open_images(tmp_path).names == ["inside/one.png", "three.png", "two.png"]
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setenv("PELLUCID_MAX_PIXELS", "23")
     with pytest.raises(InvalidImage, match=r"the image of 6 x 4 has 24 pixels, and 23 are .* PELLUCID_MAX_PIXELS"):
@@ -180,7 +199,7 @@ def test_one_broken_image_stops_no_other(tmp_path):
 
 def test_a_place_without_images_says_what_was_looked_for(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InvalidData, match=r"no images among its 1 files; looked for .bmp.*\.parquet"):
+    with pytest.raises(InvalidData, match=r"holds no images; looked for .bmp.*\.parquet"):
         open_images(tmp_path)
     with pytest.raises(InvalidData, match="no file or folder nowhere"):
         open_images("nowhere")

@@ -14,6 +14,7 @@ import torch
 from ..catalog import variant_name
 from ..errors import InvalidParameter
 from ..files import file_name
+from ..folders import files_below
 from ..heatmap import heatmap
 from ..methods.base import Method
 from ..passes import MaxBatch
@@ -78,7 +79,7 @@ def _files(place: Path) -> list[Path]:
     """A file, or all files of a folder, hidden ones aside; nothing of what is neither."""
     try:
         if place.is_dir():
-            return sorted(path for path in place.rglob("[!.]*") if path.is_file())
+            return files_below(place)
         return [place] if place.is_file() else []
     except OSError:  # a text that cannot be a path
         return []

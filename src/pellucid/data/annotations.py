@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InvalidData
+from ..folders import files_below
 from ..pixels import Pixels
 from .reading import read_image
 from .sources import Box, Sample, Source
@@ -82,8 +83,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """The files of a folder by their names below it."""
     if not folder.is_dir():
         raise InvalidData(f"there is no folder {folder} of masks; name one with an image for each image")
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+    return {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
 
 
 def _mask(path: Path | None) -> Image.Image | None:
@@ -128,7 +128,7 @@ def _voc(folder: Path) -> dict[str, tuple[Box, ...]]:
     """The boxes of a folder of VOC's .xml files, whose pixels count from 1 and whose ends are inside."""
     if not folder.is_dir():
         raise InvalidData(f"there is no COCO file and no folder {folder} of boxes; name one")
-    return {path.name: _voc_boxes(path) for path in sorted(folder.rglob("*.xml"))}
+    return {path.name: _voc_boxes(path) for path in files_below(folder, (".xml",))}
 
 
 def _voc_boxes(path: Path) -> tuple[Box, ...]:

@@ -28,7 +28,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
 from ..errors import InvalidData, InvalidImage, UnknownName, brief, shortened
-from ..folders import Folder
+from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels
 from .reading import read_image, upright
@@ -160,23 +160,20 @@ def _from_files(paths: Sequence[Path], base: Path | None = None, classes: Classe
 
 
 def _from_folder(folder: Path, label_column: str | None) -> Source:
-    """All images of a folder, or else all its Parquet files; operating systems leave files with a dot behind."""
-    places = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {path: place for path, place in places.items() if not any(part[0] == "." for part in place.parts)}
+    """All images of a folder, or else all its arrays or Parquet files."""
+    files = files_below(folder, (*SUFFIXES, *_ARRAYS, *SHARDS))
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     images = images or [path for path in files if path.suffix.lower() in _ARRAYS]
     shards = [path for path in files if path.suffix in SHARDS]
     if images:
-        folders = {files[path].parts[0] for path in images}
+        folders = {path.relative_to(folder).parts[0] for path in images}
         in_folders = all(path.parent != folder for path in images)
         return _from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
     if shards:
-        return concatenated(
-            {files[path].with_suffix("").as_posix(): _from_shard(path, label_column) for path in shards}
-        )
+        named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in shards}
+        return concatenated({name: _from_shard(path, label_column) for name, path in named.items()})
     raise InvalidData(
-        f"{folder} holds no images among its {len(files)} files; looked for "
-        f"{', '.join((*SUFFIXES, *_ARRAYS))}, {' and '.join(SHARDS)}"
+        f"{folder} holds no images; looked for {', '.join((*SUFFIXES, *_ARRAYS))}, {' and '.join(SHARDS)}"
     )
 
 

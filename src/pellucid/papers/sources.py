@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InvalidData, UnknownName
 from ..experiments.spec import is_source_name
+from ..folders import files_below
 from ..models.weights import is_file
 from .recipe import DataSource, Recipe, Scale, references
 
@@ -130,6 +131,5 @@ def _told(digest: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path.stat().st_size
+    for path in files_below(folder):
+        yield path.relative_to(folder).as_posix(), path.stat().st_size
