@@ -14,7 +14,15 @@ from PIL import Image
 import pellucid as pl
 from pellucid import catalog
 from pellucid.data.sources import Sample, open_images
-from pellucid.errors import InvalidData, InvalidLayer, InvalidMap, InvalidParameter, InvalidTarget, UnknownName
+from pellucid.errors import (
+    InvalidData,
+    InvalidLayer,
+    InvalidMap,
+    InvalidModel,
+    InvalidParameter,
+    InvalidTarget,
+    UnknownName,
+)
 from pellucid.experiments import inputs
 from pellucid.experiments.cells import run_cell
 from pellucid.experiments.inputs import annotated, moved_boxes
@@ -529,6 +537,23 @@ def test_a_model_is_randomized_down_to_a_block_that_it_has():
         plan(cascade_spec(("x", {"randomized": "layer4"})))
     with pytest.raises(InvalidParameter, match=r"way='fresh' is how a model is made random; add `randomized`"):
         cascade_spec(("x", {"way": "fresh"}))
+
+
+def test_a_model_of_another_size_sees_the_middle_of_the_image_resized_to_it(tmp_path):
+    """The bundled network takes squares of 64 pixels; at 32 all of the image enters, half as large."""
+    spec = cascade_spec(("own", {}), ("small", {"size": 32}))
+    [own], [small] = (inputs.batches(spec, alias, 0, 2) for alias in ("own", "small"))
+    assert (own.images.shape[2:], small.images.shape[2:]) == ((64, 64), (32, 32))
+    halved = torch.nn.functional.interpolate(own.images, (32, 32), mode="bilinear", antialias=True)
+    assert torch.allclose(small.images, halved, atol=0.05)
+    digests = plan(spec).record.identity["models"]
+    assert digests["own"] != digests["small"]
+    (tmp_path / "net.py").write_text(
+        "import torch\n\npreprocess = torch.nn.Identity()\n\n\ndef build():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 2))\n"
+    )
+    with pytest.raises(InvalidModel, match=r"net.py:build brings a preprocess of its own: set the size .* there"):
+        inputs.model_of(cascade_spec(("x", {"name": f"{tmp_path}/net.py:build", "size": 32})), "x")
 
 
 def test_a_dense_classifier_is_another_model_than_the_classifier():

@@ -33,6 +33,7 @@ def told(smoke, scale="smoke", spec=SPEC, published=None):
         ({"pictures": 7, "max_batch": 3, "name": "other"}, []),
         ({"images": {"count": 30}}, [("images", "500 of few photos", "30 of few photos", ())]),
         ({"precision": "bfloat16"}, [("precision of the network scored", "full", "bfloat16", ())]),
+        ({"models": [{"name": "resnet34", "size": 64}]}, [("pixels of a side", "the network's own", "64", ())]),
         ({"models": ["resnet18"]}, [("networks", "resnet34", "resnet18", ())]),
         ({"layers": ["input", "layer4"]}, [("layers", "layer1 and layer2", "layer4", ())]),
         ({"metrics": ["insertion(steps=7)"]},

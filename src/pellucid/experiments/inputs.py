@@ -130,6 +130,8 @@ def _loaded(name: str, weights: str | None, classes: tuple[str, ...], device: st
 @lru_cache(maxsize=2)
 def _prepared(model: Model, device: str, asked: str) -> LoadedModel:
     loaded = _loaded(model.name, model.weights, model.classes, device)
+    if model.size is not None:
+        loaded = loaded.at_size(model.size)
     if model.randomized is not None:
         loaded = replace(loaded, model=randomized(loaded.model, model.randomized, model.way or "moments"))
     return loaded.asked(asked) if asked else loaded

@@ -56,6 +56,7 @@ class Model(Part):
     Attributes:
         name, weights, classes: as ``load_model`` takes them; a file of names stands alone.
         alias: what tables call it.
+        size: pixels of a side at which images enter, cut to a square at the center; None is as the model's own.
         randomized: all from the top down to this block is random, as in a ``cascade`` (``randomized``).
         way: how it is made random; None is ``"moments"``.
     """
@@ -64,6 +65,7 @@ class Model(Part):
     weights: str | None = None
     classes: Texts = ()
     alias: str = ""
+    size: Count | None = None
     randomized: str | None = None
     way: RandomizationWay | None = None
 

@@ -80,6 +80,10 @@ class Preprocess:
         if self.std is not None and not min(self.std) > 0:
             raise InvalidParameter(f"Preprocess: std={self.std}; every value must be positive")
 
+    def at_size(self, side: int) -> Preprocess:
+        """The same for squares of ``side`` pixels, cut from the center of the image resized to it."""
+        return replace(self, resize=side, crop=side)
+
     def __call__(self, image: AnyImage) -> Tensor:
         """Return the model's input (channels, H, W) float32 of one image.
 

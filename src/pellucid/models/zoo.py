@@ -91,6 +91,12 @@ class LoadedModel:
             return self
         return replace(self, model=Classifier(self.model, found).eval(), classes=(target,))
 
+    def at_size(self, side: int) -> LoadedModel:
+        """The model with images of ``side`` pixels; ``InvalidModel`` where it brings a preprocess of its own."""
+        if not isinstance(self.preprocess, Preprocess):
+            raise InvalidModel(f"{self.name} brings a preprocess of its own: set the size of its images there")
+        return replace(self, preprocess=self.preprocess.at_size(side))
+
 
 @dataclass(frozen=True)
 class Architecture:

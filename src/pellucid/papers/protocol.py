@@ -78,6 +78,7 @@ def protocol_of(part: Scaled, recipe: Recipe, scale: Scale) -> Iterator[tuple[st
 
 def _experiment(spec: Spec, recipe: Recipe) -> Iterator[tuple[str, Value]]:
     yield "networks", _unique(recipe.label(model.name) for model in spec.models)
+    yield "pixels of a side", _unique(str(model.size or "the network's own") for model in spec.models)
     yield "images", _count(spec.images.count, spec.images.source, recipe)
     for what, texts in (("variants", spec.variants), ("methods", spec.methods), ("measures", spec.metrics)):
         yield what, _unique(recipe.label(text.removeprefix("@")) for text in texts)

@@ -87,7 +87,7 @@ class NetworkSettings(Checked):
     def preprocess(self) -> Preprocess:
         """What images go through."""
         own = preprocess_of(self.name)
-        return own if self.size is None else replace(own, resize=self.size, crop=self.size)
+        return own if self.size is None else own.at_size(self.size)
 
 
 class SurrogateSettings(Checked):
