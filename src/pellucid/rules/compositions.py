@@ -97,6 +97,31 @@ def _instance_norm(
     return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """s x + t for each channel, where weights and statistics may depend on the image as x does."""
+    if training and running_mean is not None:  # it also changes the running statistics
+        return torch.batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps, False)
+    mean, var = running_mean, running_var
+    if training or mean is None or var is None:
+        dims = (0, *range(2, x.dim()))
+        mean = x.mean(dims)
+        var = (x - _of_channels(x, mean)).square().mean(dims)
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -(mean * scale) if bias is None else bias - mean * scale
+    y = x * _of_channels(x, scale) + _of_channels(x, shift)
+    return y.to(x.dtype)  # statistics may be more precise
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -299,7 +324,11 @@ _PARTS: dict[str, Callable[..., Any]] = {
 
 def _table() -> dict[Any, Callable[..., Any]]:
     table = {owner: parts for name, parts in _PARTS.items() for owner in owners(name)}
-    return table | {torch.instance_norm: _instance_norm, torch.linalg.norm: _norm}
+    return table | {
+        torch.instance_norm: _instance_norm,
+        torch.linalg.norm: _norm,
+        F.batch_norm: _batch_norm,
+    }
 
 
 _TABLE = _table()
