@@ -110,15 +110,15 @@ def _batch_norm(
     """s x + t for each channel, where weights and statistics may depend on the image as x does."""
     if training and running_mean is not None:  # it also changes the running statistics
         return torch.batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps, False)
-    mean, var = running_mean, running_var
-    if training or mean is None or var is None:
+    shape = (-1, *[1] * (x.dim() - 2))
+    if training or running_mean is None or running_var is None:
         dims = (0, *range(2, x.dim()))
-        mean = x.mean(dims)
-        var = (x - _of_channels(x, mean)).square().mean(dims)
-    scale = (var + eps).rsqrt()
+        running_mean = x.mean(dims)
+        running_var = (x - running_mean.view(shape)).square().mean(dims)
+    scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    shift = -(mean * scale) if bias is None else bias - mean * scale
-    y = x * _of_channels(x, scale) + _of_channels(x, shift)
+    shift = -(running_mean * scale) if bias is None else bias - running_mean * scale
+    y = x * scale.view(shape) + shift.view(shape)
     return y.to(x.dtype)  # statistics may be more precise
 
 
@@ -188,6 +188,10 @@ def _vector_norm(
     x, dims = x.to(dtype or x.dtype), _dims(x, dim)
     if ord == math.inf:
         return x.abs().amax(dims, keepdim)
+    if ord == -math.inf:
+        return -(-x.abs()).amax(dims, keepdim)
+    if ord == 0:  # how many are not 0, which has no slope
+        return (x != 0).sum(dims, keepdim).to(x.dtype)
     if ord == 1:
         return x.abs().sum(dims, keepdim)
     if ord == 2:
@@ -266,11 +270,13 @@ def _amin(x: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
 
 
 def _logsumexp(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
-    for d in sorted((d % x.dim() for d in _dims(x, dim)), reverse=True):
-        # The same at every place; the first stands for all.
-        x = (x - x.log_softmax(d)).narrow(d, 0, 1)
-        x = x if keepdim else x.squeeze(d)
-    return x
+    """x - log softmax(x) is the same at every place; the greatest stands for all, since others may be -inf."""
+    dims = sorted(d % x.dim() for d in _dims(x, dim))
+    rows = x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+    total = (rows - rows.log_softmax(-1)).gather(-1, rows.argmax(-1, keepdim=True)).squeeze(-1)
+    for d in dims if keepdim else ():
+        total = total.unsqueeze(d)
+    return total
 
 
 def _sum_and_product(
