@@ -322,7 +322,9 @@ class Rules(TorchFunctionMode):
             raise InvalidParameter(
                 f"rules {rules} each replace the backward pass of {operation.name}; give only one of them"
             )
-        return self._apply(rules, operation)
+        x, indices = operation.input, operation.indices
+        y = self._apply(rules, operation)
+        return y if indices is None else (y, indices(x.detach()))
 
     def _concerned(self, operation: Operation) -> list[Rule]:
         """The rules that concern an operation, with what it will compute of the reference if they ask."""
@@ -413,9 +415,10 @@ class ReferenceRules(Rules):
             )
         copied = operation.inplace or operation.copies
         kept = [x.clone() if copied else x for x in inputs]
-        y = super()._perform(operation, call)
+        result = super()._perform(operation, call)
+        y = result[0] if isinstance(result, tuple) else result  # a pooling's may come with indices
         reference.fill(*kept, y.clone() if operation.copies else y)
-        return y
+        return result
 
 
 def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
