@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.rules import operations
+from pellucid.rules.base import Rules, tensors
 from tests.networks import (
     ActivatedSkip,
     Activation,
@@ -451,3 +454,146 @@ def test_what_is_no_activation_by_hand_is_not_warned_of(gated: Activation) -> No
     model = seeded(lambda: Tail(lambda x: torch.cat([F.relu(gated(x)), x], 1)[:, :4] if x.dim() == 4 else x))
     model.fc = seeded(lambda: nn.Linear(4, 3))
     pl.Gradient(rules=(pl.GuidedReLU(),))(model, images(2, 8), 0)
+
+
+# Arguments other than the defaults, of which a spelling is called with those that it takes.
+ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
+    "elu": [(0.7, 1.3), (0.7, 1.3, 0.8), (0.7, False), (0.7, True)],
+    "celu": [(0.4,), (0.4, True)],
+    "leaky_relu": [(0.3,), (0.3, True)],
+    "rrelu": [(0.1, 0.4), (0.1, 0.4, False, True)],
+    "softplus": [(2.0, 1.0)],
+    "softshrink": [(0.3,)],
+    "hardshrink": [(0.3,)],
+    "threshold": [(0.1, -2.0), (0.1, -2.0, True), (0, 0, True)],
+    "hardtanh": [(-0.3, 0.5), (0, 6, True), (-0.3, 0.5, True)],
+    "clamp": [(-0.3, 0.5), (None, 0.5), (0, 6), (0,)],
+    "clip": [(-0.3, 0.5), (None, 0.5), (0, 6), (0,)],
+    "clamp_min": [(0.1,), (0,)],
+    "logit": [(0.1,)],
+    "prelu": [(torch.tensor([0.1, 0.2, 0.3, 0.4]).double(),)],
+    "pow": [(3,), (2.0,)],
+    "relu": [(), (True,)],
+    "softmax": [(1,), (-1, 3, torch.float64), (1, False)],
+    "log_softmax": [(1,), (-1, 3, torch.float64), (1, False)],
+    "amax": [((1, 2), True)],
+    "mean": [((2, 3), True), ((-1, -2),)],
+    "avg_pool2d": [(2, 1, 1, True, False, 3), ([3, 2],)],
+    "max_pool1d": [(2, 1, 1, 1, True), (2, None, 0, 1, False, True)],
+    "max_pool2d": [(2, 1, 1, 2, True), (2, None, 0, 1, False, True), ([3, 2],)],
+    "max_pool3d": [(2, 1, 1, 1, True), (2, None, 0, 1, False, True)],
+    "adaptive_avg_pool2d": [((2, 3),), (1,), ([1, 1],)],
+    "adaptive_max_pool1d": [(2,), ([2],), (2, True)],
+    "adaptive_max_pool2d": [((2, 3),), (1,), ([1, 1],), (1, True)],
+    "adaptive_max_pool3d": [((2, 3, 1),), (1,), ([1, 1, 1],), (1, True)],
+    "pixel_unshuffle": [(2,)],
+    "conv2d": [(torch.ones(4, 2, 2, 2).double(), torch.ones(4).double(), 2, 1, 2, 2)],
+    "layer_norm": [([6], torch.arange(6.0).double(), torch.ones(6).double(), 0.1)],
+    "group_norm": [(2, torch.arange(4.0).double(), torch.ones(4).double(), 0.1)],
+    "rms_norm": [([6], torch.arange(6.0).double(), 0.1)],
+    "var": [(1, False, True), ((1, 2), True)],
+    "std": [(1, False, True), ((1, 2), True)],
+    "var_mean": [(1, False, True)],
+    "std_mean": [(1, False, True)],
+    "vector_norm": [(3, 1, True), (0, 1), (-math.inf, 1), (-2, (1, 2)), (0,)],
+    "glu": [(1,)],
+    "prod": [(1, True), ()],
+    "max": [(1, True), ()],
+    "min": [(1, True), ()],
+    "amin": [((1, 2), True)],
+    "logsumexp": [((1, 2), True), ([3, 1], False), (-1,)],
+}
+ARGUMENTS |= {f"_{name}": ARGUMENTS[name] for name in ("softmax", "log_softmax", "threshold")}
+ARGUMENTS |= {f"{pool}_with_indices": ARGUMENTS[pool] for pool in list(ARGUMENTS) if "max_pool" in pool}
+UNDER = {
+    "lrp": (pl.EpsilonLRP(), pl.NormalizationLRP(), pl.AttentionLRP()),
+    "guided": (pl.GuidedReLU(), pl.ProportionalPooling(average=True), pl.SmoothedDownsampling(include_first=True)),
+    "deeplift": (pl.RescaleElementwise(), pl.RescaleProduct(), pl.RescaleSoftmax(), pl.RescaleMaxPool()),
+}
+
+
+def spellings(name: str) -> Iterator[tuple[Callable[..., object], tuple[object, ...]]]:
+    """Every function that computes it, with all arguments that it takes."""
+    for function in operations.owners(name):
+        for arguments in ARGUMENTS[name]:
+            try:
+                function(given(name).clone(), *arguments)
+            except (TypeError, RuntimeError, NotImplementedError, ValueError):
+                continue
+            yield function, arguments
+
+
+def given(name: str) -> Tensor:
+    shape = (2, 4, 6, 6) if "1d" not in name else (2, 4, 6)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("under", UNDER)
+@pytest.mark.parametrize("name", [*sorted(operations.ELEMENTWISE - ARGUMENTS.keys()), *ARGUMENTS])
+def test_every_spelling_gives_its_own_result_under_rules(name: str, under: str) -> None:
+    """In the order of arguments that the spelling has, which is another for a functional and for its operator."""
+    ARGUMENTS.setdefault(name, [()])
+    found = list(spellings(name))
+    assert found
+    for function, arguments in found:
+        native = function(given(name), *arguments)
+        x = given(name).requires_grad_()
+        with Rules(UNDER[under], references={} if under == "deeplift" else None):
+            result = function(x * 1.0, *arguments)
+        assert isinstance(result, tuple) == isinstance(native, tuple), function
+        pairs = zip(tensors([result]), tensors([native]), strict=True)
+        for value, expected in pairs:
+            torch.testing.assert_close(value.detach(), expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", sorted(operations.RECTIFIERS))
+def test_a_gradient_passes_every_spelling_of_an_activation_as_its_own(name: str) -> None:
+    """Formulas run the operation anew, on a copy if it works in place."""
+    for function, arguments in spellings(name):
+        leaf = given(name).requires_grad_()
+        expected = torch.autograd.grad(function(leaf * 1.0, *arguments).sum(), leaf)[0]
+        operation = operations.recognise(function, (leaf * 1.0, *arguments), {})
+        assert operation is not None
+        found = torch.autograd.grad(operation.run(leaf).sum(), leaf)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.max_pool2d": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "F.max_pool2d by place": lambda x: F.max_pool2d(x, 2, None, 0, 1, False, True)[0],
+    "nn.MaxPool2d": lambda x: nn.MaxPool2d(2, return_indices=True)(x)[0],
+    "aten": lambda x: torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[0],
+    "F.adaptive": lambda x: F.adaptive_max_pool2d(x, 3, True)[0],
+    "F.adaptive keyword": lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[0],
+    "aten adaptive": lambda x: torch.ops.aten.adaptive_max_pool2d(x, [3, 3])[0],
+    "torch._C._nn adaptive": lambda x: torch._C._nn.adaptive_max_pool2d(x, 3)[0],
+}
+POOL_RULES = {
+    "proportional": pl.Gradient(rules=(pl.ProportionalPooling(),)),
+    "smoothed": pl.Gradient(rules=(pl.SmoothedDownsampling(pooling=True),)),
+    "deeplift": pl.DeepLift(),
+}
+
+
+@pytest.mark.parametrize("rule", POOL_RULES)
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_pooling_that_also_returns_indices_gives_the_map_of_one_that_does_not(name: str, rule: str) -> None:
+    """Beside another pooling, so that some rule is met; 6 x 6 to 3 x 3 is the same for both kinds."""
+    if rule == "smoothed" and "adaptive" in name:
+        pytest.skip("its stride is not known")
+    plain, indexed = (
+        seeded(lambda pool=pool: Tail(lambda x: F.max_pool2d(pool(F.relu(x)), 3)))
+        for pool in (lambda x: F.max_pool2d(x, 2), POOLINGS[name])
+    )
+    expected, found = (POOL_RULES[rule](model, images(2, 8), [1, 2])["input"] for model in (plain, indexed))
+    assert expected.any()
+    assert torch.equal(found, expected)
+
+
+def test_indices_are_of_the_pooling_that_ran() -> None:
+    x = given("max_pool2d")
+    with Rules((pl.ProportionalPooling(),)):
+        values, indices = F.max_pool2d(x, 2, return_indices=True)
+    expected = F.max_pool2d(x, 2, return_indices=True)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(indices, expected[1])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.rules.base import Rules
 from pellucid.rules.operations import ELEMENTWISE
 from tests.networks import images, logits_of, plain, relative_error, seeded
 
@@ -561,3 +562,24 @@ def test_deeplift_in_single_precision_agrees_with_double_near_the_reference() ->
     here, there = x.float(), reference.float()
     found = pl.DeepLift(baseline=there)(model.float(), here, 0)["input"] / (here - there)
     assert relative_error(found.double(), expected) < 2e-3
+
+
+@pytest.mark.parametrize("dims", [1, (1, 2), -1])
+def test_the_logarithm_of_a_sum_bears_entries_of_minus_infinity(dims: int | tuple[int, ...]) -> None:
+    x = images(2, 8)
+    x[:, 0, :, :5] = x[:, 2, 3, 1:] = -torch.inf
+    leaf = x.clone().requires_grad_()
+    with Rules((pl.RescaleSoftmax(),), references={}):
+        found = torch.logsumexp(leaf * 1.0, dims)
+    torch.testing.assert_close(found.detach(), torch.logsumexp(x, dims), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0, -torch.inf])
+def test_norms_of_order_0_and_minus_infinity_are_torchs(order: float) -> None:
+    x = images(2, 8)
+    x[0, 1] = 0
+    leaf = x.clone().requires_grad_()
+    with Rules((pl.RescaleElementwise(),), references={}):
+        found = torch.linalg.vector_norm(leaf * 1.0, order, dim=1, keepdim=True)
+    expected = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-14, atol=0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.methods.gradient import deeplift, guided_backprop, lrp_epsilon, rectgrad
 from tests.networks import images, relative_error, seeded
 
@@ -124,7 +125,7 @@ GATES = {
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 def test_a_gate_beside_activations_is_warned_of(gate) -> None:
     net, x = seeded(lambda: Net(gate)), images(2, 12)
-    with pytest.warns(pl.errors.RuleWarning, match="1 gate such as"):
+    with pytest.warns(RuleWarning, match="1 gate such as"):
         guided_backprop()(net, x, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -174,7 +175,7 @@ BY_HAND = {
 def test_pieces_of_activations_by_hand_are_warned_of(act) -> None:
     net, x = seeded(lambda: Net(act)), images(2, 12)
     for method in (guided_backprop(), rectgrad(50)):
-        with pytest.warns(pl.errors.RuleWarning, match="an activation written by hand"):
+        with pytest.warns(RuleWarning, match="an activation written by hand"):
             method(net, x, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -300,3 +301,11 @@ def test_the_padding_trick_says_when_it_is_what_empties_a_map() -> None:
     with pytest.warns(pl.EmptyMapWarning) as caught:
         rectgrad(100)(seeded(Net), images(2, 12), 0)
     assert not any("PaddingTrick" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("act", [nn.Threshold(0.1, 0), nn.Softshrink(0.1), nn.Hardshrink(0.1)])
+@pytest.mark.parametrize("method", [guided_backprop(), rectgrad(q=10)], ids=["guided", "rectgrad"])
+def test_shrinkage_and_thresholds_beside_activations_are_warned_of(act: nn.Module, method: pl.Method) -> None:
+    layers = [nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    with pytest.warns(RuleWarning, match=f"{type(act).__name__.lower()} between the layers propagated"):
+        method(seeded(lambda: nn.Sequential(*layers)), images(2, 8), 0)

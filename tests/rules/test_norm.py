@@ -8,6 +8,7 @@ from torch import nn
 import pellucid as pl
 from pellucid.rules.base import Rules
 from pellucid.rules.norm import FrozenBatchNorm
+from tests.networks import attributed, images, relative_error, seeded
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -60,3 +61,48 @@ def test_a_module_of_it_may_be_explained_and_followed_in_place() -> None:
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(net(leaf)[:, 0].sum(), leaf)
     torch.testing.assert_close(found["input"], expected, rtol=1e-5, atol=1e-7)
+
+
+class Conditional(nn.Module):
+    """A batch normalization whose weight, bias or statistics are made of the image, for each of its channels."""
+
+    def __init__(self, of_image: str, trained: bool = False, by_hand: bool = False) -> None:
+        super().__init__()
+        self.of_image, self.trained, self.by_hand = of_image, trained, by_hand
+        self.conv, self.made, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(3, 4), nn.Linear(4, 3)
+        self.register_buffer("stored", torch.rand(4, 4) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, made = self.conv(x), self.made(x.mean((2, 3))).sigmoid() + 0.2
+        values = dict(zip(("weight", "bias", "running_mean", "running_var"), self.stored, strict=True))
+        values = {name: value.repeat(len(x)) for name, value in values.items()} | {self.of_image: made.flatten()}
+        if self.trained:
+            values |= {"running_mean": None, "running_var": None}
+        rows = h.reshape(1, -1, *h.shape[2:])
+        if self.by_hand:
+            weight, bias, mean, var = (value.view(*h.shape[:2], 1, 1) for value in values.values())
+            return self.fc(((h - mean) * (var + 1e-5).rsqrt() * weight + bias).relu().mean((2, 3)))
+        return self.fc(F.batch_norm(rows, **values, training=self.trained).view_as(h).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("of_image", ["weight", "bias", "running_mean", "running_var"])
+def test_what_depends_on_the_image_keeps_its_gradient(of_image: str) -> None:
+    """Autograd's own has no gradient for the statistics, so the formula by hand has the last word."""
+    model, by_hand = (seeded(lambda way=way: Conditional(of_image, by_hand=way)) for way in (False, True))
+    x = images(2, 8)
+    expected = attributed(by_hand, x, [1, 2])["input"]
+    assert relative_error(pl.Gradient()(model, x, [1, 2])["input"], expected) < 1e-12
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("of_image", ["weight", "bias", "running_mean", "running_var"])
+def test_deeplift_is_complete_where_it_depends_on_the_image(of_image: str, trained: bool) -> None:
+    found = pl.DeepLift()(seeded(lambda: Conditional(of_image, trained)), images(2, 8), [1, 2])
+    assert float(found.residuals["input"].abs().max()) < 1e-12
+
+
+def test_statistics_of_more_precision_give_the_inputs_own() -> None:
+    x, mean, var = torch.randn(2, 4, 3, 3).bfloat16(), torch.rand(4), torch.rand(4) + 0.5
+    with Rules([pl.NormalizationLRP()]):
+        found = F.batch_norm(x, mean, var)
+    torch.testing.assert_close(found, F.batch_norm(x, mean, var))

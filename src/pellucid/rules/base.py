@@ -209,6 +209,7 @@ class Rules(TorchFunctionMode):
         self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
+        self._stored: set[int] | None = None  # the model's parameters and buffers, by identity
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
 
     def __enter__(self) -> Rules:
@@ -282,7 +283,7 @@ class Rules(TorchFunctionMode):
 
     def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
-        if operation is None:
+        if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
             parts = parts_of(func, kwargs) if apart else None
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
@@ -295,6 +296,17 @@ class Rules(TorchFunctionMode):
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
         return self._perform(operation, lambda: func(*args, **kwargs))
+
+    def _stores(self, operation: Operation) -> bool:
+        """Whether the model itself stores an operation's weights and statistics, so that no image tells them.
+
+        The graph would say so, too, but a pass over references, which has none, must decide alike.
+        """
+        if self._stored is None:
+            stored = () if self.model is None else (*self.model.parameters(), *self.model.buffers())
+            self._stored = {id(value) for value in stored}
+        values = (value for value in operation.settings.values() if isinstance(value, Tensor))
+        return all(id(value) in self._stored for value in values) and not operation.settings["training"]
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
         """Run an operation, as the model called it if no rule concerns it."""
@@ -310,7 +322,9 @@ class Rules(TorchFunctionMode):
             raise InvalidParameter(
                 f"rules {rules} each replace the backward pass of {operation.name}; give only one of them"
             )
-        return self._apply(rules, operation)
+        x, indices = operation.input, operation.indices
+        y = self._apply(rules, operation)
+        return y if indices is None else (y, indices(x.detach()))
 
     def _concerned(self, operation: Operation) -> list[Rule]:
         """The rules that concern an operation, with what it will compute of the reference if they ask."""
@@ -401,9 +415,10 @@ class ReferenceRules(Rules):
             )
         copied = operation.inplace or operation.copies
         kept = [x.clone() if copied else x for x in inputs]
-        y = super()._perform(operation, call)
+        result = super()._perform(operation, call)
+        y = result[0] if isinstance(result, tuple) else result  # a pooling's may come with indices
         reference.fill(*kept, y.clone() if operation.copies else y)
-        return y
+        return result
 
 
 def tensors(values: Sequence[Any]) -> Iterator[Tensor]:

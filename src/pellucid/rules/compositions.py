@@ -97,6 +97,31 @@ def _instance_norm(
     return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """s x + t for each channel, where weights and statistics may depend on the image as x does."""
+    if training and running_mean is not None:  # it also changes the running statistics
+        return torch.batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps, False)
+    shape = (-1, *[1] * (x.dim() - 2))
+    if training or running_mean is None or running_var is None:
+        dims = (0, *range(2, x.dim()))
+        running_mean = x.mean(dims)
+        running_var = (x - running_mean.view(shape)).square().mean(dims)
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -(running_mean * scale) if bias is None else bias - running_mean * scale
+    y = x * scale.view(shape) + shift.view(shape)
+    return y.to(x.dtype)  # statistics may be more precise
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -163,6 +188,10 @@ def _vector_norm(
     x, dims = x.to(dtype or x.dtype), _dims(x, dim)
     if ord == math.inf:
         return x.abs().amax(dims, keepdim)
+    if ord == -math.inf:
+        return -(-x.abs()).amax(dims, keepdim)
+    if ord == 0:  # how many are not 0, which has no slope
+        return (x != 0).sum(dims, keepdim).to(x.dtype)
     if ord == 1:
         return x.abs().sum(dims, keepdim)
     if ord == 2:
@@ -241,11 +270,13 @@ def _amin(x: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
 
 
 def _logsumexp(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
-    for d in sorted((d % x.dim() for d in _dims(x, dim)), reverse=True):
-        # The same at every place; the first stands for all.
-        x = (x - x.log_softmax(d)).narrow(d, 0, 1)
-        x = x if keepdim else x.squeeze(d)
-    return x
+    """x - log softmax(x) is the same at every place; the greatest stands for all, since others may be -inf."""
+    dims = sorted(d % x.dim() for d in _dims(x, dim))
+    rows = x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+    total = (rows - rows.log_softmax(-1)).gather(-1, rows.argmax(-1, keepdim=True)).squeeze(-1)
+    for d in dims if keepdim else ():
+        total = total.unsqueeze(d)
+    return total
 
 
 def _sum_and_product(
@@ -299,7 +330,11 @@ _PARTS: dict[str, Callable[..., Any]] = {
 
 def _table() -> dict[Any, Callable[..., Any]]:
     table = {owner: parts for name, parts in _PARTS.items() for owner in owners(name)}
-    return table | {torch.instance_norm: _instance_norm, torch.linalg.norm: _norm}
+    return table | {
+        torch.instance_norm: _instance_norm,
+        torch.linalg.norm: _norm,
+        F.batch_norm: _batch_norm,
+    }
 
 
 _TABLE = _table()

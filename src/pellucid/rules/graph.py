@@ -44,6 +44,8 @@ _NODES = {
 _PIECES = {"Exp": "exp", "Expm1": "expm1", "Log": "log", "Log1P": "log1p", "Logaddexp": "logaddexp", "Abs": "abs"}
 _PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": "fmin", "Sign": "sign"}
 _PIECES |= {"Glu": "glu", "Copysign": "copysign", "Hypot": "hypot"}
+# Activations that are none of those that rectifiers' rules are stated for.
+_OTHERS = {"Threshold": "threshold", "Softshrink": "softshrink", "Hardshrink": "hardshrink"}
 # Nodes that choose among what is stacked.
 _OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
@@ -131,6 +133,14 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
         message = (
             f"{counted(gates, 'gate')} such as torch.where(x > t, x, 0) or x * (x > t) propagated the plain "
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+    others = sorted(_OTHERS[name] for name in names if name in _OTHERS)
+    if others and rule.operations == RECTIFIERS:
+        message = (
+            f"{', '.join(others)} between the layers propagated the plain gradient while {rule} applied to other "
+            f"activations: it acts at {', '.join(sorted(RECTIFIERS))}; build the model of these, or choose a "
+            "method without this rule"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
     pieces = sorted(

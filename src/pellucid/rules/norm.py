@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Rule, Run
+from .base import Rule, Run, is_differentiated
 from .operations import Operation
 
 
@@ -17,8 +17,9 @@ class FrozenBatchNorm(Rule):
     """Run an evaluated batch normalisation as y = s x + t, with s = w / sqrt(var + eps), t = b - s mean.
 
     The same function and the same gradient R_in = s R, only cheaper: autograd's own keeps the input and, on
-    the way back, also sums what the gradients of w and b would need, which nobody asks for here. Every call
-    runs under this rule; benchmarks/README.md tells what it saves.
+    the way back, also sums what the gradients of w and b would need. Nobody asks for these, but where w, b, mean
+    or var are computed from the image, as in a conditional normalisation: there the gradient passes them, too.
+    Every call runs under this rule; benchmarks/README.md tells what it saves.
     """
 
     required: ClassVar[bool] = False
@@ -39,14 +40,18 @@ class FrozenBatchNorm(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Scale and shift each channel."""
         settings, shape = operation.settings, (1, -1, *[1] * (x.dim() - 2))
-        with torch.no_grad():
+        computed = any(isinstance(value, Tensor) and is_differentiated(value) for value in settings.values())
+        with torch.set_grad_enabled(computed):
             scale = (settings["running_var"] + settings["eps"]).rsqrt()
             if settings["weight"] is not None:
                 scale = scale * settings["weight"]
             shift = -settings["running_mean"] * scale
             if settings["bias"] is not None:
                 shift = shift + settings["bias"]
-        y: Tensor = _Affine.apply(x, scale.view(shape), shift.view(shape))
+        scale, shift = scale.view(shape), shift.view(shape)
+        if computed:
+            return torch.addcmul(shift, x, scale)
+        y: Tensor = _Affine.apply(x, scale, shift)
         return y
 
 

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 Reader = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], "Operation | None"]
 
 
@@ -49,6 +48,7 @@ class Operation:
     of an affine operation, which also runs with other settings, as ``run(x, weight=...)``; ``original(x)`` is the
     call as the model wrote it, so with ``inplace`` it overwrites ``x``. ``settings`` holds the bound arguments by
     name (stride, padding, dim, ...). ``reference`` is the same operation in the pass over the references, if any.
+    ``indices(x)`` tells where the maxima of a pooling are, if the call returns them beside its result.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
     ``notes`` collects what a rule has to say if a map is empty.
@@ -69,6 +69,7 @@ class Operation:
     modules: tuple[str, ...] = ()
     others: tuple[Tensor, ...] = ()
     reference: Counterpart | None = None
+    indices: Callable[[Tensor], Tensor] | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -115,11 +116,6 @@ _ALIASES = {
     "absolute": "abs",
 }
 
-_FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
-    name: getattr(F, name, None) or getattr(torch, name, None) or getattr(torch.special, name)
-    for name in ELEMENTWISE - {"relu6", "log_sigmoid", "clamp"}
-} | {"relu6": F.relu6, "log_sigmoid": F.logsigmoid, "clamp": torch.clamp}
-
 
 def owners(name: str) -> Iterator[Callable[..., Any]]:
     """Every public function that computes ``name``, in place or not, down to its ATen overloads."""
@@ -132,6 +128,13 @@ def owners(name: str) -> Iterator[Callable[..., Any]]:
         if packet is not None:
             yield packet
             yield from (getattr(packet, overload) for overload in packet.overloads())
+
+
+_PLACE_OF_INPLACE: dict[Any, int] = {
+    function: list(inspect.signature(function).parameters).index("inplace") - 1
+    for function in vars(F).values()
+    if inspect.isfunction(function) and "inplace" in inspect.signature(function).parameters
+}
 
 
 def is_inplace(function: Callable[..., Any]) -> bool:
@@ -159,21 +162,24 @@ def _elementwise(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    bound: Call | None = None,
+    functional: Callable[..., Tensor] | None = None,
 ) -> Operation | None:
-    x, rest, options, inplace = _split(args, kwargs)
+    """Read a call of one tensor; a ``functional`` form is given where the call computes one under other bounds."""
+    x, rest, _, inplace = _split(args, kwargs)
     if not isinstance(x, Tensor):
         return None
-    values, named = bound if bound is not None else (rest, options)
-    functional = _FUNCTIONAL[name]
-    options_as_written = {key: value for key, value in kwargs.items() if key not in ("input", "self")}
-    return Operation(
-        name,
-        x,
-        run=lambda t: functional(t, *values, **named),
-        original=lambda t: function(t, *rest, **options_as_written),
-        inplace=inplace or is_inplace(function),
-    )
+    as_written = {key: value for key, value in kwargs.items() if key not in ("input", "self")}
+    original: Callable[[Tensor], Tensor] = lambda t: function(t, *rest, **as_written)  # noqa: E731
+    inplace = inplace or _is_inplace_by_place(function, rest) or is_inplace(function)
+    # The call itself, on a copy where it overwrites: functions of one name may order their arguments otherwise.
+    run = (lambda t: original(t.clone())) if inplace else original
+    return Operation(name, x, functional or run, original, inplace=inplace)
+
+
+def _is_inplace_by_place(function: Callable[..., Any], rest: tuple[Any, ...]) -> bool:
+    """Whether ``inplace`` was given to a function of torch.nn.functional by place: ``F.elu(x, 0.5, True)``."""
+    place = _PLACE_OF_INPLACE.get(function, len(rest))
+    return place < len(rest) and bool(rest[place])
 
 
 def _clamp(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -203,7 +209,7 @@ def _hardtanh(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     bounds = {"min_val": -1.0, "max_val": 1.0}
     bounds |= dict(zip(bounds, rest, strict=False)) | options
     if (bounds["min_val"], bounds["max_val"]) in ((0, 6), (0, math.inf)):
-        return _elementwise("relu6" if bounds["max_val"] == 6 else "relu", function, args, kwargs, ((), {}))
+        return _rectifier(function, args, kwargs, bounds["max_val"])
     return _elementwise("hardtanh", function, args, kwargs)
 
 
@@ -215,15 +221,23 @@ def _bounded(
     high: float | None,
 ) -> Operation | None:
     if low == 0 and high in (None, 6, math.inf):
-        return _elementwise("relu6" if high == 6 else "relu", function, args, kwargs, ((), {}))
-    return _elementwise("clamp", function, args, kwargs, ((), {"min": low, "max": high}))
+        return _rectifier(function, args, kwargs, high)
+    return _elementwise("clamp", function, args, kwargs)
+
+
+def _rectifier(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], high: float | None = None
+) -> Operation | None:
+    """What is clipped at 0 is a ReLU, and a ReLU6 if at 6, too."""
+    name, functional = ("relu6", F.relu6) if high == 6 else ("relu", F.relu)
+    return _elementwise(name, function, args, kwargs, functional)
 
 
 def _threshold(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     _, rest, options, _ = _split(args, kwargs)
     bounds = dict(zip(("threshold", "value"), rest, strict=False)) | options
     if bounds.get("threshold") == 0 and bounds.get("value") == 0:
-        return _elementwise("relu", function, args, kwargs, ((), {}))
+        return _rectifier(function, args, kwargs)
     return _elementwise("threshold", function, args, kwargs)
 
 
@@ -258,8 +272,6 @@ def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: s
         known = {key: value for key, value in kwargs.items() if key not in ("_stacklevel", "return_indices")}
         if "self" in known:
             known["input"] = known.pop("self")
-        if kwargs.get("return_indices"):
-            return None
         bound = signature.bind(*args[: len(parameters) + 1], **known)
         bound.apply_defaults()
         settings = dict(bound.arguments)
@@ -271,6 +283,29 @@ def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: s
         return Operation(name, x, run, run, settings=settings, others=others)
 
     return read
+
+
+def _max_pool(name: str, *parameters: str, **defaults: Any) -> dict[Any, Reader]:
+    """Readers of all spellings of a max-pooling, of which some also return where the maxima are."""
+    plain: Reader = _with_signature(name, getattr(F, name), *parameters, **defaults)
+
+    def with_indices(
+        function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Operation | None:
+        operation = plain(function, args, kwargs)
+        if operation is not None:
+            _, rest, options, _ = _split(args, kwargs)
+            operation.indices = lambda x: function(x, *rest, **options)[1]
+        return operation
+
+    def if_asked(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        asked = kwargs.get("return_indices") or any(args[len(parameters) + 1 :])
+        return (with_indices if asked else plain)(function, args, kwargs)
+
+    always = name.startswith("adaptive")  # but for torch.nn.functional's
+    table = dict.fromkeys(owners(name), with_indices if always else if_asked)
+    table |= dict.fromkeys(owners(f"{name}_with_indices"), with_indices)
+    return table | dict.fromkeys((getattr(F, name), getattr(F, f"_{name}")), if_asked)
 
 
 def _mean(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -462,8 +497,8 @@ _SPECIAL: dict[str, Reader] = {
     **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _MUL),
     **dict.fromkeys(("bmm", "mv", "dot"), _MATMUL),
     "einsum": _einsum,
-    "softmax": _softmax("softmax"),
-    "log_softmax": _softmax("log_softmax"),
+    **dict.fromkeys(("softmax", "_softmax"), _softmax("softmax")),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), _softmax("log_softmax")),
     "amax": _amax,
     "where": _where,
     "linear": _LINEAR,
@@ -472,19 +507,11 @@ _SPECIAL: dict[str, Reader] = {
     "matmul": _matrix_product,
     "__matmul__": _matrix_product,
     "conv2d": _with_signature("conv2d", F.conv2d, "weight", *_CONV, **_CONV),
-    "max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
-    "_max_pool2d": _with_signature("max_pool2d", F.max_pool2d, "kernel_size", *_MAX_POOL, **_MAX_POOL),
     "avg_pool2d": _with_signature("avg_pool2d", F.avg_pool2d, "kernel_size", *_AVG_POOL, **_AVG_POOL),
     "__getitem__": _slice,
     "pixel_unshuffle": _with_signature("pixel_unshuffle", F.pixel_unshuffle, "downscale_factor"),
     "adaptive_avg_pool2d": _with_signature("adaptive_avg_pool2d", F.adaptive_avg_pool2d, "output_size"),
-    "adaptive_max_pool2d": _with_signature("adaptive_max_pool2d", F.adaptive_max_pool2d, "output_size"),
 }
-for _name in ("max_pool1d", "max_pool3d"):
-    _read = _with_signature(_name, getattr(F, _name), "kernel_size", *_MAX_POOL, **_MAX_POOL)
-    _SPECIAL |= {_name: _read, f"_{_name}": _read}
-    _name = f"adaptive_{_name}"
-    _SPECIAL[_name] = _with_signature(_name, getattr(F, _name), "output_size")
 
 
 def _reader(name: str) -> Reader:
@@ -499,6 +526,9 @@ def _table() -> dict[Any, Reader]:
         table |= dict.fromkeys(owners(alias), _reader(name))
     for name, reader in _SPECIAL.items():
         table |= dict.fromkeys(owners(name), reader)
+    for dims in (1, 2, 3):
+        table |= _max_pool(f"max_pool{dims}d", "kernel_size", *_MAX_POOL, **_MAX_POOL)
+        table |= _max_pool(f"adaptive_max_pool{dims}d", "output_size")
     # torch.batch_norm orders its arguments otherwise; modules call this one.
     table[F.batch_norm] = _with_signature(
         "batch_norm", F.batch_norm, "running_mean", "running_var", *_NORM, **_NORM

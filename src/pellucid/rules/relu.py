@@ -1,7 +1,9 @@
 """Rules for the rectifier: guided backpropagation, deconvolution, rectified gradient.
 
-All three are stated on the activation a = f(z) and the gradient R that arrives at it, so they hold for every
-non-linear activation of a hidden layer, not for the ReLU alone (Nielsen et al., Eq. 4).
+All three are stated on the activation a = f(z) and the gradient R that arrives at it, so they hold for other
+activations of a hidden layer, too (Nielsen et al., Eq. 4): for all that look like a ReLU (``RECTIFIERS``).
+Shrinkage and a threshold other than 0 beside these are warned of; a tanh or a sigmoid, which may be a gate, is
+left as it is.
 """
 
 from __future__ import annotations
