@@ -182,6 +182,34 @@ def test_any_function_of_the_output(tmp_path):
         pl.method("gradient")(model, x, [f"{tmp_path}/asked.py:total", 1])
 
 
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda z: z, r"\(1, 5\)"),
+        (lambda z: z[:, [2, 1]], r"\(1, 2\)"),
+        (lambda z: z.log_softmax(1), r"\(1, 5\)"),
+        (lambda z: z[0], r"\(5,\)"),
+        (lambda z: z.T[:1], r"\(1, 2\) for 2 images"),
+        (lambda z: z[:, 1].sum(), r"\(\) for 2 images"),
+        (lambda z: 1, "int"),
+    ],
+)
+def test_a_function_must_give_one_value_for_each_image(function, shape):
+    """Not several, of which only the first would be explained."""
+    with pytest.raises(InvalidTarget, match=f"gives .*{shape}.*one value for each image"):
+        pl.method("gradient")(network(), images(), function)
+
+
+def test_a_function_may_give_a_column_or_a_number_for_one_image():
+    model, x = network(), images()
+    expected = pl.method("gradient")(model, x, 2)["input"]
+    assert torch.equal(pl.method("gradient")(model, x, lambda z: z[:, 2:3])["input"], expected)
+    assert torch.equal(pl.method("gradient")(model, x[:1], lambda z: z[:, 2].squeeze())["input"], expected[:1])
+    smooth = "smoothed(gradient, samples=2, std=0.0, space='layer')"
+    found = pl.method(smooth)(model, x, lambda z: z[:, 2:3], "conv2")["conv2"]
+    assert relative_error(found, pl.method("gradient")(model, x, 2, "conv2")["conv2"]) < 1e-12
+
+
 class OneOutput(Chain):
     def __init__(self, squeezed=False):
         super().__init__([nn.ReLU()] * 4)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, shortened
+from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, counted, shortened
 from .files import run_file
 from .layers import unwrapped
 from .passes import is_out_of_memory, placed
@@ -200,6 +200,36 @@ class Classifier(Sharing):
 
 
 # What is explained.
+
+
+class Answering(Classifier):
+    """A model as the classifier whose one logit is what a target function makes of its output, an image each.
+
+    Raises:
+        InvalidTarget: when run: the function does not give one value for each image.
+    """
+
+    def __init__(self, model: nn.Module, function: Answer) -> None:
+        super().__init__(model, function)
+        self._keep(function=function)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The function's values (B, 1)."""
+        found = self.function(self._model(images))
+        if not isinstance(found, Tensor):
+            raise InvalidTarget(f"the target function gives {type(found).__name__}, {_ONE_EACH}")
+        values = logits_in(found) if found.dim() < 2 else found
+        # Rows that enter at a hidden layer pass no images below it.
+        rows = len(images) or len(values)
+        if values.shape != (rows, 1):
+            raise InvalidTarget(
+                f"the target function gives a tensor of shape {tuple(found.shape)} for {counted(rows, 'image')}, "
+                f"{_ONE_EACH}"
+            )
+        return logits_in(values)
+
+
+_ONE_EACH = "not one value for each image (batch,), such as lambda output: output[:, 1]"
 
 
 @dataclass(frozen=True)

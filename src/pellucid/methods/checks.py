@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget
-from ..outputs import Classifier, Names, answer, are_shares, logits_in
+from ..outputs import Answering, Names, answer, are_shares, logits_in
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
@@ -96,7 +96,7 @@ def asked(model: nn.Module, targets: Any, classes: Names) -> tuple[nn.Module, An
             raise InvalidTarget(
                 "a list of targets may hold classes alone; give a difference or function for all images"
             )
-    return (Classifier(model, targets), 0) if callable(targets) else (model, targets)
+    return (Answering(model, targets), 0) if callable(targets) else (model, targets)
 
 
 def require_targets(targets: Any, images: Tensor) -> Tensor:
