@@ -239,7 +239,7 @@ def captured(
                 return None
             output = replaced.get(name, output)
             if torch.is_grad_enabled() and not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = _beginning(model, output)
             activations[name] = output
             return put_back(output.clone())
 
@@ -250,6 +250,16 @@ def captured(
             if name != INPUT:
                 _hook(undo, model.get_submodule(name), hook_for(name))
         yield activations
+
+
+def _beginning(model: nn.Module, output: Tensor) -> Tensor:
+    """An output that needs no gradient, as the tensor at which the graph begins.
+
+    It is the output itself, so that who else holds it (a hook that keeps features, an attribute, what an operation
+    in place gave back) is part of the graph; what belongs to the model stays as it is.
+    """
+    is_kept = any(output is one for one in [*model.parameters(), *model.buffers()])
+    return (output.detach() if is_kept else output).requires_grad_()
 
 
 def _hook(
