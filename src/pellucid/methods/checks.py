@@ -73,6 +73,14 @@ def require_images(images: Tensor, model: nn.Module | None = None) -> None:
         raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")
 
 
+def same_logits(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs gave the same: no more than sqrt(eps) of the largest apart, eps being their precision."""
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
+    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
+    return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
+
+
 def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
     """The class (B,) with the highest logit of the model as it is, without any rule."""
     with torch.no_grad():

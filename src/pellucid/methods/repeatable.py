@@ -18,7 +18,7 @@ from ..layers import module_outputs
 from ..layouts import take_over_layouts
 from ..outputs import first_logits, logits_in
 from ..passes import is_out_of_memory
-from .checks import looks_wrong
+from .checks import looks_wrong, same_logits
 
 TRIES = 100  # of a model that draws random numbers, until two differ
 
@@ -55,7 +55,7 @@ def require_repeatable(
                 "call model.eval(), or replace what stays random in it"
             )
         both = torch.cat([image, -image.flip(-1)])
-        if not alone and not _same(first, _first_of(model, both, first)):
+        if not alone and not same_logits(first, _first_of(model, both, first)):
             raise InvalidModel(
                 f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
                 "map; give normalizations running statistics, or a model that treats images one by one"
@@ -89,10 +89,10 @@ def _changed_by_a_run(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
 def _is_random(model: nn.Module, image: Tensor, first: Tensor) -> bool:
     """Whether runs differ: one, or, if random numbers were drawn for it, as many as show a rare difference."""
     before = _random_state(image.device)
-    if not _same(first, _logits(model, image)):
+    if not same_logits(first, _logits(model, image)):
         return True
     drawn = not torch.equal(before, _random_state(image.device))
-    return drawn and any(not _same(first, _logits(model, image)) for _ in range(TRIES))
+    return drawn and any(not same_logits(first, _logits(model, image)) for _ in range(TRIES))
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -109,13 +109,6 @@ def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
         return otherwise
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not one.numel():
-        return one.shape == other.shape
-    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
-    return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
-
-
 def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
     """The first module whose output for the image differs between two runs, as words for a message."""
     with module_outputs(model) as alone:
@@ -124,6 +117,6 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
         with module_outputs(model) as again:
             model(beside.clone())
         for (name, one), (_, other) in zip(alone, again, strict=False):
-            if not _same(one, other[: len(one)]):
+            if not same_logits(one, other[: len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
     return ""
