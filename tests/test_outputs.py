@@ -161,6 +161,25 @@ def test_a_difference_of_classes():
         pl.method("gradient")(model, x, pl.Difference(0, 5))
 
 
+def test_a_difference_of_names_is_that_of_numbers_and_says_so(tmp_path):
+    model, x = network(), images()
+    with pytest.raises(InvalidTarget, match=r"'Bee'.*no names.*load_model gives, whole \(not unpacked\)"):
+        pl.method("gradient")(model, x, pl.Difference("Bee", "ant"))
+    model.classes = NAMES
+    expected = pl.method("gradient")(model, x, pl.Difference(1, 0))
+    assert torch.equal(pl.method("gradient")(model, x, pl.Difference("Bee", "ant"))["input"], expected["input"])
+    found = pl.method("gradient")(model, x, "Bee - ant")
+    assert torch.equal(found["input"], expected["input"])
+    found.save(tmp_path / "maps.safetensors")
+    for one in (found, pl.Attributions.load(tmp_path / "maps.safetensors")):
+        assert "target 'Bee - ant'" in repr(one)
+    for same in ("ant - ant", "0 - ant", pl.Difference("ANT", "ant")):
+        with pytest.raises(InvalidTarget, match="with itself is 0"):
+            pl.method("gradient")(model, x, same)
+    with pytest.raises(InvalidTarget, match="blanks around its minus: 'bee - tiger cat'"):
+        pl.method("gradient")(model, x, "bee-tiger cat")
+
+
 def test_any_function_of_the_output(tmp_path):
     model, x = network(FORMS["tuple"]), images()
     direction = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)

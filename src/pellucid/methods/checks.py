@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget
-from ..outputs import Answering, Names, answer, are_shares, logits_in
+from ..outputs import Answering, Difference, Names, answer, are_shares, logits_in
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
@@ -104,6 +104,8 @@ def asked(model: nn.Module, targets: Any, classes: Names) -> tuple[nn.Module, An
             raise InvalidTarget(
                 "a list of targets may hold classes alone; give a difference or function for all images"
             )
+    if isinstance(targets, Difference):
+        targets = targets.numbered(classes)
     return (Answering(model, targets), 0) if callable(targets) else (model, targets)
 
 
