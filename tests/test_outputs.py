@@ -161,6 +161,25 @@ def test_a_difference_of_classes():
         pl.method("gradient")(model, x, pl.Difference(0, 5))
 
 
+def test_a_difference_of_names_is_that_of_numbers_and_says_so(tmp_path):
+    model, x = network(), images()
+    with pytest.raises(InvalidTarget, match=r"'Bee'.*no names.*load_model gives, whole \(not unpacked\)"):
+        pl.method("gradient")(model, x, pl.Difference("Bee", "ant"))
+    model.classes = NAMES
+    expected = pl.method("gradient")(model, x, pl.Difference(1, 0))
+    assert torch.equal(pl.method("gradient")(model, x, pl.Difference("Bee", "ant"))["input"], expected["input"])
+    found = pl.method("gradient")(model, x, "Bee - ant")
+    assert torch.equal(found["input"], expected["input"])
+    found.save(tmp_path / "maps.safetensors")
+    for one in (found, pl.Attributions.load(tmp_path / "maps.safetensors")):
+        assert "target 'Bee - ant'" in repr(one)
+    for same in ("ant - ant", "0 - ant", pl.Difference("ANT", "ant")):
+        with pytest.raises(InvalidTarget, match="with itself is 0"):
+            pl.method("gradient")(model, x, same)
+    with pytest.raises(InvalidTarget, match="blanks around its minus: 'bee - tiger cat'"):
+        pl.method("gradient")(model, x, "bee-tiger cat")
+
+
 def test_any_function_of_the_output(tmp_path):
     model, x = network(FORMS["tuple"]), images()
     direction = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
@@ -180,6 +199,34 @@ def test_any_function_of_the_output(tmp_path):
         pl.method("gradient")(model, x, f"{tmp_path}/asked.py:totl")
     with pytest.raises(InvalidTarget, match="for all images"):
         pl.method("gradient")(model, x, [f"{tmp_path}/asked.py:total", 1])
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda z: z, r"\(1, 5\)"),
+        (lambda z: z[:, [2, 1]], r"\(1, 2\)"),
+        (lambda z: z.log_softmax(1), r"\(1, 5\)"),
+        (lambda z: z[0], r"\(5,\)"),
+        (lambda z: z.T[:1], r"\(1, 2\) for 2 images"),
+        (lambda z: z[:, 1].sum(), r"\(\) for 2 images"),
+        (lambda z: 1, "int"),
+    ],
+)
+def test_a_function_must_give_one_value_for_each_image(function, shape):
+    """Not several, of which only the first would be explained."""
+    with pytest.raises(InvalidTarget, match=f"gives .*{shape}.*one value for each image"):
+        pl.method("gradient")(network(), images(), function)
+
+
+def test_a_function_may_give_a_column_or_a_number_for_one_image():
+    model, x = network(), images()
+    expected = pl.method("gradient")(model, x, 2)["input"]
+    assert torch.equal(pl.method("gradient")(model, x, lambda z: z[:, 2:3])["input"], expected)
+    assert torch.equal(pl.method("gradient")(model, x[:1], lambda z: z[:, 2].squeeze())["input"], expected[:1])
+    smooth = "smoothed(gradient, samples=2, std=0.0, space='layer')"
+    found = pl.method(smooth)(model, x, lambda z: z[:, 2:3], "conv2")["conv2"]
+    assert relative_error(found, pl.method("gradient")(model, x, 2, "conv2")["conv2"]) < 1e-12
 
 
 class OneOutput(Chain):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +201,37 @@ def require_shapes(model: nn.Module) -> None:
             raise InvalidModel(f"the model's {name!r} has no shape yet (a lazy layer); run the model once first")
 
 
+# What was found of models, by what it is about, with the state that they were in.
+_REMEMBERED: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, dict[Any, Any]]]] = WeakKeyDictionary()
+
+
+def remembered(model: nn.Module, what: str, with_weights: bool = False) -> dict[Any, Any]:
+    """What was found of a model, to be read and added to; empty once the model is seen to be another.
+
+    Seen without a run are its modules, their plain settings, and which tensors they hold; ``with_weights`` also
+    whether any of these was overwritten.
+    """
+    state: list[Any] = []
+    for module in model.modules():
+        state.append(id(module))
+        state += [(name, value) for name, value in vars(module).items() if _is_plain(value)]
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        state += map(id, tensors)
+        if with_weights:
+            state += [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
+    known = _REMEMBERED.setdefault(model, {})
+    if what not in known or known[what][0] != state:
+        known[what] = state, {}
+    return known[what][1]
+
+
+_PLAIN = {bool, int, float, str, type(None)}
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
 class Activations(dict[str, Tensor]):
     """Outputs of the captured layers of one forward pass, and why others could not be captured."""
 
@@ -239,7 +271,7 @@ def captured(
                 return None
             output = replaced.get(name, output)
             if torch.is_grad_enabled() and not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = _beginning(model, output)
             activations[name] = output
             return put_back(output.clone())
 
@@ -250,6 +282,16 @@ def captured(
             if name != INPUT:
                 _hook(undo, model.get_submodule(name), hook_for(name))
         yield activations
+
+
+def _beginning(model: nn.Module, output: Tensor) -> Tensor:
+    """An output that needs no gradient, as the tensor at which the graph begins.
+
+    It is the output itself, so that who else holds it (a hook that keeps features, an attribute, what an operation
+    in place gave back) is part of the graph; what belongs to the model stays as it is.
+    """
+    is_kept = any(output is one for one in [*model.parameters(), *model.buffers()])
+    return (output.detach() if is_kept else output).requires_grad_()
 
 
 def _hook(

@@ -14,13 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InvalidLayer, InvalidParameter, brief
-from .layers import INPUT, captured, fits_glob, layer_names
+from .layers import INPUT, captured, fits_glob, layer_names, remembered
 from .outputs import tensor_in
 from .passes import exact
 from .undo import Guard
@@ -281,9 +280,9 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 
 # A layout, None where it cannot be told, or why the layer cannot be explained.
 FoundLayout = Layout | InvalidLayer | None
-# What was found of models by the layer's name, or its kind, and the image's shape.
-_FOUND: WeakKeyDictionary[nn.Module, dict[tuple[Any, torch.Size], FoundLayout]] = WeakKeyDictionary()
-_LAST_MAPS: WeakKeyDictionary[nn.Module, dict[Any, tuple[str, list[str]]]] = WeakKeyDictionary()
+# Found of a model by the layer's name, or its kind, and the image's shape.
+_Found = dict[tuple[Any, torch.Size], FoundLayout]
+_LAYOUTS, _LAST_MAP = "layouts", "last map"
 
 
 def layouts_of(
@@ -292,12 +291,13 @@ def layouts_of(
     """The layouts of a model's layers for images (B, C, H, W); None where a layout cannot be told.
 
     ``declared`` gives those of layers by name or glob. What is not declared is told by a pass over one random
-    image, or measured by a pass over at most ``max_batch`` of it, once per model, size of image and kind of layer.
+    image, or measured by a pass over at most ``max_batch`` of it, once per model as it is (``remembered``), size
+    of image and kind of layer.
     Layers that do not run are left out, those that cannot be captured have the error for a layout.
     """
     given: dict[str, FoundLayout] = {INPUT: Layout()}
     given |= {name: one for name in layers for pattern, one in declared.items() if fits_glob(name, pattern)}
-    found = _FOUND.setdefault(model, {})
+    found: _Found = remembered(model, _LAYOUTS)
     size = images.shape[1:]
     unknown = [name for name in layers if name not in given and (name, size) not in found]
     outputs, refused = _probed(model, unknown, images, 1)
@@ -305,21 +305,21 @@ def layouts_of(
     told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
     found |= {(name, size): one for name, one in told.items() if one is not None}
     unclear = {name: outputs[name].output for name, one in told.items() if one is None}
-    found |= {(name, size): one for name, one in _measured(model, unclear, images, max_batch).items()}
+    found |= {(name, size): one for name, one in _measured(model, found, unclear, images, max_batch).items()}
     everything = {name: found[name, size] for name in layers if (name, size) in found} | given
     return {name: everything[name] for name in layers if name in everything}
 
 
 def take_over_layouts(copy: nn.Module, model: nn.Module) -> None:
     """Take the layouts that were found in a model for those of its copy with other weights."""
-    _FOUND.setdefault(copy, {}).update(_FOUND.get(model, {}))
+    remembered(copy, _LAYOUTS).update(remembered(model, _LAYOUTS))
 
 
 def _measured(
-    model: nn.Module, outputs: Mapping[str, Tensor], images: Tensor, max_batch: int
+    model: nn.Module, found: _Found, outputs: Mapping[str, Tensor], images: Tensor, max_batch: int
 ) -> dict[str, FoundLayout]:
     """The layouts of layers by their outputs for one image: as of their kin, or measured once for each kind."""
-    found, size = _FOUND[model], images.shape[1:]
+    size = images.shape[1:]
     kin = {name: _of_kin(model, name, output, images, max_batch) for name, output in outputs.items()}
     kinds = {name: _kind(model, name, output) for name, output in outputs.items() if kin[name] is None}
     first = {kind: name for name, kind in reversed(kinds.items()) if (kind, size) not in found}
@@ -395,7 +395,7 @@ def last_map(
         InvalidLayer: the model has no such block.
     """
     trial = (images.shape[1:], tuple(declared.items()))
-    known = _LAST_MAPS.setdefault(model, {})
+    known: dict[Any, tuple[str, list[str]]] = remembered(model, _LAST_MAP, with_weights=True)
     if trial not in known:
         passed_over: list[str] = []
         blocks = layer_names(model)[:0:-1]

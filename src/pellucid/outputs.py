@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, shortened
+from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, counted, shortened
 from .files import run_file
 from .layers import unwrapped
 from .passes import is_out_of_memory, placed
@@ -202,26 +202,71 @@ class Classifier(Sharing):
 # What is explained.
 
 
+class Answering(Classifier):
+    """A model as the classifier whose one logit is what a target function makes of its output, an image each.
+
+    Raises:
+        InvalidTarget: when run: the function does not give one value for each image.
+    """
+
+    def __init__(self, model: nn.Module, function: Answer) -> None:
+        super().__init__(model, function)
+        self._keep(function=function)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The function's values (B, 1)."""
+        found = self.function(self._model(images))
+        if not isinstance(found, Tensor):
+            raise InvalidTarget(f"the target function gives {type(found).__name__}, {_ONE_EACH}")
+        values = logits_in(found) if found.dim() < 2 else found
+        # Rows that enter at a hidden layer pass no images below it.
+        rows = len(images) or len(values)
+        if values.shape != (rows, 1):
+            raise InvalidTarget(
+                f"the target function gives a tensor of shape {tuple(found.shape)} for {counted(rows, 'image')}, "
+                f"{_ONE_EACH}"
+            )
+        return logits_in(values)
+
+
+_ONE_EACH = "not one value for each image (batch,), such as lambda output: output[:, 1]"
+
+
 @dataclass(frozen=True)
 class Difference:
     """Why one class rather than another: output -> z_one - z_other (B,). Its sigmoid is p_one / (p_one + p_other).
 
+    Classes are numbers, or names where the explained model has them.
+
     Raises:
-        InvalidTarget: when asked: a class that the model does not have.
+        InvalidTarget: twice the same class; when asked: a class that the model does not have.
     """
 
-    one: int
-    other: int
+    one: int | str
+    other: int | str
+
+    def __post_init__(self) -> None:
+        if self.one == self.other:
+            raise InvalidTarget(f"the difference of class {self.one!r} with itself is 0; name two classes")
+
+    def numbered(self, classes: Names) -> Difference:
+        """The same by numbers, of a model's class names."""
+        one, other = (
+            class_number(name, classes) if isinstance(name, str) else name for name in (self.one, self.other)
+        )
+        return Difference(one, other)
 
     def __call__(self, output: Any) -> Tensor:
         """The difference of the two logits (B,)."""
-        logits = logits_in(output)
-        if not 0 <= min(self.one, self.other) <= max(self.one, self.other) < logits.shape[1]:
+        logits, one, other = logits_in(output), self.one, self.other
+        if isinstance(one, str) or isinstance(other, str):
+            raise InvalidTarget(f"the difference of {one!r} and {other!r}: give numbers, or a model with names")
+        if not 0 <= min(one, other) <= max(one, other) < logits.shape[1]:
             raise InvalidTarget(
-                f"the difference of classes {self.one} and {self.other} is out of range; "
+                f"the difference of classes {one} and {other} is out of range; "
                 f"the model has classes 0 to {logits.shape[1] - 1}"
             )
-        return logits[:, self.one] - logits[:, self.other]
+        return logits[:, one] - logits[:, other]
 
 
 def answer(text: str, classes: Names) -> int | Answer:
@@ -262,7 +307,8 @@ def class_number(name: str, classes: Names) -> int:
     """The number of the class of this name; capitals do not matter, and one of several synonyms will do."""
     if classes is None:
         raise InvalidTarget(
-            f"target {name!r}: the model's classes have no names; give a number, or names (classes=)"
+            f"target {name!r}: the model's classes have no names; give a number, or a model that has names: what "
+            "load_model gives, whole (not unpacked), or one with model.classes = [...]"
         )
     if name in classes:
         return list(classes).index(name)
@@ -278,7 +324,19 @@ def class_number(name: str, classes: Names) -> int:
     if fits:
         same = ", ".join(f"{number} ({classes[number]})" for number in sorted(fits))
         raise InvalidTarget(f"target {name!r} may be any of the classes {same}; give the number")
+    _refuse_without_blanks(name, classes)
     raise UnknownName("class", name, classes)
+
+
+def _refuse_without_blanks(name: str, classes: Sequence[str]) -> None:
+    """Raise ``InvalidTarget`` for two classes with a minus between them that has no blanks around it."""
+    known = {synonym.strip() for one in classes for synonym in (one.casefold(), *one.casefold().split(","))}
+    for minus in re.finditer("-", name):
+        one, other = name[: minus.start()].strip(), name[minus.end() :].strip()
+        if {one.casefold(), other.casefold()} <= known:
+            raise InvalidTarget(
+                f"target {name!r} is no class; a difference has blanks around its minus: '{one} - {other}'"
+            )
 
 
 def _function(text: str) -> Answer:

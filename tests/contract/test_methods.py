@@ -267,8 +267,9 @@ def test_the_prefix_of_a_hidden_path_runs_once_per_image(net: nn.Module, images:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pl.CompletenessWarning)
         pl.Gradient().integrated(10)(net, images, 0, ["down", "block"])
-    # Three images and one baseline below; two layers' paths of ten steps for three images above.
-    assert rows == {"stem": 4, "fc": 4 + 2 * 10 * 3}
+    # Three images and one baseline below; above, two layers' paths of ten steps for three images, which enter at
+    # each layer once more to see that they give their logits.
+    assert rows == {"stem": 4, "fc": 4 + 2 * (10 + 1) * 3}
 
 
 def test_a_path_at_a_layer_that_a_skip_passes_by(net: nn.Module, images: torch.Tensor) -> None:

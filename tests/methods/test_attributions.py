@@ -8,7 +8,7 @@ from torch import nn
 import pellucid as pl
 from pellucid.errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, OutputNotWritable
 from pellucid.methods.base import Attributions
-from tests.networks import photos_for_strided, strided
+from tests.networks import photos_for_strided, seeded, strided
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,69 @@ def test_a_loaded_model_is_a_model():
     assert torch.equal(*curves)
     assert pl.layer_names(loaded) == pl.layer_names(loaded.model)
     assert next(iter(pl.cascade(loaded)))[0] == next(iter(pl.cascade(loaded.model)))[0]
+
+
+class HeldBy(nn.Module):
+    """A layer ``act`` whose output is also read by another name: from a hook, an attribute, or as what it took."""
+
+    def __init__(self, act, read):
+        super().__init__()
+        self.first, self.act, self.last = nn.Conv2d(3, 4, 3, padding=1), act, nn.Conv2d(4, 4, 3, padding=1)
+        self.head, self.read, self.kept = nn.Linear(4, 3), read, {}
+        act.register_forward_hook(lambda module, taken, given: self.kept.update(given=given))
+
+    def forward(self, x):
+        taken = self.first(x)
+        given = self.act(taken)
+        return self.end(given, self.read(self, taken))
+
+    def end(self, given, again):
+        return self.head((self.last(given).tanh() + again * again).tanh().mean((2, 3)))
+
+
+HELD = {
+    "a hook": (nn.ReLU(), lambda net, taken: net.kept["given"]),
+    "in place": (nn.ReLU(inplace=True), lambda net, taken: taken),
+    "nothing done": (nn.Dropout(), lambda net, taken: taken),
+}
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+@pytest.mark.parametrize(("act", "read"), HELD.values(), ids=HELD)
+def test_a_layers_output_counts_by_whatever_name_it_is_read(act, read, is_frozen):
+    net = seeded(lambda: HeldBy(act, read)).requires_grad_(not is_frozen)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        net(x)
+    value = net.kept["given"].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(net.end(value, value)[:, 1].sum(), value)
+    torch.testing.assert_close(pl.Gradient()(net, x, 1, "act")["act"], expected, rtol=1e-12, atol=1e-15)
+
+
+class Position(nn.Module):
+    """Gives a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(1, 4, 8, 8))
+
+    def forward(self, x):
+        return self.place
+
+
+def test_a_frozen_parameter_that_a_layer_gives_stays_frozen():
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Adding(), nn.Flatten(), nn.Linear(256, 3)))
+    net.requires_grad_(False)
+    pl.Gradient()(net, torch.ones(1, 3, 8, 8).double(), 1, "1.position", layouts={"1.position": "channels_first"})
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+class Adding(nn.Module):
+    """Adds the position."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = Position()
+
+    def forward(self, x):
+        return x + self.position(x)

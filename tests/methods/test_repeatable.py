@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pellucid as pl
-from pellucid.errors import InputWarning, InvalidImage, InvalidModel, PrecisionWarning
+from pellucid.errors import InputWarning, InvalidImage, InvalidModel, InvalidTarget, PrecisionWarning
 from pellucid.layouts import Layout, layouts_of
 from pellucid.methods.gradient import gradient
 from pellucid.sampling import Noise, Sampling
@@ -125,6 +125,56 @@ def test_a_repeatable_model_is_tried_once() -> None:
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
+
+
+def test_each_function_is_tried_once() -> None:
+    net, x = seeded(Bottom), images(2, 14)
+    runs = []
+    net.register_forward_hook(lambda *_: runs.append(1))
+    method = pl.Gradient()
+    method(net, x, 0)
+    for mixing in (lambda z: z[:, 1] * z[:, 1].mean(), lambda z: z[:, 0] * torch.rand(len(z))):
+        with pytest.raises(InvalidTarget, match=r"function.*(images beside it|random)"):
+            method(net, x, mixing)
+
+    def second(output: Tensor) -> Tensor:
+        return output[:, 1]
+
+    for target, passes in ((second, 4), (second, 1), ("1 - 0", 1), (0, 1)):
+        runs.clear()
+        method(net, x, target)
+        assert len(runs) == passes
+
+
+class Switched(nn.Module):
+    """Drops values where a setting of its own says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops, self.gate = False, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.drops) + self.gate[0] * x.mean(0, keepdim=True)
+
+
+def test_a_model_that_was_changed_is_tried_again() -> None:
+    net, x = seeded(lambda: Bottom(Switched())), images(2, 14)
+    net.between.gate.data.zero_()
+    pl.Gradient()(net, x, 0)
+    net.between.drops = True
+    with pytest.raises(InvalidModel, match=r"random.*first at 'between'"):
+        pl.Gradient()(net, x, 0)
+    net.between.drops = False
+    pl.Gradient()(net, x, 0)
+    with torch.no_grad():
+        net.between.gate.fill_(1)
+    with pytest.raises(InvalidModel, match=r"beside it, first at 'between'"):
+        pl.Gradient()(net, x, 0)
+    net = seeded(lambda: Bottom(nn.BatchNorm2d(4)))
+    pl.Gradient()(net, x, 0)
+    net.between.running_mean = net.between.running_var = None
+    with pytest.raises(InvalidModel, match=r"beside it, first at 'between'"):
+        pl.Gradient()(net, x, 0)
 
 
 def test_a_model_for_single_images_passes() -> None:

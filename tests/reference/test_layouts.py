@@ -529,3 +529,22 @@ def test_blocks_that_grad_cam_passes_over_are_said_and_layouts_declared_count() 
         assert list(pl.GradCAM()(net, x, 0)) == ["first"]
     declared = pl.GradCAM()(net, x, 0, layouts={"tokens": "tokens(grid=(10, 10))"})
     assert list(declared) == ["tokens"]
+
+
+class Turning(nn.Module):
+    """Gives its convolution's dimensions in an order that may be set anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order, self.conv = (0, 2, 3, 1), nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).permute(self.order)
+
+
+def test_the_layout_of_a_layer_that_was_changed_is_told_anew() -> None:
+    block = seeded(Turning)
+    net, x = nn.Sequential(block, nn.Tanh()), torch.ones(1, 3, 12, 12).double()
+    assert layouts_of(net, ["0"], x, {}, 4) == {"0": Layout("bhwc")}
+    block.order = (0, 3, 2, 1)
+    assert layouts_of(net, ["0"], x, {}, 4) == {"0": Layout("bwhc")}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import pellucid as pl
 from pellucid.sampling import noise_like
 from pellucid.seeds import fold_in
-from tests.networks import ExactGuided, attributed, exactly, images, plain, relative_error
+from tests.networks import ExactGuided, attributed, exactly, images, plain, relative_error, seeded
 
 EXACT = 1e-11
 SEEDS = [5, 9]
@@ -282,3 +282,42 @@ def test_integrated_gradients_at_a_layer_of_a_large_network_is_the_loop_over_rep
         total += w * torch.autograd.grad(score, point)[0]
     found = pl.Gradient().integrated(3, baseline=BASELINE)(model, x, TARGETS, layers=layer)[layer]
     assert relative_error(found, (h - h0) * total) < EXACT
+
+
+class ForEachImage(nn.Module):
+    """Does for each image that it saw at the input what rows that enter at ``first`` would miss."""
+
+    def __init__(self, by_loop: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+        self.by_loop = by_loop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.first(x), torch.arange(len(x)))
+
+    def end(self, value: Tensor, rows: Tensor) -> Tensor:
+        value = self.second(value)
+        if self.by_loop:
+            changed = value.clone()
+            for row in rows.tolist():
+                changed[row] = value[row] * value[row].abs().sum()
+        else:
+            changed = value.index_add(0, rows, 5 * value[rows].tanh())
+        return self.head(changed.tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("by_loop", [True, False])
+def test_work_for_each_image_seen_below_a_layer_is_done_for_rows_that_enter_there(by_loop: bool) -> None:
+    net, x = seeded(lambda: ForEachImage(by_loop)), images(3, 9)
+
+    def gradient(value: Tensor) -> Tensor:
+        value = value.detach().requires_grad_()
+        (found,) = torch.autograd.grad(net.end(value, torch.arange(3))[:, 1].sum(), value)
+        return found
+
+    end, start = net.first(x), net.first(torch.zeros_like(x))
+    still = pl.Gradient().smoothed(samples=2, std=0.0, space="layer")
+    torch.testing.assert_close(still(net, x, 1, "first")["first"], gradient(end), rtol=1e-10, atol=1e-15)
+    mean = sum(weight * gradient(start + place * (end - start)) for place, weight in legendre())
+    found = pl.Gradient().integrated(steps=STEPS)(net, x, 1, "first")["first"]
+    torch.testing.assert_close(found, mean * (end - start), rtol=1e-10, atol=1e-15)

@@ -96,7 +96,8 @@ class Attributions(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{layer}: {tuple(value.shape)}" for layer, value in self.items())
-        return f"Attributions({shapes}; targets {self.targets.tolist()})"
+        explained = f"target {self.answer!r}" if self.answer else f"targets {self.targets.tolist()}"
+        return f"Attributions({shapes}; {explained})"
 
     def _repr_html_(self) -> str:
         """Shapes, and a picture of the first images' maps, in a notebook."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget
-from ..outputs import Classifier, Names, answer, are_shares, logits_in
+from ..outputs import Answering, Difference, Names, answer, are_shares, logits_in
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
@@ -73,6 +73,14 @@ def require_images(images: Tensor, model: nn.Module | None = None) -> None:
         raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")
 
 
+def same_logits(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs gave the same: no more than sqrt(eps) of the largest apart, eps being their precision."""
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
+    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
+    return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
+
+
 def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:
     """The class (B,) with the highest logit of the model as it is, without any rule."""
     with torch.no_grad():
@@ -96,7 +104,9 @@ def asked(model: nn.Module, targets: Any, classes: Names) -> tuple[nn.Module, An
             raise InvalidTarget(
                 "a list of targets may hold classes alone; give a difference or function for all images"
             )
-    return (Classifier(model, targets), 0) if callable(targets) else (model, targets)
+    if isinstance(targets, Difference):
+        targets = targets.numbered(classes)
+    return (Answering(model, targets), 0) if callable(targets) else (model, targets)
 
 
 def require_targets(targets: Any, images: Tensor) -> Tensor:

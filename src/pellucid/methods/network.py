@@ -22,7 +22,7 @@ from ..rules.graph import require_all_met
 from ..rules.operations import Counterpart
 from ..sampling import Baseline, reference_images
 from ..undo import Guard
-from .checks import not_finite, require_in_range
+from .checks import not_finite, require_in_range, same_logits
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Network:
     _baselines: dict[Any, Tensor] = field(default_factory=dict)
     _references: dict[Any, Passed] = field(default_factory=dict)
     _entered: set[str] = field(default_factory=set)  # layers at which rows were seen to enter
-    _spanned: set[str] = field(default_factory=set)  # layers that a skip connection passes by
+    _spanned: set[str] = field(default_factory=set)  # layers that something from below passes by
 
     def forward(self, points: Points, layers: Sequence[str]) -> Passed:
         """Activations and explained logits at the points, without gradients."""
@@ -224,7 +224,22 @@ class Network:
 
     def at(self, points: Points, passed: Passed, layer: str) -> Points:
         """The points' images, as points of a captured layer."""
-        return replace(points, values=passed.activations[layer], layer=layer, scores=passed.scores)
+        there = replace(points, values=passed.activations[layer], layer=layer, scores=passed.scores)
+        self._try_to_enter(there)
+        return there
+
+    def _try_to_enter(self, points: Points) -> None:
+        """Find out, once for a layer, whether rows that enter there give the logits that they are known to have.
+
+        Where nothing passes below, what a model does for each image that it saw there is left out: a loop over
+        images, rows chosen by an earlier feature.
+        """
+        if points.layer in self._entered | self._spanned or points.scores is None:
+            return
+        found = self.forward(points, ()).scores
+        if points.layer in self._entered and not same_logits(found, points.scores):
+            self._entered.remove(points.layer)
+            self._spanned.add(points.layer)
 
     def _run(
         self,

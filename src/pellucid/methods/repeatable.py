@@ -7,23 +7,25 @@ normalization without running statistics or a function of the model's own all sh
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputWarning, InvalidModel
-from ..layers import module_outputs
+from ..errors import InputWarning, InvalidModel, InvalidTarget
+from ..layers import module_outputs, remembered
 from ..layouts import take_over_layouts
-from ..outputs import first_logits, logits_in
+from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
-from .checks import looks_wrong
+from .checks import looks_wrong, same_logits
 
 TRIES = 100  # of a model that draws random numbers, until two differ
 
-# Models that were found repeatable, with what they were tried on.
-_TRIED: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
+# Models of which it was looked whether anything looks wrong.
+_LOOKED_AT: WeakSet[nn.Module] = WeakSet()
 
 
 def require_repeatable(
@@ -31,43 +33,81 @@ def require_repeatable(
 ) -> None:
     """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
 
-    Three passes over the first image, once for a model, the images' shape and the modules' modes; two if images
-    are to run ``alone``. Logits are the same if they differ by at most sqrt(eps) of the largest, eps being their
-    precision. ``answering`` is the model as the classifier whose logits are explained. What else looks wrong is
-    warned of, once for a model.
+    Three passes over the first image, two if images are to run ``alone``: once for a model as it is
+    (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
+    differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
+    classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
+    wrong is warned of, once for a model.
     """
-    modes = tuple(module.training for module in model.modules())
-    trial = (images.shape[1:], images.dtype, images.device, modes, alone)
-    tried = _TRIED.setdefault(model, set())
-    if trial in tried:
+    trial = (images.shape[1:], images.dtype, images.device, alone)
+    function = answering.function if isinstance(answering, Answering) else None
+    if isinstance(function, Difference):  # of two logits of an image, so neither random nor mixing
+        answering, function = model, None
+    asked = model if function is None else function
+    if _is_among(asked, _tried(model).get(trial, ())):
         return
-    model, image = answering, images[:1]
     with torch.no_grad():
-        changed, first = _changed_by_a_run(model, image)
-        if changed:
-            raise InvalidModel(
-                f"the model's {changed!r} changes when the model runs, so its maps would depend on what ran "
-                "before; call model.eval(), or switch off what keeps statistics"
+        first = _tried_on(answering, images[:1], alone)
+    if model not in _LOOKED_AT:
+        for sentence in looks_wrong(images, first, preprocess).values():
+            warnings.warn(InputWarning(sentence), stacklevel=6)
+    _LOOKED_AT.add(model)
+    with suppress(TypeError):  # a function that cannot be referred to weakly is tried each time
+        _tried(model).setdefault(trial, WeakSet()).add(asked)
+
+
+def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
+    """The logits of an image, found to be the same on a second run and, unless ``alone``, beside another image."""
+    changed, first = _changed_by_a_run(model, image)
+    if changed:
+        raise InvalidModel(
+            f"the model's {changed!r} changes when the model runs, so its maps would depend on what ran "
+            "before; call model.eval(), or switch off what keeps statistics"
+        )
+    if _is_random(model, image, first):
+        where = _where(model, image, image)
+        if not where and isinstance(model, Answering):
+            raise InvalidTarget(
+                "the target function or the model is random: it gives an image other values each time; make it "
+                "depend on what the model returns alone"
             )
-        if _is_random(model, image, first):
-            raise InvalidModel(
-                f"the model is random: it gives an image other logits each time{_where(model, image, image)}; "
-                "call model.eval(), or replace what stays random in it"
+        raise InvalidModel(
+            f"the model is random: it gives an image other logits each time{where}; call model.eval(), or replace "
+            "what stays random in it"
+        )
+    both = torch.cat([image, -image.flip(-1)])
+    if not alone and not same_logits(first, _first_of(model, both, first)):
+        where = _where(model, image, both)
+        if not where and isinstance(model, Answering):
+            raise InvalidTarget(
+                "what the target function gives for an image depends on the images beside it, so would its map; "
+                "give a function that treats images one by one"
             )
-        both = torch.cat([image, -image.flip(-1)])
-        if not alone and not _same(first, _first_of(model, both, first)):
-            raise InvalidModel(
-                f"the logits of an image depend on the images beside it{_where(model, image, both)}, so would its "
-                "map; give normalizations running statistics, or a model that treats images one by one"
-            )
-    for sentence in looks_wrong(images, first, preprocess).values() if not tried else ():
-        warnings.warn(InputWarning(sentence), stacklevel=6)
-    tried.add(trial)
+        raise InvalidModel(
+            f"the logits of an image depend on the images beside it{where}, so would its map; give normalizations "
+            "running statistics, or a model that treats images one by one"
+        )
+    return first
+
+
+def _tried(model: nn.Module) -> dict[Any, WeakSet[Any]]:
+    """What was found repeatable: by what it was tried on, the model itself and functions asked of it."""
+    return remembered(model, "repeatable", with_weights=True)
+
+
+def _is_among(one: Any, others: Collection[Any]) -> bool:
+    try:
+        return one in others
+    except TypeError:  # no hash
+        return False
 
 
 def take_over(copy: nn.Module, model: nn.Module) -> None:
     """Take what was found by trying a model for true of its copy with other weights: nothing else is another."""
-    _TRIED.setdefault(copy, set()).update(_TRIED.get(model, ()))
+    for trial, asked in _tried(model).items():
+        _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
+    if model in _LOOKED_AT:
+        _LOOKED_AT.add(copy)
     take_over_layouts(copy, model)
 
 
@@ -89,10 +129,10 @@ def _changed_by_a_run(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
 def _is_random(model: nn.Module, image: Tensor, first: Tensor) -> bool:
     """Whether runs differ: one, or, if random numbers were drawn for it, as many as show a rare difference."""
     before = _random_state(image.device)
-    if not _same(first, _logits(model, image)):
+    if not same_logits(first, _logits(model, image)):
         return True
     drawn = not torch.equal(before, _random_state(image.device))
-    return drawn and any(not _same(first, _logits(model, image)) for _ in range(TRIES))
+    return drawn and any(not same_logits(first, _logits(model, image)) for _ in range(TRIES))
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -109,13 +149,6 @@ def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
         return otherwise
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not one.numel():
-        return one.shape == other.shape
-    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
-    return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
-
-
 def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
     """The first module whose output for the image differs between two runs, as words for a message."""
     with module_outputs(model) as alone:
@@ -124,6 +157,6 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
         with module_outputs(model) as again:
             model(beside.clone())
         for (name, one), (_, other) in zip(alone, again, strict=False):
-            if not _same(one, other[: len(one)]):
+            if not same_logits(one, other[: len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
     return ""

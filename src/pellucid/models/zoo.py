@@ -17,7 +17,7 @@ from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
-from ..outputs import Classifier, answer, two_answers
+from ..outputs import Answering, Classifier, answer, two_answers
 from .hugging_face import HuggingFace, under_own_names
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
 from .segmentation import Dense, Segmentation
@@ -89,7 +89,7 @@ class LoadedModel:
         found = answer(target, self.classes)
         if isinstance(found, int):
             return self
-        return replace(self, model=Classifier(self.model, found).eval(), classes=(target,))
+        return replace(self, model=Answering(self.model, found).eval(), classes=(target,))
 
     def at_size(self, side: int) -> LoadedModel:
         """The model with images of ``side`` pixels; ``InvalidModel`` where it brings a preprocess of its own."""
