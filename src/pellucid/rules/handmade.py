@@ -99,6 +99,7 @@ def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation
         copies=operation.copies,
         trace=operation.trace,
         place=operation.place,
+        unreached=operation.unreached,
         modules=operation.modules,
         notes=operation.notes,
     )
