@@ -181,6 +181,7 @@ class Rules(TorchFunctionMode):
     backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
     confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
     the operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them in.
+    ``count`` is the number of images, or of other rows, of the pass, for rules that treat each on its own.
     """
 
     def __init__(
@@ -189,9 +190,11 @@ class Rules(TorchFunctionMode):
         copies: bool = False,
         model: nn.Module | None = None,
         references: dict[int, Counterpart] | None = None,
+        count: int | None = None,
     ) -> None:
         super().__init__()
         self.copies = copies
+        self.count = count
         self.references = references
         self.of_parts = any(rule.of_parts for rule in rules)
         self.model = model
@@ -307,6 +310,7 @@ class Rules(TorchFunctionMode):
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
         operation.notes, operation.unreached, operation.weights = self.notes, self._unreached, self._weights
+        operation.count = self.count
         if operation.name in AFFINE:
             self._weights.setdefault(operation.name, operation.others[0].detach())
         operation.modules = tuple(name for names in self._inside for name in names)

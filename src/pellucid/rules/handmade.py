@@ -100,6 +100,7 @@ def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation
         trace=operation.trace,
         place=operation.place,
         unreached=operation.unreached,
+        count=operation.count,
         modules=operation.modules,
         notes=operation.notes,
     )

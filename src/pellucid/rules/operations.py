@@ -53,6 +53,7 @@ class Operation:
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
     Operations on constants alone are not among them: no image has a part in them. ``weights`` holds the weight of
     the first affine operation of each name, ``unreached`` the places to which no gradient has come back yet.
+    ``count`` is the number of rows of the pass, where known.
     ``notes`` collects what a rule has to say if a map is empty.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
     some rule is confined to modules.
@@ -69,6 +70,7 @@ class Operation:
     place: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     unreached: set[int] = field(default_factory=set)
+    count: int | None = None
     notes: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
     others: tuple[Tensor, ...] = ()
