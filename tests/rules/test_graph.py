@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -300,3 +301,38 @@ def test_the_padding_trick_says_when_it_is_what_empties_a_map() -> None:
     with pytest.warns(pl.EmptyMapWarning) as caught:
         rectgrad(100)(seeded(Net), images(2, 12), 0)
     assert not any("PaddingTrick" in str(one.message) for one in caught)
+
+
+class Unseen(nn.Module):
+    """A strided convolution in a thread, or by torch's general function of all convolutions."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3, stride=2, padding=1),
+            nn.Linear(4, 3),
+        )
+        self.other, self.way = nn.Conv2d(4, 4, 3, stride=2, padding=1), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        if self.way == "thread":
+            with ThreadPoolExecutor(1) as executor:
+                y = executor.submit(self.down, h).result()
+        else:
+            conv = self.down
+            y = torch.convolution(h, conv.weight, conv.bias, [2, 2], [1, 1], [1, 1], False, [0, 0], 1)
+        return self.head((y + self.other(h)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["thread", "convolution"])
+def test_convolutions_that_no_rule_saw_are_refused(way: str) -> None:
+    net, x = seeded(lambda: Unseen(way)), images(2, 12)
+    pl.Gradient()(net, x, 0)
+    for variant in ("backward", "forward"):
+        with pytest.raises(pl.RuleNotApplied, match="passed it by"):
+            pl.Gradient()(net, x, 0, variant=variant)
+    for rule in (pl.PaddingTrick(), pl.GammaLRP()):
+        with pytest.raises(pl.RuleNotApplied, match="passed it by"):
+            pl.Gradient(rules=(rule,))(net, x, 0)

@@ -201,6 +201,7 @@ class Rules(TorchFunctionMode):
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
+        self.convolved: set[Any] = set()  # what the graph holds of convolutions that were met
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
@@ -319,7 +320,21 @@ class Rules(TorchFunctionMode):
         if x.requires_grad and x not in self._constants and not torch.is_grad_enabled():
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
-        return self._perform(operation, lambda: func(*args, **kwargs))
+        if operation.name != "conv2d":
+            return self._perform(operation, lambda: func(*args, **kwargs))
+        below = {x.grad_fn for x in operation.inputs}
+        result = self._perform(operation, lambda: func(*args, **kwargs))
+        self._follow(result.grad_fn, below)
+        return result
+
+    def _follow(self, node: Any, below: set[Any]) -> None:
+        """Know the nodes that a convolution, or what a rule made of it, put between its inputs and its result."""
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            if node is not None and node not in below and node not in self.convolved:
+                self.convolved.add(node)
+                pending += [before for before, _ in node.next_functions]
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
         """Run an operation, as the model called it if no rule concerns it."""

@@ -86,7 +86,7 @@ class Operation:
 
         A stem that sees two images, or two halves of one, is the first in each of its runs.
         """
-        first = next(name for name in self.trace if name in names)
+        first = next((name for name in self.trace if name in names), self.name)
         if not any(name in names for name in self.trace[: self.place]):
             return True
         if first != self.name or first not in self.weights:
