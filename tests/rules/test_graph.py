@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.methods.gradient import deeplift, guided_backprop, lrp_epsilon, rectgrad
 from tests.networks import images, relative_error, seeded
 
@@ -336,3 +337,10 @@ def test_convolutions_that_no_rule_saw_are_refused(way: str) -> None:
     for rule in (pl.PaddingTrick(), pl.GammaLRP()):
         with pytest.raises(pl.RuleNotApplied, match="passed it by"):
             pl.Gradient(rules=(rule,))(net, x, 0)
+
+
+def test_other_convolutions_are_named_where_lrp_leaves_them_plain() -> None:
+    up = nn.ConvTranspose2d(4, 4, 3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.warns(RuleWarning, match="conv_transpose2d propagated by the epsilon-0 rule"):
+        pl.Gradient(rules=(pl.GammaLRP(),))(net.double().eval(), images(2, 8), 0)

@@ -73,6 +73,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
             "layers above it"
         )
     _require_convolutions_met(mode, path)
+    _warn_of_other_convolutions(mode, path)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -134,6 +135,22 @@ def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
         )
         if whole is rule:
             raise RuleNotApplied(message)
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_other_convolutions(mode: Rules, path: Collection[Any]) -> None:
+    """Warn where LRP's rules of layers leave a convolution of other dimensions, or transposed, plain."""
+    others = [node for node in path if node.name().startswith("ConvolutionBackward") and not _is_conv2d(node)]
+    rules = [
+        rule for rule in mode.rules if rule.replaces_backward and rule.conserves and rule.operations == AFFINE
+    ]
+    if others and rules:
+        kinds = sorted(
+            {f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d" for node in others}
+        )
+        message = (
+            f"{rules[0]} acts at conv2d and linear layers; {', '.join(kinds)} propagated by the epsilon-0 rule"
+        )
         warnings.warn(RuleWarning(message), stacklevel=6)
 
 
