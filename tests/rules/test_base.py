@@ -205,3 +205,86 @@ def test_a_variant_may_be_confined_where_models_are_explained_and_where_they_are
     assert torch.equal(*maps)
     curves = [pl.deletion(model, x, 1, maps[0].sum(1), steps=4, variant=rule).scores for rule in (whole, confined)]
     assert torch.equal(*curves)
+
+
+class OfParameters(nn.Module):
+    """A network whose weights are functions of its parameters, beside which no other rectifier runs."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+        self.raw = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(F.conv2d(x, self.act(self.raw))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("act", [F.softplus, F.relu, lambda w: F.relu(w.view_as(w)) + 1, lambda w: F.relu(w * 2)])
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvnet", "rectgrad(q=50, padding_trick=False)"])
+def test_a_rule_met_on_parameters_alone_did_not_apply(method: str, act: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(pl.RuleNotApplied, match="met no operation of its kind"):
+        pl.method(method)(seeded(lambda: OfParameters(act)).requires_grad_(True), images(1, 8), 0)
+
+
+def test_what_an_image_is_written_into_is_a_constant_no_more() -> None:
+    class Padded(OfParameters):
+        def forward(self, x: Tensor) -> Tensor:
+            board = torch.zeros(len(x), 3, 10, 10, dtype=x.dtype)
+            board[:, :, 1:-1, 1:-1] = x
+            return self.head(F.conv2d(F.relu(board), self.raw).mean((2, 3)))
+
+    model, x = seeded(lambda: Padded(F.relu)), images(1, 8)
+    guided = pl.method("guided_backprop")(model, x, 0)["input"]
+    inner = F.conv_transpose2d(model.head.weight[0].view(1, 4, 1, 1).expand(1, 4, 8, 8) / 64, model.raw)
+    wanted = inner[..., 1:-1, 1:-1].clamp(min=0) * (x > 0)
+    assert relative_error(guided, wanted.detach()) < EXACT
+
+
+class Stems(nn.Module):
+    """A strided stem, after a convolution of a parameter or on two scales of an image."""
+
+    def __init__(self, of_parameter: bool = False) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(3, 3, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, stride=2)
+        self.start = nn.Parameter(torch.randn(1, 3, 17, 17)) if of_parameter else None
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, smooth: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        if self.start is not None:
+            h = self.stem(x + self.other(self.start)).tanh()
+        else:
+            h = self.stem(x).tanh() + self.stem(x.flip(-1)).tanh()
+        return self.head(self.second(smooth(h)).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("of_parameter", [False, True])
+def test_the_stem_is_the_first_layer_that_sees_the_image_in_each_of_its_runs(of_parameter: bool) -> None:
+    model, x = seeded(lambda: Stems(of_parameter)), images(2, 17)
+    leaf = x.clone().requires_grad_()
+    rolls = lambda x: sum(x.roll((i, j), (-2, -1)) for i in (0, 1) for j in (0, 1)) / 4  # noqa: E731
+    (wanted,) = torch.autograd.grad(model(leaf, rolls)[:, 0].sum(), leaf)
+    found = pl.method("gradient")(model, x, 0, variant="forward")["input"]
+    assert relative_error(found, wanted) < EXACT
+
+
+class TwoHeads(nn.Module):
+    """A network whose last rectifier is that of a head that is not explained."""
+
+    def __init__(self, second: bool) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head, self.second = nn.Linear(4, 3), second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(self.stem(x).relu()).relu().mean((2, 3))
+        return self.head(h), (h * 2).relu() if self.second else h
+
+
+def test_a_head_that_is_not_explained_is_not_the_last() -> None:
+    method = pl.Gradient(rules=(pl.RectifiedReLU(q=30, gate="mod"),))
+    one, two = (seeded(lambda second=second: TwoHeads(second)) for second in (False, True))
+    pick = pl.Classifier(one, lambda out: out[0]), pl.Classifier(two, lambda out: out[0])
+    x = images(2, 12)
+    assert torch.equal(method(pick[0], x, 0)["input"], method(pick[1], x, 0)["input"])

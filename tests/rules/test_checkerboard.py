@@ -257,7 +257,7 @@ def test_residual_networks_have_seven_strided_convolutions(name: str) -> None:
     from pellucid.rules.base import Rules
 
     model = getattr(torchvision.models, name)(weights=None).eval()
-    met = []
+    met, x = [], torch.randn(1, 3, 32, 32)
 
     class Counting(pl.SmoothedDownsampling):
         def apply(self, operation, x, run):
@@ -265,12 +265,12 @@ def test_residual_networks_have_seven_strided_convolutions(name: str) -> None:
             return super().apply(operation, x, run)
 
     with Rules([Counting()]), torch.no_grad():
-        model(torch.randn(1, 3, 32, 32))
+        model(x)
     assert len(met) == 6
     assert sum(shape[2:] == (1, 1) for shape in met) == 3
     met.clear()
     with Rules([Counting(include_first=True)]), torch.no_grad():
-        model(torch.randn(1, 3, 32, 32))
+        model(x)
     assert len(met) == 7
     assert met[0] == (64, 3, 7, 7)
 

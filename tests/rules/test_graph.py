@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -309,3 +310,45 @@ def test_shrinkage_and_thresholds_beside_activations_are_warned_of(act: nn.Modul
     layers = [nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
     with pytest.warns(RuleWarning, match=f"{type(act).__name__.lower()} between the layers propagated"):
         method(seeded(lambda: nn.Sequential(*layers)), images(2, 8), 0)
+
+
+class Unseen(nn.Module):
+    """A strided convolution in a thread, or by torch's general function of all convolutions."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3, stride=2, padding=1),
+            nn.Linear(4, 3),
+        )
+        self.other, self.way = nn.Conv2d(4, 4, 3, stride=2, padding=1), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        if self.way == "thread":
+            with ThreadPoolExecutor(1) as executor:
+                y = executor.submit(self.down, h).result()
+        else:
+            conv = self.down
+            y = torch.convolution(h, conv.weight, conv.bias, [2, 2], [1, 1], [1, 1], False, [0, 0], 1)
+        return self.head((y + self.other(h)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["thread", "convolution"])
+def test_convolutions_that_no_rule_saw_are_refused(way: str) -> None:
+    net, x = seeded(lambda: Unseen(way)), images(2, 12)
+    pl.Gradient()(net, x, 0)
+    for variant in ("backward", "forward"):
+        with pytest.raises(pl.RuleNotApplied, match="passed it by"):
+            pl.Gradient()(net, x, 0, variant=variant)
+    for rule in (pl.PaddingTrick(), pl.GammaLRP()):
+        with pytest.raises(pl.RuleNotApplied, match="passed it by"):
+            pl.Gradient(rules=(rule,))(net, x, 0)
+
+
+def test_other_convolutions_are_named_where_lrp_leaves_them_plain() -> None:
+    up = nn.ConvTranspose2d(4, 4, 3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.warns(RuleWarning, match="conv_transpose2d propagated by the epsilon-0 rule"):
+        pl.Gradient(rules=(pl.GammaLRP(),))(net.double().eval(), images(2, 8), 0)

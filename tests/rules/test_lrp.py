@@ -506,3 +506,30 @@ def test_relevance_that_does_not_sum_to_the_logit_is_told() -> None:
     kept = LRP(model, x, 1)
     assert float(kept.residuals["input"].abs().max()) < 1e-11
     assert not pl.Gradient(rules=(pl.EpsilonLRP(),))(model, x, 1).residuals  # no relevance, no promise
+
+
+class OfViews(nn.Module):
+    """Parameters as the views that a network makes of them: a layer's scale, and weights in other shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(4, 3, bias=False)
+        self.down = nn.Conv2d(4, 4, 2, stride=2, bias=False)
+        self.scale, self.weight = nn.Parameter(torch.full((4,), 0.3)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(self.conv(x).relu()).relu()
+        h = h + self.scale.view(1, -1, 1, 1) * F.conv2d(h, self.weight[:, :, None, None]).relu()
+        h = F.linear(h.permute(0, 2, 3, 1), self.weight.t()).permute(0, 3, 1, 2) + h
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["attnlrp", "lrp_epsilon"])
+@pytest.mark.parametrize("variant", ["original", "backward"])
+def test_views_of_parameters_are_no_activations(method: str, variant: str) -> None:
+    model, x = seeded(OfViews).requires_grad_(True), images(2, 8)
+    found = pl.method(method)(model, x, 0, variant=variant)["input"]
+    frozen = pl.method(method)(model.requires_grad_(False), x, 0, variant=variant)["input"]
+    assert torch.equal(found, frozen)
+    plain_gradient = pl.method("input_x_gradient")(model, x, 0, variant=variant)["input"]
+    assert relative_error(found, plain_gradient) < 0.05  # but for epsilon

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.rules.relu import percentile
+from tests.networks import images, seeded
 
 
 class Weighted(nn.Module):
@@ -234,3 +235,38 @@ def test_percentile_clipping(values: range, low: float, expected: list[float]) -
 def test_percentile_clipping_at_the_top() -> None:
     maps = torch.arange(101.0).view(1, 1, 101)
     assert pl.clip_percentiles(maps, 0, 90).max() == 90
+
+
+class TokensFirst(nn.Module):
+    """Activations of (tokens, images, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.conv(x).flatten(2).permute(2, 0, 1)).relu().mean(0))
+
+
+class Folded(TokensFirst):
+    """Patches as images of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 8, 8)
+        return self.head(self.conv(patches).relu().mean((2, 3)).view(len(x), -1, 8).mean(1))
+
+
+class OneByOne(TokensFirst):
+    """Images without a dimension of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.head(self.conv(one).relu().mean((1, 2))) for one in x])
+
+
+@pytest.mark.parametrize("kind", [TokensFirst, Folded, OneByOne])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_percentile_of_what_is_no_image_is_refused(kind: type[nn.Module], number: int) -> None:
+    model, x = seeded(kind), images(number, 16)
+    with pytest.raises(pl.PellucidError, match="no first dimension of images"):
+        pl.method("rectgrad(q=50, padding_trick=False)")(model, x, 0)
+    pl.Gradient(rules=(pl.RectifiedReLU(tau=0.0),))(model, x, 0)  # a number needs no dimension

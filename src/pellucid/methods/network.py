@@ -249,7 +249,7 @@ class Network:
         beside: dict[int, Counterpart] | None = None,
         kind: type[Rules] = Rules,
     ) -> tuple[Activations, Tensor]:
-        make = partial(self._rules, kind, points.draws, beside)
+        make = partial(self._rules, kind, points, beside)
         if points.layer == INPUT:
             # A clone: the model's first operation may be in place.
             activations, logits = self._pass(values.clone(), layers, {}, make)
@@ -273,14 +273,14 @@ class Network:
         return self._pass(self.images[points.origin], layers, injected, make)
 
     def _rules(
-        self, kind: type[Rules], draws: Draws | None, beside: dict[int, Counterpart] | None, rows: Tensor
+        self, kind: type[Rules], points: Points, beside: dict[int, Counterpart] | None, rows: Tensor
     ) -> Rules:
-        given = self.rules, self._copies, self.model
+        given, draws, count = (self.rules, self._copies, self.model), points.draws, len(points.origin)
         if draws is not None:
-            return DrawnRules(*given, rows, draws)
+            return DrawnRules(*given, rows, draws, count)
         if beside is not None and kind is Rules:
             beside.clear()  # of an attempt that failed
-        return kind(*given, beside)
+        return kind(*given, beside, count)
 
     def _pass(
         self,

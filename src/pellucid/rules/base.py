@@ -6,6 +6,7 @@ functional, shared, in-place and skip-fed activations are all seen, and the user
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from ..layers import lies_in, running_modules
 from ..undo import Undo
 from .compositions import is_quotient, parts_of
 from .handmade import handmade
-from .operations import RECTIFIERS, Counterpart, Operation, is_inplace, recognise
+from .operations import AFFINE, RECTIFIERS, Counterpart, Operation, is_inplace, recognise
 
 Run = Callable[[Tensor], Tensor]
 
@@ -106,11 +107,14 @@ class _Replaced(torch.autograd.Function):
             y = operation.run(x)
         ctx.save_for_backward(kept, y.clone() if operation.copies else y)
         ctx.propagate, ctx.operation = partial(rule.propagate, operation), operation.name
+        ctx.unreached, ctx.place = operation.unreached, operation.place
+        ctx.unreached.add(operation.place)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
+        ctx.unreached.discard(ctx.place)
         return ctx.propagate(x, y, gradient), None, None
 
 
@@ -177,6 +181,7 @@ class Rules(TorchFunctionMode):
     backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
     confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
     the operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them in.
+    ``count`` is the number of images, or of other rows, of the pass, for rules that treat each on its own.
     """
 
     def __init__(
@@ -185,19 +190,25 @@ class Rules(TorchFunctionMode):
         copies: bool = False,
         model: nn.Module | None = None,
         references: dict[int, Counterpart] | None = None,
+        count: int | None = None,
     ) -> None:
         super().__init__()
         self.copies = copies
+        self.count = count
         self.references = references
         self.of_parts = any(rule.of_parts for rule in rules)
         self.model = model
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
+        self.convolved: set[Any] = set()  # what the graph holds of convolutions that were met
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
+        self._weights: dict[str, Tensor] = {}  # of the first affine operation of each name
+        self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
+        self._constants = _Constants(model)
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
             for name in rule.operations:
@@ -274,12 +285,24 @@ class Rules(TorchFunctionMode):
             return self._run(func, args, kwargs)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.of_parts:
+        given = list(tensors((*args, *kwargs.values())))
+        if not all(x in self._constants for x in given):
             return self._met(func, args, kwargs)
-        given = [x for x in tensors((*args, *kwargs.values())) if x.requires_grad]
-        constant = bool(given) and all(isinstance(x, nn.Parameter) for x in given)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-            return self._met(func, args, kwargs)
+        # No rule concerns what the images have no part in.
+        result = self._constant(func, args, kwargs) if given and self.of_parts else func(*args, **kwargs)
+        if func is Tensor.requires_grad_:  # a layer that is explained
+            self._constants.discard(result)
+        else:
+            self._constants.add(result)
+        return result
+
+    def _constant(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run ``func`` on constants without a graph, so that no product takes its result for an activation."""
+        with torch.no_grad():
+            result = func(*args, **kwargs)
+            # A view of a parameter needs a gradient even so.
+            is_view = isinstance(result, Tensor) and not isinstance(result, nn.Parameter)
+            return result.detach() if is_view and result.requires_grad else result
 
     def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
@@ -288,14 +311,31 @@ class Rules(TorchFunctionMode):
             parts = parts_of(func, kwargs) if apart else None
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
-        operation.notes = self.notes
+        operation.notes, operation.unreached, operation.weights = self.notes, self._unreached, self._weights
+        operation.count = self.count
+        if operation.name in AFFINE:
+            self._weights.setdefault(operation.name, operation.others[0].detach())
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
         x = operation.input
-        if x.requires_grad and not isinstance(x, nn.Parameter) and not torch.is_grad_enabled():
+        if x.requires_grad and x not in self._constants and not torch.is_grad_enabled():
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
-        return self._perform(operation, lambda: func(*args, **kwargs))
+        if operation.name != "conv2d":
+            return self._perform(operation, lambda: func(*args, **kwargs))
+        below = {x.grad_fn for x in operation.inputs}
+        result = self._perform(operation, lambda: func(*args, **kwargs))
+        self._follow(result.grad_fn, below)
+        return result
+
+    def _follow(self, node: Any, below: set[Any]) -> None:
+        """Know the nodes that a convolution, or what a rule made of it, put between its inputs and its result."""
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            if node is not None and node not in below and node not in self.convolved:
+                self.convolved.add(node)
+                pending += [before for before, _ in node.next_functions]
 
     def _stores(self, operation: Operation) -> bool:
         """Whether the model itself stores an operation's weights and statistics, so that no image tells them.
@@ -419,6 +459,38 @@ class ReferenceRules(Rules):
         y = result[0] if isinstance(result, tuple) else result  # a pooling's may come with indices
         reference.fill(*kept, y.clone() if operation.copies else y)
         return result
+
+
+class _Constants:
+    """Tensors that no image has a part in: parameters, buffers, and what is computed of these and of numbers.
+
+    Whether a tensor needs a gradient does not tell: a view of a parameter does, an activation below the explained
+    layers may not. What is not known, such as what a hidden operation gave, is taken for an activation.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        for buffer in model.buffers() if model is not None else ():
+            self.add(buffer)
+
+    def __contains__(self, x: Tensor) -> bool:
+        if isinstance(x, nn.Parameter):
+            return True
+        known, version = self._known.get(id(x), (None, 0))
+        return known is not None and known() is x and version == _version(x)
+
+    def add(self, values: Any) -> None:
+        """Know the tensors that a call gave, until they are overwritten by what is none."""
+        for x in tensors(values if isinstance(values, list | tuple) else (values,)):
+            self._known[id(x)] = weakref.ref(x), _version(x)
+
+    def discard(self, x: Tensor) -> None:
+        """Take a tensor for an activation."""
+        self._known.pop(id(x), None)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def tensors(values: Sequence[Any]) -> Iterator[Tensor]:

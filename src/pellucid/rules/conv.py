@@ -69,6 +69,7 @@ class SmoothedDownsampling(Rule):
     ``where="forward"`` (forward hook) convolves P_d(x) instead of x, one convolution for the paper's four by
     linearity. ``direction`` d is +1 in the released code for both, so the forward hook's gradient is the
     backward hook's rolled by (-1, -1); d = -1 in the forward gives exactly the backward hook's gradient.
+    A convolution whose ``padding_mode`` is not zeros is given the padded input, so that is what rolls.
     The network's first convolution is skipped unless ``include_first`` (Sec. 3.1), since maps of interest lie
     above it. Strided 1x1 shortcuts count, as in the released code.
 

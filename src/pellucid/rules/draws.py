@@ -75,10 +75,18 @@ class DrawnRules(Rules):
     another way to them (a view, ``x.data``), ends what is known of them.
     """
 
-    def __init__(self, rules: Sequence[Rule], copies: bool, model: nn.Module, rows: Tensor, draws: Draws) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        copies: bool,
+        model: nn.Module,
+        rows: Tensor,
+        draws: Draws,
+        count: int | None = None,
+    ) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Draws]] = {}
         linear = all(rule.linear for rule in rules if rule.operations & AffineOnce.operations)
-        super().__init__((AffineOnce(self), *rules) if linear else rules, copies, model)
+        super().__init__((AffineOnce(self), *rules) if linear else rules, copies, model, count=count)
         self.know(rows, draws)
 
     def know(self, rows: Tensor, draws: Draws) -> Tensor:

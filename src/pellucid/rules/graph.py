@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
@@ -21,7 +22,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from ..errors import InvalidModel, RuleNotApplied, RuleWarning, counted, shortened
 from .base import ConfinedRule, Rule, Rules
 from .handmade import bends, is_root, within_sums
-from .operations import AFFINE, ELEMENTWISE, RECTIFIERS
+from .operations import AFFINE, ELEMENTWISE, RECTIFIERS, Operation
 
 # Autograd's nodes of the activations of hidden layers.
 _NODES = {
@@ -61,7 +62,8 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     depends on the image, but without a graph, is refused as ``InvalidModel``: no gradient passes it.
     """
     rules = [rule for rule in mode.rules if rule.alters_gradient]
-    if not rules and not mode.without_graph:
+    convolving = any("conv2d" in rule.operations and rule.required for rule in mode.rules)
+    if not rules and not convolving and not mode.without_graph:
         return
     ends = {get_gradient_edge(layer).node for layer in layers if layer.requires_grad}
     path = _between(get_gradient_edge(logits).node, ends) - ends
@@ -72,6 +74,8 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
             "that no gradient passes it and the map would leave it out; let it run with gradients, or explain "
             "layers above it"
         )
+    _require_convolutions_met(mode, path)
+    _warn_of_other_convolutions(mode, path)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -79,7 +83,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
                 f"{rule}, which would silently pass it by; write it with PyTorch's operations, or choose a method "
                 "without this rule"
             )
-        if rule.replaces_backward and not isinstance(rule, ConfinedRule) and rule.operations >= RECTIFIERS:
+        if rule.replaces_backward and rule.operations >= RECTIFIERS:
             _require_rectifiers_met(rule, mode, path)
 
 
@@ -118,16 +122,70 @@ def _hides(rule: Rule, mode: Rules) -> bool:
     return bool(rule.operations & ELEMENTWISE or rule.operations & mode.without_graph)
 
 
+def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
+    """Refuse convolutions of a rule's kind that no call showed: scripted, in another thread or spelling."""
+    unseen = [_convolution(node, mode) for node in path if _is_conv2d(node) and node not in mode.convolved]
+    for rule in mode.rules if unseen else ():
+        whole = rule
+        while isinstance(whole, ConfinedRule):
+            whole = whole.rule
+        if "conv2d" not in rule.operations or not any(map(whole.concerns, unseen)):
+            continue
+        message = (
+            f"a convolution that {rule} may be meant for passed it by, as in a function of torch.jit.script, "
+            "another thread or torch.convolution; write it as a module or with torch.nn.functional.conv2d"
+        )
+        if whole is rule:
+            raise RuleNotApplied(message)
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_other_convolutions(mode: Rules, path: Collection[Any]) -> None:
+    """Warn where LRP's rules of layers leave a convolution of other dimensions, or transposed, plain."""
+    others = [node for node in path if node.name().startswith("ConvolutionBackward") and not _is_conv2d(node)]
+    rules = [
+        rule for rule in mode.rules if rule.replaces_backward and rule.conserves and rule.operations == AFFINE
+    ]
+    if others and rules:
+        kinds = sorted(
+            {f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d" for node in others}
+        )
+        message = (
+            f"{rules[0]} acts at conv2d and linear layers; {', '.join(kinds)} propagated by the epsilon-0 rule"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _is_conv2d(node: Any) -> bool:
+    is_convolution = node.name().startswith("ConvolutionBackward")
+    return is_convolution and len(node._saved_stride) == 2 and not node._saved_transposed
+
+
+def _convolution(node: Any, mode: Rules) -> Operation:
+    """The convolution of a node, as one that ran after all others."""
+    names = ("weight", "stride", "padding", "dilation", "groups")
+    settings = {name: getattr(node, f"_saved_{name}") for name in names} | {"bias": None}
+    x, run = node._saved_input, torch.relu  # it is looked at, not run
+    others, place = (settings["weight"],), len(mode.trace)
+    return Operation("conv2d", x, run, run, settings=settings, others=others, trace=mode.trace, place=place)
+
+
 def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> None:
     names = Counter(node.name().rstrip("0123456789").removesuffix("Backward") for node in path)
     unseen = Counter({name: names[name] for name in _NODES.values()})
     unseen.subtract(_NODES[name] for name in mode.left if name in _NODES)
+    confined = isinstance(rule, ConfinedRule)
     if +unseen:
         what = ", ".join(f"{name.lower()} x{count}" for name, count in sorted((+unseen).items()))
-        raise RuleNotApplied(
+        message = (
             f"{rule} did not see every activation, which would silently pass it by: {what} ran where operations "
             "are hidden, as in a function of torch.jit.script; write them with PyTorch's operations"
         )
+        if not confined:
+            raise RuleNotApplied(message)
+        warnings.warn(RuleWarning(message), stacklevel=6)  # it may lie elsewhere
+    if confined:
+        return
     gates = sum(_is_gate(node) for node in path)
     if gates and not rule.needs_reference:  # what those of references miss, completeness tells
         message = (

@@ -99,6 +99,8 @@ def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation
         copies=operation.copies,
         trace=operation.trace,
         place=operation.place,
+        unreached=operation.unreached,
+        count=operation.count,
         modules=operation.modules,
         notes=operation.notes,
     )

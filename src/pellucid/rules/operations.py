@@ -51,6 +51,9 @@ class Operation:
     ``indices(x)`` tells where the maxima of a pooling are, if the call returns them beside its result.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
+    Operations on constants alone are not among them: no image has a part in them. ``weights`` holds the weight of
+    the first affine operation of each name, ``unreached`` the places to which no gradient has come back yet.
+    ``count`` is the number of rows of the pass, where known.
     ``notes`` collects what a rule has to say if a map is empty.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
     some rule is confined to modules.
@@ -65,6 +68,9 @@ class Operation:
     copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    unreached: set[int] = field(default_factory=set)
+    count: int | None = None
     notes: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
     others: tuple[Tensor, ...] = ()
@@ -77,12 +83,26 @@ class Operation:
         return (self.input, *self.others)
 
     def is_first_of(self, names: Container[str]) -> bool:
-        """Whether no operation of these names ran before this one."""
-        return not any(name in names for name in self.trace[: self.place])
+        """Whether no operation of these names ran before this one, but for runs of the same layer.
+
+        A stem that sees two images, or two halves of one, is the first in each of its runs.
+        """
+        first = next((name for name in self.trace if name in names), self.name)
+        if not any(name in names for name in self.trace[: self.place]):
+            return True
+        if first != self.name or first not in self.weights:
+            return False
+        weight, other = self.weights[first], self.others[0]
+        return weight.shape == other.shape and torch.equal(weight, other)
 
     def is_last_of(self, names: Container[str]) -> bool:
-        """Whether no operation of these names runs after this one: known once the forward pass ended."""
-        return not any(name in names for name in self.trace[self.place + 1 :])
+        """Whether no operation of these names comes between this one and what is explained.
+
+        Known in the backward pass, which what ran later has then passed, or never will, as a head that is not
+        explained.
+        """
+        later = enumerate(self.trace[self.place + 1 :], self.place + 1)
+        return not any(name in names and place not in self.unreached for place, name in later)
 
 
 # Operations with a weight and a bias: the layers of LRP's propagation rules.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InvalidParameter, require_choice
+from ..errors import InvalidModel, InvalidParameter, counted, require_choice
 from .base import BackwardRule
 from .operations import RECTIFIERS, Operation
 
@@ -86,9 +86,22 @@ class RectifiedReLU(BackwardRule):
         gate = self.gate
         if gate == "mod":
             gate = "PR1" if operation.is_last_of(self.operations) else "PR2"
+        if self.tau is None:
+            self._require_rows(operation, y)
         score = _score(gate, y, gradient)
         tau = self.tau if self.tau is not None else percentile(score, self.q, self.interpolation)
         return _where_above(tau, score, gradient)
+
+    def _require_rows(self, operation: Operation, y: Tensor) -> None:
+        """Refuse an activation whose first dimension is not the images': a percentile is one of each image."""
+        if operation.count is not None and (y.dim() == 0 or len(y) != operation.count):
+            where = f" in {operation.modules[-1]!r}" if operation.modules else ""
+            raise InvalidModel(
+                f"{self} takes a percentile of each image's activations, but {operation.name}{where} gives "
+                f"{tuple(y.shape)} for {counted(operation.count, 'image')}: no first dimension of images, as "
+                "where tokens come first or patches are folded into the batch. Give a threshold tau, write the "
+                "model with the batch first, or confine the rule to modules that keep it there"
+            )
 
 
 def _where_above(tau: Tensor | float, score: Tensor, gradient: Tensor) -> Tensor:
