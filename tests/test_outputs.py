@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import pellucid as pl
-from pellucid.errors import InvalidModel, InvalidTarget, UnknownName
+from pellucid.errors import InputWarning, InvalidData, InvalidModel, InvalidTarget, UnknownName
 from pellucid.models.segmentation import Segmentation
-from pellucid.outputs import Classifier, answer, class_names, logits_in, probabilities, tensor_in
+from pellucid.outputs import Classifier, answer, class_names, class_numbers, logits_in, probabilities, tensor_in
 
 from .networks import Chain, attributed, images, logits_of, relative_error, seeded
 
@@ -320,3 +320,47 @@ def test_a_models_parts_may_have_the_names_of_settings_and_stay() -> None:
     dense.pooling = nn.Conv2d(3, 2, 3)
     assert Segmentation(dense.eval()).pooling == "mean"
     assert list(dict(dense.named_children())) == ["pooling"]
+
+
+# The classes that images name.
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "count", "expected"),
+    [
+        (("cats", "dogs"), ("dogs", "cats"), 2, (1, 0)),
+        (("Cats", "tiger_cat", "tabby"), ("tabby, house cat", "cats", "tiger cat", "eel"), 4, (1, 2, 0)),
+        (("great auk, Pinguinus", "ant"), ("ant", "great auk"), 2, (1, 0)),
+        (("0", "1", "10", "2"), None, 11, (0, 1, 10, 2)),
+        (("0", "1", "10", "2"), tuple("abcdefghijk"), 11, (0, 1, 10, 2)),
+        (("a", "b"), None, 2, (0, 1)),
+        (("a", "b"), None, 0, (0, 1)),
+    ],
+)
+def test_classes_of_images_are_matched_by_name(names, classes, count, expected):
+    assert class_numbers(names, classes, count) == expected
+
+
+def test_classes_of_images_without_a_common_name_are_taken_in_order_and_said():
+    with pytest.warns(InputWarning, match="in order: 'n01' as 'tench', 'n02' as 'goldfish'; call them alike"):
+        assert class_numbers(("n01", "n02"), ("tench", "goldfish"), 2) == (0, 1)
+    with pytest.warns(InputWarning, match="in order: 'crane2' as 'crane';"):  # of two that are called so
+        assert class_numbers(("crane", "eel", "crane2"), ("crane", "eel", "crane"), 3) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "count", "message"),
+    [
+        (
+            ("cats", "dogs"),
+            ("tench", "cat", "dog"),
+            3,
+            "class 'cats' is none of .*did you mean cat",
+        ),
+        (("cats", "wolf"), ("dogs", "cats"), 2, "class 'wolf' is none of the model's 2"),
+        (("a", "b"), None, 10, "of 2 classes, as 'a', and the model has 10, whose names are not known"),
+    ],
+)
+def test_classes_that_the_model_does_not_have_are_refused(names, classes, count, message):
+    with pytest.raises(InvalidData, match=message):
+        class_numbers(names, classes, count)

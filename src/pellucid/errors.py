@@ -50,12 +50,12 @@ class UnknownName(PellucidError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(set(known))
-        near = _nearest(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
+        near = near_names(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
         super().__init__(f"unknown {kind} {brief(name)}; {hint}")
 
 
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
+def near_names(name: str, names: Iterable[str]) -> list[str]:
     """At most three names that begin with this one, or are spelled alike.
 
     Capitals, dashes and the like do not count: Grad-CAM is gradcam.
@@ -133,7 +133,10 @@ class SkippedLayerWarning(LayerWarning):
 
 
 class InputWarning(UserWarning):
-    """Images or outputs look like a mistake: images that are not normalized, probabilities instead of logits."""
+    """Images or outputs look like a mistake: images that are not normalized, probabilities instead of logits.
+
+    Or images and the model have as many classes, and other names for them.
+    """
 
 
 class PrecisionWarning(UserWarning):

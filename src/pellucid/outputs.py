@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidModel, InvalidTarget, PellucidError, UnknownName, counted, shortened
+from .errors import (
+    InputWarning,
+    InvalidData,
+    InvalidModel,
+    InvalidTarget,
+    PellucidError,
+    UnknownName,
+    brief,
+    counted,
+    near_names,
+    shortened,
+)
 from .files import run_file
 from .layers import unwrapped
 from .passes import is_out_of_memory, placed
@@ -337,6 +349,84 @@ def _refuse_without_blanks(name: str, classes: Sequence[str]) -> None:
             raise InvalidTarget(
                 f"target {name!r} is no class; a difference has blanks around its minus: '{one} - {other}'"
             )
+
+
+def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int, ...]:
+    """The model's number of each class that images name: by name, as ``class_number`` and the other way round.
+
+    Where as many classes are there and none is in another place, those without a common name are taken in order,
+    with an ``InputWarning``. Mere numbers, of which none is a name of the model's, mean themselves.
+
+    Args:
+        names: of the images' classes, such as folders.
+        classes: the model's; None where it names none: then all are taken in order.
+        count: how many classes the model has; 0 where that cannot be told.
+
+    Raises:
+        InvalidData: a class of the images is none of the model's, or they are not as many.
+    """
+    names, known = tuple(names), None if classes is None else tuple(classes)
+    in_order = tuple(range(len(names)))
+    if names == known:
+        return in_order
+    found = [None if known is None else _number_among(name, known) for name in names]
+    if all(number is not None for number in found):
+        return tuple(number for number in found if number is not None)
+    strangers = not any(number is not None for number in found)
+    if strangers and all(name.isdecimal() for name in names) and max(map(int, names)) < count:
+        return tuple(map(int, names))
+    as_many = len(names) == (count or len(names))
+    if as_many and all(number in (None, place) for place, number in enumerate(found)):
+        if known is not None:
+            pairs = [
+                (name, known[place])
+                for place, name in enumerate(names)
+                if found[place] is None and name != known[place]
+            ]
+            told = ", ".join(f"{brief(name)} as {brief(other)}" for name, other in pairs[:3])
+            more = ", ..." if len(pairs) > 3 else ""
+            warnings.warn(
+                InputWarning(
+                    f"the images' classes are not called as the model's, and are taken in order: {told}{more}; "
+                    "call them alike if that is wrong (classes)"
+                ),
+                stacklevel=3,
+            )
+        return in_order
+    first = names[found.index(None)]
+    if known is None:
+        raise InvalidData(
+            f"the images are of {len(names)} classes, as {brief(first)}, and the model has {count}, whose names "
+            "are not known; name them (--classes, classes)"
+        )
+    near = near_names(first, known)
+    hint = f"did you mean {' or '.join(near)}" if near else f"known: {shortened(known, 6)}"
+    raise InvalidData(
+        f"the images' class {brief(first)} is none of the model's {len(known)} classes ({hint}); rename it, "
+        "or name the model's classes as the images do (--classes, classes)"
+    )
+
+
+def _number_among(name: str, classes: Sequence[str]) -> int | None:
+    """The number of the one class that has a name, or shares a synonym with it; None where none does."""
+    wanted = _synonyms(name)
+    for fits in (
+        [number for number, known in enumerate(classes) if known == name],
+        [number for number, known in enumerate(classes) if _plain(known) == _plain(name)],
+        [number for number, known in enumerate(classes) if wanted & _synonyms(known)],
+    ):
+        if fits:
+            return fits[0] if len(fits) == 1 else None
+    return None
+
+
+def _synonyms(name: str) -> set[str]:
+    return {_plain(synonym) for synonym in name.split(",")}
+
+
+def _plain(name: str) -> str:
+    """A name as folders may have it, too: without capitals, and with spaces for underscores."""
+    return name.strip().casefold().replace("_", " ")
 
 
 def _function(text: str) -> Answer:

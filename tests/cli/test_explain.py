@@ -590,6 +590,24 @@ def test_what_a_poor_stand_in_does_is_told_in_figures(work):
     assert "under backward" not in result.stderr
 
 
+def test_a_label_is_the_class_of_its_folders_name(work):
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        shutil.copy("photo0.png", f"photos/{name}/a.png")
+    result = explain("photos", "--target", "label", "--classes", "eel,dog,fox,cat")
+    assert result.exit_code == 0, result.output
+    photos = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [photo["target"]["class"] for photo in photos] == [3, 1]
+    assert [photo["target"]["name"] for photo in photos] == ["cat", "dog"]
+    result = explain("photos", "--target", "label", "--classes", "eel,dog,fox,cow")
+    assert result.exit_code == 2
+    assert "the images' class 'cat' is none of the model's 4 classes" in result.stderr
+    shutil.rmtree("out")
+    assert explain("photos", "--classes", "eel,dog,fox,cow").exit_code == 0  # no label is asked for
+    photos = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [photo["label"] for photo in photos] == [{"class": -1, "name": "cat"}, {"class": -1, "name": "dog"}]
+
+
 def test_folders_name_the_classes_of_a_model_that_has_no_names(work):
     for name in ("ant", "bee", "cow", "dog"):
         Path("photos", name).mkdir(parents=True)

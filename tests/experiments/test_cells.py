@@ -4,6 +4,7 @@ import io
 import pickle
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pellucid as pl
 from pellucid import catalog
 from pellucid.data.sources import Sample, open_images
 from pellucid.errors import (
+    InputWarning,
     InvalidData,
     InvalidLayer,
     InvalidMap,
@@ -593,3 +595,27 @@ def test_layouts_of_a_spec_reach_every_method():
     assert plan(turned).record.hash != plan(as_it_is).record.hash
     with pytest.raises(InvalidParameter, match="layouts 'maps' is no layout"):
         spec(layouts={"layer2.*": "maps"})
+
+
+@pytest.mark.parametrize(("classes", "top1"), [("dog,cat", [0.0, 1.0]), ("cat,dog", [1.0, 0.0])])
+def test_labels_are_matched_to_classes_by_name(tmp_path, monkeypatch, classes, top1):
+    """A network of two outputs that answers 1 for whatever it sees: right for the folder of that name alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("constant.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef network():\n"
+        "    last = nn.Linear(2, 2)\n    last.weight.data.zero_()\n    last.bias.data = torch.tensor([5.0, 0.0])\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)\n"
+    )
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), "gray").save(f"photos/{name}/a.png")
+    chosen = {"name": "constant.py:network", "classes": classes.split(",")}
+    made = {"images": {"source": "photos"}, "models": [chosen], "methods": [], "metrics": ["top1"]}
+    results = pl.benchmark(read_spec(None, made), tmp_path / "run")
+    assert results.table["value"].tolist() == top1
+    others = made | {"models": [chosen | {"classes": ["eel", "fox"]}]}
+    with pytest.warns(InputWarning, match="'cat' as 'eel', 'dog' as 'fox'"):
+        plan(read_spec(None, others))
+    others = made | {"models": [chosen | {"classes": ["dog", "eel"]}]}
+    with pytest.raises(InvalidData, match="class 'cat' is none of the model's 2 classes"):
+        plan(read_spec(None, others))

@@ -706,3 +706,11 @@ def test_a_preprocess_takes_pictures_alone_and_says_so(image):
         InvalidImage, match=r"the image is (Tensor|ndarray|str); give a picture.*normalize\(tensor\)"
     ):
         IMAGENET(image)
+
+
+def test_a_missing_fourth_channel_is_told():
+    four = Preprocess(resize=None, crop=None, mean=(0.5,) * 4, std=(0.5,) * 4, channels=4)
+    photo = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    assert bool((four(photo)[3] == 1.0).all())  # (1 - 0.5) / 0.5
+    assert "the network sees a constant 1 there" in four.recolored(photo)
+    assert four.recolored(photo.convert("RGBA")) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,8 +13,8 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..data.sources import Sample, Source, open_images
-from ..errors import InvalidData, InvalidImage, PellucidError
+from ..data.sources import Sample, Source, open_images, renumbered
+from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
 from ..files import file_name
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
@@ -26,17 +27,25 @@ from .terminal import percent
 Odd = Mapping[str, tuple[str, str]]
 """What is odd about a photo, and what to do, by kind."""
 
+NO_CLASS = -1  # the number of a label that names none of the model's classes
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a photo is: its source as it was typed and as it was opened, and its place there."""
+    """Where a photo is: its source as it was typed and as it was opened, and its place there.
+
+    Attributes:
+        numbers: the model's numbers of the source's labels, as far as they are known; None where they are alike.
+        classes: the names of the source's classes in the model's order, if they tell it.
+    """
 
     spec: str
     source: Source
     index: int
+    numbers: Mapping[int, int] | None = None
+    classes: tuple[str, ...] | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -114,7 +123,7 @@ class Photo:
     pixels: Tensor
     picture: Any  # (H, W, 3) uint8, as figures show it
     label: Prediction | None = None
-    classes: tuple[str, ...] | None = None  # of its source
+    classes: tuple[str, ...] | None = None  # of its source, in the model's order
     odd: Odd = field(default_factory=dict)
     facts: PhotoFacts = field(init=False)  # once it is classified
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
@@ -137,8 +146,12 @@ class Photo:
         return CaptionedPhoto(self.picture, text, self.sample.name)
 
 
-def find_photos(request: Request) -> tuple[list[Place], list[str]]:
-    """Every photo's place, and what was wrong with the sources that cannot be opened."""
+def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], list[str]]:
+    """Every photo's place, and what was wrong with the sources that cannot be opened.
+
+    Raises:
+        InvalidData: labels are to be explained, and are of no classes of the model.
+    """
     places: list[Place] = []
     wrong = []
     for spec in dict.fromkeys(request.photos):
@@ -147,8 +160,22 @@ def find_photos(request: Request) -> tuple[list[Place], list[str]]:
         except PellucidError as error:
             wrong.append(str(error))
             continue
-        places += [Place(spec, source, index) for index in range(len(source))]
+        numbers, classes = _numbers(source, request, loaded)
+        places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
     return places, wrong
+
+
+def _numbers(
+    source: Source, request: Request, loaded: LoadedModel
+) -> tuple[Mapping[int, int] | None, tuple[str, ...] | None]:
+    """The model's numbers of a source's labels, if it names them; and the names in the model's order."""
+    if source.classes is None:
+        return None, None
+    with warnings.catch_warnings():
+        if request.target != "label":  # then a label is told beside a map, and decides nothing
+            warnings.simplefilter("ignore", InputWarning)
+        numbers = loaded.numbers_of(source.classes, request.target == "label")
+    return dict(enumerate(numbers or ())), renumbered(source, numbers, loaded.classes).classes
 
 
 def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequence[str]) -> Photo:
@@ -172,9 +199,10 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     names, label = place.source.classes, None
     if sample.label is not None:
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
-        label = Prediction(number=sample.label, name=name)
+        number = sample.label if place.numbers is None else place.numbers.get(sample.label, NO_CLASS)
+        label = Prediction(number=number, name=name)
     odd = _oddities(sample, preprocess) if isinstance(preprocess, Preprocess) else {}
-    return Photo(key, place, sample, pixels, picture, label, names, odd)
+    return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
 
 
 def _oddities(sample: Sample, preprocess: Preprocess) -> dict[str, tuple[str, str]]:

@@ -83,11 +83,12 @@ class ExplainRun:
         loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
         loaded = replace(loaded, preprocess=_as_asked(loaded, request))
+        named = loaded  # as labels are, whatever is asked for
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
-        places, wrong = find_photos(request)
+        places, wrong = find_photos(request, named)
         found = Explained.read(folder)
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
         return cls(request, loaded, folder, places, wrong, found, pictures)
@@ -203,7 +204,7 @@ class ExplainRun:
         if target == "auto":
             return predicted
         if target == "label":
-            return torch.tensor([photo.sample.label for photo in photos], device=predicted.device)
+            return torch.tensor([photo.label.number for photo in photos if photo.label], device=predicted.device)
         return torch.full_like(predicted, class_of(target, self.loaded.classes))
 
     def probe(self, image: Tensor, target: Tensor) -> None:

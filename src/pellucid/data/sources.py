@@ -262,6 +262,26 @@ def concatenated(parts: Mapping[str, Source]) -> Source:
     return Source(names, read, classes)
 
 
+def renumbered(source: Source, numbers: Sequence[int] | None, classes: Classes) -> Source:
+    """A source whose label k becomes ``numbers[k]``, of ``classes``; None for unknown.
+
+    Where nobody names the classes anew, their names move along.
+    """
+    names = source.classes or ()
+    if classes is None and numbers is not None and sorted(numbers) == list(range(len(names))):
+        classes = tuple(names[numbers.index(number)] for number in range(len(names)))
+
+    def read(position: int) -> Sample:
+        sample = source[position]
+        if sample.label is None or numbers is None:
+            return replace(sample, label=None)
+        if not 0 <= sample.label < len(numbers):
+            raise InvalidData(f"{sample.name}: the label is {sample.label}, and {len(numbers)} classes are named")
+        return replace(sample, label=numbers[sample.label])
+
+    return Source(source.names, read, classes)
+
+
 def _common_classes(parts: Mapping[str, Source]) -> Classes:
     """The classes of all parts: the first's, then others as they come; labels are moved to them by name."""
     named = {place: part.classes for place, part in parts.items()}

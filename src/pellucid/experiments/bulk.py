@@ -138,6 +138,8 @@ def _identity(spec: MapsSpec) -> dict[str, Any]:
     texts = (*spec.methods, spec.models[0].name, spec.asked)
     surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
     files = digests_of_files(texts, surrogates)
+    if spec.target == "label" and loaded.classes:  # by which labels are matched
+        content["classes"] = list(loaded.classes)
     return content | shown | {"model": inputs.digest_of_model(loaded), "files": files}
 
 

@@ -16,7 +16,7 @@ from torchvision.transforms import functional as transforms
 
 from .. import catalog
 from ..data.annotations import annotated_with
-from ..data.sources import Box, Sample, Source, open_images
+from ..data.sources import Box, Sample, Source, open_images, renumbered
 from ..errors import InvalidData, InvalidImage, UnknownName
 from ..methods.base import Method
 from ..metrics.base import Criterion
@@ -29,6 +29,7 @@ from ..models.zoo import LoadedModel, load_model
 from ..outputs import Sharing
 from ..passes import placed
 from ..seeds import fold_in
+from ..training.criteria import Retraining
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
 
@@ -100,10 +101,24 @@ def batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     """The images ``start`` to ``stop`` as a model takes them, those of one size together, in order."""
     loaded = model_of(spec, model)
     samples: dict[tuple[int, ...], list[tuple[Sample, Tensor]]] = {}
-    for sample in chosen(spec.images)[start:stop]:
+    for sample in labeled(spec, chosen(spec.images), loaded)[start:stop]:
         pixels = loaded.preprocess(sample.image)
         samples.setdefault(tuple(pixels.shape), []).append((sample, pixels))
     return [batch_of(spec, loaded, group) for group in samples.values()]
+
+
+def labeled(spec: Spec, source: Source, loaded: LoadedModel) -> Source:
+    """Images with the model's numbers as labels, which must be known if something asks for them."""
+    if source.classes is None:
+        return source
+    return renumbered(source, loaded.numbers_of(source.classes, needs_labels(spec)), loaded.classes)
+
+
+def needs_labels(spec: Spec) -> bool:
+    """Whether something asks for the images' labels: the target, or a metric; trainings check theirs."""
+    metrics = [metric for metric in parsed(spec).metrics.values() if not isinstance(metric, Retraining)]
+    explained = spec.target == "label" and spec.training is None
+    return explained or any("labels" in metric.needs for metric in metrics)
 
 
 def batch_of(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tensor]]) -> Batch:

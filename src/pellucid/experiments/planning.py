@@ -24,7 +24,7 @@ from .cells import Cell
 from .inputs import ParsedSpec
 from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
-from .trainings import TrainingCell, cache_of, require_trainable, training_cells
+from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
 
 NO_RESULT = frozenset({"name", "reference", "device", "max_batch"})  # settings that decide no result
 MOST_NAMED = 12  # images in an error
@@ -55,6 +55,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         explainable(loaded.model)
         layers[model.key] = tuple(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
+    numbers = _renumbered(parsed)
     spec, images = _usable(parsed)
     parsed = replace(parsed, spec=spec)
     _require_fitting(parsed)
@@ -63,7 +64,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     names = inputs.chosen(spec.images).names
     # Trainings share what they learn of all methods, so that their results depend on every method's file.
     files = {} if trained else {shown(text): found for text in spec.methods if (found := digests_of_files([text]))}
-    identity = _identity(spec, models, images, training, spec.methods if trained else ())
+    identity = _identity(spec, models, images, training, spec.methods if trained else ()) | numbers
     key = hashed(identity)
     cells: list[Cell | TrainingCell] = [
         *_cells(parsed, len(names), key, files),
@@ -129,6 +130,18 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
         )
     images = images.model_copy(update={"skip": (*images.skip, *wrong)})
     return spec.model_copy(update={"images": images}), digest
+
+
+def _renumbered(parsed: ParsedSpec) -> dict[str, Any]:
+    """The models' numbers of the images' classes, where any are not in the images' order: they decide results."""
+    spec, source = parsed.spec, inputs.chosen(parsed.spec.images)
+    if source.classes is None or (spec.training is not None and not has_weights(spec)):  # it will learn them
+        return {}
+    names, required, found = source.classes, inputs.needs_labels(spec), {}
+    for model in spec.models:
+        numbers = inputs.model_of(spec, model.key).numbers_of(names, required)
+        found[model.key] = None if numbers is None else list(numbers)
+    return {"labels": found} if any(one != list(range(len(names))) for one in found.values()) else {}
 
 
 def _require_fitting(parsed: ParsedSpec) -> None:

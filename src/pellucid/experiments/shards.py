@@ -99,6 +99,7 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
     """
     images = spec.images
     source = _opened(cell.place, images.label_column, images.split, images.root, cell.key)
+    source = inputs.labeled(spec, source, inputs.model_of(spec, spec.models[0].key))
     found, notes = _Written(), set[Note]()
     with (
         Folder(cell.folder).writing(f"{MAPS}/{cell.id}.parquet") as file,

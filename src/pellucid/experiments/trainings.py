@@ -152,6 +152,8 @@ def _fitting(trainings: Trainings) -> dict[str, Any]:
     check_set(train, count, trainings.recipe(network))
     check_labels(test.labels, count)
     explained = spec.models[0].name
+    if has_weights(spec) and spec.target == "label" and test.classes:
+        trainings.explained.numbers_of(test.classes)
     _require_alike(spec, network, count)
     if not has_weights(spec):
         check_set(train, count, trainings.recipe(explained))
@@ -302,7 +304,7 @@ class Trainings:
             pixels, labels = fetch(images, rows)
             pixels = prepared(pixels, preprocess_of(loaded), like).contiguous()
             asked = class_of(spec.asked, loaded.classes) if spec.asked else "auto"
-            targets: Any = labels if spec.target == "label" else asked
+            targets: Any = _as_numbered_by(loaded, images, labels) if spec.target == "label" else asked
             seeds = [fold_in(key, row) for row in rows.tolist()]
             with noted(method, self.notes):
                 found = self.parsed.methods[method](
@@ -344,6 +346,13 @@ class Trainings:
         parts = torch.arange(len(images)).split(_DRAWN)
         drawn = (random_ranks(shape, rows.tolist(), key) for rows in parts)
         return self.artifacts.ranks(f"random-removal-{run}/{part}", drawn, len(images))
+
+
+def _as_numbered_by(loaded: LoadedModel, images: Any, labels: Tensor) -> Tensor:
+    """Labels as the classes' numbers of a network, which may have learned them in another order."""
+    if not images.classes:
+        return labels
+    return labels.new_tensor(loaded.numbers_of(images.classes))[labels]
 
 
 # Working.

@@ -158,6 +158,8 @@ class Preprocess:
             return "is gray, and the network sees it as RGB, with three equal channels"
         if self.channels == 1 and not is_gray:
             return "has colors, and the network sees it in gray"
+        if self.channels == 4 and isinstance(image, Image.Image) and image.mode != "RGBA":
+            return "has no fourth channel, and the network sees a constant 1 there, as of an opaque image"
         hides = isinstance(image, Image.Image) and image.mode == "RGBA" and self.channels < 4
         return "has an alpha channel, which the network does not see" if hides else ""
 

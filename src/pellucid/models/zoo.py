@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
-from ..errors import InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
+from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
-from ..outputs import Answering, Classifier, answer, two_answers
+from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
 from .hugging_face import HuggingFace, under_own_names
 from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
 from .segmentation import Dense, Segmentation
@@ -79,6 +79,18 @@ class LoadedModel:
     def class_name(self, number: int) -> str:
         """What a class is called."""
         return self.classes[number] if self.classes else f"class {number}"
+
+    def numbers_of(self, names: Sequence[str], required: bool = True) -> tuple[int, ...] | None:
+        """The number of each class that images name, as ``class_numbers``.
+
+        Where names do not fit, None, or an error if they are ``required``.
+        """
+        try:
+            return class_numbers(names, self.classes, len(self.classes) if self.classes else outputs(self.model))
+        except InvalidData:
+            if required:
+                raise
+        return None
 
     def asked(self, target: str) -> LoadedModel:
         """The model that a target is a class of: for a difference or a function one with this single output.

@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
-from ..data.sources import Source, concatenated, open_images
+from ..data.sources import Source, concatenated, open_images, renumbered
 from ..errors import InvalidData
 from ..models.preprocess import Preprocess
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs, weights_facts
+from ..outputs import class_numbers
 from ..variants.surrogate import Surrogate
 from .adversarial import robust_accuracy
 from .batches import check_set, class_count, preprocess_of
@@ -201,9 +202,14 @@ def _train_and_test(
 ) -> tuple[LabeledImages, LabeledImages | None]:
     """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
 
-    def read(source: Any, split: str, count: int | None = None) -> LabeledImages:
-        """Decode the images of one place, or as many, drawn at random, cropped as the network wants them."""
+    def read(source: Any, split: str, count: int | None = None, classes: tuple[str, ...] = ()) -> LabeledImages:
+        """Decode the images of one place, or as many, drawn at random, cropped as the network wants them.
+
+        Their labels are moved to ``classes``, if there are any.
+        """
         images = open_images(source, settings.label_column, split)
+        if images.classes and classes:
+            images = renumbered(images, class_numbers(images.classes, classes, len(classes)), classes)
         return load_images(
             images,
             settings.preprocess.display,
@@ -218,7 +224,8 @@ def _train_and_test(
         drawn, held_out = ShapesDataset(count, seed=1), ShapesDataset(max(count // 8, 8), seed=2)
         return read(drawn, "train"), read(held_out, "train")
     test = settings.source if not settings.test and settings.source.startswith(_WITH_TEST_SPLIT) else settings.test
-    return read(settings.source, "train", settings.count), read(test, "test") if test else None
+    train_set = read(settings.source, "train", settings.count)
+    return train_set, read(test, "test", classes=train_set.classes) if test else None
 
 
 def opened(places: Sequence[str], count: int | None, label_column: str | None = None) -> dict[str, Source]:
