@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pellucid.cli import app
-from pellucid.cli.noticed import verdict_on
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 

@@ -115,6 +115,12 @@ def show_reasons(reasons: Sequence[str]) -> None:
         typer.echo(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
 
 
+def show_noticed(sentences: Iterable[str], place: str = "") -> None:
+    """Say what makes maps say less than they seem to; ``place`` begins each line."""
+    for sentence in sentences:
+        typer.echo(f"note: {place}{sentence}", err=True)
+
+
 def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "") -> None:
     """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
     for told in notes_told(notes, noun):
