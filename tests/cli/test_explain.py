@@ -220,6 +220,9 @@ def test_warnings_are_told_once_and_short(work):
     assert result.exit_code == 0, result.output
     assert result.stderr.count("misses the sum") == 1
     assert "(the largest is " in result.stderr
+    assert "for some photos; take more steps, another baseline" in result.stderr
+    result = explain("photo0.png", "--methods", "lrp")
+    assert "more steps" not in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
 
 

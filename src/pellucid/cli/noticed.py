@@ -43,7 +43,7 @@ def _of_methods(run: ExplainRun) -> Iterator[str]:
         if warning == "CompletenessWarning":
             names = [name for name, text in run.request.texts.items() if text == method]
             largest = _largest(run.found.photos, names, layers)
-            told += f", see residuals in run.json (the largest is {largest:.3g} logits)"
+            told += f" (the largest is {largest:.3g} logits; run.json has each photo's among its residuals)"
         yield told
 
 
