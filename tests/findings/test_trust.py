@@ -362,3 +362,13 @@ def test_a_poor_stand_in_among_the_best_is_said_to_be_one():
     assert found.warnings[-1] == "It is so."
     worse = record.model_copy(update={"poor": {"net": ("original",)}})
     assert "another" not in str(trust_card(replace(plain, record=worse)))  # it is not among the best
+
+
+def test_with_few_images_nothing_is_told_from_chance_and_no_method_is_called_beaten():
+    values = {
+        ("net", "original", name, "input", "insertion"): np.array(numbers)
+        for name, numbers in {"random": [0.0, 0.0, 0.0, 0.0], "gradient": [0.1, 0.2, 2.5, 1.2]}.items()
+    }
+    told = trust_card(results(values)).findings[0].sentence
+    assert told.startswith("With 4 images no method can be told from chance: a random map has insertion")
+    assert "beats" not in told

@@ -78,8 +78,10 @@ def _beaten(lead: Ranking) -> str:
     if not methods:
         return f"Only floors were graded, no method: {lead.name} {_told(lead, floor)}."
     than = "chance" if "random" in lead.floors else "an edge filter"
+    few = lead.most < _FEW[lead.counted]
+    shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
     return (
-        f"No method beats {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
+        f"{shown} {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
         f"the best method, {_name(lead, methods[0])}, {_number(lead, methods[0])}."
     )
 
@@ -146,8 +148,8 @@ def overall(axes: Mapping[str, Sequence[Ranking]], poor: Sequence[str] = ()) -> 
     are = "is" if len({method for method, _ in first}) == 1 else "are"
     if len(decided) == 1:
         return f"{names} {are} best for {next(iter(decided))}, the only question asked. {caveat}".strip()
-    won = [axis for axis, some in best.items() if first[0] in some]
-    where = f" ({joined(won)})" if len(first) == 1 else ""
+    won = [axis for axis, some in best.items() if any(key in some for key in first)]
+    where = f" ({joined(won)})" if len(won) == most else f" (each of its own: {joined(won)})"
     return " ".join([f"{names} {are} among the best on {most} of {len(decided)} questions{where}.", *notes])
 
 
