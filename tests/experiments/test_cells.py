@@ -593,3 +593,9 @@ def test_layouts_of_a_spec_reach_every_method():
     assert plan(turned).record.hash != plan(as_it_is).record.hash
     with pytest.raises(InvalidParameter, match="layouts 'maps' is no layout"):
         spec(layouts={"layer2.*": "maps"})
+
+
+@pytest.mark.parametrize(("score", "ends"), [("softmax", (0, 1)), ("logits", (None, None))])
+def test_means_of_probabilities_say_where_they_end(score, ends):
+    planned = plan(spec(methods=["gradient"], metrics=["insertion"], score=score))
+    assert planned.record.metrics["insertion"].ends == ends

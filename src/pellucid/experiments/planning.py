@@ -15,6 +15,8 @@ from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidModel
 from ..layers import explainable, select_layers
 from ..methods.checks import looks_wrong
+from ..metrics.base import Criterion
+from ..metrics.faithfulness import Faithfulness
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..outputs import first_logits
@@ -85,10 +87,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         hash=key,
         versions=versions(),
         spec=_dumped(spec),
-        metrics={
-            text: MetricRecord.model_validate(metric, from_attributes=True)
-            for text, metric in parsed.metrics.items()
-        },
+        metrics={text: _recorded(metric, spec) for text, metric in parsed.metrics.items()},
         layers=layers,
         images=tuple(names),
         cells=tuple(cell.id for cell in cells),
@@ -167,6 +166,13 @@ def _require_fitting(parsed: ParsedSpec) -> None:
                 batch.scorer(variant).of(batch.images)
             except InvalidModel as error:
                 raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
+
+
+def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
+    """What a metric says about itself; a mean of probabilities is one, so that its interval ends at 0 and 1."""
+    record = MetricRecord.model_validate(metric, from_attributes=True)
+    is_share = isinstance(metric, Faithfulness) and spec.score != "logits"
+    return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
 
 
 def _noticed(
