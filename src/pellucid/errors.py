@@ -167,6 +167,10 @@ class FlatMapWarning(LayerWarning):
     """An attribution has one value at all places: only an average over them comes after the layer."""
 
 
+class TokenWarning(FlatMapWarning, EmptyMapWarning):
+    """An attribution is zero at all places: only the class token is read after the layer."""
+
+
 class PatternWarning(LayerWarning):
     """Under a variant that takes the checkerboard away, a map still has one: something else prints it."""
 

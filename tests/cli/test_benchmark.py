@@ -4,19 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import pellucid as pl
 from pellucid import catalog
 from pellucid.cli import app
 from pellucid.cli.benchmark import spec_content
+from pellucid.data.sources import open_images
 from pellucid.errors import RuleNotApplied
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
 from pellucid.findings.statistics import Statistics
 from pellucid.metrics.noise import TotalVariation
+from pellucid.metrics.scoring import Scorer
+from pellucid.models.preprocess import Preprocess
 
 SPEC = """
 methods = ["random", "smoothed(gradient, samples=2)"]
@@ -181,3 +187,129 @@ def test_the_same_maps_from_elsewhere_stand_on_the_same_place(work):
     judged = {one.method: (one.layer, one.mean) for one in found.lead.contenders}
     assert judged["gradcam"][0] == judged[foreign][0] == best
     assert len(judged) == 4
+
+
+# What makes maps say less than they seem to, as `explain` says it.
+
+GRAY = """
+import torch
+from torch import nn
+from pellucid.models.preprocess import Preprocess
+
+preprocess = Preprocess(resize=None, crop=None, mean=None, std=None, channels=1)
+own = Preprocess(resize=8, crop=8, mean=None, std=None, channels=1)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, bias=False), nn.Conv2d(4, 4, 3, stride=2, bias=False), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )
+
+
+def stepping():
+    # The second convolution takes differences of neighbors, which smoothing levels; the first class needs them.
+    model = network()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]).expand(4, 1, 3, 3))
+        model[1].weight.copy_(torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 0]]).expand(4, 4, 3, 3))
+        model[5].weight.copy_(torch.tensor([[10.0], [0.0], [0.0]]).expand(3, 4))
+        model[5].bias.copy_(torch.tensor([0.0, 20.0, 0.0]))
+    return model
+"""
+
+
+@pytest.fixture
+def rays(work):
+    """Images of 16 bits that use little of them."""
+    Path("gray.py").write_text(GRAY)
+    Path("rays").mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(200, 4200, (24, 24)).astype(np.uint16)
+        noise[0, :2] = 200, 4200
+        Image.fromarray(noise).save(f"rays/{number}.png")
+    return "rays"
+
+
+def maps(*arguments):
+    return CliRunner().invoke(app, ["maps", *map(str, arguments), "--methods", "gradient"])
+
+
+def test_what_explain_warns_of_benchmark_and_maps_warn_of_too(rays):
+    model = ("--model", "gray.py:network")
+    graded = run(*model, "--images", rays, "--methods", "gradient,random", "--metrics", "total_variation")
+    explained = maps(rays, "maps", *model)
+    for result in (graded, explained):
+        assert result.exit_code == 0, result.output
+        assert "note: gray.py:network looks untrained" in result.stderr
+        assert "0.png uses little of what its bits can hold" in result.stderr
+        assert "(3 such images); give --scale, such as 200,4200" in result.stderr
+    card = str(pl.trust_card(Results.read("run")))
+    assert "looks untrained" in card
+    assert "uses little of what its bits can hold" in card
+    assert CliRunner().invoke(app, ["report", "run", "-o", "page.html"]).exit_code == 0
+    assert "looks untrained" in Path("page.html").read_text()
+
+
+def test_images_are_scaled_and_prepared_as_for_explain(rays):
+    model = ("--model", "gray.py:network", "--scale", "200,4200", "--preprocess", "gray.py:own")
+    graded = run(*model, "--images", rays, "--methods", "gradient", "--metrics", "total_variation")
+    explained = maps(rays, "maps", *model)
+    for result in (graded, explained):
+        assert result.exit_code == 0, result.output
+        assert "uses little" not in result.stderr
+    loaded = pl.load_model("gray.py:network")
+    prepared = Preprocess(resize=8, crop=8, mean=None, std=None, channels=1, scale=(200, 4200))
+    images = torch.stack([prepared(sample.image) for sample in open_images(rays)])
+    assert images.std() > 0.05
+    expected = pl.method("gradient")(loaded.model, images, layers=["input"])["input"][:, 0]
+    found = np.stack(list(pl.read_maps("maps", layer="input")["map"]))
+    np.testing.assert_allclose(found, expected.numpy(), atol=float(expected.abs().max()) * 2**-10)
+    [told] = Results.read("run").record.spec["models"]
+    assert (told["scale"], told["preprocess"]) == ([200, 4200], str(Path("gray.py").absolute()) + ":own")
+    Path("gray.py").write_text(GRAY.replace("resize=8, crop=8", "resize=9, crop=9"))
+    again = run(*model, "--images", rays, "--methods", "gradient", "--metrics", "total_variation")
+    assert "another spec" in again.stderr
+
+
+def test_float_images_up_to_255_are_told(work):
+    Path("gray.py").write_text(GRAY)
+    Path("floats").mkdir()
+    values = np.random.default_rng(0).uniform(0, 255, (24, 24, 1)).astype(np.float32)
+    np.save("floats/0.npy", values)
+    model = ("--model", "gray.py:network")
+    options = ("--images", "floats", "--methods", "gradient", "--metrics", "total_variation")
+    for result in (run(*model, *options), maps("floats", "maps", *model)):
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("the model sees values up to 25") == 1
+        assert "--scale 0,255" in result.stderr
+
+
+def test_a_poor_stand_in_is_told_and_never_put_first_in_silence(rays):
+    model = ("--model", "gray.py:stepping", "--scale", "200,4200", "--variant", "original,forward")
+    metrics = ("--methods", "gradient,random", "--layers", "0", "--metrics", "total_variation")
+    graded = run(*model, "--images", rays, *metrics)
+    explained = maps(rays, "maps", *model)
+    loaded = pl.load_model("gray.py:stepping")
+    prepared = Preprocess(resize=None, crop=None, mean=None, std=None, channels=1, scale=(200, 4200))
+    images = torch.stack([prepared(sample.image) for sample in open_images(rays)])
+    logits = loaded.model(images)
+    changed = Scorer(loaded.model, catalog.variant("forward")).logits(images)
+    rows = range(3), logits.argmax(1).tolist()
+    points = 100 * (logits.softmax(1)[rows] - changed.softmax(1)[rows]).abs().mean()
+    for result in (graded, explained):
+        assert result.exit_code == 0, result.output
+        assert (
+            f"under forward the network is another: it moves the explained class's probability by {points:.1f} "
+            in result.stderr
+        )
+    record = Results.read("run").record
+    assert points > 90
+    assert record.poor == {"gray.py:stepping": ("forward",)}
+    another = "Under forward the network is another, whose maps do not explain the original."
+    for card in (pl.trust_card(Results.read("run")), pl.trust_card(Results.read("run"), layer="0")):
+        assert any("a poor stand-in" in told for told in card.warnings)
+        best = {one.variant for finding in card.findings for one in finding.lead.best if not one.floor}
+        told = any(another in finding.sentence for finding in card.findings)
+        assert told == ("forward" in best and not card.findings[0].lead.floors)

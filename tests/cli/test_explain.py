@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pellucid.cli import app
-from pellucid.cli.noticed import verdict_on
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 
@@ -220,6 +220,9 @@ def test_warnings_are_told_once_and_short(work):
     assert result.exit_code == 0, result.output
     assert result.stderr.count("misses the sum") == 1
     assert "(the largest is " in result.stderr
+    assert "for some photos; take more steps, another baseline" in result.stderr
+    result = explain("photo0.png", "--methods", "lrp")
+    assert "more steps" not in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
 
 

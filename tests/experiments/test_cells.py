@@ -619,3 +619,9 @@ def test_labels_are_matched_to_classes_by_name(tmp_path, monkeypatch, classes, t
     others = made | {"models": [chosen | {"classes": ["dog", "eel"]}]}
     with pytest.raises(InvalidData, match="class 'cat' is none of the model's 2 classes"):
         plan(read_spec(None, others))
+
+
+@pytest.mark.parametrize(("score", "ends"), [("softmax", (0, 1)), ("logits", (None, None))])
+def test_means_of_probabilities_say_where_they_end(score, ends):
+    planned = plan(spec(methods=["gradient"], metrics=["insertion"], score=score))
+    assert planned.record.metrics["insertion"].ends == ends

@@ -343,3 +343,32 @@ def test_a_card_says_which_classes_the_maps_explain():
         == "The maps explain 2 classes: class 0 (6 images) and class 1 (6 images)."
     )
     assert trust_card(replace(table, table=table.table.drop(columns="target")), "net").explained == ""
+
+
+def test_a_poor_stand_in_among_the_best_is_said_to_be_one():
+    values = {
+        ("net", variant, method, "input", "insertion"): mean + np.roll(NOISE, 3 * index)
+        for index, (variant, method, mean) in enumerate(
+            [("original", "gradient", 0.5), ("forward", "gradient", 0.8), ("original", "random", 0.3)]
+        )
+    }
+    plain = results(values)
+    told = "Under forward the network is another, whose maps do not explain the original."
+    assert told not in str(trust_card(plain))
+    record = plain.record.model_copy(update={"poor": {"net": ("forward",)}, "noticed": {"net": ("it is so",)}})
+    found = trust_card(replace(plain, record=record))
+    assert found.findings[0].sentence.endswith(told)
+    assert found.sentence.endswith(told)
+    assert found.warnings[-1] == "It is so."
+    worse = record.model_copy(update={"poor": {"net": ("original",)}})
+    assert "another" not in str(trust_card(replace(plain, record=worse)))  # it is not among the best
+
+
+def test_with_few_images_nothing_is_told_from_chance_and_no_method_is_called_beaten():
+    values = {
+        ("net", "original", name, "input", "insertion"): np.array(numbers)
+        for name, numbers in {"random": [0.0, 0.0, 0.0, 0.0], "gradient": [0.1, 0.2, 2.5, 1.2]}.items()
+    }
+    told = trust_card(results(values)).findings[0].sentence
+    assert told.startswith("With 4 images no method can be told from chance: a random map has insertion")
+    assert "beats" not in told

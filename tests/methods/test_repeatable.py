@@ -383,3 +383,44 @@ def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_f
     assert bool((maps["2"] == maps["2"][..., :1, :1]).all()) == is_flat
     for one in flat:
         assert "only an average over places comes after the layer; take gradcam" in str(one)
+
+
+class ReadsItsClassToken(nn.Module):
+    """Tokens behind a class token, mixed by two blocks; the class token alone is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens[:, 0])
+
+
+@pytest.mark.parametrize("name", ["gradient", "gradcam", "input_x_gradient"])
+def test_where_the_class_token_alone_is_read_the_block_before_is_advised(name):
+    torch.manual_seed(0)
+    model = ReadsItsClassToken().double().eval()
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        maps = pl.method(name)(
+            model, images, layers=["blocks.0", "blocks.1"], layouts={"blocks.*": "tokens(prefix=1)"}
+        )
+    assert not maps["blocks.1"].any()
+    assert maps["blocks.0"].any()
+    told = [one.message for one in caught if isinstance(one.message, pl.EmptyMapWarning | pl.FlatMapWarning)]
+    assert [one.layer for one in told] == ["blocks.1"]
+    assert str(told[0]).endswith("only the class token is read after this layer; take the block before")
+
+
+def test_a_variant_with_nothing_to_smooth_is_to_be_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    for variant in ("backward", "forward"):
+        with pytest.raises(pl.RuleNotApplied, match="Leave out the variant, or this rule: the network"):
+            pl.method("gradient")(model, torch.randn(1, 3, 8, 8), variant=variant)

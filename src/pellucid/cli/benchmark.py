@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,18 @@ from .options import (
     MAX_BATCH,
     AddressOption,
     CpusOption,
+    DisplayOption,
+    PreprocessOption,
     RunnerOption,
+    ScaleOption,
+    checked_bands,
     checked_layouts,
     checked_max_batch,
+    checked_scale,
     chosen_runner,
     parted,
 )
-from .terminal import progress, show_going_on, show_notes, show_reasons, show_whole
+from .terminal import progress, show_going_on, show_notes, show_noticed, show_reasons, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
@@ -85,6 +91,9 @@ def benchmark_command(
         typer.Option(metavar="TARGET", help="`scored`, `explained`, `label`, or as for `explain`."),
     ] = None,
     layouts: Annotated[list[str] | None, AS_FOR_EXPLAIN] = None,
+    scale: ScaleOption = None,
+    display: DisplayOption = None,
+    preprocess: PreprocessOption = None,
     scored: Annotated[str | None, typer.Option(help="The model that is scored: `original` or `variant`.")] = None,
     score: Annotated[str | None, typer.Option(help="`softmax`, `sigmoid` or `logits`.")] = None,
     precision: Annotated[
@@ -131,6 +140,14 @@ def benchmark_command(
         raise typer.Exit(1)
 
 
+_CHECKED: Mapping[str, Callable[[Any], Any]] = {  # texts of options, and the values that a spec has
+    "max_batch": checked_max_batch,
+    "layouts": lambda texts: checked_layouts(parted(texts)),
+    "scale": lambda text: list(checked_scale(text)),
+    "display": lambda text: list(checked_bands(text) or ()) or "mean",
+}
+
+
 def spec_content(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, in the form that a spec has."""
     given = {name: value for name, value in options.items() if value is not None}
@@ -138,10 +155,7 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
         given["variants"] = given.pop("variant")
     lists = ("methods", "variants", "layers", "metrics", "classes")
     given |= {name: parted(given[name]) for name in lists if name in given}
-    if "max_batch" in given:
-        given["max_batch"] = checked_max_batch(given["max_batch"])
-    if "layouts" in given:
-        given["layouts"] = checked_layouts(parted(given["layouts"]))
+    given |= {name: checked(given[name]) for name, checked in _CHECKED.items() if name in given}
     names = ("count", "every", "spread", "label_column", "masks", "boxes", "skip_unusable")
     of_images: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
     if "images" in given:
@@ -232,7 +246,10 @@ def _show(results: Results, output: str) -> None:
 
 
 def show_troubles(results: Results, place: str = "") -> None:
-    """Say what is to be known about methods, and which cells failed; ``place`` begins each of these lines."""
+    """Say what was noticed, of methods too, and which cells failed; ``place`` begins each of these lines."""
+    several = len(results.record.noticed) > 1
+    for model, sentences in results.record.noticed.items():
+        show_noticed(sentences, f"{place}{model}: " if several else place)
     show_notes(results.notes, "image", place)
     if results.failed:
         failed = counted(len(results.failed), "cell")

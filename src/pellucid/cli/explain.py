@@ -16,13 +16,15 @@ from .options import (
     DEVICE,
     FOLDER,
     MAX_BATCH,
+    checked_bands,
     checked_layouts,
     checked_max_batch,
+    checked_scale,
     chosen_device,
     parted,
 )
 from .output import staged, write_facts
-from .terminal import progress, show_going_on, show_left_out, show_whole
+from .terminal import progress, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
     from .run import ExplainRun
@@ -154,9 +156,7 @@ def explain(
         from .facts import run_facts
         from .request import (
             Request,
-            checked_bands,
             checked_heatmap,
-            checked_pair,
             checked_pictures,
             method_names,
             variant_names,
@@ -186,9 +186,7 @@ def explain(
             device=chosen_device(device),
             limit=limit,
             label_column=label_column,
-            scale=None
-            if scale is None
-            else checked_pair("--scale", scale, "the values of black and white, as 200,4200"),
+            scale=None if scale is None else checked_scale(scale),
             bands=checked_bands(display),
             preprocess=preprocess,
             overlay=over if overlay or contours or alpha is not None else None,
@@ -230,6 +228,5 @@ def _show(run: ExplainRun, output: Path, before: int) -> None:
         typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
     earlier = f", {before} of them before" if before else ""
     typer.echo(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
-    for sentence in noticed(run):
-        typer.echo(f"note: {sentence}", err=True)
+    show_noticed(noticed(run))
     show_left_out("photo", run.left_out)

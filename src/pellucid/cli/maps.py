@@ -17,12 +17,15 @@ from .options import (
     MAX_BATCH,
     AddressOption,
     CpusOption,
+    DisplayOption,
     ModelOption,
+    PreprocessOption,
     RunnerOption,
+    ScaleOption,
     WeightsOption,
     chosen_runner,
 )
-from .terminal import progress, show_left_out, show_notes
+from .terminal import progress, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +48,9 @@ def maps(
     layers: Annotated[list[str] | None, typer.Option(help="`all`, names or globs.", show_default="all")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="As for `explain`.", show_default="original")] = None,
     layouts: Annotated[list[str] | None, AS_FOR_EXPLAIN] = None,
+    scale: ScaleOption = None,
+    display: DisplayOption = None,
+    preprocess: PreprocessOption = None,
     target: Annotated[
         str, typer.Option(metavar="TARGET", help="`scored`, the highest score; else as for `explain`.")
     ] = "scored",
@@ -92,6 +98,7 @@ def maps(
         )
     shards = counted(len(run.shards), "shard")
     typer.echo(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
+    show_noticed(run.noticed)
     show_notes(run.notes, "image")
     show_left_out("image", list(run.skipped.values()))
     show_left_out("shard", [f"{name}: {message}" for name, message in run.failed.items()])

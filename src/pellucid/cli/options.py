@@ -33,6 +33,9 @@ AddressOption = Annotated[
 CpusOption = Annotated[
     int | None, typer.Option("--cpus", min=1, help="With `--runner ray`: processors of each piece of work; 1.")
 ]
+ScaleOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="As for `explain`.")]
+DisplayOption = Annotated[str | None, typer.Option(metavar="mean|BANDS", help="As for `explain`.")]
+PreprocessOption = Annotated[str | None, typer.Option(metavar="none|FILE", help="As for `explain`.")]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
 
 
@@ -90,3 +93,27 @@ def checked_layouts(given: Iterable[str]) -> dict[str, str]:
             raise InvalidParameter(f"--layouts {name}{equals}{told}: write it as 'blocks.*=tokens(prefix=1)'")
         layout(told)
     return {name.strip(): told.strip() for name, _, told in parts}
+
+
+def checked_bands(text: str | None) -> tuple[int, ...] | None:
+    """The channels that pictures show, numbered from 1; none of them is the mean."""
+    if text is None or text == "mean":
+        return None if text is None else ()
+    try:
+        return tuple(int(band) for band in text.split(","))
+    except ValueError as error:
+        raise InvalidParameter(f"--display {text}: give mean, or one or three channels, such as 3,2,1") from error
+
+
+def checked_pair(option: str, text: str, what: str) -> tuple[float, float]:
+    """Two numbers, of an option that wants ``what``."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise InvalidParameter(f"{option} {text}: give {what}") from error
+    return low, high
+
+
+def checked_scale(text: str) -> tuple[float, float]:
+    """The values of black and white."""
+    return checked_pair("--scale", text, "the values of black and white, as 200,4200")

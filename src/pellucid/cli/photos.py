@@ -15,21 +15,15 @@ from torch import Tensor
 
 from ..data.sources import Sample, Source, open_images, renumbered
 from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
+from ..experiments.noticing import Odd, oddities
 from ..files import file_name
-from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
-from ..pixels import Pixels
 from ..report.figures import CaptionedPhoto, Map
 from .output import unused
 from .request import Request
 from .terminal import percent
 
-Odd = Mapping[str, tuple[str, str]]
-"""What is odd about a photo, and what to do, by kind."""
-
 NO_CLASS = -1  # the number of a label that names none of the model's classes
-_LITTLE = 0.25  # of the values that an image's bits can hold
-_MUCH = 4  # times smaller
 
 
 @dataclass(frozen=True)
@@ -201,23 +195,8 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
         number = sample.label if place.numbers is None else place.numbers.get(sample.label, NO_CLASS)
         label = Prediction(number=number, name=name)
-    odd = _oddities(sample, preprocess) if isinstance(preprocess, Preprocess) else {}
+    odd = oddities(sample, preprocess)
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
-
-
-def _oddities(sample: Sample, preprocess: Preprocess) -> dict[str, tuple[str, str]]:
-    """What the preprocess does to an image that may surprise: to its values, its size and its channels."""
-    found, image, side = {}, sample.image, preprocess.resize
-    if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
-        ends = f"{int(image.values.min())},{int(image.values.max())}"
-        what = "uses little of what its bits can hold, so the model sees it nearly of one grey"
-        found["dark"] = (f"{sample.name} {what}", f"give --scale, such as {ends}")
-    if isinstance(side, int) and min(image.size) >= _MUCH * side:
-        what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
-        found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
-    if recolored := preprocess.recolored(image):
-        found[recolored] = (f"{sample.name} {recolored}", "")
-    return found
 
 
 def _file_hash(spec: str, name: str) -> str | None:

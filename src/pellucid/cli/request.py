@@ -20,7 +20,7 @@ from ..methods.base import Method
 from ..passes import MaxBatch
 from ..report.figures import Overlay
 from ..variants.base import Variant
-from .options import parted
+from .options import checked_pair, parted
 from .output import origin, unused
 
 
@@ -131,22 +131,3 @@ def checked_heatmap(channels: str, upsampling: str, clip: str | None) -> dict[st
     settings: dict[str, Any] = {"channels": channels, "upsampling": upsampling, "clip": bounds}
     heatmap(torch.zeros(1, 1, 1, 1), **settings)
     return settings
-
-
-def checked_bands(text: str | None) -> tuple[int, ...] | None:
-    """The channels that pictures show, numbered from 1; none of them is the mean."""
-    if text is None or text == "mean":
-        return None if text is None else ()
-    try:
-        return tuple(int(band) for band in text.split(","))
-    except ValueError as error:
-        raise InvalidParameter(f"--display {text}: give mean, or one or three channels, such as 3,2,1") from error
-
-
-def checked_pair(option: str, text: str, what: str) -> tuple[float, float]:
-    """Two numbers, of an option that wants ``what``."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as error:
-        raise InvalidParameter(f"{option} {text}: give {what}") from error
-    return low, high

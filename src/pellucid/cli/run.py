@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted, require_maps
+from ..experiments.noticing import count_odd, may_answer_otherwise
 from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.base import Attributions, Method
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
-from ..models.preprocess import CustomPreprocess, Preprocess, preprocess_named
-from ..models.zoo import LoadedModel, input_channels, load_model
+from ..models.zoo import LoadedModel, load_model
 from ..outputs import class_of, first_logits, probabilities
 from ..passes import fitting
 from .output import UNFINISHED
@@ -82,7 +82,7 @@ class ExplainRun:
         """Load the model, check that it has the layers, and find the photos, and what was explained before."""
         loaded = load_model(request.model, request.weights, request.classes, device=request.device)
         explainable(loaded.model)
-        loaded = replace(loaded, preprocess=_as_asked(loaded, request))
+        loaded = loaded.seeing(request.preprocess, request.scale, request.bands)
         named = loaded  # as labels are, whatever is asked for
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
@@ -143,8 +143,7 @@ class ExplainRun:
             self.pictures.write_card(photo)
             if photo.attributions:
                 write_attributions(self.folder, photo)
-            for kind, (what, way_out) in photo.odd.items():
-                found.odd.setdefault(kind, [what, way_out, 0])[2] += 1
+            count_odd(found.odd, photo.odd)
         found.photos += [photo.facts for photo in photos]
         found.write(self.folder)
         show("explaining", len(found.photos), len(self.places))
@@ -158,13 +157,13 @@ class ExplainRun:
         predicted = logits.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        self.found.wrong = looks_wrong(images, logits) | self.found.wrong
+        self.found.wrong = looks_wrong(images, logits, self.loaded.preprocess, normalized=True) | self.found.wrong
         for row, photo in enumerate(photos):
             likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
             target, highest = (self.answer(logits[row], int(of[row])) for of in (targets, predicted))
             photo.answered(target, highest, [self.answer(logits[row], number) for number in likeliest])
         for name, variant in self.request.variants.items():
-            if not all(rule.alters_gradient for rule in variant.rules):  # it may predict something else
+            if may_answer_otherwise(variant):
                 changed = Scorer(self.loaded.model, variant, max_batch=self.request.max_batch).logits(images)
                 for row, photo in enumerate(photos):
                     target, highest = (
@@ -288,19 +287,3 @@ def write_attributions(folder: Path, photo: Photo) -> None:
         (folder / "attributions").mkdir(exist_ok=True)
         content = safetensors.torch.save(photo.attributions)
         (folder / "attributions" / f"{photo.key}.safetensors").write_bytes(content)
-
-
-def _as_asked(loaded: LoadedModel, request: Request) -> Preprocess | CustomPreprocess:
-    """The model's preprocess, or another, with the scale and the bands that were asked for."""
-    preprocess = loaded.preprocess
-    if request.preprocess is not None:
-        preprocess = preprocess_named(request.preprocess, input_channels(loaded.model))
-    if request.bands is not None:
-        preprocess = replace(preprocess, bands=request.bands)
-    if request.scale is None:
-        return preprocess
-    if isinstance(preprocess, CustomPreprocess):
-        raise InvalidParameter(
-            "--scale is for a Preprocess; the model's file has a function, which scales by itself"
-        )
-    return replace(preprocess, scale=request.scale)

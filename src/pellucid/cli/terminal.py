@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from ..errors import counted, shortened
+from ..errors import PellucidError, counted, shortened
 
 _NOTES = {  # of a warning: what is the matter, and the way out
     "CompletenessWarning": (
-        "misses the sum it should have by more than 5 %",
-        "a path may take more steps; of others some operation has no rule",
+        "misses the sum it should have by more than 5 % of it",
+        "some of the answer is in no place",  # where the method does not say more
     ),
     "EmptyMapWarning": ("is zero everywhere", "lower its threshold, if it has one, or choose another layer"),
+    "TokenWarning": (
+        "is zero at all places",
+        "only the class token is read after this layer: take the block before",
+    ),
     "FlatMapWarning": (
         "has one value at all places, so its map is of one color,",
         "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
@@ -115,6 +119,12 @@ def show_reasons(reasons: Sequence[str]) -> None:
         typer.echo(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
 
 
+def show_noticed(sentences: Iterable[str], place: str = "") -> None:
+    """Say what makes maps say less than they seem to; ``place`` begins each line."""
+    for sentence in sentences:
+        typer.echo(f"note: {place}{sentence}", err=True)
+
+
 def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "") -> None:
     """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
     for told in notes_told(notes, noun):
@@ -124,9 +134,20 @@ def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place:
 def notes_told(notes: Mapping[tuple[str, str], Iterable[str]], noun: str) -> list[str]:
     """Sentences about methods, from the layers by a warning's name and a method."""
     return [
-        f"{method} {_NOTES[warning][0]} at {shortened(layers, 3)} for some {noun}s; {_NOTES[warning][1]}"
+        f"{method} {_NOTES[warning][0]} at {shortened(layers, 3)} for some {noun}s; {_way_out(warning, method)}"
         for (warning, method), layers in notes.items()
     ]
+
+
+def _way_out(warning: str, method: str) -> str:
+    """What to do; where a sum is missed a method itself says why."""
+    if warning == "CompletenessWarning":
+        from ..catalog import method as method_of
+
+        with suppress(PellucidError):
+            reason = method_of(method).promise[1]
+            return reason[:1].lower() + reason[1:]
+    return _NOTES[warning][1]
 
 
 def percent(share: float) -> str:

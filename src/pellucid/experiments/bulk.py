@@ -26,6 +26,7 @@ from ..kinds import require_kind
 from ..layers import explainable, select_layers
 from . import inputs
 from .cells import layers_noted
+from .noticing import Change, added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
 from .record import hashed, versions
 from .runners import Advance, Runner, inline
@@ -44,11 +45,13 @@ class MapsRun:
     Attributes:
         shards: by the names of their files in ``maps``, in the order of the images.
         failed: what was wrong with shards that could not be computed; the next call tries them again.
+        of_model: what of the model makes its maps mean little.
     """
 
     url: str
     shards: Mapping[str, Shard]
     failed: Mapping[str, str] = field(default_factory=dict)
+    of_model: Sequence[str] = ()
 
     @property
     def images(self) -> int:
@@ -69,6 +72,15 @@ class MapsRun:
     def notes(self) -> dict[tuple[str, str], list[str]]:
         """The layers of each warning and method."""
         return layers_noted(note for shard in self.shards.values() for note in shard.notes)
+
+    @property
+    def noticed(self) -> list[str]:
+        """What makes the maps say less than they seem to: of the model, of its images and of variants."""
+        shards = self.shards.values()
+        wrong = dict.fromkeys(sentence for shard in shards for sentence in shard.wrong)
+        changes = summed({name: Change(*one) for name, one in shard.changes.items()} for shard in shards)
+        told = [change.told(name) for name, change in changes.items()]
+        return [*self.of_model, *of_images(added(shard.odd for shard in shards)), *wrong, *told]
 
 
 def write_maps(
@@ -102,6 +114,7 @@ def write_maps(
     folder = Folder(output)
     url = folder.url if folder.local is None else str(folder.local.absolute())
     spec = with_absolute_paths(spec)
+    model = spec.models[0]
     try:
         identity = _identity(spec)
         cells = list(_cells(spec, url, hashed(identity)))
@@ -119,7 +132,8 @@ def write_maps(
                 else:
                     failed[outcome.cell.id] = outcome.reason
                 advance(done, len(cells))
-            run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed)
+            told = tuple(of_model(inputs.model_of(spec, model.key), model.preprocess is not None))
+            run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed, told)
             folder.write(MANIFEST, sealed(_manifest(run)))
     finally:
         inputs.forget()
@@ -135,7 +149,7 @@ def _identity(spec: MapsSpec) -> dict[str, Any]:
     others = {"images", "models", "metrics", "pictures", "upsampling"}
     content = spec.model_dump(mode="json", exclude={*NO_RESULT, *others})
     shown = {"methods": list(spec.method_texts), "variants": list(spec.variant_texts)}
-    texts = (*spec.methods, spec.models[0].name, spec.asked)
+    texts = (*spec.methods, *spec.models[0].code, spec.asked)
     surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
     files = digests_of_files(texts, surrogates)
     if spec.target == "label" and loaded.classes:  # by which labels are matched
@@ -256,6 +270,7 @@ def _manifest(run: MapsRun) -> dict[str, Any]:
         "maps": run.maps,
         "shards": shards,
         "skipped": run.skipped,
+        "noticed": run.noticed,
         "failed": dict(run.failed),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidLayer, LayerWarning, PellucidError
+from ..errors import InputWarning, InvalidData, InvalidLayer, LayerWarning, PellucidError
 from ..files import file_name
 from ..heatmap import heatmap
 from ..methods.base import Attributions, Method
@@ -150,7 +150,10 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def noted(method: str, notes: set[Note]) -> Iterator[None]:
-    """Note a method's warnings about layers, for the end; let others through."""
+    """Note a method's warnings about layers, for the end; let others through.
+
+    What looks wrong of images and outputs is told at the end, once for all methods.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -158,7 +161,7 @@ def noted(method: str, notes: set[Note]) -> Iterator[None]:
         message = warning.message
         if isinstance(message, LayerWarning):
             notes.add((type(message).__name__, method, message.layer))
-        else:
+        elif not isinstance(message, InputWarning):
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
 
 

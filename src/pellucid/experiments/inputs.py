@@ -145,6 +145,7 @@ def _loaded(name: str, weights: str | None, classes: tuple[str, ...], device: st
 @lru_cache(maxsize=2)
 def _prepared(model: Model, device: str, asked: str) -> LoadedModel:
     loaded = _loaded(model.name, model.weights, model.classes, device)
+    loaded = loaded.seeing(model.preprocess, model.scale, model.bands)
     if model.size is not None:
         loaded = loaded.at_size(model.size)
     if model.randomized is not None:

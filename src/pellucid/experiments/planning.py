@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -15,13 +14,27 @@ from ..catalog import on_files
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidModel
 from ..layers import explainable, select_layers
+from ..methods.checks import looks_wrong
+from ..metrics.base import Criterion
+from ..metrics.faithfulness import Faithfulness
 from ..models.preprocess import Preprocess
 from ..models.zoo import LoadedModel
 from ..outputs import first_logits
 from ..training.criteria import Retraining
+from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
+from .noticing import (
+    Change,
+    Counts,
+    changes_of,
+    count_odd,
+    oddities,
+    of_images,
+    of_model,
+    summed,
+)
 from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
@@ -56,9 +69,10 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         layers[model.key] = tuple(select_layers(loaded.model, spec.layers))
         models[model.key] = inputs.digest_of_model(loaded)
     numbers = _renumbered(parsed)
-    spec, images = _usable(parsed)
+    spec, images, odd = _usable(parsed)
     parsed = replace(parsed, spec=spec)
     _require_fitting(parsed)
+    noticed, poor = _noticed(parsed, odd)
     trained = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, Retraining)}
     training = require_trainable(parsed, trained)
     names = inputs.chosen(spec.images).names
@@ -74,16 +88,15 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         hash=key,
         versions=versions(),
         spec=_dumped(spec),
-        metrics={
-            text: MetricRecord.model_validate(metric, from_attributes=True)
-            for text, metric in parsed.metrics.items()
-        },
+        metrics={text: _recorded(metric, spec) for text, metric in parsed.metrics.items()},
         layers=layers,
         images=tuple(names),
         cells=tuple(cell.id for cell in cells),
         identity=identity,
         method_files=files,
         command=command,
+        noticed=noticed,
+        poor=poor,
     )
     return Plan(spec, cells, record)
 
@@ -112,15 +125,26 @@ def with_usable(spec: Spec) -> Spec:
     return _usable(inputs.parsed(spec))[0]
 
 
-def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
-    """The spec without images that cannot be used, if it says to skip them; and a digest of the others."""
+def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
+    """The spec without images that cannot be used, if it says to skip them.
+
+    And a digest of the others, and what each model's preprocess does to them that is odd.
+    """
     spec, images = parsed.spec, parsed.spec.images
     needs: dict[str, str] = {need: text for text, metric in parsed.metrics.items() for need in metric.needs}
     if spec.target == "label":
         needs["labels"] = "target = 'label'"
     models = [inputs.model_of(spec, model.key) for model in spec.models]
     count, source = len(inputs.chosen(images)), inputs.candidates(images)
-    require = partial(_require_usable, needs=needs, models=models)
+    odd: dict[str, Counts] = {model.key: {} for model in spec.models}
+
+    def require(sample: Sample) -> None:
+        _require_usable(sample, needs, models)
+        for counts, loaded in zip(odd.values(), models, strict=True):
+            # Only what can be mended is told; that images are gray, say, is what they are.
+            mendable = {kind: told for kind, told in oddities(sample, loaded.preprocess).items() if told[1]}
+            count_odd(counts, mendable)
+
     digest, wrong = inputs.survey(source if images.skip_unusable else source[:count], count, require)
     if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
         few = f", or skip = {list(wrong)}" if len(wrong) <= MOST_NAMED else ""
@@ -129,7 +153,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str]:
             f"To take others, set skip_unusable = true for the images{few}"
         )
     images = images.model_copy(update={"skip": (*images.skip, *wrong)})
-    return spec.model_copy(update={"images": images}), digest
+    return spec.model_copy(update={"images": images}), digest, odd
 
 
 def _renumbered(parsed: ParsedSpec) -> dict[str, Any]:
@@ -155,6 +179,40 @@ def _require_fitting(parsed: ParsedSpec) -> None:
                 batch.scorer(variant).of(batch.images)
             except InvalidModel as error:
                 raise InvalidModel(f"{model.key} under the variant {variant.name}: {error}") from error
+
+
+def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
+    """What a metric says about itself; a mean of probabilities is one, so that its interval ends at 0 and 1."""
+    record = MetricRecord.model_validate(metric, from_attributes=True)
+    is_share = isinstance(metric, Faithfulness) and spec.score != "logits"
+    return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
+
+
+def _noticed(
+    parsed: ParsedSpec, odd: Mapping[str, Counts]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Of each model, what makes its maps say less than they seem to; and the variants that are poor stand-ins.
+
+    Logits are those of the first cell's images.
+    """
+    noticed: dict[str, tuple[str, ...]] = {}
+    poor: dict[str, tuple[str, ...]] = {}
+    for model in parsed.spec.models:
+        loaded = inputs.model_of(parsed.spec, model.key)
+        # Whoever names what is random knows that it is.
+        told = [] if model.randomized else list(of_model(loaded, model.preprocess is not None))
+        told += of_images(odd[model.key])
+        wrong: dict[str, str] = {}
+        changes: list[Mapping[str, Change]] = []
+        for batch in inputs.batches(parsed.spec, model.key, 0, parsed.spec.images_per_cell or DEFAULT_CUT):
+            logits = batch.scorer(ORIGINAL).logits_of(batch.images)
+            wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
+            changes.append(changes_of(parsed, batch, logits))
+        found = summed(changes)
+        told += [*wrong.values(), *(change.told(name) for name, change in found.items())]
+        noticed[model.key] = tuple(told)
+        poor[model.key] = tuple(name for name, change in found.items() if change.is_poor)
+    return noticed, poor
 
 
 def _require_usable(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> None:
@@ -204,7 +262,7 @@ def _identity(
         settings = {key: value for key, value in content["training"].items() if key not in places}
         content["training"] = settings | {"network": shown(spec.training.network)} | training
     networks = [spec.training.network] if spec.training is not None else []
-    texts = (*methods, *(model.name for model in spec.models), *networks, spec.asked)
+    texts = (*methods, *(text for model in spec.models for text in model.code), *networks, spec.asked)
     surrogates = {name: text for name, text in spec.variant_texts.items() if name != text}
     return content | {"files": digests_of_files(texts, surrogates)}
 

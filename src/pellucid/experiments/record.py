@@ -72,6 +72,8 @@ class RunRecord(BaseModel):
         cells: the names of the parts, in the order of the plan.
         method_files: digests of files that methods are functions of, by method; only its cells depend on them.
         command: what was typed.
+        noticed: of each model, sentences on what makes its maps say less than they seem to.
+        poor: of each model, the variants under which it answers too differently for maps to speak for it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +89,8 @@ class RunRecord(BaseModel):
     identity: Mapping[str, Any]
     method_files: Mapping[str, Mapping[str, str]] = {}
     command: str = ""
+    noticed: Mapping[str, tuple[str, ...]] = {}
+    poor: Mapping[str, tuple[str, ...]] = {}
 
     @field_validator("spec")
     @classmethod

@@ -19,11 +19,14 @@ from ..data.sources import Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage
 from ..folders import Folder
 from ..heatmap import heatmap
+from ..methods.checks import looks_wrong
 from ..metrics.base import Case
 from ..models.zoo import LoadedModel
 from ..passes import most_rows
+from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Note, case_of, noted
+from .noticing import Counts, changes_of, count_odd, oddities
 from .spec import Spec
 from .store import TEXT
 
@@ -63,7 +66,11 @@ class ShardCell:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard says of itself: its cell's key, how many images and maps it holds, and what was left out."""
+    """What a shard says of itself: its cell's key, how many images and maps it holds, and what was left out.
+
+    ``odd`` counts its odd images, ``wrong`` says what looks wrong of pixels and outputs, and ``changes`` how
+    variants answer on its first images (points, same, count).
+    """
 
     key: str
     source: str
@@ -72,6 +79,9 @@ class Shard:
     maps: int = 0
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[Note] = ()
+    odd: Counts = field(default_factory=dict)
+    wrong: Sequence[str] = ()
+    changes: Mapping[str, tuple[float, int, int]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> Shard | None:
@@ -105,26 +115,38 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
         Folder(cell.folder).writing(f"{MAPS}/{cell.id}.parquet") as file,
         pyarrow.parquet.ParquetWriter(file, MAP_ROWS, compression="zstd", write_page_checksum=True) as writer,
     ):
-        for positions, batch in _batches(spec, source, cell, found.skipped):
+        for positions, batch in _batches(spec, source, cell, found):
+            if not found.images:
+                found.look_at(spec, batch)
             rows = _map_rows(spec, batch, cell.place, positions, notes)
             writer.write_table(rows)
             found.images, found.maps = found.images + len(positions), found.maps + len(rows)
-        shard = Shard(cell.key, cell.place, cell.start, found.images, found.maps, found.skipped, sorted(notes))
+        shard = Shard(cell.key, cell.place, cell.start, notes=sorted(notes), **vars(found))
         writer.add_key_value_metadata({TOLD: json.dumps(asdict(shard))})
     return shard
 
 
 @dataclass
 class _Written:
-    """What was written of a shard so far, and what was wrong with images left out."""
+    """What was written of a shard so far, what was wrong with images left out, and what was noticed."""
 
     images: int = 0
     maps: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    odd: Counts = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    changes: dict[str, tuple[float, int, int]] = field(default_factory=dict)
+
+    def look_at(self, spec: Spec, batch: inputs.Batch) -> None:
+        """Note what looks wrong of a batch's pixels and outputs, and how variants answer on it."""
+        logits = batch.scorer(ORIGINAL).logits_of(batch.images)
+        self.wrong += looks_wrong(batch.images, logits, batch.loaded.preprocess, normalized=True).values()
+        changes = changes_of(inputs.parsed(spec), batch, logits)
+        self.changes |= {name: (one.points, one.same, one.count) for name, one in changes.items()}
 
 
 def _batches(
-    spec: Spec, source: Source, cell: ShardCell, skipped: dict[str, str]
+    spec: Spec, source: Source, cell: ShardCell, found: _Written
 ) -> Iterator[tuple[list[int], inputs.Batch]]:
     """Images of one size together, and where they are in their source."""
     loaded, most = inputs.model_of(spec, spec.models[0].key), most_rows(spec.max_batch)
@@ -138,8 +160,9 @@ def _batches(
     read = _reader(spec, source, loaded)
     for position, (sample, pixels) in zip(positions, read_ahead(read, positions, _READERS, 2 * most), strict=True):
         if sample is None:
-            skipped[source.names[position]] = pixels
+            found.skipped[source.names[position]] = pixels
             continue
+        count_odd(found.odd, {kind: told for kind, told in oddities(sample, loaded.preprocess).items() if told[1]})
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((position, sample, pixels))
         if len(group) == most:

@@ -19,6 +19,7 @@ from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, most_rows
+from ..pixels import Ends
 from ..training.degradation import Replacement
 from ..training.from_source import Checked, Count, Number
 from ..training.hyperparameters import TrainingPrecision
@@ -56,6 +57,9 @@ class Model(Part):
     Attributes:
         name, weights, classes: as ``load_model`` takes them; a file of names stands alone.
         alias: what tables call it.
+        preprocess: what images go through in place of the model's own, ``"none"`` or ``path/to/file.py:name``.
+        scale: the values that become 0 and 1, of images of 16 bits and others; None is what their type tells.
+        display: how images of other channels than RGB are shown, ``"mean"`` or one or three channels from 1.
         size: pixels of a side at which images enter, cut to a square at the center; None is as the model's own.
         randomized: all from the top down to this block is random, as in a ``cascade`` (``randomized``).
         way: how it is made random; None is ``"moments"``.
@@ -65,6 +69,9 @@ class Model(Part):
     weights: str | None = None
     classes: Texts = ()
     alias: str = ""
+    preprocess: str | None = None
+    scale: Ends | None = None
+    display: Literal["mean"] | tuple[Count, ...] | None = None
     size: Count | None = None
     randomized: str | None = None
     way: RandomizationWay | None = None
@@ -81,6 +88,16 @@ class Model(Part):
     def key(self) -> str:
         """What tables call it: unless an alias is given its name, of a file without the folders."""
         return self.alias or shown(self.name)
+
+    @property
+    def bands(self) -> tuple[int, ...] | None:
+        """The channels that are shown, as a ``Preprocess`` takes them: none of them is the mean."""
+        return () if self.display == "mean" else self.display
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The texts that may name files of Python."""
+        return (self.name, *(() if self.preprocess is None else (self.preprocess,)))
 
 
 class Images(Part):
@@ -270,6 +287,7 @@ class MapsSpec(Spec):
 
 
 _Kind = TypeVar("_Kind", bound=Spec)
+_OF_EACH = ("classes", "preprocess", "scale", "display")  # options that hold for every model
 
 
 def shown(text: str) -> str:
@@ -281,9 +299,9 @@ def read_spec(path: Path | None = None, options: Mapping[str, Any] | None = None
     """A spec from a TOML file, from options, or from a file whose values options replace.
 
     Options have the form of the file's content; those of ``images`` are replaced one by one, ``weights`` are
-    those of the models, in order, and ``classes`` those of each. In the file, paths are relative to its folder; in
-    options, to the current folder. In what is a path, and nowhere else, ``~`` and environment variables are put
-    in, so that no secret comes into names and reports.
+    those of the models, in order; ``classes``, ``preprocess``, ``scale`` and ``display`` are those of each. In the
+    file, paths are relative to its folder; in options, to the current folder. In what is a path, and nowhere else,
+    ``~`` and environment variables are put in, so that no secret comes into names and reports.
 
     Raises:
         InvalidData: no such file, or an environment variable that is not set.
@@ -297,15 +315,16 @@ def spec_of(kind: type[_Kind], path: Path | None = None, options: Mapping[str, A
     """A spec of a kind, as ``read_spec`` reads it."""
     content = {} if path is None else _located(_content(path), path.absolute().parent)
     given = _located(dict(options or {}), Path.cwd())
-    weights, classes = given.pop("weights", []), given.pop("classes", [])
+    weights = given.pop("weights", [])
+    of_each = {key: given.pop(key) for key in _OF_EACH if given.get(key) is not None}
     if "images" in given and isinstance(content.get("images"), dict):
         given["images"] = content["images"] | given["images"]
     place = "the options" if path is None else str(path)
     content |= given
     if weights:
         content["models"] = _weighted(content.get("models", []), weights)
-    if classes:
-        content["models"] = [part | {"classes": classes} for part in _parts(content.get("models", []))]
+    if of_each:
+        content["models"] = [part | of_each for part in _parts(content.get("models", []))]
     for text in _texts(content):
         if os.path.isabs(text) and "$" in text:  # what is no path is not absolute
             raise InvalidData(f"{place}: {text!r} names an environment variable that is not set; set it first")
@@ -428,9 +447,11 @@ _PATHS: Mapping[str, Callable[[str, Path], str]] = {
     "models.name": _code,
     "models.weights": _file,
     "models.classes": _file,
+    "models.preprocess": _code,
     "target": _code,
     "weights": _file,
     "classes": _file,
+    "preprocess": _code,
     "methods": _code,
     "variants": _code,
     "reference": _code,

@@ -242,7 +242,8 @@ class Store:
             again = counted(len(set(record.cells) - set(found.cells)), "cell")
             message = f"{', '.join(changed)} has changed: {again} of it computed anew, all others are kept"
             warnings.warn(OutdatedWarning(message), stacklevel=4)
-        if found is None or (found.spec, found.cells) != (record.spec, record.cells):
+        told = [(one.spec, one.cells, one.noticed, one.poor) for one in (found, record) if one is not None]
+        if found is None or told[0] != told[1]:
             self.folder.write(RUN, record.content())
 
     def _require_same(self, record: RunRecord) -> RunRecord | None:

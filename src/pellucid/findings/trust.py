@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -101,14 +102,15 @@ def trust_card(
         if found is not None:
             axes.setdefault(known.axis, []).append(found)
     axes = dict(sorted(axes.items(), key=lambda entry: [*wording.QUESTIONS, entry[0]].index(entry[0])))
-    findings = tuple(_finding(results, axis, *rankings) for axis, rankings in axes.items())
+    poor = results.record.poor.get(model, ())
+    findings = tuple(_finding(results, axis, poor, *rankings) for axis, rankings in axes.items())
     leads = [rankings[0] for rankings in axes.values()]
     return TrustCard(
         model,
         layer,
         findings,
-        wording.overall(axes),
-        tuple(wording.warnings(leads)),
+        wording.overall(axes, poor),
+        (*wording.warnings(leads), *map(wording.as_sentence, results.record.noticed.get(model, ()))),
         wording.explained(_explained(results, model)),
     )
 
@@ -130,8 +132,8 @@ def _only(statistics: Statistics) -> str:
     return str(models[0])
 
 
-def _finding(results: Results, axis: str, lead: Ranking, *others: Ranking) -> Finding:
+def _finding(results: Results, axis: str, poor: Sequence[str], lead: Ranking, *others: Ranking) -> Finding:
     rated = [one for one in (lead, *others) if one.metric.startswith(RATED)]
     told = [wording.agreement(lead, others)]
     told += [f"{wording.begun(one.name)}: {raters_told(results, one.metric)}" for one in rated]
-    return Finding(axis, lead, others, wording.finding(lead), " ".join(filter(None, told)))
+    return Finding(axis, lead, others, wording.finding(lead, poor), " ".join(filter(None, told)))

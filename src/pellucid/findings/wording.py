@@ -26,7 +26,21 @@ _NAMED = 4  # names in a sentence; the others are counted
 _FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
 
-def finding(lead: Ranking) -> str:
+def finding(lead: Ranking, poor: Sequence[str] = ()) -> str:
+    """What one metric finds; and which of the best are maps under ``poor`` variants, of another network."""
+    caveat = "" if lead.of_variants or lead.floors or lead.same else _of_another([*lead.best], poor)
+    return f"{_found(lead)} {caveat}".strip()
+
+
+def _of_another(best: Sequence[Contender], poor: Sequence[str]) -> str:
+    """That maps which are among the best do not explain the original network, if so."""
+    names = [name for name in poor if any(one.variant == name and not one.floor for one in best)]
+    return (
+        f"Under {joined(names)} the network is another, whose maps do not explain the original." if names else ""
+    )
+
+
+def _found(lead: Ranking) -> str:
     """What one metric finds, in one sentence."""
     if not lead.contenders:
         return f"Too few {lead.counted}s to say: {lead.name} needs at least {LEAST} on which it is defined."
@@ -64,8 +78,10 @@ def _beaten(lead: Ranking) -> str:
     if not methods:
         return f"Only floors were graded, no method: {lead.name} {_told(lead, floor)}."
     than = "chance" if "random" in lead.floors else "an edge filter"
+    few = lead.most < _FEW[lead.counted]
+    shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
     return (
-        f"No method beats {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
+        f"{shown} {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
         f"the best method, {_name(lead, methods[0])}, {_number(lead, methods[0])}."
     )
 
@@ -88,7 +104,7 @@ def _of_variants(lead: Ranking) -> str:
 def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     """Whether an axis's other metrics agree with the leading one, and which methods that could not grade."""
     if lead.of_variants:
-        return " ".join(finding(other) for other in others)
+        return " ".join(map(_found, others))
     decided = [other for other in others if other.decided and lead.decided]
     same = [other.name for other in decided if other.agrees(lead)]
     unlike = [
@@ -106,10 +122,11 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     return " ".join(parts)
 
 
-def overall(axes: Mapping[str, Sequence[Ranking]]) -> str:
+def overall(axes: Mapping[str, Sequence[Ranking]], poor: Sequence[str] = ()) -> str:
     """The whole card in a few sentences: who is best most often, where chance wins, where measures disagree.
 
-    Only who is among the best by every measure of a question wins it.
+    Only who is among the best by every measure of a question wins it. It is said of the winners which are maps
+    under ``poor`` variants, of another network.
     """
     decided = {axis: rankings for axis, rankings in axes.items() if rankings[0].decided}
     if not decided:
@@ -124,12 +141,15 @@ def overall(axes: Mapping[str, Sequence[Ranking]]) -> str:
         return " ".join(notes)
     most = max(wins.values())
     first = [key for key, count in wins.items() if count == most]
-    names = _named(first, [one for axis in best for one in decided[axis][0].contenders])
+    among = [one for axis in best for one in decided[axis][0].contenders]
+    names = _named(first, among)
+    caveat = _of_another([one for one in among if (one.method, one.variant) in first], poor)
+    notes = [caveat, *notes] if caveat else notes
     are = "is" if len({method for method, _ in first}) == 1 else "are"
     if len(decided) == 1:
-        return f"{names} {are} best for {next(iter(decided))}, the only question asked."
-    won = [axis for axis, some in best.items() if first[0] in some]
-    where = f" ({joined(won)})" if len(first) == 1 else ""
+        return f"{names} {are} best for {next(iter(decided))}, the only question asked. {caveat}".strip()
+    won = [axis for axis, some in best.items() if any(key in some for key in first)]
+    where = f" ({joined(won)})" if len(won) == most else f" (each of its own: {joined(won)})"
     return " ".join([f"{names} {are} among the best on {most} of {len(decided)} questions{where}.", *notes])
 
 
@@ -177,6 +197,12 @@ def _are(some: Sequence[Contender]) -> str:
 def begun(text: str) -> str:
     """As a sentence begins."""
     return text[:1].upper() + text[1:]
+
+
+def as_sentence(text: str) -> str:
+    """A text as a sentence of its own; what begins with a file's name or the like keeps its first letter."""
+    first = text.split(maxsplit=1)[0]
+    return f"{text if set(first) & set('._/:-0123456789') else begun(text)}."
 
 
 def judged_at(layer: str | None) -> str:

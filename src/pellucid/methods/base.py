@@ -30,6 +30,7 @@ from ..errors import (
     PatternWarning,
     PrecisionWarning,
     SkippedLayerWarning,
+    TokenWarning,
     brief,
 )
 from ..files import replace_file, sealed_tensors, unsealed_tensors
@@ -336,8 +337,11 @@ class Method(ABC):
                 _warn_if_incomplete(layer, size, residuals[layer], wanted, self.promise)
             thresholded = any(rule.alters_gradient for rule in self.backward_rules)
             remedies = ["lower a threshold such as q"] if thresholded else []
-            _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
-            _warn_if_flat(layer, attributions[layer], size)
+            if prefix.numel() and not bool(maps.any()) and (bool(prefix.any()) or not thresholded):
+                _warn_of_prefix(layer, len(maps))
+            else:
+                _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
+                _warn_if_flat(layer, attributions[layer], size)
             _warn_if_patterned(layer, attributions[layer], asking.rules)
         return Attributions(attributions, network.targets, residuals, prefixes, asking.answer)
 
@@ -521,13 +525,24 @@ def _warn_if_incomplete(
     share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
     worst = int(share.argmax())
     if share[worst] > TOLERANCE:
+        cancels = bool(size[worst] / 100 > expected[worst].abs())
+        of = "a hundredth of the sum of magnitudes" if cancels else f"this {promise[0].rpartition(' ')[2]}"
         message = (
             f"at {layer!r} the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
-            f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g} "
-            f"({float(share[worst]):.1%}). {promise[1]}"
+            f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g}, "
+            f"{float(share[worst]):.1%} of {of}. {promise[1]}"
         )
         warnings.warn(CompletenessWarning(message, layer), stacklevel=5)
+
+
+def _warn_of_prefix(layer: str, images: int) -> None:
+    """Where a class token alone is read, no place has a gradient, whatever the method."""
+    message = (
+        f"at {layer!r} the attribution of {images} of {images} images is zero at all places: only the class token "
+        "is read after this layer; take the block before"
+    )
+    warnings.warn(TokenWarning(message, layer), stacklevel=5)
 
 
 def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:

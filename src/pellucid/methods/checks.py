@@ -22,20 +22,26 @@ def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
 _LARGE = 20.0  # no normalized image has such values
 
 
-def looks_wrong(images: Tensor, logits: Tensor, preprocess: Any = None) -> dict[str, str]:
+def looks_wrong(
+    images: Tensor, logits: Tensor, preprocess: Any = None, normalized: bool = False
+) -> dict[str, str]:
     """What in a model's images and logits (B, K) is likely a mistake: a sentence for each kind.
 
-    ``preprocess`` is what the model's images should have gone through, where that is known.
+    ``preprocess`` is what the model's images should have gone through, where that is known; ``normalized`` says
+    that they did.
     """
     found, largest = {}, float(images.abs().max())
     if logits.shape[1] > 1 and are_shares(logits):
         found["softmax"] = "the outputs are probabilities; explain the model without its last softmax"
     if largest > _LARGE:
+        # A function of the user's own takes no scale.
+        is_own = callable(getattr(preprocess, "function", None))
+        where = "in the function that prepares them" if is_own else "(in commands, of float images: --scale 0,255)"
         found["scale"] = (
             f"the model sees values up to {largest:.4g}, as of images that are not normalized; unless it scales "
-            "them itself, divide by 255 (in commands, of float images: --scale 0,255) and normalize"
+            f"them itself, divide by 255 {where} and normalize"
         )
-    elif getattr(preprocess, "mean", None) and float(images.min()) >= 0 and 0 < largest <= 1:
+    elif not normalized and getattr(preprocess, "mean", None) and float(images.min()) >= 0 and 0 < largest <= 1:
         found["scale"] = (
             "the images lie in [0, 1], as before the model's normalization; give preprocess.normalize(images)"
         )

@@ -75,10 +75,14 @@ class Scorer:
 
     def of(self, images: Tensor) -> Tensor:
         """Scores of images that several ask about: run once for each tensor object, while that lives."""
+        return self._scored(self.logits_of(images))
+
+    def logits_of(self, images: Tensor) -> Tensor:
+        """Logits of such images."""
         if images not in self._known:
-            self._known[images] = self.scores(images)
-        scores: Tensor = self._known[images]
-        return scores
+            self._known[images] = self.logits(images)
+        logits: Tensor = self._known[images]
+        return logits
 
     def followed(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """The score (n,) of one class for each row of batches (rows, classes), each made when its turn comes.

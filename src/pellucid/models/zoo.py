@@ -18,8 +18,9 @@ from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
+from ..pixels import Ends
 from .hugging_face import HuggingFace, under_own_names
-from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, understood
+from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, preprocess_named, understood
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
 from .weights import (
@@ -108,6 +109,32 @@ class LoadedModel:
         if not isinstance(self.preprocess, Preprocess):
             raise InvalidModel(f"{self.name} brings a preprocess of its own: set the size of its images there")
         return replace(self, preprocess=self.preprocess.at_size(side))
+
+    def seeing(
+        self, preprocess: str | None = None, scale: Ends | None = None, bands: tuple[int, ...] | None = None
+    ) -> LoadedModel:
+        """The model with images that go through something else; what is None stays as it is.
+
+        Args:
+            preprocess: in place of the model's own, as ``preprocess_named`` takes it.
+            scale, bands: of the ``Preprocess``.
+
+        Raises:
+            InvalidParameter: a scale for a function of the user's own, which scales by itself.
+        """
+        found = self.preprocess
+        if preprocess is not None:
+            found = preprocess_named(preprocess, input_channels(self.model))
+        if bands is not None:
+            found = replace(found, bands=bands)
+        if scale is not None:
+            if not isinstance(found, Preprocess):
+                raise InvalidParameter(
+                    "--scale is for a Preprocess; the model's file has a function, which scales by itself: "
+                    "scale the values there, or take another by --preprocess"
+                )
+            found = replace(found, scale=scale)
+        return replace(self, preprocess=found)
 
 
 @dataclass(frozen=True)

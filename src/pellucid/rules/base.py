@@ -50,6 +50,7 @@ class Rule(ABC):
     of_parts: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
+    without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
 
     @property
     def alters_gradient(self) -> bool:
@@ -136,6 +137,7 @@ class ConfinedRule(Rule):
             "of_parts",
             "conserves",
             "required",
+            "without_it",
         ):
             object.__setattr__(self, name, getattr(self.rule, name))
 
@@ -425,7 +427,7 @@ class Rules(TorchFunctionMode):
                 raise RuleNotApplied(
                     f"{rule} met no operation of its kind ({', '.join(sorted(rule.operations))}), so it would "
                     f"silently change nothing; of the operations that rules know, the model runs: "
-                    f"{ran or 'none'}{self._elsewhere(rule)}. Leave this rule out, or choose a method without it"
+                    f"{ran or 'none'}{self._elsewhere(rule)}. {rule.without_it}"
                 )
 
     def _elsewhere(self, rule: Rule) -> str:

@@ -1,0 +1,169 @@
+"""What makes maps say less than they seem to, of models, images and variants: the same for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..data.sources import Sample
+from ..errors import PellucidError, counted
+from ..models.preprocess import Preprocess, is_assumed
+from ..models.weights import is_untrained
+from ..models.zoo import LoadedModel
+from ..outputs import probabilities
+from ..pixels import Pixels
+from ..variants.base import Variant
+from .inputs import Batch, ParsedSpec
+from .spec import shown
+
+Odd = Mapping[str, tuple[str, str]]
+"""What is odd about an image, and what to do, by kind."""
+Counts = dict[str, list[Any]]
+"""What is odd about the first image of a kind, what to do, and how many such images there are."""
+
+_POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
+_LITTLE = 0.25  # of the values that an image's bits can hold
+_MUCH = 4  # times smaller
+
+
+def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str]:
+    """What of a model makes its maps mean little; ``says_preprocess``: whether its preprocess was asked for."""
+    is_file, name = ".py:" in loaded.name, shown(loaded.name)
+    if loaded.weights == "random" and not is_file:
+        yield f"{name} has random weights; give --weights FILE or DEFAULT"
+    elif loaded.weights == "random" and is_untrained(loaded.model):
+        yield (
+            f"{name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
+            "nothing of a trained network; load its weights in the file or give --weights FILE"
+        )
+    if is_file and not says_preprocess and is_assumed(loaded.preprocess):
+        yield (
+            f"the model's file has no preprocess: photos are {loaded.preprocess.in_words}; "
+            "say otherwise by --preprocess none or FILE.py:NAME"
+        )
+
+
+def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
+    """What a preprocess does to an image that may surprise: to its values, its size and its channels."""
+    if not isinstance(preprocess, Preprocess):
+        return {}
+    found, image, side = {}, sample.image, preprocess.resize
+    if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
+        ends = f"{int(image.values.min())},{int(image.values.max())}"
+        what = "uses little of what its bits can hold, so the model sees it nearly of one grey"
+        found["dark"] = (f"{sample.name} {what}", f"give --scale, such as {ends}")
+    if isinstance(side, int) and min(image.size) >= _MUCH * side:
+        what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
+        found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
+    if recolored := preprocess.recolored(image):
+        found[recolored] = (f"{sample.name} {recolored}", "")
+    return found
+
+
+def count_odd(counts: Counts, odd: Odd) -> None:
+    """Count an image with those that are odd in the same way."""
+    for kind, (what, way_out) in odd.items():
+        counts.setdefault(kind, [what, way_out, 0])[2] += 1
+
+
+def of_images(counts: Counts, noun: str = "image") -> Iterator[str]:
+    """What is odd about images, a sentence for each kind."""
+    for what, way_out, count in counts.values():
+        yield f"{what} ({counted(count, f'such {noun}')})" + (f"; {way_out}" if way_out else "")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How another network answers on ``count`` images.
+
+    Attributes:
+        points: by how many points the explained class's probability moves, summed over the images.
+        same: for how many the predicted class is the original's.
+    """
+
+    points: float = 0.0
+    same: int = 0
+    count: int = 0
+
+    @classmethod
+    def of(cls, logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
+        """The change from logits (B, K) to others, for the explained classes (B,)."""
+        before, after = (probabilities(one).gather(1, targets[:, None]) for one in (logits, changed))
+        same = int((logits.argmax(1) == changed.argmax(1)).sum())
+        return cls(100 * float((before - after).abs().sum()), same, len(logits))
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.points + other.points, self.same + other.same, self.count + other.count)
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether maps of the other network do not explain the original one."""
+        return is_poor(self.points / self.count, self.same / self.count)
+
+    def told(self, name: str, noun: str = "image") -> str:
+        """What this says of a variant, in a sentence."""
+        mean = self.points / self.count
+        return (
+            f"under {name} the network is another: it moves the explained class's probability by {mean:.1f} "
+            f"points on average and predicts as the original for {self.same} of {counted(self.count, noun)}: "
+            f"{verdict_on(mean, self.same / self.count)}"
+        )
+
+
+def may_answer_otherwise(variant: Variant) -> bool:
+    """Whether the network under a variant is another, and not its gradient alone."""
+    return not all(rule.alters_gradient for rule in variant.rules)
+
+
+def is_poor(points: float, same: float) -> bool:
+    """Whether another network that moves probabilities so much and predicts so often the same speaks for none."""
+    return points > _POOR[0] or same < _POOR[1]
+
+
+def verdict_on(points: float, same: float) -> str:
+    """Whether maps of another network speak for the original one."""
+    if points <= _CLOSE[0] and same >= _CLOSE[1]:
+        return "close to the original, so that its maps speak for it"
+    if is_poor(points, same):
+        return "a poor stand-in, whose maps do not explain the original network"
+    return "a fair stand-in; mind the difference"
+
+
+def changes_of(parsed: ParsedSpec, batch: Batch, logits: Tensor) -> dict[str, Change]:
+    """How variants that may answer otherwise change the answers to a batch, whose own logits (B, K) are known.
+
+    A class's probability is followed: the label's where that is explained, else the highest one's; what has one
+    output has none.
+    """
+    if logits.shape[1] < 2:
+        return {}
+    is_label = batch.spec.target == "label" and batch.labels is not None
+    targets = batch.labels if is_label and batch.labels is not None else logits.argmax(1)
+    found = {}
+    for name, variant in parsed.variants.items():
+        if may_answer_otherwise(variant):
+            with suppress(PellucidError):  # what does not work on this model is told by whatever explains under it
+                found[name] = Change.of(logits, batch.scorer(variant).logits_of(batch.images), targets)
+    return found
+
+
+def summed(changes: Iterable[Mapping[str, Change]]) -> dict[str, Change]:
+    """The changes of several parts of the images together, by variant."""
+    found: dict[str, Change] = {}
+    for one in changes:
+        for name, change in one.items():
+            found[name] = found.get(name, Change()) + change
+    return found
+
+
+def added(counts: Iterable[Counts]) -> Counts:
+    """The counts of several parts of the images together."""
+    found: Counts = {}
+    for one in counts:
+        for kind, (what, way_out, count) in one.items():
+            found.setdefault(kind, [what, way_out, 0])[2] += count
+    return found
