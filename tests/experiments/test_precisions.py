@@ -29,7 +29,7 @@ def single(precision=torch.float32):
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU()),
         nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU()),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8),
     ).eval().to(precision)
 
 

@@ -177,7 +177,11 @@ def test_torn_and_foreign_parts_are_no_parts(tmp_path, computed):
     empty.write_bytes(b"")
     pd.DataFrame({"other": [1]}).to_parquet(foreign)
     (kept.parent / "mine.parquet").write_bytes(kept.read_bytes())
-    (kept.parent / f".{torn.name}.99999").write_bytes(b"draft")
+    (kept.parent / f".{torn.name}.0123456789abcdef").write_bytes(b"draft")
+    others = [tmp_path / "run" / "mine" / ".table.parquet.bak", kept.parent / ".table.parquet.bak"]
+    (tmp_path / "run" / "mine").mkdir()
+    for other in others:
+        other.write_bytes(b"the user's own")
     with pytest.warns(DamagedFileWarning, match="cannot be used"):
         found = Results.read(tmp_path / "run")
     assert len(found.table) == 8
@@ -187,7 +191,8 @@ def test_torn_and_foreign_parts_are_no_parts(tmp_path, computed):
         again = benchmark(spec(), tmp_path / "run")
     assert sorted(computed) == sorted(path.stem for path in (torn, empty, foreign))
     pd.testing.assert_frame_equal(again.table, whole, check_exact=True)
-    assert not list(kept.parent.glob(".*"))
+    assert [path.name for path in kept.parent.glob(".*")] == [".table.parquet.bak"]
+    assert all(other.read_bytes() == b"the user's own" for other in others)
 
 
 def flipped(path, place):

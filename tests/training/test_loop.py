@@ -17,6 +17,7 @@ from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
+from pellucid.training.checkpoints import Checkpoint, Checkpoints, remove_checkpoints
 from pellucid.training.classifiers import accuracy, save_weights, train
 from pellucid.training.from_source import train_network
 from pellucid.training.hyperparameters import (
@@ -360,3 +361,19 @@ def test_a_split_has_every_image_once_and_follows_the_seed():
     for share in (0.01, 0.99):
         with pytest.raises(InvalidParameter, match="without images"):
             images.split(share)
+
+
+# Checkpoints.
+
+
+def test_what_a_training_did_not_write_stays_when_its_checkpoints_go(tmp_path):
+    own, mine = tmp_path / "weights.checkpoint", tmp_path / "other.checkpoint" / "mine.txt"
+    for folder in (own, mine.parent):
+        for part in ("", "network-001"):
+            Checkpoints(folder / part, {}).write(1, Checkpoint({"x": torch.zeros(1)}, {}))
+    (own / ".epoch-00002.safetensors.0123456789abcdef").write_bytes(b"a draft")
+    mine.write_text("the user's own")
+    for folder in (own, mine.parent, tmp_path / "none.checkpoint"):
+        remove_checkpoints(folder)
+    assert not own.exists()
+    assert list(mine.parent.iterdir()) == [mine]

@@ -536,4 +536,4 @@ def test_a_test_set_is_scored_and_chooses_nothing(tmp_path):
     os.rename(tmp_path / "test" / "red" / "00.png", tmp_path / "test" / "yellow" / "00.png")
     result = run("train", "cifar-cnn", "--data", folder, "--test", test, "--shuffle", "-o", output)
     assert result.exit_code == 2
-    assert "the data have 4 classes" in result.stderr
+    assert "the images' class 'yellow' is none of the model's 3 classes" in result.stderr

@@ -26,7 +26,7 @@ from ..errors import (
     counted,
     first_difference,
 )
-from ..files import RUN, alone, writable
+from ..files import RUN, alone, is_draft, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
 from .record import DamagedRun, RunRecord
@@ -279,8 +279,10 @@ class Store:
             for folder in (PARTS, PICTURES):
                 (self.local / folder).mkdir(parents=True, exist_ok=True)
         with alone(self.local / LOCK, self.url):
-            for draft in [*self.local.glob(f".{RUN}.*"), *self.local.glob("*/.*.parquet.*")]:
-                draft.unlink(missing_ok=True)  # left by a process that was killed
+            for place in (self.local, self.local / PARTS, self.local / PICTURES):
+                for path in [] if place.is_symlink() else place.iterdir():
+                    if is_draft(path.name):  # left by a process that was killed
+                        path.unlink(missing_ok=True)
             yield
 
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:

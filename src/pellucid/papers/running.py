@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..experiments.store import Results
 from ..files import alone, replace_file, writable
 from ..findings.statistics import Statistics
 from ..models.zoo import device_named
+from ..training.checkpoints import remove_checkpoints
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, NetworkTraining, Recipe, Scale, TrainingPart, references
@@ -232,7 +232,7 @@ def _remove(output: Path) -> None:
     """Remove a training's files, so that another's may take their place."""
     for path in (output, output.with_suffix(".json")):
         path.unlink(missing_ok=True)
-    shutil.rmtree(output.with_suffix(".checkpoint"), ignore_errors=True)
+    remove_checkpoints(output.with_suffix(".checkpoint"))
 
 
 # What is known of a folder between calls.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileWarning, InvalidWeights, first_difference
-from ..files import alone, replace_file, sealed_tensors, unsealed_tensors, writable
+from ..files import alone, is_draft, replace_file, sealed_tensors, unsealed_tensors, writable
 
 KEPT = 2  # if the machine fails while the newest is written, the one before it stands
 
@@ -94,8 +94,19 @@ def checkpoints_beside(output: Path) -> Iterator[Path]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a training's checkpoints: it is over and its weights are written."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a training's checkpoints: it is over and its weights are written.
+
+    Only what trainings write goes, those of several networks below it, too; a folder that holds more stays.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in [*folder.iterdir()]:
+        if re.fullmatch(r"network-\d{3}", path.name):
+            remove_checkpoints(path)
+        elif re.fullmatch(r"epoch-\d{5}\.safetensors|\.lock", path.name) or is_draft(path.name):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        folder.rmdir()
 
 
 def read(path: Path) -> tuple[dict[str, Any], Checkpoint] | None:
