@@ -12,7 +12,7 @@ from PIL import Image
 from pellucid.data.labeled import load_images
 from pellucid.data.reading import read_image
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidData, InvalidImage, InvalidParameter
+from pellucid.errors import InputWarning, InvalidData, InvalidImage, InvalidParameter
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
 from pellucid.pixels import Pixels, picture, with_channels
 
@@ -254,7 +254,8 @@ def test_arrays_of_a_folder_without_images(tmp_path):
     np.save(tmp_path / "b.npy", numbers(5, 7, 4))
     assert open_images(tmp_path).names == ["b.npy"]
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    assert open_images(tmp_path).names == ["a.png"]
+    with pytest.warns(InputWarning, match=r"arrays beside the images are left out \(1, such as b.npy\)"):
+        assert open_images(tmp_path).names == ["a.png"]
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):

@@ -288,6 +288,11 @@ def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
     )
     assert ended.exit_code == 2
     assert "has no such maps; leave out --image and --layer" in ended.output
+    both = ["--image", "5.png", "--image", "9.png", "-o", str(tmp_path / "no")]
+    ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *both])
+    assert ended.exit_code == 2
+    assert "has no such maps of '9.png'" in ended.output
+    assert not (tmp_path / "no").exists()
     (tmp_path / "source" / "5.png").unlink()
     ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *chosen[:2], "-o", str(tmp_path / "more")])
     assert ended.exit_code == 0

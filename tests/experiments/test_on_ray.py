@@ -172,7 +172,9 @@ def test_a_driver_that_is_stopped_or_killed_goes_on_where_it_was(cluster, connec
             time.sleep(0.01)
         driver.send_signal(number)
         told = driver.communicate()[1].decode()
-        assert driver.returncode == (130 if number == signal.SIGINT else -number), told
+        # Ray itself may abort where an interrupt meets a task that has just ended; then, too, nothing may be lost.
+        aborted = driver.returncode == -signal.SIGABRT and "task_manager.cc" in told
+        assert aborted or driver.returncode == (130 if number == signal.SIGINT else -number), told
         now = {path: path.stat().st_mtime_ns for path in run.glob("parts/*.parquet")}
         assert least <= len(now) < 12
         assert before.items() <= now.items()

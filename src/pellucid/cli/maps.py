@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidData, PellucidError, counted
+from ..errors import InvalidData, PellucidError, brief, counted
 from .benchmark import spec_content
 from .options import (
     AS_FOR_EXPLAIN,
@@ -128,6 +128,10 @@ def show_command(
     found = read_maps(run, **{name: given for name, given in (("image", image), ("layer", layer)) if given})
     if found.empty:
         raise InvalidData(f"{run} has no such maps; leave out --image and --layer to see what there is")
+    if absent := [name for name in image or () if name not in set(found["image"])]:
+        raise InvalidData(
+            f"{run} has no such maps of {brief(absent[0])}; names are those of its images, with their endings"
+        )
     keys = ["source", "position", "image"]
     drawn = list(found.groupby(keys, sort=False, observed=True))[: None if image else _FIRST]
     with writable(output):

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 import tarfile
+import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
-from ..errors import InvalidData, InvalidImage, UnknownName, brief, shortened
+from ..errors import InputWarning, InvalidData, InvalidImage, UnknownName, brief, shortened
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels
@@ -163,7 +164,16 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     """All images of a folder, or else all its arrays or Parquet files."""
     files = files_below(folder, (*SUFFIXES, *_ARRAYS, *SHARDS))
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    images = images or [path for path in files if path.suffix.lower() in _ARRAYS]
+    arrays = [path for path in files if path.suffix.lower() in _ARRAYS]
+    if images and arrays:  # they may be anything that belongs to the images
+        warnings.warn(
+            InputWarning(
+                f"{folder}: arrays beside the images are left out ({len(arrays)}, such as {arrays[0].name}); to "
+                "explain arrays, name them or a folder of them alone"
+            ),
+            stacklevel=3,
+        )
+    images = images or arrays
     shards = [path for path in files if path.suffix in SHARDS]
     if images:
         folders = {path.relative_to(folder).parts[0] for path in images}
