@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pellucid.cli import app
+from pellucid.cli import run as run_module
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
@@ -701,6 +703,31 @@ def test_other_settings_or_files_begin_anew_and_leave_nothing_of_the_interrupted
         assert len(calls) == 3
         assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
         shutil.rmtree("out")
+
+
+@pytest.mark.filterwarnings("always::pellucid.errors.InputWarning")
+def test_a_model_that_changed_behind_the_same_files_explains_all_photos_anew(work, monkeypatch):
+    """As where a module that its file imports was edited, or the names of classes beside its weights."""
+    monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
+    photos = ["photo0.png", "photo1.png", "photo2.png"]
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        assert explain(*photos).exit_code == 130
+    from_file = run_module.load_model
+
+    def renamed(*arguments, **settings):
+        return replace(from_file(*arguments, **settings), classes=("one", "two", "three", "four"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "load_model", renamed)
+        calls = interrupted(patch, 9)
+        result = explain(*photos)
+    assert "the model is no longer what it was when this run began; all photos are explained anew" in result.stderr
+    assert result.exit_code == 0, result.output
+    assert calls == [1, 1, 1]
+    assert "before" not in result.stdout
+    found = {facts["target"]["name"] for facts in json.loads(Path("out/run.json").read_text())["photos"]}
+    assert found <= {"one", "two", "three", "four"}
 
 
 def test_an_interruption_leaves_the_earlier_run_until_the_new_one_is_whole(work, monkeypatch):

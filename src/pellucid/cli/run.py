@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning
 from ..experiments.cells import Note, noted, require_maps
+from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
 from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
@@ -50,18 +54,35 @@ class Explained(BaseModel):
     odd: dict[str, list[Any]] = {}  # of the first odd photo of a kind, and how many
     pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
     keeps: bool = False  # whether raw attributions are written
+    model: str = ""  # a digest of what explained them
 
     @classmethod
-    def read(cls, folder: Path) -> Explained:
-        """What an interrupted run left, or nothing; what is damaged counts for nothing."""
+    def read(cls, folder: Path, model: str) -> Explained:
+        """What an interrupted run left, or nothing; what is damaged, or of another model, counts for nothing.
+
+        The request's files are known to be the same; what they import, or find beside them, may have changed.
+        """
         try:
-            return cls.model_validate(unsealed((folder / UNFINISHED / _STATE).read_bytes()))
+            found = cls.model_validate(unsealed((folder / UNFINISHED / _STATE).read_bytes()))
         except (OSError, ValueError, TypeError):
-            return cls()
+            return cls(model=model)
+        if found.model == model:
+            return found
+        text = "the model is no longer what it was when this run began; all photos are explained anew"
+        warnings.warn(InputWarning(text), stacklevel=2)
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return cls(model=model)
 
     def write(self, folder: Path) -> None:
         """Keep it in a draft folder."""
         replace_file(folder / UNFINISHED / _STATE, sealed(self.model_dump(by_alias=True)))
+
+
+def _digest_of(loaded: LoadedModel) -> str:
+    """What tells a model from another that the same files gave: its parts, weights, preprocess and classes."""
+    parts = re.sub(r"0x[0-9a-f]+", "", str(loaded.model))  # addresses differ from one program to the next
+    return sha256(f"{digest_of_model(loaded)} {loaded.classes} {parts}".encode()).hexdigest()
 
 
 @dataclass
@@ -89,7 +110,7 @@ class ExplainRun:
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
         places, wrong = find_photos(request, named)
-        found = Explained.read(folder)
+        found = Explained.read(folder, _digest_of(named))
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
         return cls(request, loaded, folder, places, wrong, found, pictures)
 
