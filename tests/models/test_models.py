@@ -604,6 +604,10 @@ def test_names_of_classes_from_a_file(tmp_path):
         load_model(SMALL, classes=str(tmp_path / "names.json"))
     with pytest.raises(InvalidParameter, match="two classes are called 'a'"):
         load_model(SMALL, classes=("a", "b", "a"))
+    for text, why in (('{"1": "a", "7": "b"}', "not 0 to 1"), ('"abc"', "no list"), ("[" * 100_000, "")):
+        (tmp_path / "names.json").write_text(text)
+        with pytest.raises(InvalidParameter, match=f"holds no class names .*{why}"):
+            load_model("shapes-resnet", classes=str(tmp_path / "names.json"))
 
 
 def test_two_names_make_one_output_a_classifier(model_file):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..experiments.store import Results
 
 _MOST_LINES = 20  # differences of two runs that are told
+_PACKAGES = "% \\usepackage{booktabs, multirow}\n"  # what the table needs
 _ENDINGS = {"csv": ".csv", "latex": ".tex", "parquet": ".parquet"}
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The output of `pellucid benchmark`.")]
 
@@ -96,7 +97,7 @@ def _latex(results: Results, layer: str | None) -> str:
         f"Means over {statistics.over}, {judged_at(layer)}. In brackets the rank among methods of the same "
         "variant (= where several share it)" + (" and the layer." if layer is None else ".")
     )
-    return str(table.replace({"−": "-"}, regex=True).to_latex(escape=True, caption=caption))
+    return _PACKAGES + str(table.replace({"−": "-"}, regex=True).to_latex(escape=True, caption=caption))
 
 
 def compare_command(

@@ -235,8 +235,15 @@ def _names_of(path: Path) -> list[str]:
         if path.suffix != ".json":
             return [line.strip() for line in text.splitlines() if line.strip()]
         told = json.loads(text)
-        return [str(told[key]) for key in sorted(told, key=int)] if isinstance(told, dict) else [*map(str, told)]
-    except (OSError, ValueError, TypeError) as error:
+        if isinstance(told, dict):
+            told = {int(number): name for number, name in told.items()}
+            if sorted(told) != [*range(len(told))]:
+                raise ValueError(f"its numbers are not 0 to {len(told) - 1}")
+            return [str(told[number]) for number in range(len(told))]
+        if not isinstance(told, list):
+            raise ValueError("it is no list")
+        return [*map(str, told)]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InvalidParameter(
             f"{path} holds no class names ({error}); write one a line, or a JSON list"
         ) from error
