@@ -64,10 +64,44 @@ def test_names_fit_in_their_sub_folders_or_alone(photos, tmp_path):
     written(tmp_path / "masks", "cat/a.png", MASKS["white"])
     written(tmp_path / "masks", "b.png", MASKS["ones"])
     known = [sample.mask is not None for sample in annotated_with(open_images(photos), tmp_path / "masks")]
-    assert known == [True, True, True]  # dog/a takes the only a
+    assert known == [True, True, False]  # the only a is another image's
     written(tmp_path / "masks", "rabbit/a.png", MASKS["white"])
     known = [sample.mask is not None for sample in annotated_with(open_images(photos), tmp_path / "masks")]
+    assert known == [True, True, True]  # this one is no other's
+    written(tmp_path / "masks", "fox/a.png", MASKS["white"])
+    known = [sample.mask is not None for sample in annotated_with(open_images(photos), tmp_path / "masks")]
     assert known == [True, True, False]  # there are two: neither is taken for it
+
+
+def test_whole_names_go_before_those_without_their_endings(photos, tmp_path):
+    Image.new("RGB", (8, 6)).save(photos / "cat" / "a.bmp")
+    coco = {
+        "images": [{"id": 1, "file_name": "cat/a.jpg"}, {"id": 2, "file_name": "cat/a.bmp"}],
+        "annotations": [{"image_id": 1, "bbox": [0, 0, 2, 2]}, {"image_id": 2, "bbox": [3, 3, 2, 2]}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(coco))
+    found = {s.name: s.boxes for s in annotated_with(open_images(photos), boxes=tmp_path / "boxes.json")}
+    assert found["cat/a.jpg"] == ((0, 0, 2, 2),)
+    assert found["cat/a.bmp"] == ((3, 3, 5, 5),)
+    for ending in ("png", "tif"):
+        written(tmp_path / "masks", f"cat/b.{ending}", MASKS["white"])
+    with pytest.raises(InvalidData, match=r"cat/b.png and cat/b.tif both fit the image cat/b.jpg; leave one out"):
+        annotated_with(open_images(photos), tmp_path / "masks")
+
+
+def test_a_palettes_mask_is_turned_as_its_file_says(photos, tmp_path):
+    turned = Image.Exif()
+    turned[274] = 6
+    for kind in ("palette", "white"):
+        for name in ("cat/a", "cat/b", "dog/a"):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            MASKS[kind].save(path, exif=turned)
+    [one, other] = (
+        np.asarray(annotated_with(open_images(photos), tmp_path / kind)[0].mask) for kind in ("palette", "white")
+    )
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one, np.rot90(np.where(OBJECT, 255, 0), -1))
 
 
 def test_boxes_of_coco(photos, tmp_path):
@@ -78,7 +112,7 @@ def test_boxes_of_coco(photos, tmp_path):
     (tmp_path / "boxes.json").write_text(json.dumps(coco))
     found = {s.name: s.boxes for s in annotated_with(open_images(photos), boxes=tmp_path / "boxes.json")}
     boxes = ((2, 1, 6, 4), (0, 0, 1.5, 1))
-    assert found == {"cat/a.jpg": boxes, "cat/b.jpg": (), "dog/a.jpg": boxes}
+    assert found == {"cat/a.jpg": boxes, "cat/b.jpg": (), "dog/a.jpg": None}
 
 
 ENDS = "<xmin>3</xmin><ymin>2</ymin><xmax>6</xmax><ymax>4</ymax>"

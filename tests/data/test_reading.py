@@ -166,6 +166,22 @@ def test_dicom():
     assert np.allclose(found, (values * 2.0 - 1024 + 160) / 400, atol=1e-4)
     inverted = plain(read_image(dicom(values, PhotometricInterpretation="MONOCHROME1")))[0].numpy()
     assert np.allclose(inverted, 1 - values / 4095, atol=1e-6)
+    with pytest.raises(
+        InvalidImage, match=r"its window ends at -160\.0, before it begins at 240\.0; mend WindowWidth"
+    ):
+        read_image(dicom(values, WindowCenter=40, WindowWidth=-400))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_dicoms_palette_gives_its_colors():
+    values, table = numbers(5, 7, high=16), numbers(3, 16)
+    tables = {f"{color}PaletteColorLookupTableDescriptor": [16, 0, 16] for color in ("Red", "Green", "Blue")}
+    tables |= {
+        f"{color}PaletteColorLookupTableData": table[number].astype("<u2").tobytes()
+        for number, color in enumerate(("Red", "Green", "Blue"))
+    }
+    image = read_image(dicom(values, PhotometricInterpretation="PALETTE COLOR", **tables))
+    assert np.array_equal(image.values, np.moveaxis(table[:, values], 0, -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -271,3 +287,34 @@ def test_packages_that_are_missing_are_named(monkeypatch):
 def test_a_preprocess_that_cannot_take_it_says_so():
     with pytest.raises(InvalidImage, match=r"preprocess failed on x, .*unreduced, uint16 of \(5, 7, 4\)"):
         CustomPreprocess(lambda image: image.convert("RGB"))(Pixels.of(numbers(5, 7, 4), "x"))
+
+
+def test_the_first_page_of_many_means_what_it_means_alone(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    colors = np.zeros((4, 6, 3), np.uint8)
+    colors[:2], colors[2:] = (255, 0, 0), (0, 0, 255)
+    image, gray = Image.fromarray(colors), np.arange(24, dtype=np.uint8).reshape(4, 6)
+    for name, page in (("palette", image.quantize(4)), ("ycbcr", image.convert("YCbCr"))):
+        page.save(tmp_path / f"{name}-one.tif")
+        page.save(tmp_path / f"{name}-many.tif", save_all=True, append_images=[page])
+    tifffile.imwrite(tmp_path / "white-one.tif", gray, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "white-many.tif", np.stack([gray, gray]), photometric="miniswhite")
+    for name in ("palette", "ycbcr", "white"):
+        one, many = (np.asarray(read_image(tmp_path / f"{name}-{pages}.tif")) for pages in ("one", "many"))
+        np.testing.assert_array_equal(one, many)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "palette-many.tif")), colors)
+
+
+def test_floats_of_a_portable_map_and_signed_bytes_keep_their_values(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.linspace(0, 1, 6, dtype="<f4").reshape(2, 3)
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n3 2\n-1.0\n" + values[::-1].tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "a.pfm").values[..., 0], values)
+    tifffile.imwrite(tmp_path / "signed.tif", np.full((4, 4), -100, np.int8))
+    assert read_image(tmp_path / "signed.tif").values.tolist() == np.full((4, 4, 1), -100).tolist()
+
+
+def test_a_deep_png_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setenv("PELLUCID_MAX_PIXELS", "5")
+    with pytest.raises(InvalidImage, match="6 pixels, and 5 are allowed"):
+        read_image(png(np.zeros((2, 3, 3), np.uint16), 2))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import InvalidData
 from ..folders import files_below
@@ -26,7 +26,8 @@ _T = TypeVar("_T")
 def annotated_with(source: Source, masks: str | Path | None = None, boxes: str | Path | None = None) -> Source:
     """The images with masks or boxes from files of the same names, instead of their own.
 
-    A name fits that is the same without its ending, in the same sub-folder, or alone if no other has it.
+    A name fits that is the same, else one that is no other image's and the same without its ending, in the same
+    sub-folder, or alone if no other has it.
 
     Args:
         source: the images.
@@ -35,7 +36,8 @@ def annotated_with(source: Source, masks: str | Path | None = None, boxes: str |
         boxes: a COCO file (.json), or a folder of VOC's .xml files.
 
     Raises:
-        InvalidData: no such place, or nothing in it has the name of an image; a file that cannot be read.
+        InvalidData: no such place, or nothing in it has the name of an image; two names that fit one image alike;
+            a file that cannot be read.
     """
     if masks is not None:
         of_images = _by_image(source, _files(Path(masks)), masks)
@@ -54,18 +56,21 @@ def _changed(source: Source, change: Callable[[Sample], Sample]) -> Source:
 
 def _by_image(source: Source, known: Mapping[str, _T], place: object) -> dict[str, _T]:
     """What is known by the names of files, by the names of the images that these fit."""
-    stems = {_stem(name): value for name, value in known.items()}
-    alone: dict[str, list[_T]] = {}
-    for stem, value in stems.items():
-        alone.setdefault(PurePath(stem).name, []).append(value)
+    images, places = set(source.names), {_stem(name) for name in source.names}
+    stems, alone = dict[str, list[str]](), dict[str, list[str]]()
+    for name in known:
+        if name not in images:
+            stems.setdefault(_stem(name), []).append(name)
+        if _stem(name) not in places:  # else it is the image's there
+            alone.setdefault(PurePath(_stem(name)).name, []).append(name)
     found = {}
     for name in source.names:
-        stem = _stem(name)
-        candidates = alone.get(PurePath(stem).name, [])
-        if stem in stems:
-            found[name] = stems[stem]
-        elif len(candidates) == 1:
-            found[name] = candidates[0]
+        fitting = [name] if name in known else stems.get(_stem(name), [])
+        if len(fitting) > 1:
+            raise InvalidData(f"{place}: {fitting[0]} and {fitting[1]} both fit the image {name}; leave one out")
+        fitting = fitting or alone.get(PurePath(_stem(name)).name, [])
+        if len(fitting) == 1:
+            found[name] = known[fitting[0]]
     if not found:
         first, other = next(iter(source.names), "none"), next(iter(known), "nothing")
         raise InvalidData(
@@ -96,7 +101,7 @@ def _mask(path: Path | None) -> Image.Image | None:
         values = image.values[..., 0].astype(float)
         return _white(values > values.max() / 2 if values.max() > 1 else values > 0)
     with Image.open(io.BytesIO(content)) as file:  # reading makes colors of a palette's indices
-        indices = np.asarray(file) if file.mode == "P" else None
+        indices = np.asarray(ImageOps.exif_transpose(file)) if file.mode == "P" else None
     if indices is not None:
         return _white((indices != 0) & (indices != _VOID))
     grey = np.asarray(image.convert("L"))

@@ -23,6 +23,7 @@ from ..pixels import AnyImage, Ends, Pixels, scale_of
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 _DEFLATED, _HEADER, _GROUP = (
     b"1.2.840.10008.1.2.1.99",
     4096,
@@ -118,12 +119,15 @@ def upright(image: Image.Image, name: str) -> AnyImage:
     if image.mode[0] in "IF":
         values = np.asarray(image)
         # Pillow gives 16-bit grey of PNG and PGM as 32 bits in some versions.
-        return Pixels.of(values.astype(np.uint16) if kind in ("PNG", "PPM") else values, name)
+        is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
+        return Pixels.of(values.astype(np.uint16) if is_short else values, name)
     return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
 
 
 def _from_deep_png(content: bytes, name: str) -> Pixels:
-    upright_of = Image.open(io.BytesIO(content), formats=["PNG"]).getexif().get(274, 1)
+    told = Image.open(io.BytesIO(content), formats=["PNG"])
+    _require_size(told.size, name)
+    upright_of = told.getexif().get(274, 1)
     try:
         from torchvision.io import ImageReadMode, decode_image
     except ImportError as error:  # later versions leave decoding to others
@@ -144,13 +148,12 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     try:
         image = _from_pillow(content, name)
         told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
-        bits, samples = told.tag_v2.get(258, (1,)), told.tag_v2.get(277, 1)
-        is_whole = (
-            max(bits) == 8
-            or (samples == 1 and max(bits) < 32)
-            or (samples == 1 and told.tag_v2.get(339, (1,)) != (1,))
-        )
-        if is_whole and samples <= 4 and getattr(told, "n_frames", 1) == 1:
+        bits, samples, kinds = (told.tag_v2.get(tag, usual) for tag, usual in ((258, (1,)), (277, 1), (339, (1,))))
+        is_unsigned = set(kinds) == {1}
+        is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
+        # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
+        is_one = getattr(told, "n_frames", 1) == 1 or told.tag_v2.get(262) != _BLACK_IS_ZERO
+        if is_whole and samples <= 4 and is_one:
             return image
     except UnidentifiedImageError:
         pass
@@ -194,7 +197,7 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut
+        from pydicom.pixels import apply_color_lut, apply_modality_lut
     except ImportError as error:
         raise InvalidImage(f"{name}: DICOM needs pydicom; run: pip install 'pellucid[dicom]'") from error
     file = pydicom.dcmread(io.BytesIO(_undeflated(content, name)))
@@ -203,10 +206,14 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     values = file.pixel_array
     if frames != 1:
         values = values[0]
-    if file.SamplesPerPixel > 1:
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, file)
+    if values.ndim > 2:
         return Pixels.of(values, name)
     values = apply_modality_lut(values, file)
     low, high = _window(file)
+    if not low < high:
+        raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
     if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
         values = low + high - values
     return Pixels.of(values.astype(np.float32), name, (low, high))
