@@ -118,3 +118,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, place):
 def test_names_of_files_stay_in_their_folder(text, name):
     assert file_name(text) == name
     assert Path(file_name(text)).name == name
+
+
+def test_values_nested_without_end_are_damage():
+    with pytest.raises(ValueError, match="nested too deep"):
+        unsealed(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")

@@ -219,9 +219,9 @@ def _is_digest(value: Any) -> bool:
 
 
 def require_count(name: str, value: int, least: int = 1) -> None:
-    """Raise ``InvalidParameter`` unless value is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidParameter(f"{name}={brief(value)}: give a whole number of at least {least}")
+    """Raise ``InvalidParameter`` unless value is a whole number of at least ``least`` that a tensor can count."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise InvalidParameter(f"{name}={brief(value)}: give a whole number of at least {least}, below 2^63")
 
 
 def require_choice(name: str, value: object, choices: object) -> None:

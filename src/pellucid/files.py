@@ -145,7 +145,10 @@ def sealed(facts: Mapping[str, Any]) -> bytes:
 
 def unsealed(content: bytes) -> dict[str, Any]:
     """The values of ``sealed`` content; ``ValueError`` if it is damaged. What has no seal is taken as it is."""
-    facts = json.loads(content)
+    try:
+        facts = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deep") from error
     if not isinstance(facts, dict):
         raise ValueError("it holds no values by name")
     seal = facts.pop(SEAL, None)

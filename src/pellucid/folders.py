@@ -55,7 +55,7 @@ class Folder:
         self.url = os.fspath(url)
         try:
             self._fs, root = fsspec.core.url_to_fs(os.path.expanduser(self.url))
-        except (ImportError, ValueError) as error:
+        except (ImportError, TypeError, ValueError) as error:  # TypeError: a URL without what its store needs
             raise InvalidData(f"{self.url} cannot be opened: {error}") from error
         self._root = str(root).rstrip("/")
         protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)

@@ -31,6 +31,7 @@ from .passes import is_out_of_memory, placed
 Answer = Callable[[Any], Tensor]
 Names = Sequence[str] | None
 
+_MOST_DIGITS = 9  # of a class number
 _KEYS = ("logits", "out")  # Hugging Face's, and torchvision's segmentation models'
 
 
@@ -293,6 +294,8 @@ def answer(text: str, classes: Names) -> int | Answer:
     if re.search(r"\.py(:|$)", text):
         return _function(text)
     if text.strip().isdecimal():
+        if len(text.strip()) > _MOST_DIGITS:
+            raise InvalidTarget(f"target {brief(text)} is the number of no class")
         return int(text)
     one, minus, other = text.partition(" - ")
     if minus and text not in (classes or ()):

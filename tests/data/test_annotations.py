@@ -163,3 +163,26 @@ def test_a_benchmark_reads_masks_by_its_spec(tmp_path, monkeypatch):
     assert run.values()["value"].between(0.1, 0.9).all()
     with pytest.raises(InvalidData, match="needs masks"):
         benchmark(read_spec(options=settings | {"images": {"source": "photos"}}), "other")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"images": [{"id": 1, "file_name": ""}], "annotations": []},
+        {
+            "images": [{"id": 1, "file_name": "a.jpg"}],
+            "annotations": [{"image_id": 1, "bbox": [10**400, 0, 1, 1]}],
+        },
+    ],
+)
+def test_what_is_no_coco_file_of_boxes_is_named(photos, tmp_path, told):
+    (tmp_path / "boxes.json").write_text(json.dumps(told))
+    with pytest.raises(InvalidData, match=r"boxes\.json is no COCO file of boxes"):
+        annotated_with(open_images(photos), boxes=tmp_path / "boxes.json")
+
+
+def test_a_voc_file_of_an_unknown_encoding_is_named(photos, tmp_path):
+    (tmp_path / "voc").mkdir()
+    (tmp_path / "voc" / "b.xml").write_text('<?xml version="1.0" encoding="none-such"?><annotation/>')
+    with pytest.raises(InvalidData, match=r"b\.xml is no VOC file of boxes"):
+        list(annotated_with(open_images(photos), boxes=tmp_path / "voc"))

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import tarfile
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -460,3 +462,37 @@ def test_real_tables(real_data):
     boxes = open_images(data / "imagenette" / "boxes.parquet", label_column="imagenet_label")
     assert all(0 <= x0 < x1 <= 224 and 0 <= y0 < y1 <= 224 for x0, y0, x1, y1 in boxes[0].boxes)
     assert len(open_images(data / "mnist" / "train.parquet").classes) == 10
+
+
+def write_tar(path, **parts):
+    with tarfile.open(path, "w") as tar:
+        for name, content in parts.items():
+            entry = tarfile.TarInfo(name.replace("_", "."))
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("label", [b"\xff", b"9" * 30, b"-1", b"one", "²".encode()])
+def test_a_label_of_a_tar_that_is_no_class_number_is_named(tmp_path, label):
+    write_tar(tmp_path / "shard.tar", a_png=encoded(plain("red")), a_cls=label)
+    with pytest.raises(InvalidImage, match="labels must be numbers of classes"):
+        open_images(tmp_path / "shard.tar")[0]
+
+
+def test_a_label_too_large_for_a_class_is_refused(tmp_path):
+    write_table(tmp_path / "t.parquet", {"image": [encoded(plain("red"))], "label": [2**62]})
+    with pytest.raises(InvalidData, match=r"the label is 4611686018427387904 .* from 0 to 999999999"):
+        open_images(tmp_path / "t.parquet")[0]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    columns = [pyarrow.array([encoded(plain("red"))]), pyarrow.array([1]), pyarrow.array([2])]
+    table = pyarrow.Table.from_arrays(columns, names=["image", "label", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InvalidData, match="2 columns are called 'label'"):
+        open_images(tmp_path / "t.parquet")
+
+
+def test_bytes_of_a_file_s_name_that_are_no_text_are_written_out(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(encoded(plain("red")))
+    assert [sample.name for sample in open_images(tmp_path)] == [r"caf\xe9.png"]

@@ -142,6 +142,9 @@ TABLES = '[images]\nsource = "shapes:2"\n[[models]]\nname = "m"\n'
         ("max_batch = true", TABLES, InvalidParameter, "max_batch is True"),
         ("score = 'share'", TABLES, InvalidParameter, "score is 'share'; input should be 'softmax'"),
         ("target = -1", TABLES, InvalidParameter, "target is -1; give"),
+        ("target = 1099511627776", TABLES, InvalidParameter, "target is 1099511627776; give"),
+        ("methods = " + "[" * 20_000, "", InvalidParameter, "bench.toml is no TOML"),
+        ("seed = 1" + "0" * 5_000, TABLES, InvalidParameter, "bench.toml is no TOML"),
         ("methods = [", TABLES, InvalidParameter, "bench.toml is no TOML: .*line"),
         (
             "variants = '$NOWHERE_SET/x.safetensors'",

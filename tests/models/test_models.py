@@ -718,3 +718,36 @@ def test_a_missing_fourth_channel_is_told():
     assert bool((four(photo)[3] == 1.0).all())  # (1 - 0.5) / 0.5
     assert "the network sees a constant 1 there" in four.recolored(photo)
     assert four.recolored(photo.convert("RGBA")) == ""
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_weights_that_are_no_plain_tensors_by_name_are_named(tmp_path):
+    endless = {}
+    endless["state_dict"] = endless
+    for content, message in (
+        ({1: torch.ones(1)}, "a tensor is called 1, which is no text"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w has no plain values"),
+        ({"w": torch.ones(1, device="meta")}, "w has no plain values"),
+        (endless, "'state_dict' is dict, no tensor"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(InvalidWeights, match=message):
+            read_state_dict(tmp_path / "w.pth")
+
+
+def test_weights_of_8_bits_are_looked_through_for_nan(tmp_path):
+    torch.save({"w": torch.tensor([1.0, math.nan]).to(torch.float8_e4m3fn)}, tmp_path / "w.pth")
+    with pytest.raises(InvalidWeights, match="w holds NaN"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_class_beyond_the_names_goes_by_its_number():
+    loaded = load_model("shapes-resnet", weights="bundled")
+    assert loaded.class_name(0) == SHAPE_NAMES[0]
+    assert loaded.class_name(100) == "class 100"
+
+
+def test_a_preprocess_that_fails_is_named(model_file):
+    model_file.write_text(FILE.format(preprocess="preprocess = lambda image: image.none_such"))
+    with pytest.raises(InvalidImage, match="preprocess failed on a picture of 300 x 260: AttributeError"):
+        load_model(f"{model_file}:net").preprocess(picture())

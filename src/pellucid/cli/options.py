@@ -55,7 +55,7 @@ def parted(given: Iterable[str]) -> list[str]:
 
 def checked_max_batch(text: str | int) -> MaxBatch:
     """The bound on the rows of a pass."""
-    found: Any = int(text) if re.fullmatch(r"-?\d+", str(text)) else text
+    found: Any = int(text) if re.fullmatch(r"-?\d{1,18}", str(text)) else text
     most_rows(found)
     return found  # type: ignore[no-any-return]
 

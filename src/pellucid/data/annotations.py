@@ -117,11 +117,13 @@ def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
     try:
         told = json.loads(path.read_bytes())
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
+        if not all(PurePath(name).name for name in names.values()):
+            raise ValueError("an image has no name")
         found: dict[str, list[Box]] = {name: [] for name in names.values()}
         for one in told["annotations"]:
             x, y, width, height = map(float, one["bbox"])
             found[names[one["image_id"]]].append((x, y, x + width, y + height))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidData(
             f"{path} is no COCO file of boxes ({type(error).__name__}: {error}); it needs images with id and "
             "file_name, and annotations with image_id and bbox"
@@ -145,7 +147,7 @@ def _voc_boxes(path: Path) -> tuple[Box, ...]:
         return tuple(
             (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax")) for box in ends
         )
-    except (ValueError, TypeError, ElementTree.ParseError) as error:
+    except (ValueError, TypeError, LookupError, ElementTree.ParseError) as error:
         raise InvalidData(
             f"{path} is no VOC file of boxes ({error}); it needs object/bndbox with xmin, ymin, xmax, ymax"
         ) from error

@@ -43,6 +43,7 @@ _ARRAYS = (".npy", ".npz")  # of a folder without images
 SHARDS = (".parquet", ".tar")  # files of many images
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_MOST_DIGITS = 9  # of a label
 _SHAPES_COUNT, _SHAPES_SEED = 1000, 2  # the images that the bundled network was validated on
 
 
@@ -151,7 +152,9 @@ def open_images(
 
 def _from_files(paths: Sequence[Path], base: Path | None = None, classes: Classes = None) -> Source:
     """Image files; below ``base`` they are named by their relative paths, and labeled by class folder."""
-    names = [path.name if base is None else path.relative_to(base).as_posix() for path in paths]
+    places = [path.name if base is None else path.relative_to(base).as_posix() for path in paths]
+    # Bytes of a file's name that are no text stand as \xNN, since results are written as text.
+    names = [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in places]
 
     def read(position: int) -> Sample:
         label = None if classes is None else classes.index(names[position].partition("/")[0])
@@ -246,8 +249,8 @@ def _from_tar(path: Path) -> Source:
 
     def read(position: int) -> Sample:
         name, key = names[position], keys[position]
-        label = content(key, ".cls").decode().strip() if ".cls" in parts[key] else ""
-        if label and not label.isdecimal():
+        label = content(key, ".cls").decode(errors="replace").strip() if ".cls" in parts[key] else ""
+        if label and not (label.isdecimal() and len(label) <= _MOST_DIGITS):
             raise InvalidImage(f"{name}: the label is {brief(label)}; labels must be numbers of classes")
         return Sample(name, read_image(content(key, images[key]), name), int(label) if label else None)
 
@@ -318,6 +321,9 @@ def _from_parquet(path: Path, label_column: str | None) -> Source:
         raise InvalidData(f"{path} is no readable Parquet file ({error})") from error
     image_column = _column_among(_IMAGE_COLUMNS, columns, f"{path}: no image column")
     label_column = _label_among(label_column, columns, str(path))
+    for column in (image_column, label_column):
+        if columns.count(column) > 1:
+            raise InvalidData(f"{path}: {columns.count(column)} columns are called {column!r}; rename all but one")
     wanted = [image_column, *(c for c in (label_column, "mask", "boxes") if c is not None and c in columns)]
     ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
     names = _row_names(table, image_column, path)
@@ -427,8 +433,9 @@ def _label(given: Any, place: str, column: str, classes: Classes) -> int | None:
         return None
     if not is_number:
         raise InvalidData(f"{place}the label is {brief(given)} in column {column!r}; labels must be integers")
-    if given < 0 or (classes is not None and given >= len(classes)):
-        most = "" if classes is None else f" to {len(classes) - 1}"
+    most_known = 10**_MOST_DIGITS if classes is None else len(classes)
+    if not 0 <= given < most_known:
+        most = "" if classes is None and given < 0 else f" to {most_known - 1}"
         raise InvalidData(f"{place}the label is {given} in column {column!r}; classes are numbered from 0{most}")
     return int(given)
 

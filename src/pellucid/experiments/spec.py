@@ -219,7 +219,7 @@ class Spec(Checked):
     @field_validator("target", mode="before")
     @classmethod
     def _known_target(cls, value: Any) -> Any:
-        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
         if not is_number and not (isinstance(value, str) and value.strip()):
             raise ValueError("give 'scored', 'explained', 'label', a class number from 0 or name, or a function")
         return value
@@ -366,7 +366,7 @@ def _content(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidData(f"the spec {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"{path} is no TOML: {error}") from error
     images = content.get("images")
     return content | {"images": {"source": images}} if isinstance(images, str) else content

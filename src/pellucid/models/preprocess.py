@@ -301,14 +301,17 @@ class CustomPreprocess:
         return pixels.float()
 
     def _called(self, image: AnyImage) -> Any:
+        given: Any
         if isinstance(image, Image.Image):
-            return self.function(image.convert("RGB"))
+            given, what = image.convert("RGB"), f"a picture of {' x '.join(map(str, image.size))}"
+        else:  # perhaps the function was written for pictures of 8 bits
+            given, kind = image.given(), f"{image.values.dtype} of {image.values.shape}"
+            what = f"{image.name}, which it is given unreduced, {kind}"
         try:
-            return self.function(image.given())
-        except Exception as error:  # written for pictures of 8 bits, perhaps
+            return self.function(given)
+        except Exception as error:  # the user's own code
             raise InvalidImage(
-                f"the model file's preprocess failed on {image.name}, which it is given unreduced, "
-                f"{image.values.dtype} of {image.values.shape}: {type(error).__name__}: {error}"
+                f"the model file's preprocess failed on {what}: {type(error).__name__}: {error}"
             ) from error
 
     def display(self, image: AnyImage) -> Image.Image:

@@ -35,7 +35,7 @@ NO_TORCHSCRIPT = "rules cannot see the operations inside; use the Python model a
 def is_file(weights: str | Path) -> bool:
     """Tell a file of weights from a name of weights."""
     path = Path(weights)
-    return isinstance(weights, Path) or os.path.exists(path) or _unzipped(path).suffix in _FORMATS
+    return isinstance(weights, Path) or os.path.isfile(path) or _unzipped(path).suffix in _FORMATS
 
 
 def _unzipped(path: Path) -> Path:
@@ -56,7 +56,8 @@ def read_state_dict(path: Path) -> _StateDict:
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     require_unpacked(size, path.stat().st_size, f"{path} holds", InvalidWeights)  # strides of 0 repeat a number
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        values = tensor.float() if tensor.itemsize == 1 else tensor  # floats of 8 bits have no comparison
+        if tensor.is_floating_point() and not torch.isfinite(values).all():
             raise InvalidWeights(
                 f"{path}: {name} holds NaN or infinite values; the training that wrote it diverged"
             )
@@ -113,13 +114,18 @@ def refuse_torchscript(path: Path, content: bytes | None = None) -> None:
 
 def _nested(content: Any, path: Path) -> _StateDict:
     """The tensors by name in what a file holds."""
-    while isinstance(content, Mapping) and (inside := [key for key in _NESTING if _is_nested(content, key)]):
-        content = content[inside[0]]
+    for _ in _NESTING:
+        inside = [key for key in _NESTING if isinstance(content, Mapping) and _is_nested(content, key)]
+        content = content[inside[0]] if inside else content
     if not isinstance(content, Mapping) or not content:
         raise InvalidWeights(f"{path} holds no tensors by name; save model.state_dict()")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise InvalidWeights(f"{path}: {name!r} is {type(value).__name__}, no tensor; save model.state_dict()")
+        if not isinstance(name, str):
+            raise InvalidWeights(f"{path}: a tensor is called {name!r}, which is no text; save model.state_dict()")
+        if value.layout != torch.strided or value.is_meta or value.is_nested:
+            raise InvalidWeights(f"{path}: {name} has no plain values ({value.layout}, {value.device}); save them")
     return dict(content)
 
 
@@ -252,7 +258,7 @@ def _names_of(path: Path) -> list[str]:
 def read_facts(path: Path) -> dict[str, Any]:
     """Read the class names and the preprocessing that ``save_weights`` left beside a file of weights, if any."""
     weights, path = path, _unzipped(path).with_suffix(".json")
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     try:
         facts = unsealed(path.read_bytes())

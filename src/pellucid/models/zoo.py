@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class LoadedModel:
 
     def class_name(self, number: int) -> str:
         """What a class is called."""
-        return self.classes[number] if self.classes else f"class {number}"
+        return self.classes[number] if self.classes and number < len(self.classes) else f"class {number}"
 
     def numbers_of(self, names: Sequence[str], required: bool = True) -> tuple[int, ...] | None:
         """The number of each class that images name, as ``class_numbers``.
@@ -245,7 +246,8 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
 
 def weights_facts(loaded: LoadedModel) -> dict[str, str]:
     """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
-    place = BUNDLED[loaded.name] if loaded.weights == "bundled" else Path(loaded.weights)
+    bundled = BUNDLED.get(loaded.name.removeprefix(_DENSE))
+    place = bundled if bundled and loaded.weights == "bundled" else Path(loaded.weights)
     facts = file_facts(place, "weights")
     return facts if "sha256" in facts else {"weights": loaded.weights}
 
@@ -303,7 +305,7 @@ def find_architecture(name: str) -> Architecture:
         return _from_file(name)
     if name in _torchvision_names():
         return _from_torchvision(name)
-    if Path(name).is_file():
+    if os.path.isfile(name):
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
     raise UnknownName("model", name, model_names())

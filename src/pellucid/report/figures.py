@@ -431,7 +431,7 @@ class _Sheet:
         self.width = max(self.left + len(columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
         times = -(-_LEAST_PIXELS // size[1])
         self.dpi = min(size[1] * times / _CELL, _WIDEST / self.width)
-        self.cell = (round(size[0] / size[1] * self.dpi * _CELL), round(self.dpi * _CELL))  # in pixels
+        self.cell = (max(1, round(size[0] / size[1] * self.dpi * _CELL)), round(self.dpi * _CELL))  # in pixels
         self.heading = wrapped(title, self.width - 2 * _MARGIN, _TITLE, "bold")
         above = _height(self.heading, _TITLE) + (0.08 if title else 0)
         self.top = _MARGIN + above + max((_height(text, _LABEL) for text in columns), default=0.0) + 0.05

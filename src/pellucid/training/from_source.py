@@ -36,8 +36,8 @@ _WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split 
 TellProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # as torch's seeds and sizes go
 
 
 def several(value: Any) -> Any:
