@@ -108,7 +108,7 @@ class ExplainPage:
         card, request = self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
         keys = [color_key(card.signed, facts.target.name, request.overlay)]
-        note = scaling_note(request.heatmap["clip"])
+        note = scaling_note(request.heatmap["clip"], overlay=request.overlay)
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
         maps = [self.maps(card)]
         return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)

@@ -150,7 +150,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
         few = f", or skip = {list(wrong)}" if len(wrong) <= MOST_NAMED else ""
         raise InvalidData(
             f"{len(wrong)} of {len(source)} images cannot be used; the first: {next(iter(wrong.values()))}. "
-            f"To take others, set skip_unusable = true for the images{few}"
+            f"To leave such images out, give --skip-unusable, or skip_unusable = true for a spec's images{few}"
         )
     images = images.model_copy(update={"skip": (*images.skip, *wrong)})
     return spec.model_copy(update={"images": images}), digest, odd
@@ -215,13 +215,20 @@ def _noticed(
     return noticed, poor
 
 
+_GIVEN_BY = {
+    "labels": "labels are the names of class folders or a table's column",
+    "masks": "give them by --masks FOLDER, or boxes by --boxes FILE, or in columns of the images' table",
+    "boxes": "give them by --boxes FILE, or in a column of the images' table",
+}
+
+
 def _require_usable(sample: Sample, needs: Mapping[str, str], models: Sequence[LoadedModel]) -> None:
     """Refuse an image without what some metric needs of it (``InvalidImage``)."""
     for need, text in needs.items():
         # The object is known by its mask or its boxes (metrics/localization.py).
         known = {"labels": sample.label, "boxes": sample.boxes, "masks": sample.mask or sample.boxes}[need]
         if known is None:
-            raise InvalidImage(f"{text} needs {need}, and {sample.name} has none")
+            raise InvalidImage(f"{text} needs {need}, and {sample.name} has none; {_GIVEN_BY[need]}")
         for loaded in models if need != "labels" else ():
             if not isinstance(loaded.preprocess, Preprocess):
                 nowhere = f"the preprocess of {loaded.name} does not say where pixels go"

@@ -116,15 +116,25 @@ def grid(
             )
     sheet.draw_photos()
     sheet.draw_titles()
-    sheet.draw_legend(signed, explained, scaling_note(clip, limit is not None), over if photos else None)
+    sheet.draw_legend(
+        signed,
+        explained,
+        scaling_note(clip, limit is not None, over if photos else None),
+        over if photos else None,
+    )
     return sheet.drawing
 
 
-def scaling_note(clip: tuple[float, float] | None = None, shared: bool = False) -> str:
-    """How maps became colors, in one line."""
+def scaling_note(
+    clip: tuple[float, float] | None = None, shared: bool = False, overlay: Overlay | None = None
+) -> str:
+    """How maps became colors, and what lines enclose, in one line."""
+    enclosed = (
+        "lines enclose what is at least half as strong as the strongest; " if overlay and overlay.contours else ""
+    )
     whose = "all maps are scaled to their common" if shared else "each map is scaled to its own"
     clipped = "" if clip is None else f"clipped at percentiles {clip[0]:g} and {clip[1]:g}; "
-    return f"{clipped}{whose} 99th percentile of magnitude"
+    return f"{enclosed}{clipped}{whose} 99th percentile of magnitude"
 
 
 def write_figure(figure: Figure | Drawing, path: Path, most: float = math.inf) -> None:
