@@ -400,7 +400,7 @@ def test_what_cannot_work_is_refused_by_the_plan(changed, error, message):
     [
         (
             {"metrics": ["objects"]},
-            "4 of 4 images cannot be used; the first: objects needs masks, and 0.png has none; give them by --masks FOLDER",
+            "4 of 4 images cannot be used; the first: objects needs masks, .* give them by --masks FOLDER",
         ),
         ({"metrics": ["labels"]}, "labels needs labels, and 0.png has none"),
         ({"target": "label"}, "target = 'label' needs labels, and 0.png has none"),

@@ -309,6 +309,12 @@ def case(maps: Tensor, **settings) -> Case:
     return Case(pl.Gradient(), model, images, attributions, Scorer(model, output="logits"), targets, **settings)
 
 
+def mean_color(images: Tensor) -> Tensor:
+    return torch.stack(
+        [torch.stack([torch.full((14, 14), c.mean().item(), dtype=c.dtype) for c in image]) for image in images]
+    )
+
+
 MAPS = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(2)).double()
 
 
@@ -317,6 +323,7 @@ MAPS = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(2)).double()
     [
         (Insertion(steps=7), lambda *call: insertion(*call, 7)),
         (Deletion(steps=7, substrate="gaussian"), lambda *call: deletion(*call, 7, substrate="gaussian")),
+        (Insertion(steps=7, start="mean"), lambda *call: insertion(*call, 7, start=mean_color(call[1]))),
         (Deletion(steps="auto"), lambda *call: deletion(*call, "auto")),
     ],
 )

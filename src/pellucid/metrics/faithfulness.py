@@ -69,7 +69,7 @@ def insertion(
             is ``tolerance``. It gives all 225 scores; those between scored points are interpolated linearly,
             so that the area is that of the curve through the scored points.
         start: ``"blur"`` (RISE's kernel, ``blur_kernel``), ``"gaussian"``, ``"zero"`` (of normalized
-            pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
+            pixels), ``"mean"`` (each image's own color), a number, or a tensor (C, H, W) or (B, C, H, W).
         tolerance: of ``steps="auto"``, in units of the area: the standard error expected of one image.
         scoring: ``output``: ``"softmax"`` (default), ``"sigmoid"`` or ``"logits"``; ``variant`` of the scored
             model (``"original"``); ``max_batch`` (64), which bounds the rows of a forward pass; ``precision``.

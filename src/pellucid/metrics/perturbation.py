@@ -18,7 +18,7 @@ from .scoring import Scorer
 
 Kind = Literal["insertion", "deletion"]
 _Kernel = Literal["rise", "gaussian"]
-Fill = Literal["zero", "blur", "gaussian"] | float
+Fill = Literal["zero", "blur", "gaussian", "mean"] | float
 Reference = Fill | Tensor
 
 _SIDE, _SIGMA, _TRUNCATED = 11, 5.0, 4
@@ -58,7 +58,8 @@ class Perturbation:
     """``insertion`` turns a reference into the image, ``deletion`` the image into a reference, pixel by pixel.
 
     ``reference``: ``"blur"`` (RISE's near-box kernel), ``"gaussian"`` (the true Gaussian), ``"zero"`` (of
-    normalized pixels), a number, or a tensor (C, H, W) or (B, C, H, W).
+    normalized pixels), ``"mean"`` (each image's own, channel by channel), a number, or a tensor
+    (C, H, W) or (B, C, H, W).
     """
 
     kind: Kind
@@ -68,10 +69,11 @@ class Perturbation:
         require_choice("kind", self.kind, Kind)
         given = self.reference
         number = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-        named = isinstance(given, str) and given in ("zero", "blur", "gaussian")
+        named = isinstance(given, str) and given in ("zero", "blur", "gaussian", "mean")
         if not (isinstance(given, Tensor) or number or named):
             raise InvalidParameter(
-                f"{self.kind} with reference {brief(given)}: give 'zero', 'blur', 'gaussian', a number or a tensor"
+                f"{self.kind} with reference {brief(given)}: give 'zero', 'blur', 'gaussian', 'mean', a number "
+                "or a tensor"
             )
 
     def references(self, images: Tensor) -> Tensor:
@@ -81,6 +83,8 @@ class Perturbation:
                 return blurred(images)
             case "gaussian":
                 return blurred(images, "gaussian")
+            case "mean":
+                return images.mean((2, 3), keepdim=True).expand_as(images)
             case other:
                 references = reference_images(other, images)
         if not bool(references.isfinite().all()):
