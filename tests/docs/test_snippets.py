@@ -31,6 +31,7 @@ MISTAKES = ("error:", "No such option")  # how what a command says begins that e
 NOT_INSTALLED = (
     "quantus",
     "fiftyone",
+    "gradio",
     "wandb",
 )  # what Python that is only shown, `py` instead of `python`, may import
 
