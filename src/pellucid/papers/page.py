@@ -37,7 +37,7 @@ MOST_LABELS = 3  # names that patterns stand for; of more the patterns are shown
 HEADS = {"model": "Network", "metric": "Measure"}  # of columns that are not headed by their own key
 SCALES = {
     "smoke": "smoke: so small that it shows only that everything runs; its numbers mean nothing",
-    "cpu": "cpu: what two processor cores compute in under two hours",
+    "cpu": "cpu: what two processor cores compute in one to five hours",
     "paper": "paper: the paper's own",
 }
 COMPARED_WITH = {"difference": "difference to", "ratio": "ratio to", "reduction": "reduction from"}
