@@ -17,6 +17,7 @@ Upsampling = Literal["nearest", "bilinear"]
 Display = Literal["absolute", "diverging"]
 
 _MAPS = {3: "(batch, H, W)"}
+_ROUNDINGS = 8  # of its terms' magnitude: what a sum over channels is off at most, nearly
 
 
 def require_values(values: Tensor, name: str, forms: Mapping[int, str]) -> None:
@@ -41,7 +42,8 @@ def heatmap(
     ``channels``: ``mean``, signed (Smooth Deep Saliency); ``sum``, signed (RectGrad); ``abs_sum`` (Adebayo et
     al.); ``abs_max``; ``positive_sum``, the sum of max(attribution, 0) (RectGrad's final threshold).
     ``size`` (H, W) up-samples, ``nearest`` as in the papers or ``bilinear``; ``clip`` gives two percentiles
-    for ``clip_percentiles``, applied before up-sampling.
+    for ``clip_percentiles``, applied before up-sampling. A map that varies by no more than the rounding of its
+    sums over channels has one value, its mean: what orders its places is no finding.
 
     Raises:
         InvalidParameter: an unknown reduction or up-sampling, a shape that is not (B, C, h, w), several layers.
@@ -53,7 +55,7 @@ def heatmap(
     require_values(attribution, "attribution", {4: "(batch, channels, h, w)"})
     if size is not None and min(size) < 1:
         raise InvalidParameter(f"size={size}: give a height and a width of at least 1")
-    reduced = _reduced(attribution, channels)
+    reduced = _leveled(_reduced(attribution, channels), _reduced(attribution.abs(), channels))
     if clip is not None:
         reduced = clip_percentiles(reduced, *clip)
     if size is None or tuple(size) == tuple(reduced.shape[-2:]):
@@ -82,6 +84,14 @@ def _reduced(attribution: Tensor, channels: Channels) -> Tensor:
             return attribution.abs().amax(1)
         case _:
             return attribution.clamp_min(0).sum(1)
+
+
+def _leveled(maps: Tensor, magnitudes: Tensor) -> Tensor:
+    """Maps (B, h, w), of one value where they vary by no more than the rounding of sums of these magnitudes."""
+    spread = maps.amax((1, 2)) - maps.amin((1, 2))
+    precision = torch.finfo(torch.promote_types(maps.dtype, torch.float32)).eps  # in which sums are taken
+    is_level = spread <= _ROUNDINGS * precision * magnitudes.amax((1, 2))
+    return torch.where(is_level[:, None, None], maps.mean((1, 2), keepdim=True), maps)
 
 
 @of_kinds

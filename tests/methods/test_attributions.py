@@ -77,6 +77,20 @@ def test_arrays_have_the_values(model, images):
     assert half.to_numpy()["input"].dtype == np.float32
 
 
+@pytest.mark.parametrize("channels", ["mean", "sum", "abs_sum", "abs_max", "positive_sum"])
+def test_a_map_that_varies_by_rounding_alone_has_one_value(channels):
+    """As below an average over all places, where a kernel adds channels in another order at another place."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randn(3, 2048, 1, 1, generator=generator).expand(-1, -1, 7, 7)
+    rounded = level * (1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, level.shape, generator=generator))
+    found = pl.heatmap(rounded, channels=channels)
+    assert torch.equal(found.flatten(1).amax(1), found.flatten(1).amin(1))
+    torch.testing.assert_close(found, pl.heatmap(level, channels=channels))
+    varied = level * (1 + 1e-4 * torch.randn(level.shape, generator=generator))
+    found = pl.heatmap(varied, channels=channels)
+    assert bool((found.flatten(1).amax(1) > found.flatten(1).amin(1)).all())
+
+
 def test_the_heatmap_of_attributions_is_that_of_their_only_layer(model, images):
     one, two = (pl.Gradient()(model, images, layers=layers) for layers in ("input", ("input", "0")))
     assert torch.equal(pl.heatmap(one), pl.heatmap(one["input"]))

@@ -122,7 +122,8 @@ def test_tables_have_the_statistics_of_their_place(run):
         for metric, cell in zip(stats.metrics, row.cells, strict=False):
             found = stats.summary.loc["net", "backward", row.title, "layer1.1", metric]
             assert cell.by == found["mean"]
-            assert cell.note == f"{'=' if found['shared'] else ''}{found['rank']:.0f}"
+            known = f", {found['n']:.0f} of 12" if found["undefined"] else ""
+            assert cell.note == f"{'=' if found['shared'] else ''}{found['rank']:.0f}{known}"
             assert cell.best == (found["rank"] == 1)
             assert float(cell.text.replace("−", "-")) == pytest.approx(found["mean"], abs=0.006)
     assert [row.title for row in table.rows if row.floor] == ["random", "edges"]

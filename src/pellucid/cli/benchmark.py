@@ -260,7 +260,7 @@ def show_troubles(results: Results, place: str = "") -> None:
 def _scores(results: Results) -> Table:
     """The mean of each metric by method and variant, each at its own best layer, with its rank."""
     from ..findings.statistics import Statistics
-    from ..report.tables import rank_text
+    from ..report.tables import known_text, rank_text
 
     statistics = Statistics.of(results)
     summary, metrics = statistics.best.summary, results.record.metrics
@@ -272,9 +272,9 @@ def _scores(results: Results) -> Table:
     ):
         key = (*([model] if several else []), method or "(the variant)", variant)
         number = "" if row["mean"] != row["mean"] else f"{row['mean']:.4g}"
-        at = layer if layered else ""
         rank = rank_text(row).strip("–")
-        cells.setdefault(key, {})[metric] = " ".join(filter(None, (number, rank and f"({rank})", at)))
+        parts = number, rank and f"({rank})", layer if layered else "", known_text(row)
+        cells.setdefault(key, {})[metric] = " ".join(filter(None, parts))
     heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
     where = ", each at its own best layer by that measure, which is named" if layered else ""
     table = Table(
@@ -282,7 +282,8 @@ def _scores(results: Results) -> Table:
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
         caption="(1) is a rank: 1 + how many methods of the same variant are surely better, told apart image by "
-        "image. Methods that are not told apart share one (=), even where their means differ.",
+        "image. Methods that are not told apart share one (=), even where their means differ."
+        + (f" 3 of 4: so many {statistics.over} have a value." if summary["undefined"].any() else ""),
         title_justify="left",
         caption_justify="left",
     )

@@ -146,11 +146,11 @@ def without_each(values: Numbers, spread: bool = False) -> Numbers:
 def best_row(values: Numbers, higher: bool) -> tuple[int, NDArray[np.intp]]:
     """Which row of values (K, N) has the best mean; and for each column which has it in the other half (N,).
 
-    Halves are every second column. Rows of fewer than half as many known values as the best known one are not
-    chosen.
+    Halves are every second column. Rows with fewer than nine tenths of the known values of the best known one
+    are not chosen: their mean is over other images.
     """
     known = (~np.isnan(values)).sum(1)
-    ranked = np.where((2 * known >= known.max())[:, None], values if higher else -values, np.nan)
+    ranked = np.where((10 * known >= 9 * known.max())[:, None], values if higher else -values, np.nan)
     best, each = int(_ranked_mean(ranked).argmax()), np.empty(values.shape[1], np.intp)
     for half in (0, 1):
         means = _ranked_mean(ranked[:, 1 - half :: 2])

@@ -86,7 +86,7 @@ class Statistics:
         What is chosen by values is flattered by them, the more, the more layers there are. So who is better is
         told by two comparisons that must agree: at the layers named, and where each half of the images is judged
         at the layer that is best on the other half (``checked``), which is no more often wrong than for one layer.
-        A layer is a choice where at least half as many images are defined as at the best known one.
+        A layer is a choice where at least nine tenths as many images are defined as at the best known one.
         """
         keys = self.values.index.to_frame(index=False)
         values = self.values.to_numpy()

@@ -164,8 +164,14 @@ def _mean_cell(row: dict[str, Any] | None, places: int, own_layer: bool) -> Tabl
     if row is None:
         return TableCell("–")
     rank = _rank_cell(row)
-    note = " ".join([rank.text.rstrip("–"), *([row["layer"]] if own_layer else [])]).strip()
+    place = " ".join(filter(None, [rank.text.rstrip("–"), row["layer"] if own_layer else ""]))
+    note = ", ".join(filter(None, [place, known_text(row)]))
     return replace(_number_cell(row["mean"], places), note=note, best=rank.best)
+
+
+def known_text(row: Mapping[Any, Any]) -> str:
+    """Of how many values a mean of ``Statistics.summary`` is, where some are undefined."""
+    return f"{row['n']:.0f} of {row['n'] + row['undefined']:.0f}" if row["n"] and row["undefined"] else ""
 
 
 def rank_text(row: Mapping[Any, Any]) -> str:
