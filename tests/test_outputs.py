@@ -60,6 +60,14 @@ def test_logits_are_found_in_what_a_model_returns(form, method):
     assert pl.Scorer(network(form)).scores(x).equal(pl.Scorer(network()).scores(x))
 
 
+def test_probabilities_are_left_as_they_are():
+    logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+    shares = probabilities(logits)
+    torch.testing.assert_close(shares, logits.exp() / logits.exp().sum(1, keepdim=True))
+    assert torch.equal(probabilities(shares), shares)
+    torch.testing.assert_close(probabilities(logits[:, :1]), 1 / (1 + (-logits[:, :1]).exp()))
+
+
 def test_what_cannot_be_found_is_told():
     model, x = network(lambda z: {"a": z, "b": z.flip(1)}), images()
     with pytest.raises(InvalidModel, match=r"dict with a, b.*Classifier\(model, output="):

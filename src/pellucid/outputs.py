@@ -107,8 +107,13 @@ def first_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Softmax over classes (B, K); of a single output (B, 1) the sigmoid, since a softmax of one is 1."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+    """Softmax over classes (B, K); of a single output (B, 1) the sigmoid, since a softmax of one is 1.
+
+    What are probabilities already, of a model that ends in a softmax, are left as they are.
+    """
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    return logits if are_shares(logits) else logits.softmax(1)
 
 
 def are_shares(logits: Tensor) -> bool:

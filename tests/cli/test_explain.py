@@ -517,8 +517,44 @@ def test_layers_that_are_skipped_are_said(work):
 
 def test_a_softmax_at_the_end_is_noticed(work):
     Path("soft.py").write_text(f"{TINY}\ndef soft():\n    return network().append(nn.Softmax(1))\n")
-    assert "note: the outputs are probabilities" in explain("photo0.png", model="soft.py:soft").stderr
-    assert "note: the outputs are probabilities" not in explain("photo0.png").stderr
+    assert "note: the outputs are probabilities" not in anew("photo0.png").stderr
+    before = json.loads(Path("out/run.json").read_text())["photos"][0]["target"]
+    assert "note: the outputs are probabilities" in anew("photo0.png", model="soft.py:soft").stderr
+    assert json.loads(Path("out/run.json").read_text())["photos"][0]["target"] == pytest.approx(before)
+
+
+BRIGHTNESS = """
+import torch
+from torch import nn
+
+
+def network():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    model[0].weight.data.fill_(1 / 3)
+    model[3].weight.data = torch.tensor([[9.0], [-9.0]])
+    model[3].bias.data.zero_()
+    return model
+
+
+def preprocess(image):
+    import numpy
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255 - 0.5
+"""
+
+
+@pytest.mark.parametrize(("classes", "noticed"), [("bright,dark", False), ("dark,bright", True)])
+def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, noticed):
+    Path("brightness.py").write_text(BRIGHTNESS)
+    for name, value in (("bright", 200), ("dark", 50)):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (6, 6), (value + number, value, value)).save(f"photos/{name}/{number}.png")
+    result = explain(
+        "photos", "--classes", classes, "--methods", "input_x_gradient", model="brightness.py:network"
+    )
+    assert result.exit_code == 0, result.output
+    said = "none of 6 photos is predicted as its label, but each as another's: is the order of classes right?"
+    assert (said in " ".join(result.stderr.split())) == noticed
 
 
 def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):

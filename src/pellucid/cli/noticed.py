@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..errors import counted
 from ..experiments.cells import layers_noted
 from ..experiments.noticing import Change, of_images, of_model
 from .photos import PhotoFacts
 from .run import ExplainRun
 from .terminal import notes_told
 
+_LEAST_LABELED = 5  # photos
+
 
 def noticed(run: ExplainRun) -> list[str]:
     """All that whoever looks at the maps should know."""
-    parts = (_of_model(run), of_images(run.found.odd, "photo"), _of_variants(run), _of_methods(run))
+    parts = (
+        _of_model(run),
+        _of_labels(run),
+        of_images(run.found.odd, "photo"),
+        _of_variants(run),
+        _of_methods(run),
+    )
     return [sentence for part in parts for sentence in part]
 
 
@@ -27,6 +36,16 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
     if run.named_by_folders:
         yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
+
+
+def _of_labels(run: ExplainRun) -> Iterator[str]:
+    """Where every photo is taken for another of their labels: chance seldom mixes classes up so well."""
+    labeled = [facts for facts in run.found.photos if facts.label is not None and facts.predicted.value is None]
+    labels = {facts.label.number for facts in labeled if facts.label is not None}
+    right = [facts for facts in labeled if facts.label and facts.label.number == facts.predicted.number]
+    if len(labeled) >= _LEAST_LABELED and not right and labels >= {facts.predicted.number for facts in labeled}:
+        count = counted(len(labeled), "photo")
+        yield f"none of {count} is predicted as its label, but each as another's: is the order of classes right?"
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:

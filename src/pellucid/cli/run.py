@@ -85,6 +85,11 @@ def _digest_of(loaded: LoadedModel) -> str:
     return sha256(f"{digest_of_model(loaded)} {loaded.classes} {parts}".encode()).hexdigest()
 
 
+def _shown(logits: Tensor) -> Tensor:
+    """Probabilities, or what the only output is: what has one need be no classifier."""
+    return logits if logits.shape[1] == 1 else probabilities(logits)
+
+
 @dataclass
 class ExplainRun:
     """One call of ``explain``: photos come in, maps and facts go out to a draft folder."""
@@ -175,30 +180,29 @@ class ExplainRun:
         if not bool(logits.isfinite().all()):
             raise not_finite(self.loaded.model, "a logit")
         self.name_classes(photos, logits.shape[1])
-        predicted = logits.argmax(1)
+        predicted, shown = logits.argmax(1), _shown(logits)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
         self.found.wrong = looks_wrong(images, logits, self.loaded.preprocess, normalized=True) | self.found.wrong
         for row, photo in enumerate(photos):
             likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
-            target, highest = (self.answer(logits[row], int(of[row])) for of in (targets, predicted))
-            photo.answered(target, highest, [self.answer(logits[row], number) for number in likeliest])
+            target, highest = (self.answer(shown[row], int(of[row])) for of in (targets, predicted))
+            photo.answered(target, highest, [self.answer(shown[row], number) for number in likeliest])
         for name, variant in self.request.variants.items():
             if may_answer_otherwise(variant):
                 changed = Scorer(self.loaded.model, variant, max_batch=self.request.max_batch).logits(images)
+                answers = _shown(changed)
                 for row, photo in enumerate(photos):
                     target, highest = (
-                        self.answer(changed[row], int(of)) for of in (targets[row], changed[row].argmax())
+                        self.answer(answers[row], int(of)) for of in (targets[row], changed[row].argmax())
                     )
                     photo.facts.variants[name] = Answers(target=target, predicted=highest)
         return targets
 
-    def answer(self, logits: Tensor, number: int) -> Prediction:
-        """A class of one photo: its number, name and probability; what has one output need be no classifier."""
-        name = self.loaded.class_name(number)
-        if len(logits) == 1:
-            return Prediction(number=number, name=name, value=float(logits[number]))
-        return Prediction(number=number, name=name, probability=float(probabilities(logits[None])[0, number]))
+    def answer(self, shown: Tensor, number: int) -> Prediction:
+        """A class of one photo: its number, name and what is ``_shown`` of it."""
+        what = "value" if len(shown) == 1 else "probability"
+        return Prediction(number=number, name=self.loaded.class_name(number), **{what: float(shown[number])})
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
