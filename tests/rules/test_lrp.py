@@ -287,6 +287,98 @@ def test_every_spelling_of_a_linear_layer_gives_the_same_map(name: str, rule: pl
         assert relative_error(found[layer], expected[layer]) < 1e-13
 
 
+class Once(nn.Module):
+    """One layer of a tensor, by a weight; its outputs are the logits."""
+
+    def __init__(self, layer: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.layer, self.weight = layer, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, self.weight).flatten(1)
+
+
+LAYERS: dict[str, Callable[[], Once]] = {
+    "W @ x": lambda: Once(lambda x, w: w @ x.flatten(2), 4, 3),
+    "W.t() @ x": lambda: Once(lambda x, w: w.t() @ x.flatten(2), 3, 4),
+    "x @ W of a batch": lambda: Once(lambda x, w: x.flatten(2).mT @ w, 1, 3, 4),
+    "bmm": lambda: Once(lambda x, w: torch.bmm(w.expand(len(x), -1, -1), x.flatten(2)), 1, 4, 3),
+    "mv": lambda: Once(lambda x, w: torch.stack([torch.mv(w, one.flatten()) for one in x]), 5, 48),
+    "einsum": lambda: Once(lambda x, w: torch.einsum("oc,bchw->bohw", w, x), 4, 3),
+    "einsum, weight last": lambda: Once(lambda x, w: torch.einsum("bchw,hwk->bk", x, w), 4, 4, 5),
+    "linear, image for weight": lambda: Once(
+        lambda x, w: torch.stack([F.linear(w, one.flatten(1).mT) for one in x]), 2, 3
+    ),
+    "conv1d": lambda: Once(lambda x, w: F.conv1d(x.flatten(2), w, padding=1), 4, 3, 3),
+    "conv3d": lambda: Once(lambda x, w: F.conv3d(x[:, None], w, padding=1, stride=2), 2, 1, 3, 3, 3),
+    "conv_transpose1d": lambda: Once(lambda x, w: F.conv_transpose1d(x.flatten(2), w, stride=2), 3, 2, 3),
+    "conv_transpose2d": lambda: Once(lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1), 3, 2, 3, 3),
+    "conv_transpose3d": lambda: Once(lambda x, w: F.conv_transpose3d(x[:, None], w), 1, 2, 2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("rule", ["gamma", "alpha-beta"])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_and_product_with_a_constant_follows_its_rule(name: str, frozen: bool, rule: str) -> None:
+    model, x = seeded(LAYERS[name]).requires_grad_(not frozen), images(1, 4)
+    (method,), (formula, *_) = COMPOSITES[rule]
+    found = pl.Gradient(rules=(method,), multiply=True)(model, x, 1)["input"]
+    matrix = torch.autograd.functional.jacobian(model, x).reshape(-1, x.numel()).numpy()
+    relevance = np.zeros(len(matrix))
+    relevance[1] = model(x).detach()[0, 1]
+    expected = formula(matrix, np.zeros(len(matrix)), x.flatten().numpy(), relevance)
+    np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+class Shifted(nn.Module):
+    """Layers whose bias, and in ``dynamic`` ones the weight, are made of the image."""
+
+    def __init__(self, apart: bool, kind: str) -> None:
+        super().__init__()
+        self.apart, self.kind = apart, kind
+        self.conv, self.down = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.bias, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu()
+        bias, w, groups = self.bias(h.mean((2, 3))), self.down.weight, len(x)
+        if self.kind == "linear":
+            first = F.linear(h.mean((2, 3)), w[..., 0, 0], None if self.apart else bias)
+            return self.head(first + bias if self.apart else first)
+        w = torch.cat([w * one.mean() if self.kind == "dynamic" else w for one in h])
+        rows = h.reshape(1, -1, *h.shape[2:])
+        y = F.conv2d(rows, w, None if self.apart else bias.flatten(), groups=groups)
+        y = y + bias.flatten()[:, None, None] if self.apart else y
+        return self.head(y.reshape(groups, 4, *y.shape[2:]).relu().mean((2, 3)))
+
+
+METHODS = [
+    pl.Gradient(rules=(pl.GammaLRP(),), multiply=True),
+    pl.Gradient(rules=(pl.AlphaBetaLRP(),), multiply=True),
+    *map(pl.method, ("attnlrp(gamma=0.25)", "lrp_epsilon", "deeplift")),
+]
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "dynamic"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_bias_of_the_images_own_is_a_summand(kind: str, method: pl.Method, frozen: bool) -> None:
+    one, apart = (seeded(lambda a=a: Shifted(a, kind)).requires_grad_(not frozen) for a in (False, True))
+    x = images(2, 8)
+    assert relative_error(method(one, x, 0)["input"], method(apart, x, 0)["input"]) < 1e-13
+
+
+def test_weights_of_the_images_own_get_their_gradient_under_gamma() -> None:
+    """No rule of layers holds for a product of activations: it passes the gradient to both."""
+    squares = seeded(lambda: Once(lambda x, w: F.linear(x.flatten(1), w[:, None] * x[0].flatten()), 5))
+    head, x = nn.Sequential(squares, nn.Linear(5, 3)).double().eval(), images(1, 4)
+    leaf = x.clone().requires_grad_()
+    above = pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1, layers="0")["0"]
+    (wanted,) = torch.autograd.grad(squares(leaf), leaf, above)
+    assert relative_error(pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1)["input"], wanted) < 1e-13
+
+
 def test_a_product_of_two_activations_is_no_linear_layer() -> None:
     """Attention: the gradient reaches both factors, as without the rule."""
 

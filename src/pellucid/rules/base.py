@@ -25,7 +25,16 @@ from ..layers import lies_in, running_modules
 from ..undo import Undo
 from .compositions import is_quotient, parts_of
 from .handmade import handmade
-from .operations import AFFINE, RECTIFIERS, Counterpart, Operation, is_inplace, recognise
+from .operations import (
+    AFFINE,
+    RECTIFIERS,
+    Counterpart,
+    Operation,
+    as_linear,
+    is_inplace,
+    recognise,
+    without_bias,
+)
 
 Run = Callable[[Tensor], Tensor]
 
@@ -203,7 +212,7 @@ class Rules(TorchFunctionMode):
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
-        self.convolved: set[Any] = set()  # what the graph holds of convolutions that were met
+        self.layers: set[Any] = set()  # what the graph holds of convolutions and linear layers that were met
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
@@ -308,6 +317,8 @@ class Rules(TorchFunctionMode):
 
     def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
+        if operation is not None:
+            operation = self._as_layer(operation)
         if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
             parts = parts_of(func, kwargs) if apart else None
@@ -323,20 +334,37 @@ class Rules(TorchFunctionMode):
         if x.requires_grad and x not in self._constants and not torch.is_grad_enabled():
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
-        if operation.name != "conv2d":
+        if operation.name not in AFFINE:
             return self._perform(operation, lambda: func(*args, **kwargs))
         below = {x.grad_fn for x in operation.inputs}
-        result = self._perform(operation, lambda: func(*args, **kwargs))
+        if self._varies(operation.settings["bias"]):  # a summand as any other
+            operation, bias = without_bias(operation)
+            result = self._perform(operation, lambda: operation.run(*operation.inputs)) + bias
+            below.add(bias.grad_fn)
+        else:
+            result = self._perform(operation, lambda: func(*args, **kwargs))
         self._follow(result.grad_fn, below)
         return result
 
+    def _as_layer(self, operation: Operation) -> Operation | None:
+        """Know in which inputs an image has a part; where it is one of two factors, the other is a weight."""
+        varies = tuple(map(self._varies, operation.inputs))
+        active = varies if any(varies) else tuple(x not in self._constants for x in operation.inputs)
+        layer = as_linear(operation, active)
+        if layer is not None:
+            layer.varies = varies if layer is operation else (any(varies), False)
+        return layer
+
+    def _varies(self, x: Any) -> bool:
+        return _has_graph(x) and x not in self._constants
+
     def _follow(self, node: Any, below: set[Any]) -> None:
-        """Know the nodes that a convolution, or what a rule made of it, put between its inputs and its result."""
+        """Know the nodes that a layer, or what a rule made of it, put between its inputs and its result."""
         pending = [node]
         while pending:
             node = pending.pop()
-            if node is not None and node not in below and node not in self.convolved:
-                self.convolved.add(node)
+            if node is not None and node not in below and node not in self.layers:
+                self.layers.add(node)
                 pending += [before for before, _ in node.next_functions]
 
     def _stores(self, operation: Operation) -> bool:
@@ -448,9 +476,7 @@ class ReferenceRules(Rules):
         if reference is None:
             return super()._perform(operation, call)
         inputs = operation.inputs
-        if (reference.operation, operation.name) == ("matmul", "linear"):  # without a graph any matrix is a weight
-            inputs = (inputs[0], inputs[1].mT)
-        elif reference.operation != operation.name:
+        if reference.operation != operation.name:
             raise InvalidModel(
                 f"the model runs {operation.name} on the reference where it runs {reference.operation} on the "
                 "image; DeepLIFT compares the two step by step. Choose another baseline or method"

@@ -47,6 +47,8 @@ _PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": 
 _PIECES |= {"Glu": "glu", "Copysign": "copysign", "Hypot": "hypot"}
 # Activations that are none of those that rectifiers' rules are stated for.
 _OTHERS = {"Threshold": "threshold", "Softshrink": "softshrink", "Hardshrink": "hardshrink"}
+# Nodes of matrix products, with their two factors last.
+_MATRIX_PRODUCTS = frozenset({"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear"})
 # Nodes that choose among what is stacked.
 _OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
@@ -75,7 +77,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
             "layers above it"
         )
     _require_convolutions_met(mode, path)
-    _warn_of_other_convolutions(mode, path)
+    _warn_of_other_layers(mode, path, ends)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -124,7 +126,7 @@ def _hides(rule: Rule, mode: Rules) -> bool:
 
 def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
     """Refuse convolutions of a rule's kind that no call showed: scripted, in another thread or spelling."""
-    unseen = [_convolution(node, mode) for node in path if _is_conv2d(node) and node not in mode.convolved]
+    unseen = [_convolution(node, mode) for node in path if _is_conv2d(node) and node not in mode.layers]
     for rule in mode.rules if unseen else ():
         whole = rule
         while isinstance(whole, ConfinedRule):
@@ -140,20 +142,29 @@ def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
         warnings.warn(RuleWarning(message), stacklevel=6)
 
 
-def _warn_of_other_convolutions(mode: Rules, path: Collection[Any]) -> None:
-    """Warn where LRP's rules of layers leave a convolution of other dimensions, or transposed, plain."""
-    others = [node for node in path if node.name().startswith("ConvolutionBackward") and not _is_conv2d(node)]
+def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[Any]) -> None:
+    """Warn where LRP's rules of layers leave a layer plain that no call showed, or a product with a constant."""
     rules = [
         rule for rule in mode.rules if rule.replaces_backward and rule.conserves and rule.operations == AFFINE
     ]
-    if others and rules:
-        kinds = sorted(
-            {f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d" for node in others}
-        )
+    others = [node for node in path if node not in mode.layers] if rules else []
+    active = {*path, *ends}
+    kinds = {_layer_of(node, active) for node in others} - {""}
+    if kinds:
         message = (
-            f"{rules[0]} acts at conv2d and linear layers; {', '.join(kinds)} propagated by the epsilon-0 rule"
+            f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
+            "where operations are hidden, or by several constants, and propagated by the epsilon-0 rule"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _layer_of(node: Any, active: Collection[Any]) -> str:
+    """What a node computes if that is a layer, a convolution or a product by a constant; else nothing."""
+    name = node.name().rstrip("0123456789").removesuffix("Backward")
+    if name == "Convolution":
+        return f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d"
+    factors = [before in active for before, _ in node.next_functions[-2:]]
+    return name.strip("_").lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
 
 
 def _is_conv2d(node: Any) -> bool:

@@ -67,8 +67,22 @@ class EpsilonLRP(BackwardRule):
         return gradient * (y * stabilized(x, self.epsilon).reciprocal_())
 
 
+class _LayerLRP(BackwardRule):
+    """A rule of LRP at layers: convolutions and linear layers, however spelled, by weights that are constants.
+
+    A layer by weights of the image's own is a product of activations.
+    """
+
+    conserves: ClassVar[bool] = True
+    operations: ClassVar[frozenset[str]] = AFFINE
+
+    def concerns(self, operation: Operation) -> bool:
+        """Layers whose weights the image has no part in."""
+        return not any(operation.varies[1:])
+
+
 @dataclass(frozen=True)
-class GammaLRP(BackwardRule):
+class GammaLRP(_LayerLRP):
     """Gamma-LRP: R_i = sum_j (c_ij + gamma c_ij^s) / (z_j + gamma z_j^s) R_j at convolutions and linear layers.
 
     The contributions c_ij = x_i w_ij sum to z_j, with the bias. Those of z_j's own sign s, with sum z_j^s,
@@ -77,10 +91,8 @@ class GammaLRP(BackwardRule):
     et al. 2021. ``epsilon`` keeps the divisor from 0.
     """
 
-    conserves: ClassVar[bool] = True
     gamma: float = 0.25
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "gamma", self.gamma, zero=True)
@@ -97,7 +109,7 @@ class GammaLRP(BackwardRule):
 
 
 @dataclass(frozen=True)
-class AlphaBetaLRP(BackwardRule):
+class AlphaBetaLRP(_LayerLRP):
     """Alpha-beta-LRP: R_i = sum_j (alpha c_ij^+ / z_j^+ - beta c_ij^- / z_j^-) R_j, with alpha - beta = 1.
 
     At convolutions and linear layers (Bach et al. 2015), with the positive and negative contributions
@@ -105,11 +117,9 @@ class AlphaBetaLRP(BackwardRule):
     ``epsilon`` keeps the divisors from 0. A unit with contributions of one sign alone does not conserve relevance.
     """
 
-    conserves: ClassVar[bool] = True
     alpha: float = 2.0
     beta: float = 1.0
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "beta", self.beta, zero=True)
@@ -147,7 +157,7 @@ def _signed_sums(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class ZBoxLRP(BackwardRule):
+class ZBoxLRP(_LayerLRP):
     """Z-box-LRP (z^B) of pixels in [low, high]: R_i = sum_j b_ij / sum_k b_kj R_j.
 
     Here b_ij = x_i w_ij - low w_ij^+ - high w_ij^-. It acts at the model's first convolution or linear layer
@@ -156,11 +166,9 @@ class ZBoxLRP(BackwardRule):
     cannot hold its relevance: ``InvalidImage`` is raised. ``epsilon`` keeps the divisor from 0.
     """
 
-    conserves: ClassVar[bool] = True
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "epsilon", self.epsilon)
@@ -170,7 +178,7 @@ class ZBoxLRP(BackwardRule):
 
     def concerns(self, operation: Operation) -> bool:
         """The operation that sees the pixels."""
-        return operation.is_first_of(self.operations)
+        return super().concerns(operation) and operation.is_first_of(self.operations)
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Share y g by how far each pixel moved its output from the lowest that the box allows."""
@@ -257,7 +265,7 @@ class AttentionLRP(Rule):
         """Products of several activations, and softmax if its output is a constant."""
         if operation.name == "softmax":  # that of a whole row are the model's probabilities
             return self.share == "gate" and operation.input.dim() > 2
-        return sum(map(is_differentiated, operation.inputs)) > 1
+        return sum(operation.varies) > 1
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run it with gates as constants, or share what arrives."""
