@@ -625,3 +625,62 @@ def test_views_of_parameters_are_no_activations(method: str, variant: str) -> No
     assert torch.equal(found, frozen)
     plain_gradient = pl.method("input_x_gradient")(model, x, 0, variant=variant)["input"]
     assert relative_error(found, plain_gradient) < 0.05  # but for epsilon
+
+
+def recurrent_by_hand(x: Tensor, layer: nn.GRU | nn.LSTM) -> Tensor:
+    """The last state of a layer for steps (B, N, C), with gates as they are usually written."""
+    h = c = x.new_zeros(len(x), layer.hidden_size)
+    for step in x.unbind(1):
+        one = F.linear(step, layer.weight_ih_l0, layer.bias_ih_l0)
+        two = F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0)
+        if isinstance(layer, nn.LSTM):
+            enter, keep, new, leave = (one + two).chunk(4, 1)
+            c = torch.sigmoid(keep) * c + torch.sigmoid(enter) * torch.tanh(new)
+            h = torch.sigmoid(leave) * torch.tanh(c)
+        else:
+            (r, z, n), (rh, zh, nh) = one.chunk(3, 1), two.chunk(3, 1)
+            z, n = torch.sigmoid(z + zh), torch.tanh(n + torch.sigmoid(r + rh) * nh)
+            h = (1 - z) * n + z * h
+    return h
+
+
+class LastState(nn.Module):
+    """The last state of a recurrent layer over the rows of a convolution's map."""
+
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], by_hand: bool) -> None:
+        super().__init__()
+        self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), kind(4, 4, batch_first=True), nn.Linear(4, 3)
+        self.by_hand = by_hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.conv(x).mean(3).mT
+        return self.head(recurrent_by_hand(steps, self.layer) if self.by_hand else self.layer(steps)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    # A GRU's (1 - z) n + z h shares halves otherwise than n + z (h - n).
+    [(nn.GRU, "lrp_epsilon"), *((nn.LSTM, name) for name in ("lrp_epsilon", "attnlrp", "attnlrp(gamma=0.25)"))],
+)
+@pytest.mark.filterwarnings("ignore:1 gate")  # the state before the first step is 0
+def test_gates_of_recurrent_layers_are_those_written_by_hand(
+    kind: type[nn.GRU] | type[nn.LSTM], method: str
+) -> None:
+    one, by_hand = (seeded(lambda hand=hand: LastState(kind, hand)) for hand in (False, True))
+    x = images(2, 8)
+    found, expected = (pl.method(method)(model, x, 0)["input"] for model in (one, by_hand))
+    assert relative_error(found, expected) < 1e-12
+
+
+def test_one_minus_a_gate_is_a_gate() -> None:
+    """(1 - z) tanh(x): z is a constant, so all relevance is the tanh's, R = f(x) / x g x (1 - z)."""
+
+    class Highway(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ((1 - torch.sigmoid(x[:, 0])) * torch.tanh(x[:, 1])).flatten(1)
+
+    x = images(1, 2)
+    found = pl.method("lrp_epsilon(epsilon=1e-12)")(Highway().double().eval(), x, 2)["input"]
+    expected = torch.zeros_like(x)
+    expected[0, 1, 1, 0] = (1 - torch.sigmoid(x[0, 0, 1, 0])) * torch.tanh(x[0, 1, 1, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

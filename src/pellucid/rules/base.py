@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
 from ..undo import Undo
-from .compositions import is_quotient, parts_of
+from .compositions import is_quotient, is_recurrent, parts_of
 from .handmade import handmade
 from .operations import (
     AFFINE,
@@ -213,6 +213,7 @@ class Rules(TorchFunctionMode):
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
         self.layers: set[Any] = set()  # what the graph holds of convolutions and linear layers that were met
+        self.whole: set[str] = set()  # recurrent layers that ran as a whole, though rules ask for their parts
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
@@ -321,7 +322,9 @@ class Rules(TorchFunctionMode):
             operation = self._as_layer(operation)
         if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
-            parts = parts_of(func, kwargs) if apart else None
+            parts = parts_of(func, args, kwargs) if apart else None
+            if parts is None and self.of_parts and is_recurrent(func):
+                self.whole.add(func.__name__)
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
         operation.notes, operation.unreached, operation.weights = self.notes, self._unreached, self._weights

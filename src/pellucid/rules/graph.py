@@ -78,6 +78,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
         )
     _require_convolutions_met(mode, path)
     _warn_of_other_layers(mode, path, ends)
+    _warn_of_wholes(mode)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -154,6 +155,16 @@ def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[A
         message = (
             f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
             "where operations are hidden, or by several constants, and propagated by the epsilon-0 rule"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_wholes(mode: Rules) -> None:
+    """Warn of recurrent layers whose parts no rule met."""
+    if mode.whole:
+        message = (
+            f"{', '.join(sorted(mode.whole))} of a packed sequence ran as a whole, so that no rule met its gates "
+            "and they propagated the plain gradient; give it the padded sequence"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
 

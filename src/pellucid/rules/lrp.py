@@ -293,7 +293,8 @@ _BOUNDED = frozenset({"TanhBackward0", "ErfBackward0", "HardtanhBackward0", "Cla
 _KEEPING = tuple(
     f"{kind}Backward"
     for kind in (
-        *("Add", "Sub", "Mul", "Div", "Clone", "Alias", "View", "UnsafeView", "Reshape", "Expand", "Repeat"),
+        *("Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Clone", "Alias"),
+        *("View", "UnsafeView", "Reshape", "Expand", "Repeat"),
         *("Slice", "Select", "Split", "Unbind", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"),
     )
 )
