@@ -10,6 +10,7 @@ from torch import nn
 
 import pellucid as pl
 from pellucid.rules.conv import rolled_mean
+from tests.networks import seeded
 
 
 class Summed(nn.Module):
@@ -342,3 +343,48 @@ def test_a_pattern_of_other_steps_is_warned_of(step: int) -> None:
     place = {3: "third", 4: "other"}[step]
     with pytest.warns(pl.PatternWarning, match=f"at 'low' every {place} place still gets"):
         pl.Gradient()(model.eval(), torch.randn(2, 3, 96, 96), [0, 1], ["low"], variant="backward")
+
+
+class WritingSlices(nn.Module):
+    """Writes into a strided slice of a map, of which the map is then used or not."""
+
+    def __init__(self, write: Callable[[torch.Tensor], object], uses: bool = True) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2), nn.Linear(4, 3)
+        self.write, self.uses = write, uses
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x) * 1
+        part = self.write(h)
+        return self.head((self.down(h) if self.uses else part).tanh().mean((2, 3)))
+
+
+def added(h: torch.Tensor) -> None:
+    h[:, :, ::2, ::2] += 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda h: h[:, :, ::2, ::2].mul_(3),
+        lambda h: h[..., ::2, ::2].relu_(),
+        lambda h: h[:, :, ::2, ::2][:, 0].zero_(),
+        lambda h: F.relu(h[:, :, ::2, ::2], inplace=True),
+        added,
+    ],
+)
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_a_write_into_a_strided_slice_is_never_lost_in_silence(write: Callable, variant: str) -> None:
+    model, x = seeded(lambda: WritingSlices(write)), torch.randn(2, 3, 10, 10).double()
+    with pytest.raises(pl.PellucidError, match=r"slice is averaged|modified inplace"):
+        pl.method("gradient")(model, x, 0, variant=variant)
+
+
+def test_a_slice_may_be_written_where_its_tensor_is_not_used_again() -> None:
+    x = torch.randn(2, 3, 10, 10).double()
+    in_place, anew = (
+        seeded(lambda write=write: WritingSlices(write, uses=False))
+        for write in (lambda h: h[:, :, ::2, ::2].relu_(), lambda h: h[:, :, ::2, ::2].relu())
+    )
+    found, expected = (pl.method("gradient")(one, x, 0, variant="forward")["input"] for one in (in_place, anew))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)

@@ -221,6 +221,7 @@ class Rules(TorchFunctionMode):
         self._weights: dict[str, Tensor] = {}  # of the first affine operation of each name
         self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
         self._constants = _Constants(model)
+        self._parts: list[_Part] = []  # slices that share no memory with their tensor under a rule
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
             for name in rule.operations:
@@ -299,7 +300,10 @@ class Rules(TorchFunctionMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = list(tensors((*args, *kwargs.values())))
         if not all(x in self._constants for x in given):
-            return self._met(func, args, kwargs)
+            result = self._met(func, args, kwargs)
+            for part in self._parts:
+                part.follow(given, result)
+            return result
         # No rule concerns what the images have no part in.
         result = self._constant(func, args, kwargs) if given and self.of_parts else func(*args, **kwargs)
         if func is Tensor.requires_grad_:  # a layer that is explained
@@ -397,6 +401,8 @@ class Rules(TorchFunctionMode):
             )
         x, indices = operation.input, operation.indices
         y = self._apply(rules, operation)
+        if operation.name == "slice" and _root(y) is not _root(x):
+            self._parts.append(_Part(rules[0], weakref.ref(_root(x)), weakref.ref(_root(y)), _version(y)))
         return y if indices is None else (y, indices(x.detach()))
 
     def _concerned(self, operation: Operation) -> list[Rule]:
@@ -518,6 +524,34 @@ class _Constants:
     def discard(self, x: Tensor) -> None:
         """Take a tensor for an activation."""
         self._known.pop(id(x), None)
+
+
+@dataclass
+class _Part:
+    """A slice that is no view of its tensor under a rule: what is written into it never reaches the tensor."""
+
+    rule: Rule
+    whole: weakref.ref[Tensor]
+    made: weakref.ref[Tensor]
+    version: int
+    is_written: bool = False
+
+    def follow(self, given: Sequence[Tensor], result: Any) -> None:
+        """Notice a write into the slice; ``RuleNotApplied`` where the tensor is used after it."""
+        roots = [_root(x) for x in given]
+        gives = any(True for _ in tensors(result if isinstance(result, list | tuple) else (result,)))
+        if self.is_written and gives and any(root is self.whole() for root in roots):
+            raise RuleNotApplied(
+                "the model writes into a strided slice, such as x[:, :, ::2, ::2].mul_(2), and then uses x; "
+                f"under {self.rule} the slice is averaged, and the write would be lost. Write it without a slice, "
+                "as x * mask, or explain the model without this rule"
+            )
+        self.is_written |= any(root is self.made() and _version(root) != self.version for root in roots)
+
+
+def _root(x: Tensor) -> Tensor:
+    """The tensor whose memory this one is a view of."""
+    return x if x._base is None else x._base
 
 
 def _version(x: Tensor) -> int:
