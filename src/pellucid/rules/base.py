@@ -48,13 +48,15 @@ class Rule(ABC):
     ``linear``: that it keeps the operation affine, and propagates back by a linear map that does not depend on
     the input. Under a rule ``of_parts`` operations made of others, such as attention, run part by part
     (rules/compositions.py), and parameters are constants. A rule with ``needs_reference`` finds in
-    ``operation.reference`` what the operation computed of the reference. Under rules that each say ``conserves``
+    ``operation.reference`` what the operation computed of the reference, and one with ``asks_for_first`` in
+    ``operation.above`` what came between the image and the operation. Under rules that each say ``conserves``
     activation times gradient should sum to the logit.
     """
 
     operations: ClassVar[frozenset[str]]
     replaces_backward: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    asks_for_first: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
@@ -142,6 +144,7 @@ class ConfinedRule(Rule):
             "operations",
             "replaces_backward",
             "needs_reference",
+            "asks_for_first",
             "linear",
             "of_parts",
             "conserves",
@@ -218,9 +221,9 @@ class Rules(TorchFunctionMode):
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
-        self._weights: dict[str, Tensor] = {}  # of the first affine operation of each name
         self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
         self._constants = _Constants(model)
+        self._layers_above = _LayersAbove(self._constants) if any(rule.asks_for_first for rule in rules) else None
         self._parts: list[_Part] = []  # slices that share no memory with their tensor under a rule
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
@@ -300,7 +303,12 @@ class Rules(TorchFunctionMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = list(tensors((*args, *kwargs.values())))
         if not all(x in self._constants for x in given):
+            place = len(self.trace)
+            above = None if self._layers_above is None else self._layers_above.of(given)
             result = self._met(func, args, kwargs)
+            if self._layers_above is not None and above is not None:
+                written = given[:1] if result is None else ()  # x[i] = y gives nothing
+                self._layers_above.know((*written, result), above.union(AFFINE.intersection(self.trace[place:])))
             for part in self._parts:
                 part.follow(given, result)
             return result
@@ -331,10 +339,9 @@ class Rules(TorchFunctionMode):
                 self.whole.add(func.__name__)
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
-        operation.notes, operation.unreached, operation.weights = self.notes, self._unreached, self._weights
-        operation.count = self.count
-        if operation.name in AFFINE:
-            self._weights.setdefault(operation.name, operation.others[0].detach())
+        operation.notes, operation.unreached, operation.count = self.notes, self._unreached, self.count
+        if self._layers_above is not None:
+            operation.above = self._layers_above.of(operation.inputs)
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
         x = operation.input
@@ -524,6 +531,34 @@ class _Constants:
     def discard(self, x: Tensor) -> None:
         """Take a tensor for an activation."""
         self._known.pop(id(x), None)
+
+
+class _LayersAbove:
+    """The names of the layers (``AFFINE``) that lie between the image and each tensor of a pass.
+
+    The image is what the pass computes from first. What came from elsewhere, as from a hidden operation, is
+    unknown, and so is what is computed of it.
+    """
+
+    def __init__(self, constants: _Constants) -> None:
+        self._constants = constants
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, frozenset[str]]] = {}
+
+    def of(self, given: Sequence[Tensor]) -> frozenset[str] | None:
+        """The layers above any of some tensors; None if they are unknown."""
+        activations = [x for x in given if x not in self._constants]
+        if not self._known:
+            self.know(activations, frozenset())
+        found = [self._known.get(id(x), (None, 0, frozenset[str]())) for x in activations]
+        for x, (known, version, _) in zip(activations, found, strict=True):
+            if known is None or known() is not x or version != _version(x):
+                return None
+        return frozenset[str]().union(*(names for _, _, names in found))
+
+    def know(self, values: Any, above: frozenset[str]) -> None:
+        """Know what lies above tensors, until they are overwritten."""
+        for x in tensors(values):
+            self._known[id(x)] = weakref.ref(x), _version(x), above
 
 
 @dataclass

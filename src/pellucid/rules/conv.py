@@ -86,6 +86,7 @@ class SmoothedDownsampling(Rule):
     include_first: bool = False
     pooling: bool = False
     linear: ClassVar[bool] = True
+    asks_for_first: ClassVar[bool] = True
     without_it: ClassVar[str] = "Leave out the variant, or this rule: the network has nothing strided to smooth"
     operations: ClassVar[frozenset[str]] = frozenset({"conv2d", "slice", "pixel_unshuffle"}) | POOLS
 

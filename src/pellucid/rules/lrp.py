@@ -166,6 +166,7 @@ class ZBoxLRP(_LayerLRP):
     cannot hold its relevance: ``InvalidImage`` is raised. ``epsilon`` keeps the divisor from 0.
     """
 
+    asks_for_first: ClassVar[bool] = True
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
     epsilon: float = 1e-6

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -52,8 +52,9 @@ class Operation:
     ``indices(x)`` tells where the maxima of a pooling are, if the call returns them beside its result.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
-    Operations on constants alone are not among them: no image has a part in them. ``weights`` holds the weight of
-    the first affine operation of each name, ``unreached`` the places to which no gradient has come back yet.
+    Operations on constants alone are not among them: no image has a part in them. ``above`` holds the names of the
+    layers between the image and this operation, if known; ``unreached`` the places to which no gradient has come
+    back yet.
     ``count`` is the number of rows of the pass, where known.
     ``notes`` collects what a rule has to say if a map is empty.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
@@ -70,7 +71,7 @@ class Operation:
     copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    above: frozenset[str] | None = None
     unreached: set[int] = field(default_factory=set)
     count: int | None = None
     notes: set[str] = field(default_factory=set)
@@ -85,18 +86,12 @@ class Operation:
         """The tensors that it computes from."""
         return (self.input, *self.others)
 
-    def is_first_of(self, names: Container[str]) -> bool:
-        """Whether no operation of these names ran before this one, but for runs of the same layer.
+    def is_first_of(self, names: Collection[str]) -> bool:
+        """Whether no operation of these names comes between the image and this one.
 
-        A stem that sees two images, or two halves of one, is the first in each of its runs.
+        Stems side by side, or one stem that sees two halves of an image, are each the first.
         """
-        first = next((name for name in self.trace if name in names), self.name)
-        if not any(name in names for name in self.trace[: self.place]):
-            return True
-        if first != self.name or first not in self.weights:
-            return False
-        weight, other = self.weights[first], self.others[0]
-        return weight.shape == other.shape and torch.equal(weight, other)
+        return not any(name in names for name in (self.trace[: self.place] if self.above is None else self.above))
 
     def is_last_of(self, names: Container[str]) -> bool:
         """Whether no operation of these names comes between this one and what is explained.
