@@ -639,3 +639,37 @@ def test_a_packed_sequence_is_named() -> None:
     model = seeded(lambda: Recurrent(nn.GRU(4, 4, batch_first=True), packed=True))
     with pytest.warns(RuleWarning, match="gru of a packed sequence ran as a whole"):
         pl.method("deeplift")(model, images(2, 8), 0)
+
+
+class Strided(nn.Module):
+    """Two convolutions, of which the second steps, and a function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, stride=2, bias=False)
+        self.head, self.function = nn.Linear(4, 3, bias=False), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.two(self.one(x).relu())).mean((2, 3)))
+
+
+def without_a_rule(h: Tensor) -> Tensor:
+    return torch.hypot(h, h.roll(1, 1) + 1)
+
+
+@pytest.mark.parametrize("name", ["deeplift", "smoothed(deeplift, samples=2)", "lrp_epsilon(epsilon=1e-9)"])
+@pytest.mark.filterwarnings("ignore:hypot between")
+def test_what_has_no_rule_is_told_under_a_variant_that_keeps_no_sum(name: str) -> None:
+    method, x = pl.method(name), images(2, 12)
+    with pytest.warns(pl.CompletenessWarning, match="without SmoothedDownsampling"):
+        found = method(seeded(lambda: Strided(without_a_rule)), x, 0, variant="backward")
+    assert not found.residuals
+    told = method(seeded(lambda: Strided(torch.relu)), x, 0, variant="backward")
+    assert told.unchecked.endswith("no sum is promised")
+    missing = told["input"].sum((1, 2, 3)) - seeded(lambda: Strided(torch.relu))(x)[:, 0]
+    assert float(missing.abs().max()) > 1e-3
+
+
+def test_what_has_no_rule_is_told_beside_the_gradient_of_max_pools() -> None:
+    with pytest.warns(pl.CompletenessWarning, match="gradient of a max-pool keeps no sum"):
+        pl.method('deeplift(max_pool="gradient")')(seeded(lambda: Strided(without_a_rule)), images(2, 12), 0)
