@@ -392,3 +392,30 @@ class Convolved(nn.Module):
 def test_layers_that_lrp_leaves_plain_are_named(make: Callable[[], nn.Module], name: str) -> None:
     with pytest.warns(RuleWarning, match=rf"GammaLRP.*{name}\b.*propagated by the epsilon-0 rule"):
         pl.Gradient(rules=(pl.GammaLRP(),))(seeded(make), images(2, 8), 0)
+
+
+class Mapped(nn.Module):
+    """Runs a part for each image by ``torch.vmap``."""
+
+    def __init__(self, mapped: bool) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, stride=2)
+        self.norm, self.head, self.mapped = nn.BatchNorm2d(4), nn.Linear(4, 3), mapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        part = lambda h: self.norm(self.down(h)).relu() * h.mean()  # noqa: E731
+        y = torch.vmap(lambda one: part(one[None])[0])(h) if self.mapped else torch.cat([part(o[None]) for o in h])
+        return self.head(y.mean((2, 3)))
+
+
+def test_rules_refuse_to_act_within_vmap_and_the_gradient_goes_through() -> None:
+    mapped, looped, x = *(seeded(lambda m=m: Mapped(m)) for m in (True, False)), images(2, 10)
+    found, expected = (pl.method("gradient")(one, x, 0)["input"] for one in (mapped, looped))
+    assert relative_error(found, expected) < 1e-13
+    for name in ("guided_backprop", "rectgrad", "deeplift", "lrp_epsilon"):
+        with pytest.raises(pl.RuleNotApplied, match=r"within torch\.vmap"):
+            pl.method(name)(mapped, x, 0)
+    for variant in ("backward", "forward"):
+        with pytest.raises(pl.RuleNotApplied, match=r"within torch\.vmap"):
+            pl.method("gradient")(mapped, x, 0, variant=variant)

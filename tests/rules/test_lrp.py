@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from tests.networks import images, plain, relative_error, seeded
 from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward, naive_layers
 
@@ -18,7 +19,7 @@ from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward,
 pytestmark = pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
 
 EPSILON = 1e-6
-BOX = ((-3.0, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
+BOX = ((-4.5, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
 
 
 def sign(z: float) -> float:
@@ -411,6 +412,87 @@ def test_a_product_of_two_activations_is_no_linear_layer() -> None:
 def test_bad_parameters_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(pl.PellucidError):
         make()
+
+
+def test_the_box_has_its_channels_where_the_layer_has_them() -> None:
+    """An image of three rows, channels last through a linear layer: the bounds are of channels, not of rows."""
+
+    class OfPixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x.permute(0, 2, 3, 1)).mean((1, 2))
+
+    model, x = seeded(OfPixels), images(1, 3).clamp(-3, 3)
+    found = pl.Gradient(rules=(pl.ZBoxLRP(*BOX),), multiply=True)(model, x, 1)["input"]
+    expected, logit = torch.zeros_like(x), model(x).detach()[0, 1]
+    weight = model.first.weight.detach().numpy()
+    for row in range(3):
+        for column in range(3):
+            pixel = x[0, :, row, column].numpy()
+            z = weight @ pixel
+            shares = z_box(weight, np.zeros(4), pixel, np.array([0, z[1] / 9, 0, 0]))
+            expected[0, :, row, column] = torch.from_numpy(shares)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert float(found.sum()) == pytest.approx(float(logit), rel=1e-5)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(27, 4)).double().eval()
+    with pytest.raises(pl.PellucidError, match="3 bounds for the 27 channels that linear sees"):
+        pl.Gradient(rules=(pl.ZBoxLRP(*BOX),), multiply=True)(flat, x, 1)
+
+
+def test_pixels_outside_of_the_box_are_told() -> None:
+    class Normalizing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first((x - 0.5) / 0.25).mean((2, 3))
+
+    x = images(1, 6).sigmoid()
+    with pytest.warns(RuleWarning, match="lie outside of the box"):
+        pl.Gradient(rules=(pl.ZBoxLRP(0.0, 1.0),), multiply=True)(seeded(Normalizing), x, 1)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """Attention of one image or of several."""
+    weights = (q @ k.mT / 2).softmax(-1)
+    if kind == "masked":
+        return torch.where(mask, weights, 0) @ v
+    if kind == "renormalized":
+        weights = weights.clamp(min=0)
+        return weights / weights.sum(-1, keepdim=True) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.5)
+
+
+class OneByOne(nn.Module):
+    """Attention over the places of a map, for the batch or image by image."""
+
+    def __init__(self, kind: str, batched: bool) -> None:
+        super().__init__()
+        self.conv, self.head, self.kind, self.batched = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), kind, batched
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).relu().flatten(2).mT
+        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+        if self.batched:
+            return self.head(attended(q, k, v, mask, self.kind).mean(1))
+        one_by_one = [attended(*one, mask, self.kind) for one in zip(q, k, v, strict=True)]
+        return self.head(torch.stack(one_by_one).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["masked", "renormalized", "scaled"])
+@pytest.mark.parametrize("method", ["lrp_epsilon", "attnlrp"])
+@pytest.mark.filterwarnings("ignore:2 gates", "ignore:1 gate")
+def test_attention_of_one_image_at_a_time_is_that_of_the_batch(kind: str, method: str) -> None:
+    batched, apart = (seeded(lambda b=b: OneByOne(kind, b)) for b in (True, False))
+    x = images(2, 6)
+    found, expected = (pl.method(method)(one, x, 0)["input"] for one in (apart, batched))
+    assert relative_error(found, expected) < 1e-12
 
 
 def test_z_box_refuses_pixels_that_cannot_hold_their_relevance() -> None:

@@ -417,12 +417,24 @@ class Rules(TorchFunctionMode):
         if operation.input.is_complex():  # rules are stated on numbers that are more or less than 0
             return []
         rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
+        if rules and any(map(_is_transformed, operation.inputs)):
+            return self._none_of(rules, operation)
         comparing = [rule for rule in rules if rule.needs_reference]
         if comparing and self.references is not None and any(map(is_differentiated, operation.inputs)):
             operation.reference = self.references[operation.place] = Counterpart(operation.name)
         elif comparing:
             return [rule for rule in rules if not rule.needs_reference]
         return rules
+
+    def _none_of(self, rules: list[Rule], operation: Operation) -> list[Rule]:
+        """No rule, where torch goes through rows itself; ``RuleNotApplied`` if one would change the result."""
+        for rule in rules:
+            if rule.required or rule.alters_gradient:
+                raise RuleNotApplied(
+                    f"{operation.name} runs within torch.vmap or torch.func, where {rule} cannot act; write the "
+                    "model for batches, or in a loop, or choose a method without this rule"
+                )
+        return []
 
     def _run_parts(
         self, parts: Callable[..., Any], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -604,7 +616,14 @@ def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 def is_differentiated(x: Tensor) -> bool:
     """Whether a gradient is asked for at ``x``: a parameter is a constant."""
+    while _is_transformed(x):
+        x = torch._C._functorch.get_unwrapped(x)
     return x.requires_grad and torch.is_grad_enabled() and not isinstance(x, nn.Parameter)
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Whether a tensor stands for others within ``torch.vmap`` or a derivative of ``torch.func``."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _has_graph(value: Any) -> bool:

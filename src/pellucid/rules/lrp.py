@@ -19,13 +19,14 @@ biases and of epsilon; the residual says how much that is.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidImage, InvalidParameter, require_choice
+from ..errors import InvalidImage, InvalidParameter, RuleWarning, require_choice
 from .base import BackwardRule, Rule, Run, is_differentiated
 from .operations import ACTIVATIONS, AFFINE, PRODUCTS, Operation
 
@@ -185,11 +186,12 @@ class ZBoxLRP(_LayerLRP):
         """Share y g by how far each pixel moved its output from the lowest that the box allows."""
         weight = operation.settings["weight"].detach()
         with torch.enable_grad():
-            corners = (x.detach(), _box(self.low, x), _box(self.high, x))
+            corners = (x.detach(), _box(self.low, operation, x), _box(self.high, operation, x))
             x, low, high = leaves = [corner.requires_grad_() for corner in corners]
             z = operation.run(x, bias=None)
             z = z - operation.run(low, weight=weight.clamp(min=0), bias=None)
             z = z - operation.run(high, weight=weight.clamp(max=0), bias=None)
+        self._warn_if_outside(*corners)
         shared = torch.autograd.grad(z, leaves, y * gradient / stabilized(z.detach(), self.epsilon))
         relevance = sum(leaf.detach() * share for leaf, share in zip(leaves, shared, strict=True))
         assert isinstance(relevance, Tensor)
@@ -201,15 +203,29 @@ class ZBoxLRP(_LayerLRP):
             )
         return relevance / x.detach().masked_fill(x == 0, 1)
 
+    def _warn_if_outside(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Warn of pixels outside of the box, as where the model itself normalizes the images."""
+        slack = 1e-3 * (high - low)
+        outside = int(((x < low - slack) | (x > high + slack)).sum())
+        if outside:
+            message = (
+                f"{outside} of the {x.numel()} values that the first layer sees, from {float(x.min()):.3g} to "
+                f"{float(x.max()):.3g}, lie outside of the box of {self}: give the bounds of what arrives there, "
+                "after the model's own normalization, too"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=2)
 
-def _box(bound: float | tuple[float, ...], x: Tensor) -> Tensor:
-    """A bound of the pixels, in the shape of the images."""
-    values = x.new_tensor(bound).reshape(-1, *[1] * (x.dim() - 2))
-    if len(values) not in (1, x.shape[1]):
+
+def _box(bound: float | tuple[float, ...], operation: Operation, x: Tensor) -> Tensor:
+    """A bound of the pixels, in the shape of the images: channels come before a convolution's places, or last."""
+    values, after = x.new_tensor(bound).flatten(), operation.settings["weight"].dim() - 2
+    channels = x.shape[-1 - after]
+    if len(values) not in (1, channels):
         raise InvalidParameter(
-            f"ZBoxLRP: {len(values)} bounds for {x.shape[1]} channels; give one for each, or one"
+            f"ZBoxLRP: {len(values)} bounds for the {channels} channels that {operation.name} sees; give one for "
+            "each, or one"
         )
-    return values.expand_as(x).contiguous()
+    return values.reshape(-1, *[1] * after).expand_as(x).contiguous()
 
 
 @dataclass(frozen=True)
@@ -264,8 +280,9 @@ class AttentionLRP(Rule):
 
     def concerns(self, operation: Operation) -> bool:
         """Products of several activations, and softmax if its output is a constant."""
-        if operation.name == "softmax":  # that of a whole row are the model's probabilities
-            return self.share == "gate" and operation.input.dim() > 2
+        if operation.name == "softmax":  # that of each image's row may be the model's probabilities
+            shape, count = operation.input.shape, operation.count
+            return self.share == "gate" and (len(shape) > 2 or (len(shape) == 2 and count not in (None, shape[0])))
         return sum(operation.varies) > 1
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
@@ -296,7 +313,19 @@ _KEEPING = tuple(
     for kind in (
         *("Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Clone", "Alias"),
         *("View", "UnsafeView", "Reshape", "Expand", "Repeat"),
-        *("Slice", "Select", "Split", "Unbind", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"),
+        *(
+            "Where",
+            "MaskedFill",
+            "Slice",
+            "Select",
+            "Split",
+            "Unbind",
+            "Transpose",
+            "T",
+            "Permute",
+            "Squeeze",
+            "Unsqueeze",
+        ),
     )
 )
 
