@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.rules.base import BackwardRule, Rules
+from pellucid.rules.base import BackwardRule, Rule, Rules
 from pellucid.rules.operations import RECTIFIERS, Operation
-from tests.networks import attributed, images, relative_error, seeded
+from tests.networks import attributed, images, plain, relative_error, seeded
 
 EXACT = 1e-13
 
@@ -354,3 +354,20 @@ def test_a_head_that_is_not_explained_is_not_the_last() -> None:
     pick = pl.Classifier(one, lambda out: out[0]), pl.Classifier(two, lambda out: out[0])
     x = images(2, 12)
     assert torch.equal(method(pick[0], x, 0)["input"], method(pick[1], x, 0)["input"])
+
+
+@dataclass(frozen=True)
+class Alone(Rule):
+    """Runs its operation by itself, whatever else should act there."""
+
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def apply(self, operation: Operation, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        return operation.run(x)
+
+
+@pytest.mark.parametrize("other", [pl.GammaLRP(), pl.SmoothedDownsampling(include_first=True)], ids=str)
+def test_a_rule_to_which_another_leaves_nothing_is_refused(other: Rule) -> None:
+    model = plain(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(pl.RuleNotApplied, match=r"cannot act at conv2d, of which .*Alone.* leaves nothing to it"):
+        pl.Gradient(rules=(Alone(), other))(model, images(2, 9), 0)

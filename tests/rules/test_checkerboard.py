@@ -388,3 +388,33 @@ def test_a_slice_may_be_written_where_its_tensor_is_not_used_again() -> None:
     )
     found, expected = (pl.method("gradient")(one, x, 0, variant="forward")["input"] for one in (in_place, anew))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+class Rolled(nn.Module):
+    """A network with two strided convolutions, of which the second may see the mean over the rolls."""
+
+    def __init__(self, rolls: bool) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.act, self.head, self.rolls = nn.ReLU(), nn.Linear(4, 3), rolls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act(self.stem(x))
+        return self.head(self.down(rolled_mean(h, (2, 2)) if self.rolls else h).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("rule", [pl.GammaLRP(), pl.AlphaBetaLRP()], ids=str)
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_variants_hold_at_convolutions_whose_backward_pass_a_rule_replaces(rule: pl.Rule) -> None:
+    """Backward, what the rule sends down is averaged; forward, the rule sees the averaged input."""
+    plain, rolling = (seeded(lambda rolls=rolls: Rolled(rolls)) for rolls in (False, True))
+    x, method = torch.randn(2, 3, 12, 12).double(), pl.Gradient(rules=(rule,))
+    forward = method(plain, x, 0, ["input", "act"], variant="forward")
+    expected = method(rolling, x, 0, ["input", "act"])
+    for layer in expected:
+        torch.testing.assert_close(forward[layer], expected[layer], rtol=1e-11, atol=1e-14)
+    backward, original = (method(plain, x, 0, "act", variant=v)["act"] for v in ("backward", "original"))
+    torch.testing.assert_close(backward, rolled_mean(original, (2, 2)), rtol=1e-11, atol=1e-14)
+    masked = pl.Gradient(rules=(rule, pl.PaddingTrick()))(plain, x, 0, "act")["act"]
+    assert not torch.allclose(masked, original)
+    assert torch.equal(masked, pl.Gradient(rules=(pl.PaddingTrick(), rule))(plain, x, 0, "act")["act"])

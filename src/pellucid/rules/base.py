@@ -191,10 +191,12 @@ def transform_gradient(x: Tensor, transform: Run) -> Tensor:
 class Rules(TorchFunctionMode):
     """Applies rules to every matching operation while active.
 
-    Several rules may concern one operation: the first is outermost. Only one of them may replace its
-    backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
-    confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
-    the operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them in.
+    Several rules may concern one operation: the first is outermost, but one that replaces the backward pass,
+    of which there may be a single one, is innermost. A rule to which the others leave nothing is refused.
+    With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are confined to
+    modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by the
+    operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them
+    in.
     ``count`` is the number of images, or of other rows, of the pass, for rules that treat each on its own.
     """
 
@@ -456,14 +458,23 @@ class Rules(TorchFunctionMode):
         run, others = operation.run, operation.others
         if others:
             run = lambda x: operation.run(x, *others)  # noqa: E731
-        for rule in reversed(rules):
-            run = partial(_applied, rule, operation, run)
-        self.met.update(rules)
+        acted: set[Rule] = set()
+        # What replaces the backward pass does not ask what runs inside, so it is innermost.
+        for rule in sorted(rules, key=_is_inner)[::-1]:
+            run = partial(_applied, rule, operation, run, acted)
         x = operation.input
         # What propagates back keeps the operation. Were its input kept too, and overwritten by the model (an
         # in-place ReLU's is its output), the graph would hold itself and never be freed.
         operation.input = x.new_empty(0)
         result = run(x)
+        for rule in rules:
+            if rule not in acted:
+                left = shortened(str(other) for other in rules if other in acted)
+                raise RuleNotApplied(
+                    f"{rule} cannot act at {operation.name}, of which {left} leaves nothing to it; give only "
+                    "one of them, or confine them to modules with rule.at()"
+                )
+        self.met.update(rules)
         self.made.add(result.grad_fn)
         return result
 
@@ -642,5 +653,10 @@ def _itself(x: Tensor) -> Tensor:
     return x
 
 
-def _applied(rule: Rule, operation: Operation, run: Run, x: Tensor) -> Tensor:
+def _is_inner(rule: Rule) -> bool:
+    return rule.replaces_backward
+
+
+def _applied(rule: Rule, operation: Operation, run: Run, acted: set[Rule], x: Tensor) -> Tensor:
+    acted.add(rule)
     return rule.apply(operation, x, run)
