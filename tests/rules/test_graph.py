@@ -385,8 +385,37 @@ class Convolved(nn.Module):
         return y.mean((2, 3))
 
 
+class OfSparse(nn.Module):
+    """A product with a sparse constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 3), torch.eye(4).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.weight.to(x), self.conv(x).mean((2, 3)).mT).mT
+
+
+class Bilinear(nn.Module):
+    """A bilinear form of which one side is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 4, 3), nn.Bilinear(4, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self.conv(x).mean((2, 3)), x.new_ones(len(x), 1))
+
+
 @pytest.mark.parametrize(
-    ("make", "name"), [(Attending, "addmm"), (OfTwoConstants, "bmm"), (Convolved, "conv_transpose2d")]
+    ("make", "name"),
+    [
+        (OfSparse, "sparseaddmm"),
+        (Bilinear, "trilinear"),
+        (Attending, "addmm"),
+        (OfTwoConstants, "bmm"),
+        (Convolved, "conv_transpose2d"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
 def test_layers_that_lrp_leaves_plain_are_named(make: Callable[[], nn.Module], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -301,6 +302,9 @@ class Once(nn.Module):
 
 LAYERS: dict[str, Callable[[], Once]] = {
     "W @ x": lambda: Once(lambda x, w: w @ x.flatten(2), 4, 3),
+    "sparse W @ x": lambda: Once(
+        lambda x, w: (w.detach().to_sparse() @ x.permute(1, 0, 2, 3).flatten(1)).mT.reshape(len(x), -1), 4, 3
+    ),
     "W.t() @ x": lambda: Once(lambda x, w: w.t() @ x.flatten(2), 3, 4),
     "x @ W of a batch": lambda: Once(lambda x, w: x.flatten(2).mT @ w, 1, 3, 4),
     "bmm": lambda: Once(lambda x, w: torch.bmm(w.expand(len(x), -1, -1), x.flatten(2)), 1, 4, 3),
@@ -639,13 +643,18 @@ GATED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "hardswish, gate first": (F.hardswish, lambda x: F.hardtanh(x + 3, 0, 6) / 6 * x),
     "mish": (F.mish, lambda x: x * torch.tanh(F.softplus(x))),
     "gelu": (F.gelu, lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+    "gelu, by a tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_an_activation_by_hand_has_the_relevance_of_its_function(name: str) -> None:
-    x = images(2, 2)
-    (above, expected), (_, found) = (relevance_through(f, x, LRP) for f in GATED[name])
+@pytest.mark.parametrize("share", ["gate", "half"])
+def test_an_activation_by_hand_has_the_relevance_of_its_function(name: str, share: str) -> None:
+    x, method = images(2, 2), LRP if share == "gate" else ATTN
+    (above, expected), (_, found) = (relevance_through(f, x, method) for f in GATED[name])
     assert relative_error(expected, above) < 1e-9
     assert relative_error(found, expected) < 1e-9
 
@@ -752,6 +761,25 @@ def test_gates_of_recurrent_layers_are_those_written_by_hand(
     x = images(2, 8)
     found, expected = (pl.method(method)(model, x, 0)["input"] for model in (one, by_hand))
     assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["lrp_epsilon", "attnlrp", "deeplift"])
+@pytest.mark.filterwarnings("ignore:f.x. ")
+def test_an_interpolation_is_its_sum_and_product(method: str) -> None:
+    class Between(nn.Module):
+        def __init__(self, apart: bool) -> None:
+            super().__init__()
+            self.conv, self.head, self.apart = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), apart
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            y, gate = x.relu(), x.mean((2, 3), keepdim=True).sigmoid()
+            return self.head((x + gate * (y - x) if self.apart else torch.lerp(x, y, gate)).mean((2, 3)))
+
+    one, apart = (seeded(lambda a=a: Between(a)) for a in (False, True))
+    x = images(2, 6)
+    found, expected = (pl.method(method)(model, x, 0)["input"] for model in (one, apart))
+    assert relative_error(found, expected) < 1e-13
 
 
 def test_one_minus_a_gate_is_a_gate() -> None:

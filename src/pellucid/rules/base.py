@@ -231,8 +231,11 @@ class Rules(TorchFunctionMode):
         for rule in self.rules:
             for name in rule.operations:
                 self._by_name.setdefault(name, []).append(rule)
-        # Whether products may be activations by hand: where no rule of products answers for what they are made of.
-        self._by_hand = "mul" not in self._by_name and any(rule.operations >= RECTIFIERS for rule in rules)
+        # Whether products may be activations by hand: where no reference answers for what they are made of.
+        products = self._by_name.get("mul", [])
+        compared = any(rule.needs_reference for rule in products)
+        self._by_hand = not compared and any(rule.operations >= RECTIFIERS for rule in rules)
+        self._is_product_known = bool(products)  # so that one that is no activation needs no warning
         self._undo = Undo()
         # Torch puts a mode back after each call; where an interrupt ended that, maybe when all is long over.
         self.is_over = False
@@ -396,7 +399,9 @@ class Rules(TorchFunctionMode):
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
         """Run an operation, as the model called it if no rule concerns it."""
-        by_hand = handmade(operation) if self._by_hand and operation.name == "mul" else None
+        by_hand = None
+        if self._by_hand and operation.name == "mul":
+            by_hand = handmade(operation, self._is_product_known)
         if by_hand is not None and (rules := self._concerned(by_hand.activation)):
             self.trace[operation.place] = by_hand.activation.name
             return by_hand.scaled(self._apply(rules, by_hand.activation))

@@ -295,6 +295,10 @@ def _addcmul(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor
     return x + value * (one * two)
 
 
+def _lerp(x: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    return x + weight * (end - x)
+
+
 def _addcdiv(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor:
     return x + value * (one / two)
 
@@ -415,6 +419,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "addmm": _sum_and_product,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
+    "lerp": _lerp,
 }
 
 

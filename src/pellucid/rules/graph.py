@@ -48,7 +48,9 @@ _PIECES |= {"Glu": "glu", "Copysign": "copysign", "Hypot": "hypot"}
 # Activations that are none of those that rectifiers' rules are stated for.
 _OTHERS = {"Threshold": "threshold", "Softshrink": "softshrink", "Hardshrink": "hardshrink"}
 # Nodes of matrix products, with their two factors last.
-_MATRIX_PRODUCTS = frozenset({"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear"})
+_MATRIX_PRODUCTS = frozenset(
+    {"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear", "SparseAddmm", "Trilinear"}
+)
 # Nodes that choose among what is stacked.
 _OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
@@ -174,8 +176,10 @@ def _layer_of(node: Any, active: Collection[Any]) -> str:
     name = node.name().rstrip("0123456789").removesuffix("Backward")
     if name == "Convolution":
         return f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d"
-    factors = [before in active for before, _ in node.next_functions[-2:]]
-    return name.strip("_").lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
+    name, factors = name.strip("_"), [before in active for before, _ in node.next_functions[-2:]]
+    if name == "Trilinear":
+        factors = [before in active for before, _ in node.next_functions]
+    return name.lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
 
 
 def _is_conv2d(node: Any) -> bool:

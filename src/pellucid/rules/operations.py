@@ -399,7 +399,7 @@ def as_linear(operation: Operation, active: tuple[bool, ...]) -> Operation | Non
 def _linear_of(
     x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], bias: Tensor | None
 ) -> Operation:
-    weight = weight.detach()
+    weight = weight.detach() if weight.layout is torch.strided else weight.detach().to_dense()
 
     def run(t: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
         return product(t, weight) if bias is None else product(t, weight) + bias
