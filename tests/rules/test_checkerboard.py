@@ -6,9 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.rules.conv import rolled_mean
 from tests.networks import seeded
 
@@ -418,3 +420,47 @@ def test_variants_hold_at_convolutions_whose_backward_pass_a_rule_replaces(rule:
     masked = pl.Gradient(rules=(rule, pl.PaddingTrick()))(plain, x, 0, "act")["act"]
     assert not torch.allclose(masked, original)
     assert torch.equal(masked, pl.Gradient(rules=(pl.PaddingTrick(), rule))(plain, x, 0, "act")["act"])
+
+
+class InDimensions(nn.Module):
+    """A strided convolution of two dimensions, written as one of three."""
+
+    def __init__(self, three: bool, rolls: bool = False) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.head, self.three = nn.Linear(4, 3), three
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, down = self.stem(x).tanh(), self.down
+        if self.three:
+            weight = down.weight[:, :, None]
+            y = F.conv3d(h[:, :, None], weight, down.bias, stride=(1, 2, 2), padding=(0, 1, 1))[:, :, 0]
+        else:
+            y = down(h)
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+@pytest.mark.parametrize("rules", [(), (pl.GammaLRP(),)], ids=["gradient", "gamma"])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_convolutions_of_other_dimensions_are_smoothed_alike(variant: str, rules: tuple[pl.Rule, ...]) -> None:
+    two, three = (seeded(lambda three=three: InDimensions(three)) for three in (False, True))
+    x, method = torch.randn(2, 3, 12, 12).double(), pl.Gradient(rules=rules)
+    found, expected = (method(one, x, 0, variant=variant)["input"] for one in (three, two))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+    assert not torch.allclose(found, method(three, x, 0)["input"])
+    with pytest.warns(RuleWarning, match="conv3d may be a convolution that PaddingTrick"):
+        pl.Gradient(rules=(pl.PaddingTrick(),))(three, x, 0)
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_a_compiled_convolution_is_named(variant: str) -> None:
+    class Deformed(InDimensions):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.stem(x).tanh()
+            offset = h.new_zeros(len(h), 18, 6, 6)
+            y = torchvision.ops.deform_conv2d(h, offset, self.down.weight, stride=2, padding=1)
+            return self.head((y + self.down(h)).relu().mean((2, 3)))
+
+    with pytest.warns(RuleWarning, match="deform_conv2d.* may be a convolution"):
+        pl.Gradient()(seeded(lambda: Deformed(False)), torch.randn(2, 3, 12, 12).double(), 0, variant=variant)

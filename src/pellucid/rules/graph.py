@@ -81,6 +81,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     _require_convolutions_met(mode, path)
     _warn_of_other_layers(mode, path, ends)
     _warn_of_wholes(mode)
+    _warn_of_left_convolutions(mode, path, [name for name in hiding if "conv" in name.lower()])
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -129,12 +130,10 @@ def _hides(rule: Rule, mode: Rules) -> bool:
 
 def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
     """Refuse convolutions of a rule's kind that no call showed: scripted, in another thread or spelling."""
-    unseen = [_convolution(node, mode) for node in path if _is_conv2d(node) and node not in mode.layers]
+    unseen = [_convolution(node, mode) for node in path if _is_convolution(node) and node not in mode.layers]
     for rule in mode.rules if unseen else ():
-        whole = rule
-        while isinstance(whole, ConfinedRule):
-            whole = whole.rule
-        if "conv2d" not in rule.operations or not any(map(whole.concerns, unseen)):
+        whole = _whole(rule)
+        if not any(one.name in rule.operations and whole.concerns(one) for one in unseen):
             continue
         message = (
             f"a convolution that {rule} may be meant for passed it by, as in a function of torch.jit.script, "
@@ -161,6 +160,24 @@ def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[A
         warnings.warn(RuleWarning(message), stacklevel=6)
 
 
+def _warn_of_left_convolutions(mode: Rules, path: Collection[Any], compiled: Collection[str]) -> None:
+    """Warn of convolutions that rules leave alone: compiled ones, and padded ones of other dimensions."""
+    for rule in mode.rules:
+        if "conv2d" not in rule.operations or not rule.required:
+            continue
+        left = set(compiled)
+        for node in filter(_is_convolution, path):
+            name = _layer_of(node, ())
+            if name not in rule.operations and any(node._saved_padding):
+                left.add(name)
+        if left:
+            message = (
+                f"{', '.join(sorted(left))} may be a convolution that {rule} is meant for, but is none that it "
+                "acts at, and ran as it is; write it as torch.nn.functional.conv2d"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=6)
+
+
 def _warn_of_wholes(mode: Rules) -> None:
     """Warn of recurrent layers whose parts no rule met."""
     if mode.whole:
@@ -182,9 +199,15 @@ def _layer_of(node: Any, active: Collection[Any]) -> str:
     return name.lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
 
 
-def _is_conv2d(node: Any) -> bool:
-    is_convolution = node.name().startswith("ConvolutionBackward")
-    return is_convolution and len(node._saved_stride) == 2 and not node._saved_transposed
+def _is_convolution(node: Any) -> bool:
+    return node.name().startswith("ConvolutionBackward") and not node._saved_transposed
+
+
+def _whole(rule: Rule) -> Rule:
+    """A rule as it is where it is not confined to modules."""
+    while isinstance(rule, ConfinedRule):
+        rule = rule.rule
+    return rule
 
 
 def _convolution(node: Any, mode: Rules) -> Operation:
@@ -193,7 +216,8 @@ def _convolution(node: Any, mode: Rules) -> Operation:
     settings = {name: getattr(node, f"_saved_{name}") for name in names} | {"bias": None}
     x, run = node._saved_input, torch.relu  # it is looked at, not run
     others, place = (settings["weight"],), len(mode.trace)
-    return Operation("conv2d", x, run, run, settings=settings, others=others, trace=mode.trace, place=place)
+    name = _layer_of(node, ())
+    return Operation(name, x, run, run, settings=settings, others=others, trace=mode.trace, place=place)
 
 
 def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> None:
