@@ -15,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pellucid as pl
-from pellucid.errors import InputWarning, InvalidImage, InvalidModel, InvalidTarget, PrecisionWarning
+from pellucid.errors import (
+    InputWarning,
+    InvalidImage,
+    InvalidLayer,
+    InvalidModel,
+    InvalidTarget,
+    PrecisionWarning,
+    SkippedLayerWarning,
+)
 from pellucid.layouts import Layout, layouts_of
 from pellucid.methods.gradient import gradient
 from pellucid.sampling import Noise, Sampling
@@ -424,3 +432,31 @@ def test_a_variant_with_nothing_to_smooth_is_to_be_left_out():
     for variant in ("backward", "forward"):
         with pytest.raises(pl.RuleNotApplied, match="Leave out the variant, or this rule: the network"):
             pl.method("gradient")(model, torch.randn(1, 3, 8, 8), variant=variant)
+
+
+class OfViews(nn.Module):
+    """A layer that gives a view of a map, into which the model then writes."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.conv, self.part, self.head = nn.Conv2d(3, 8, 3), nn.Identity(), nn.Conv2d(4, 3, 3)
+        self.writes = writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        part = self.part(h[:, :4])
+        if self.writes:
+            h.mul_(2)
+        return (self.head(part.relu()) * h.mean((1, 2, 3), keepdim=True)).mean((2, 3))
+
+
+def test_a_layer_whose_output_is_written_by_another_name_is_refused() -> None:
+    model, x = seeded(lambda: OfViews(True)), images(2, 8)
+    with pytest.raises(InvalidLayer, match="writes into the output of layer 'part' by another name"):
+        pl.method("gradient")(model, x, 0, ["input", "part"])
+    with pytest.warns(SkippedLayerWarning, match="by another name"):
+        assert list(pl.method("gradient")(model, x, 0, ["input", "p*"])) == ["input"]
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
+    assert torch.allclose(pl.method("gradient")(model, x, 0)["input"], wanted, rtol=1e-12, atol=0)
+    assert list(pl.method("gradient")(seeded(lambda: OfViews(False)), x, 0, "part")) == ["part"]

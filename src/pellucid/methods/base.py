@@ -49,7 +49,7 @@ from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
-from .repeatable import require_repeatable
+from .repeatable import disturbed, require_repeatable
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -57,6 +57,10 @@ TOLERANCE = 0.05
 # Attributions in files and notebooks.
 _FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
 _SHOWN = 4  # images
+_DISTURBED = (
+    "the model writes into the output of layer {!r} by another name, as into a tensor that it is a view of, so "
+    "that it cannot be captured without changing what the model answers; name another layer"
+)
 _TRIED = 4  # images whose sums are compared without a variant
 # Of a pattern under a variant: places a side, and how far places differ, in means and in standard errors.
 _LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
@@ -306,6 +310,8 @@ class Method(ABC):
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)
+        for layer in disturbed(model, asking.answering, chosen, images[:1]):
+            _refuse_or_skip(layer, chosen.pop(layer), _DISTURBED.format(layer), 5)
         if targets is None or (isinstance(targets, str) and targets == "auto"):
             targets = predicted(model, images, max_batch)
         found = {} if self.gives_maps else _layouts(model, chosen, images, asking.layouts, max_batch)
@@ -526,11 +532,15 @@ def _layouts(
             f"where the dimensions of layer {name!r} look cannot be told, so it has no map; declare its layout, "
             f"such as layouts={{{name!r}: 'tokens(prefix=1)'}} or 'channels_last', or name another layer"
         )
-        message = unclear if one is None else str(one)
-        if chosen[name]:
-            raise InvalidLayer(message)
-        warnings.warn(SkippedLayerWarning(message, name), stacklevel=6)
+        _refuse_or_skip(name, chosen[name], unclear if one is None else str(one), 7)
     return {name: one if isinstance(one, Layout) else None for name, one in found.items()}
+
+
+def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:
+    """Raise ``InvalidLayer`` if the layer was named outright; else warn that it has no map."""
+    if is_named:
+        raise InvalidLayer(why)
+    warnings.warn(SkippedLayerWarning(why, layer), stacklevel=level)
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ normalization without running statistics or a function of the model's own all sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputWarning, InvalidModel, InvalidTarget
-from ..layers import module_outputs, remembered
+from ..layers import INPUT, captured, module_outputs, remembered
 from ..layouts import take_over_layouts
 from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
 from .checks import looks_wrong, same_logits
 
+_DISTURBED = "disturbed"  # what is remembered of layers
 TRIES = 100  # of a model that draws random numbers, until two differ
 
 # Models of which it was looked whether anything looks wrong.
@@ -108,6 +109,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     if model in _LOOKED_AT:
         _LOOKED_AT.add(copy)
+    remembered(copy, _DISTURBED).update(remembered(model, _DISTURBED))
     take_over_layouts(copy, model)
 
 
@@ -160,3 +162,28 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
             if not same_logits(one, other[: len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
     return ""
+
+
+def disturbed(model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor) -> set[str]:
+    """The layers whose capture changes what the model answers for an image (1, C, H, W); tried once for each.
+
+    What writes into a layer's output afterwards by another name, as into a tensor that it is a view of, misses the
+    copy with which the model goes on.
+    """
+    known: dict[Any, bool] = remembered(model, _DISTURBED)
+    size = image.shape[1:]
+    new = [layer for layer in layers if layer != INPUT and (layer, size) not in known]
+    if new:
+        with torch.no_grad():
+            expected = logits_in(answering(image.clone()))
+            changed = [] if _answers_alike(model, answering, new, image, expected) else new
+            changed = [one for one in changed if not _answers_alike(model, answering, [one], image, expected)]
+        known.update({(layer, size): layer in changed for layer in new})
+    return {layer for layer in layers if known.get((layer, size))}
+
+
+def _answers_alike(
+    model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor, expected: Tensor
+) -> bool:
+    with captured(model, layers, strict=False):
+        return same_logits(logits_in(answering(image.clone())), expected)
