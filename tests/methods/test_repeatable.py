@@ -129,7 +129,7 @@ def test_a_repeatable_model_is_tried_once() -> None:
     method(net, x, 0)
     first = len(runs)
     method(net, x, 0)
-    assert len(runs) - first == first - 3 == 1
+    assert len(runs) - first == first - 4 == 1
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
@@ -148,7 +148,7 @@ def test_each_function_is_tried_once() -> None:
     def second(output: Tensor) -> Tensor:
         return output[:, 1]
 
-    for target, passes in ((second, 4), (second, 1), ("1 - 0", 1), (0, 1)):
+    for target, passes in ((second, 5), (second, 1), ("1 - 0", 1), (0, 1)):
         runs.clear()
         method(net, x, target)
         assert len(runs) == passes
@@ -460,3 +460,19 @@ def test_a_layer_whose_output_is_written_by_another_name_is_refused() -> None:
     (wanted,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
     assert torch.allclose(pl.method("gradient")(model, x, 0)["input"], wanted, rtol=1e-12, atol=0)
     assert list(pl.method("gradient")(seeded(lambda: OfViews(False)), x, 0, "part")) == ["part"]
+
+
+@pytest.mark.parametrize("asks", [lambda x: torch.is_grad_enabled(), lambda x: x.requires_grad])
+def test_a_model_that_answers_otherwise_with_gradients_is_refused(asks) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            return (h.relu() if asks(h) else h).mean((2, 3))
+
+    model = seeded(Branching)
+    with pytest.raises(InvalidModel, match="other logits where gradients are asked for"):
+        pl.method("gradient")(model, images(2, 8), 0)

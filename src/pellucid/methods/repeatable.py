@@ -32,9 +32,9 @@ _LOOKED_AT: WeakSet[nn.Module] = WeakSet()
 def require_repeatable(
     model: nn.Module, images: Tensor, answering: nn.Module, alone: bool, preprocess: Any = None
 ) -> None:
-    """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
+    """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside another image.
 
-    Three passes over the first image, two if images are to run ``alone``: once for a model as it is
+    Four passes over the first image, three if images are to run ``alone``: once for a model as it is
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
@@ -75,6 +75,13 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
         raise InvalidModel(
             f"the model is random: it gives an image other logits each time{where}; call model.eval(), or replace "
             "what stays random in it"
+        )
+    with torch.enable_grad():
+        differentiated = _logits(model, image.clone().requires_grad_()).detach()
+    if not same_logits(first, differentiated):
+        raise InvalidModel(
+            "the model gives an image other logits where gradients are asked for, so its map would be of another "
+            "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
         )
     both = torch.cat([image, -image.flip(-1)])
     if not alone and not same_logits(first, _first_of(model, both, first)):
