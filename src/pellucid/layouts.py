@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from .errors import InvalidLayer, InvalidParameter, brief
 from .layers import INPUT, captured, fits_glob, layer_names, remembered
@@ -150,6 +151,34 @@ def of_convolutions(output: Tensor) -> bool:
     return reached
 
 
+# Nodes behind which height and width may be exchanged or run backwards, as they may behind a node of one's own.
+_TURNING = re.compile("Permute|Transpose|T$|Rot90|Flip|AsStrided|GridSampler")
+
+
+def may_turn(output: Tensor) -> bool:
+    """Whether something between the image and an output may have exchanged height and width, or mirrored them.
+
+    A shuffle of channels, an exchange of the dimensions 1 and 2 of five, has not.
+    """
+    pending, known = [output.grad_fn], {None}
+    while pending:
+        node: Any = pending.pop()
+        if node in known:
+            continue
+        known.add(node)
+        name = node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+        if isinstance(node, BackwardCFunction) or (_TURNING.match(name) and not _shuffles_channels(node, name)):
+            return True
+        pending += [before for before, _ in node.next_functions]
+    return False
+
+
+def _shuffles_channels(node: Any, name: str) -> bool:
+    if name != "Transpose" or len(shape := node._input_metadata[0].shape) != 5:
+        return False
+    return {dim % len(shape) for dim in (node._saved_dim0, node._saved_dim1)} == {1, 2}
+
+
 # Measured.
 
 TOKENS = 24  # looked at to find a grid
@@ -198,7 +227,7 @@ def measured(probe: Probe) -> Layout | None:
     """
     if not probe.output.requires_grad:
         return Layout()  # there is no gradient to look along, and so none for a map either, which will be said
-    if len(probe.output) != len(probe.images):  # windows, or tokens before the batch
+    if len(probe.output) != len(probe.images) or _mixes_rows(probe):  # windows, or tokens before the batch
         return None
     match probe.output.dim():
         case 2:
@@ -211,19 +240,49 @@ def measured(probe: Probe) -> Layout | None:
             return None
 
 
+def _mixes_rows(probe: Probe) -> bool:
+    """Whether the first row of an output looks at other images than the first, as a token of them all does."""
+    weights = torch.zeros_like(probe.output)
+    weights[0] = probe.output.detach()[0].abs() + 1
+    (gradient,) = torch.autograd.grad(
+        probe.output, probe.images, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return bool(gradient[1:].any())
+
+
+def oriented(probe: Probe) -> Layout | None:
+    """The layout of a convolution's output (R, C, h, w) by which way it looks: upright unless it clearly is not.
+
+    One that was turned looks along width where its height runs; None is one that was mirrored.
+    """
+    for draws in (1, DRAWS):
+        halves = torch.stack([half for dim in (1, 2) for half in _halves(probe.output.shape[1:], dim)])
+        found = _centers(probe.looks(halves.to(probe.output).repeat(draws, 1, 1, 1)))
+        first, second = found.unflatten(0, (draws, 2, 2)).mean(0).unbind(1)
+        straight, across = (second - first).diagonal(), (second - first).flip(1).diagonal()
+        if straight.min() > MOVED * across.abs().max():
+            return Layout()
+    if across.abs().min() > MOVED / 2 * straight.abs().max():
+        return Layout("bcwh") if bool((across > 0).all()) else None
+    mirrored = -straight > MOVED / 2 * across.abs()
+    return None if bool(mirrored.any()) else Layout()
+
+
 def _of_places(probe: Probe) -> Layout | None:
     shape = list(probe.output.shape[1:])
     if shape.count(1) >= 2:  # a single place
         return _lettered(shape.index(max(shape)), *(dim for dim in range(3) if dim != shape.index(max(shape))))
     halves = torch.stack([half for dim in range(3) for half in _halves(shape, dim)]).to(probe.output)
     found = _centers(probe.looks(halves.repeat(DRAWS, 1, 1, 1))).unflatten(0, (DRAWS, 3, 2)).mean(0)
-    moves = (found[:, 1] - found[:, 0]).abs()  # (dimension of the output, axis of the image)
+    signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
+    moves = signed.abs()
     height, width = (int(axis.argmax()) for axis in moves.T)
     if height == width:
         return None
     channels = 3 - height - width
     clear = min(moves[height, 0], moves[width, 1]) > MOVED * moves[channels].max()
-    return _lettered(channels, height, width) if clear else None
+    upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
+    return _lettered(channels, height, width) if clear and upright else None
 
 
 def _lettered(channels: int, height: int, width: int) -> Layout:
@@ -282,7 +341,7 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 FoundLayout = Layout | InvalidLayer | None
 # Found of a model by the layer's name, or its kind, and the image's shape.
 _Found = dict[tuple[Any, torch.Size], FoundLayout]
-_LAYOUTS, _LAST_MAP = "layouts", "last map"
+_LAYOUTS, _LAST_MAP, _ROWS = "layouts", "last map", "rows"
 
 
 def layouts_of(
@@ -299,15 +358,35 @@ def layouts_of(
     given |= {name: one for name in layers for pattern, one in declared.items() if fits_glob(name, pattern)}
     found: _Found = remembered(model, _LAYOUTS)
     size = images.shape[1:]
+    given |= _refused(model, [name for name in given if name in layers and name != INPUT], found, images)
     unknown = [name for name in layers if name not in given and (name, size) not in found]
     outputs, refused = _probed(model, unknown, images, 1)
     found |= {(name, size): error for name, error in refused.items()}
     told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
+    turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
+    probes, _ = _probed(model, turning, images, min(COPIES, max_batch))
+    found |= {(name, size): oriented(probe) for name, probe in probes.items()}
     found |= {(name, size): one for name, one in told.items() if one is not None}
-    unclear = {name: outputs[name].output for name, one in told.items() if one is None}
+    unclear = {name: outputs[name].output for name, one in told.items() if one is None and name not in probes}
     found |= {(name, size): one for name, one in _measured(model, found, unclear, images, max_batch).items()}
     everything = {name: found[name, size] for name in layers if (name, size) in found} | given
     return {name: everything[name] for name in layers if name in everything}
+
+
+def _refused(model: nn.Module, declared: Sequence[str], found: _Found, images: Tensor) -> dict[str, InvalidLayer]:
+    """Of layers with a declared layout those whose first dimension is not the batch's: one image gives more."""
+    size = images.shape[1:]
+    new = [name for name in declared if ((_ROWS, name), size) not in found]
+    outputs, _ = _probed(model, new, images, 1)
+    for name in new:
+        rows = len(outputs[name].output) if name in outputs else 1
+        error = InvalidLayer(
+            f"layer {name!r} gives {rows} rows for one image, so its first dimension is not the batch's, which "
+            "its map needs; name another layer"
+        )
+        found[(_ROWS, name), size] = None if rows == 1 else error
+    errors = {name: found[(_ROWS, name), size] for name in declared}
+    return {name: error for name, error in errors.items() if isinstance(error, InvalidLayer)}
 
 
 def take_over_layouts(copy: nn.Module, model: nn.Module) -> None:
@@ -423,6 +502,10 @@ def _has_say(model: nn.Module, name: str, layout: Layout, images: Tensor) -> boo
     return places[0, 0].numel() > 1 and bool(places.any())
 
 
+def _is_of_convolutions(output: Tensor) -> bool:
+    return len(output) == 1 and of_convolutions(output)
+
+
 def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
     """A layer's layout where convolutions made its output for one image, or where the model itself tells it.
 
@@ -431,7 +514,7 @@ def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
     """
     if len(output) != 1:  # rows that are windows, not images, whatever made them
         return None
-    if of_convolutions(output):
+    if of_convolutions(output) and not may_turn(output):
         return Layout()
     parts = name.split(".")
     for depth in reversed(range(len(parts))):

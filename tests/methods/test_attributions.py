@@ -43,6 +43,10 @@ def test_what_is_saved_is_read_again(model, images, tmp_path):
     rather = pl.Gradient()(model, images, "2 - 0")
     rather.save(tmp_path / "rather.safetensors")
     assert Attributions.load(tmp_path / "rather.safetensors").answer == rather.answer == "2 - 0"
+    varied = pl.method("deeplift")(model, images, variant=pl.SmoothedDownsampling(include_first=True))
+    varied.save(tmp_path / "varied.safetensors")
+    assert Attributions.load(tmp_path / "varied.safetensors").unchecked == varied.unchecked
+    assert "no sum is promised" in varied.unchecked
 
 
 def test_any_changed_byte_is_noticed(model, images, tmp_path):

@@ -15,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pellucid as pl
-from pellucid.errors import InputWarning, InvalidImage, InvalidModel, InvalidTarget, PrecisionWarning
+from pellucid.errors import (
+    InputWarning,
+    InvalidImage,
+    InvalidLayer,
+    InvalidModel,
+    InvalidTarget,
+    PrecisionWarning,
+    SkippedLayerWarning,
+)
 from pellucid.layouts import Layout, layouts_of
 from pellucid.methods.gradient import gradient
 from pellucid.sampling import Noise, Sampling
@@ -121,7 +129,7 @@ def test_a_repeatable_model_is_tried_once() -> None:
     method(net, x, 0)
     first = len(runs)
     method(net, x, 0)
-    assert len(runs) - first == first - 3 == 1
+    assert len(runs) - first == first - 4 == 1
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
@@ -140,7 +148,7 @@ def test_each_function_is_tried_once() -> None:
     def second(output: Tensor) -> Tensor:
         return output[:, 1]
 
-    for target, passes in ((second, 4), (second, 1), ("1 - 0", 1), (0, 1)):
+    for target, passes in ((second, 5), (second, 1), ("1 - 0", 1), (0, 1)):
         runs.clear()
         method(net, x, target)
         assert len(runs) == passes
@@ -424,3 +432,47 @@ def test_a_variant_with_nothing_to_smooth_is_to_be_left_out():
     for variant in ("backward", "forward"):
         with pytest.raises(pl.RuleNotApplied, match="Leave out the variant, or this rule: the network"):
             pl.method("gradient")(model, torch.randn(1, 3, 8, 8), variant=variant)
+
+
+class OfViews(nn.Module):
+    """A layer that gives a view of a map, into which the model then writes."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.conv, self.part, self.head = nn.Conv2d(3, 8, 3), nn.Identity(), nn.Conv2d(4, 3, 3)
+        self.writes = writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        part = self.part(h[:, :4])
+        if self.writes:
+            h.mul_(2)
+        return (self.head(part.relu()) * h.mean((1, 2, 3), keepdim=True)).mean((2, 3))
+
+
+def test_a_layer_whose_output_is_written_by_another_name_is_refused() -> None:
+    model, x = seeded(lambda: OfViews(True)), images(2, 8)
+    with pytest.raises(InvalidLayer, match="writes into the output of layer 'part' by another name"):
+        pl.method("gradient")(model, x, 0, ["input", "part"])
+    with pytest.warns(SkippedLayerWarning, match="by another name"):
+        assert list(pl.method("gradient")(model, x, 0, ["input", "p*"])) == ["input"]
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
+    assert torch.allclose(pl.method("gradient")(model, x, 0)["input"], wanted, rtol=1e-12, atol=0)
+    assert list(pl.method("gradient")(seeded(lambda: OfViews(False)), x, 0, "part")) == ["part"]
+
+
+@pytest.mark.parametrize("asks", [lambda x: torch.is_grad_enabled(), lambda x: x.requires_grad])
+def test_a_model_that_answers_otherwise_with_gradients_is_refused(asks) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            return (h.relu() if asks(h) else h).mean((2, 3))
+
+    model = seeded(Branching)
+    with pytest.raises(InvalidModel, match="other logits where gradients are asked for"):
+        pl.method("gradient")(model, images(2, 8), 0)

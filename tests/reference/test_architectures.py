@@ -176,6 +176,7 @@ def test_deeplift_with_native_max_pool_equals_an_exact_rescale_rule(name: str) -
     assert relative_error(found, multipliers * x) < EXACT
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient of a max-pool keeps no sum")
 def test_captums_deeplift_on_vgg16_is_rescale_with_native_max_pool_and_not_complete() -> None:
     """ReLU directly before a max-pool bypasses Captum's pooling rule; ours, asked to do the same, is equal."""
     model, x = network("vgg16"), batch("vgg16")

@@ -548,3 +548,104 @@ def test_the_layout_of_a_layer_that_was_changed_is_told_anew() -> None:
     assert layouts_of(net, ["0"], x, {}, 4) == {"0": Layout("bhwc")}
     block.order = (0, 3, 2, 1)
     assert layouts_of(net, ["0"], x, {}, 4) == {"0": Layout("bwhc")}
+
+
+class TokensFirst(nn.Module):
+    """Tokens (N, B, C), as torch's transformers take them by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mixing, self.head = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.mixing(tokens).tanh().mean(0))
+
+
+@pytest.mark.parametrize(("size", "max_batch"), [((4, 28), 64), ((8, 8), 4), ((8, 16), 64)])
+def test_tokens_before_the_batch_are_never_taken_for_images(size: tuple[int, int], max_batch: int) -> None:
+    """Also where they are as many as the images, or as the copies of an image that are looked at."""
+    model, tokens = seeded(TokensFirst), size[0] * size[1] // 16
+    x = torch.randn(tokens, 3, *size).double()
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "mixing", max_batch=max_batch)
+    with pytest.raises(InvalidLayer, match=f"gives {tokens} rows for one image"):
+        pl.method("gradient")(model, x, 0, "mixing", max_batch=max_batch, layouts={"mixing": "tokens"})
+
+
+class Turns(nn.Module):
+    """Convolutions of an image that is turned, mirrored or shuffled before."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.head = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Linear(4, 3),
+        )
+        self.turn = turn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.turn(self.one(x).relu())).relu().square().mean((2, 3)))
+
+
+class OwnTurn(torch.autograd.Function):
+    """The exchange of height and width, as a function of the model's own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.mT.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.mT.clone()
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda x: x.mT,
+        lambda x: x.permute(0, 1, 3, 2),
+        lambda x: torch.einsum("bchw->bcwh", x),
+        lambda x: x.rot90(1, (2, 3)).flip(2),
+        OwnTurn.apply,
+    ],
+)
+@pytest.mark.parametrize("size", [(12, 12), (8, 12)])
+def test_the_map_behind_an_exchange_of_height_and_width_is_the_images(
+    turn: Callable[[Tensor], Tensor], size: tuple[int, int]
+) -> None:
+    model, x = seeded(lambda: Turns(turn)), torch.randn(2, 3, *size).double()
+    found = pl.method("gradient")(model, x, 0, ["one", "two"])
+    leaf = model.turn(model.one(x).relu()).detach()
+    above = model.two(leaf).detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(model.head(above.relu().square().mean((2, 3)))[:, 0].sum(), above)
+    torch.testing.assert_close(found["two"], wanted.mT, rtol=1e-12, atol=1e-14)
+    assert found["one"].shape[2:] == found["two"].shape[2:] == size
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.flip(2), lambda x: x.flip(-1), lambda x: x.rot90(1, (2, 3))])
+def test_a_map_that_is_mirrored_is_refused_and_may_be_declared(turn: Callable[[Tensor], Tensor]) -> None:
+    model, x = seeded(lambda: Turns(turn)), torch.randn(2, 3, 12, 12).double()
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "two")
+    assert pl.method("gradient")(model, x, 0, "two", layouts={"two": "channels_first"})["two"].shape[1:] == (
+        4,
+        12,
+        12,
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        nn.ChannelShuffle(2),
+        lambda x: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2),
+        lambda x: (x.permute(0, 2, 3, 1) * 2).permute(0, 3, 1, 2),
+        lambda x: x + x.mT / 8,
+        lambda x: x + x.flip(-1) / 8,
+    ],
+)
+def test_what_moves_channels_alone_or_goes_back_is_upright(turn: Callable[[Tensor], Tensor]) -> None:
+    model, x = seeded(lambda: Turns(turn)), torch.randn(1, 3, 12, 12).double()
+    assert layouts_of(model, ["two"], x, {}, 64)["two"] == Layout()

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.rules.base import BackwardRule, Rules
+from pellucid.rules.base import BackwardRule, Rule, Rules
 from pellucid.rules.operations import RECTIFIERS, Operation
-from tests.networks import attributed, images, relative_error, seeded
+from tests.networks import attributed, images, plain, relative_error, seeded
 
 EXACT = 1e-13
 
@@ -269,6 +269,72 @@ def test_the_stem_is_the_first_layer_that_sees_the_image_in_each_of_its_runs(of_
     assert relative_error(found, wanted) < EXACT
 
 
+class SideBySide(nn.Module):
+    """Two stems of different strides, then a strided convolution of both."""
+
+    def __init__(self, added: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.two = nn.Conv2d(3, 4, 5, stride=2 if added else 4, padding=2)
+        self.second, self.added = nn.Conv2d(4 if added else 8, 4, 3, stride=2), added
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, smooth: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        x = (x - 0.1) / 0.5
+        one, two = self.one(x).tanh(), self.two(x.flip(-1) if self.added else x).tanh()
+        h = one + two if self.added else torch.cat([one, two.repeat_interleave(2, 2).repeat_interleave(2, 3)], 1)
+        return self.head(self.second(smooth(h)).tanh().mean((2, 3)))
+
+
+class Averaged(torch.autograd.Function):
+    """A tensor as it is, whose gradient is averaged over the rolls of a stride of 2."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return rolled(gradient)
+
+
+def rolled(x: Tensor) -> Tensor:
+    return sum(x.roll((i, j), (-2, -1)) for i in (0, 1) for j in (0, 1)) / 4
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+@pytest.mark.parametrize("added", [True, False])
+def test_stems_side_by_side_are_each_the_first(variant: str, added: bool) -> None:
+    model, x = seeded(lambda: SideBySide(added)), images(2, 16)
+    leaf = x.clone().requires_grad_()
+    smooth = rolled if variant == "forward" else Averaged.apply
+    (wanted,) = torch.autograd.grad(model(leaf, smooth)[:, 0].sum(), leaf)
+    assert relative_error(pl.method("gradient")(model, x, 0, variant=variant)["input"], wanted) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_the_box_of_pixels_holds_at_every_stem() -> None:
+    """Of a sum of two stems the box shares what each got as it does of each alone."""
+
+    class Alone(nn.Module):
+        def __init__(self, stem: nn.Conv2d) -> None:
+            super().__init__()
+            self.stem = stem
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stem(x).mean((2, 3))
+
+    both = seeded(lambda: nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 5)]))
+
+    class Summed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return both[0](x).mean((2, 3)) + both[1](x).mean((2, 3))
+
+    method, x = pl.Gradient(rules=(pl.ZBoxLRP(-5.0, 5.0),), multiply=True), images(2, 8)
+    parts = [method(Alone(stem).eval(), x, 0)["input"] for stem in both]
+    assert relative_error(method(Summed().eval(), x, 0)["input"], parts[0] + parts[1]) < EXACT
+
+
 class TwoHeads(nn.Module):
     """A network whose last rectifier is that of a head that is not explained."""
 
@@ -288,3 +354,20 @@ def test_a_head_that_is_not_explained_is_not_the_last() -> None:
     pick = pl.Classifier(one, lambda out: out[0]), pl.Classifier(two, lambda out: out[0])
     x = images(2, 12)
     assert torch.equal(method(pick[0], x, 0)["input"], method(pick[1], x, 0)["input"])
+
+
+@dataclass(frozen=True)
+class Alone(Rule):
+    """Runs its operation by itself, whatever else should act there."""
+
+    operations: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def apply(self, operation: Operation, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        return operation.run(x)
+
+
+@pytest.mark.parametrize("other", [pl.GammaLRP(), pl.SmoothedDownsampling(include_first=True)], ids=str)
+def test_a_rule_to_which_another_leaves_nothing_is_refused(other: Rule) -> None:
+    model = plain(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(pl.RuleNotApplied, match=r"cannot act at conv2d, of which .*Alone.* leaves nothing to it"):
+        pl.Gradient(rules=(Alone(), other))(model, images(2, 9), 0)

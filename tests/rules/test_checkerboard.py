@@ -6,10 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.rules.conv import rolled_mean
+from tests.networks import seeded
 
 
 class Summed(nn.Module):
@@ -342,3 +345,122 @@ def test_a_pattern_of_other_steps_is_warned_of(step: int) -> None:
     place = {3: "third", 4: "other"}[step]
     with pytest.warns(pl.PatternWarning, match=f"at 'low' every {place} place still gets"):
         pl.Gradient()(model.eval(), torch.randn(2, 3, 96, 96), [0, 1], ["low"], variant="backward")
+
+
+class WritingSlices(nn.Module):
+    """Writes into a strided slice of a map, of which the map is then used or not."""
+
+    def __init__(self, write: Callable[[torch.Tensor], object], uses: bool = True) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2), nn.Linear(4, 3)
+        self.write, self.uses = write, uses
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x) * 1
+        part = self.write(h)
+        return self.head((self.down(h) if self.uses else part).tanh().mean((2, 3)))
+
+
+def added(h: torch.Tensor) -> None:
+    h[:, :, ::2, ::2] += 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda h: h[:, :, ::2, ::2].mul_(3),
+        lambda h: h[..., ::2, ::2].relu_(),
+        lambda h: h[:, :, ::2, ::2][:, 0].zero_(),
+        lambda h: F.relu(h[:, :, ::2, ::2], inplace=True),
+        added,
+    ],
+)
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_a_write_into_a_strided_slice_is_never_lost_in_silence(write: Callable, variant: str) -> None:
+    model, x = seeded(lambda: WritingSlices(write)), torch.randn(2, 3, 10, 10).double()
+    with pytest.raises(pl.PellucidError, match=r"slice is averaged|modified inplace"):
+        pl.method("gradient")(model, x, 0, variant=variant)
+
+
+def test_a_slice_may_be_written_where_its_tensor_is_not_used_again() -> None:
+    x = torch.randn(2, 3, 10, 10).double()
+    in_place, anew = (
+        seeded(lambda write=write: WritingSlices(write, uses=False))
+        for write in (lambda h: h[:, :, ::2, ::2].relu_(), lambda h: h[:, :, ::2, ::2].relu())
+    )
+    found, expected = (pl.method("gradient")(one, x, 0, variant="forward")["input"] for one in (in_place, anew))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+class Rolled(nn.Module):
+    """A network with two strided convolutions, of which the second may see the mean over the rolls."""
+
+    def __init__(self, rolls: bool) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.act, self.head, self.rolls = nn.ReLU(), nn.Linear(4, 3), rolls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act(self.stem(x))
+        return self.head(self.down(rolled_mean(h, (2, 2)) if self.rolls else h).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("rule", [pl.GammaLRP(), pl.AlphaBetaLRP()], ids=str)
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_variants_hold_at_convolutions_whose_backward_pass_a_rule_replaces(rule: pl.Rule) -> None:
+    """Backward, what the rule sends down is averaged; forward, the rule sees the averaged input."""
+    plain, rolling = (seeded(lambda rolls=rolls: Rolled(rolls)) for rolls in (False, True))
+    x, method = torch.randn(2, 3, 12, 12).double(), pl.Gradient(rules=(rule,))
+    forward = method(plain, x, 0, ["input", "act"], variant="forward")
+    expected = method(rolling, x, 0, ["input", "act"])
+    for layer in expected:
+        torch.testing.assert_close(forward[layer], expected[layer], rtol=1e-11, atol=1e-14)
+    backward, original = (method(plain, x, 0, "act", variant=v)["act"] for v in ("backward", "original"))
+    torch.testing.assert_close(backward, rolled_mean(original, (2, 2)), rtol=1e-11, atol=1e-14)
+    masked = pl.Gradient(rules=(rule, pl.PaddingTrick()))(plain, x, 0, "act")["act"]
+    assert not torch.allclose(masked, original)
+    assert torch.equal(masked, pl.Gradient(rules=(pl.PaddingTrick(), rule))(plain, x, 0, "act")["act"])
+
+
+class InDimensions(nn.Module):
+    """A strided convolution of two dimensions, written as one of three."""
+
+    def __init__(self, three: bool, rolls: bool = False) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.head, self.three = nn.Linear(4, 3), three
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, down = self.stem(x).tanh(), self.down
+        if self.three:
+            weight = down.weight[:, :, None]
+            y = F.conv3d(h[:, :, None], weight, down.bias, stride=(1, 2, 2), padding=(0, 1, 1))[:, :, 0]
+        else:
+            y = down(h)
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+@pytest.mark.parametrize("rules", [(), (pl.GammaLRP(),)], ids=["gradient", "gamma"])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_convolutions_of_other_dimensions_are_smoothed_alike(variant: str, rules: tuple[pl.Rule, ...]) -> None:
+    two, three = (seeded(lambda three=three: InDimensions(three)) for three in (False, True))
+    x, method = torch.randn(2, 3, 12, 12).double(), pl.Gradient(rules=rules)
+    found, expected = (method(one, x, 0, variant=variant)["input"] for one in (three, two))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+    assert not torch.allclose(found, method(three, x, 0)["input"])
+    with pytest.warns(RuleWarning, match="conv3d may be a convolution that PaddingTrick"):
+        pl.Gradient(rules=(pl.PaddingTrick(),))(three, x, 0)
+
+
+@pytest.mark.parametrize("variant", ["backward", "forward"])
+def test_a_compiled_convolution_is_named(variant: str) -> None:
+    class Deformed(InDimensions):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.stem(x).tanh()
+            offset = h.new_zeros(len(h), 18, 6, 6)
+            y = torchvision.ops.deform_conv2d(h, offset, self.down.weight, stride=2, padding=1)
+            return self.head((y + self.down(h)).relu().mean((2, 3)))
+
+    with pytest.warns(RuleWarning, match="deform_conv2d.* may be a convolution"):
+        pl.Gradient()(seeded(lambda: Deformed(False)), torch.randn(2, 3, 12, 12).double(), 0, variant=variant)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.rules.base import Rules
 from pellucid.rules.operations import ELEMENTWISE
 from tests.networks import images, logits_of, plain, relative_error, seeded
@@ -583,3 +584,92 @@ def test_norms_of_order_0_and_minus_infinity_are_torchs(order: float) -> None:
         found = torch.linalg.vector_norm(leaf * 1.0, order, dim=1, keepdim=True)
     expected = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
     torch.testing.assert_close(found.detach(), expected, rtol=1e-14, atol=0)
+
+
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(4, 4, batch_first=True),
+    "lstm both ways, two layers": lambda: nn.LSTM(4, 2, num_layers=2, bidirectional=True, batch_first=True),
+    "lstm, projected": lambda: nn.LSTM(4, 5, proj_size=4, bias=False, batch_first=True),
+    "gru": lambda: nn.GRU(4, 4, batch_first=True),
+    "gru, time first": lambda: nn.GRU(4, 2, bidirectional=True, bias=False),
+    "rnn": lambda: nn.RNN(4, 4, batch_first=True),
+    "rnn, relu": lambda: nn.RNN(4, 4, nonlinearity="relu", batch_first=True),
+    "lstm cell": lambda: nn.LSTMCell(4, 4),
+    "gru cell": lambda: nn.GRUCell(4, 4),
+    "rnn cell": lambda: nn.RNNCell(4, 4),
+    "rnn cell, relu": lambda: nn.RNNCell(4, 4, nonlinearity="relu"),
+}
+
+
+class Recurrent(nn.Module):
+    """Rows of a convolution's map, one after another through a recurrent layer."""
+
+    def __init__(self, layer: nn.Module, packed: bool = False) -> None:
+        super().__init__()
+        self.conv, self.layer, self.head, self.packed = nn.Conv2d(3, 4, 3), layer, nn.Linear(4, 3), packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.conv(x).mean(3).mT
+        if isinstance(self.layer, nn.RNNCellBase):
+            state = None
+            for step in steps.unbind(1):
+                state = self.layer(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+        if self.packed:
+            steps = nn.utils.rnn.pack_padded_sequence(steps, torch.full((len(x),), 6), batch_first=True)
+            return self.head(self.layer(steps)[1][0])
+        turn = (lambda t: t) if self.layer.batch_first else (lambda t: t.transpose(0, 1))
+        return self.head(turn(self.layer(turn(steps))[0]).mean(1))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_complete_and_the_same_function(name: str) -> None:
+    model, x = seeded(lambda: Recurrent(RECURRENT[name]())), images(2, 8)
+    with torch.no_grad():
+        logits = model(x)
+        with Rules(pl.method("deeplift").backward_rules, model=model):
+            assert torch.allclose(model(x), logits, rtol=0, atol=1e-14)
+    found = pl.method("deeplift")(model, x, 0, layers=["input", "conv"])
+    for layer, residual in found.residuals.items():
+        assert float(residual.abs().max()) < 1e-12 * float(found[layer].abs().sum()), layer
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_a_packed_sequence_is_named() -> None:
+    model = seeded(lambda: Recurrent(nn.GRU(4, 4, batch_first=True), packed=True))
+    with pytest.warns(RuleWarning, match="gru of a packed sequence ran as a whole"):
+        pl.method("deeplift")(model, images(2, 8), 0)
+
+
+class Strided(nn.Module):
+    """Two convolutions, of which the second steps, and a function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, stride=2, bias=False)
+        self.head, self.function = nn.Linear(4, 3, bias=False), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.two(self.one(x).relu())).mean((2, 3)))
+
+
+def without_a_rule(h: Tensor) -> Tensor:
+    return torch.hypot(h, h.roll(1, 1) + 1)
+
+
+@pytest.mark.parametrize("name", ["deeplift", "smoothed(deeplift, samples=2)", "lrp_epsilon(epsilon=1e-9)"])
+@pytest.mark.filterwarnings("ignore:hypot between")
+def test_what_has_no_rule_is_told_under_a_variant_that_keeps_no_sum(name: str) -> None:
+    method, x = pl.method(name), images(2, 12)
+    with pytest.warns(pl.CompletenessWarning, match="without SmoothedDownsampling"):
+        found = method(seeded(lambda: Strided(without_a_rule)), x, 0, variant="backward")
+    assert not found.residuals
+    told = method(seeded(lambda: Strided(torch.relu)), x, 0, variant="backward")
+    assert told.unchecked.endswith("no sum is promised")
+    missing = told["input"].sum((1, 2, 3)) - seeded(lambda: Strided(torch.relu))(x)[:, 0]
+    assert float(missing.abs().max()) > 1e-3
+
+
+def test_what_has_no_rule_is_told_beside_the_gradient_of_max_pools() -> None:
+    with pytest.warns(pl.CompletenessWarning, match="gradient of a max-pool keeps no sum"):
+        pl.method('deeplift(max_pool="gradient")')(seeded(lambda: Strided(without_a_rule)), images(2, 12), 0)

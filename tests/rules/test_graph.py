@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -347,8 +348,103 @@ def test_convolutions_that_no_rule_saw_are_refused(way: str) -> None:
             pl.Gradient(rules=(rule,))(net, x, 0)
 
 
-def test_other_convolutions_are_named_where_lrp_leaves_them_plain() -> None:
-    up = nn.ConvTranspose2d(4, 4, 3)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.warns(RuleWarning, match="conv_transpose2d propagated by the epsilon-0 rule"):
-        pl.Gradient(rules=(pl.GammaLRP(),))(net.double().eval(), images(2, 8), 0)
+class Attending(nn.Module):
+    """A layer of attention, whose projections torch runs within one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).mT
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+class OfTwoConstants(nn.Module):
+    """A product by the product of two constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 5))
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bc,cd,de->be", self.conv(x).mean((2, 3)), self.one, self.two)
+
+
+class Convolved(nn.Module):
+    """A transposed convolution by torch's general function of all convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 4, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.convolution(self.conv(x), self.weight, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1)
+        return y.mean((2, 3))
+
+
+class OfSparse(nn.Module):
+    """A product with a sparse constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 3), torch.eye(4).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.weight.to(x), self.conv(x).mean((2, 3)).mT).mT
+
+
+class Bilinear(nn.Module):
+    """A bilinear form of which one side is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 4, 3), nn.Bilinear(4, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self.conv(x).mean((2, 3)), x.new_ones(len(x), 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (OfSparse, "sparseaddmm"),
+        (Bilinear, "trilinear"),
+        (Attending, "addmm"),
+        (OfTwoConstants, "bmm"),
+        (Convolved, "conv_transpose2d"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_layers_that_lrp_leaves_plain_are_named(make: Callable[[], nn.Module], name: str) -> None:
+    with pytest.warns(RuleWarning, match=rf"GammaLRP.*{name}\b.*propagated by the epsilon-0 rule"):
+        pl.Gradient(rules=(pl.GammaLRP(),))(seeded(make), images(2, 8), 0)
+
+
+class Mapped(nn.Module):
+    """Runs a part for each image by ``torch.vmap``."""
+
+    def __init__(self, mapped: bool) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, stride=2)
+        self.norm, self.head, self.mapped = nn.BatchNorm2d(4), nn.Linear(4, 3), mapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        part = lambda h: self.norm(self.down(h)).relu() * h.mean()  # noqa: E731
+        y = torch.vmap(lambda one: part(one[None])[0])(h) if self.mapped else torch.cat([part(o[None]) for o in h])
+        return self.head(y.mean((2, 3)))
+
+
+def test_rules_refuse_to_act_within_vmap_and_the_gradient_goes_through() -> None:
+    mapped, looped, x = *(seeded(lambda m=m: Mapped(m)) for m in (True, False)), images(2, 10)
+    found, expected = (pl.method("gradient")(one, x, 0)["input"] for one in (mapped, looped))
+    assert relative_error(found, expected) < 1e-13
+    for name in ("guided_backprop", "rectgrad", "deeplift", "lrp_epsilon"):
+        with pytest.raises(pl.RuleNotApplied, match=r"within torch\.vmap"):
+            pl.method(name)(mapped, x, 0)
+    for variant in ("backward", "forward"):
+        with pytest.raises(pl.RuleNotApplied, match=r"within torch\.vmap"):
+            pl.method("gradient")(mapped, x, 0, variant=variant)

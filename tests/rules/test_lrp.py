@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from tests.networks import images, plain, relative_error, seeded
 from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward, naive_layers
 
@@ -18,7 +20,7 @@ from tests.rules.test_oracle import Affine, MaxPool, Pointwise, argmax, forward,
 pytestmark = pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
 
 EPSILON = 1e-6
-BOX = ((-3.0, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
+BOX = ((-4.5, -4.0, -3.5), (4.0, 3.0, 5.0))  # low and high, for each channel
 
 
 def sign(z: float) -> float:
@@ -287,6 +289,101 @@ def test_every_spelling_of_a_linear_layer_gives_the_same_map(name: str, rule: pl
         assert relative_error(found[layer], expected[layer]) < 1e-13
 
 
+class Once(nn.Module):
+    """One layer of a tensor, by a weight; its outputs are the logits."""
+
+    def __init__(self, layer: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.layer, self.weight = layer, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, self.weight).flatten(1)
+
+
+LAYERS: dict[str, Callable[[], Once]] = {
+    "W @ x": lambda: Once(lambda x, w: w @ x.flatten(2), 4, 3),
+    "sparse W @ x": lambda: Once(
+        lambda x, w: (w.detach().to_sparse() @ x.permute(1, 0, 2, 3).flatten(1)).mT.reshape(len(x), -1), 4, 3
+    ),
+    "W.t() @ x": lambda: Once(lambda x, w: w.t() @ x.flatten(2), 3, 4),
+    "x @ W of a batch": lambda: Once(lambda x, w: x.flatten(2).mT @ w, 1, 3, 4),
+    "bmm": lambda: Once(lambda x, w: torch.bmm(w.expand(len(x), -1, -1), x.flatten(2)), 1, 4, 3),
+    "mv": lambda: Once(lambda x, w: torch.stack([torch.mv(w, one.flatten()) for one in x]), 5, 48),
+    "einsum": lambda: Once(lambda x, w: torch.einsum("oc,bchw->bohw", w, x), 4, 3),
+    "einsum, weight last": lambda: Once(lambda x, w: torch.einsum("bchw,hwk->bk", x, w), 4, 4, 5),
+    "linear, image for weight": lambda: Once(
+        lambda x, w: torch.stack([F.linear(w, one.flatten(1).mT) for one in x]), 2, 3
+    ),
+    "conv1d": lambda: Once(lambda x, w: F.conv1d(x.flatten(2), w, padding=1), 4, 3, 3),
+    "conv3d": lambda: Once(lambda x, w: F.conv3d(x[:, None], w, padding=1, stride=2), 2, 1, 3, 3, 3),
+    "conv_transpose1d": lambda: Once(lambda x, w: F.conv_transpose1d(x.flatten(2), w, stride=2), 3, 2, 3),
+    "conv_transpose2d": lambda: Once(lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1), 3, 2, 3, 3),
+    "conv_transpose3d": lambda: Once(lambda x, w: F.conv_transpose3d(x[:, None], w), 1, 2, 2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("rule", ["gamma", "alpha-beta"])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_and_product_with_a_constant_follows_its_rule(name: str, frozen: bool, rule: str) -> None:
+    model, x = seeded(LAYERS[name]).requires_grad_(not frozen), images(1, 4)
+    (method,), (formula, *_) = COMPOSITES[rule]
+    found = pl.Gradient(rules=(method,), multiply=True)(model, x, 1)["input"]
+    matrix = torch.autograd.functional.jacobian(model, x).reshape(-1, x.numel()).numpy()
+    relevance = np.zeros(len(matrix))
+    relevance[1] = model(x).detach()[0, 1]
+    expected = formula(matrix, np.zeros(len(matrix)), x.flatten().numpy(), relevance)
+    np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+class Shifted(nn.Module):
+    """Layers whose bias, and in ``dynamic`` ones the weight, are made of the image."""
+
+    def __init__(self, apart: bool, kind: str) -> None:
+        super().__init__()
+        self.apart, self.kind = apart, kind
+        self.conv, self.down = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.bias, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu()
+        bias, w, groups = self.bias(h.mean((2, 3))), self.down.weight, len(x)
+        if self.kind == "linear":
+            first = F.linear(h.mean((2, 3)), w[..., 0, 0], None if self.apart else bias)
+            return self.head(first + bias if self.apart else first)
+        w = torch.cat([w * one.mean() if self.kind == "dynamic" else w for one in h])
+        rows = h.reshape(1, -1, *h.shape[2:])
+        y = F.conv2d(rows, w, None if self.apart else bias.flatten(), groups=groups)
+        y = y + bias.flatten()[:, None, None] if self.apart else y
+        return self.head(y.reshape(groups, 4, *y.shape[2:]).relu().mean((2, 3)))
+
+
+METHODS = [
+    pl.Gradient(rules=(pl.GammaLRP(),), multiply=True),
+    pl.Gradient(rules=(pl.AlphaBetaLRP(),), multiply=True),
+    *map(pl.method, ("attnlrp(gamma=0.25)", "lrp_epsilon", "deeplift")),
+]
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "dynamic"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_bias_of_the_images_own_is_a_summand(kind: str, method: pl.Method, frozen: bool) -> None:
+    one, apart = (seeded(lambda a=a: Shifted(a, kind)).requires_grad_(not frozen) for a in (False, True))
+    x = images(2, 8)
+    assert relative_error(method(one, x, 0)["input"], method(apart, x, 0)["input"]) < 1e-13
+
+
+def test_weights_of_the_images_own_get_their_gradient_under_gamma() -> None:
+    """No rule of layers holds for a product of activations: it passes the gradient to both."""
+    squares = seeded(lambda: Once(lambda x, w: F.linear(x.flatten(1), w[:, None] * x[0].flatten()), 5))
+    head, x = nn.Sequential(squares, nn.Linear(5, 3)).double().eval(), images(1, 4)
+    leaf = x.clone().requires_grad_()
+    above = pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1, layers="0")["0"]
+    (wanted,) = torch.autograd.grad(squares(leaf), leaf, above)
+    assert relative_error(pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1)["input"], wanted) < 1e-13
+
+
 def test_a_product_of_two_activations_is_no_linear_layer() -> None:
     """Attention: the gradient reaches both factors, as without the rule."""
 
@@ -319,6 +416,87 @@ def test_a_product_of_two_activations_is_no_linear_layer() -> None:
 def test_bad_parameters_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(pl.PellucidError):
         make()
+
+
+def test_the_box_has_its_channels_where_the_layer_has_them() -> None:
+    """An image of three rows, channels last through a linear layer: the bounds are of channels, not of rows."""
+
+    class OfPixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x.permute(0, 2, 3, 1)).mean((1, 2))
+
+    model, x = seeded(OfPixels), images(1, 3).clamp(-3, 3)
+    found = pl.Gradient(rules=(pl.ZBoxLRP(*BOX),), multiply=True)(model, x, 1)["input"]
+    expected, logit = torch.zeros_like(x), model(x).detach()[0, 1]
+    weight = model.first.weight.detach().numpy()
+    for row in range(3):
+        for column in range(3):
+            pixel = x[0, :, row, column].numpy()
+            z = weight @ pixel
+            shares = z_box(weight, np.zeros(4), pixel, np.array([0, z[1] / 9, 0, 0]))
+            expected[0, :, row, column] = torch.from_numpy(shares)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert float(found.sum()) == pytest.approx(float(logit), rel=1e-5)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(27, 4)).double().eval()
+    with pytest.raises(pl.PellucidError, match="3 bounds for the 27 channels that linear sees"):
+        pl.Gradient(rules=(pl.ZBoxLRP(*BOX),), multiply=True)(flat, x, 1)
+
+
+def test_pixels_outside_of_the_box_are_told() -> None:
+    class Normalizing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first((x - 0.5) / 0.25).mean((2, 3))
+
+    x = images(1, 6).sigmoid()
+    with pytest.warns(RuleWarning, match="lie outside of the box"):
+        pl.Gradient(rules=(pl.ZBoxLRP(0.0, 1.0),), multiply=True)(seeded(Normalizing), x, 1)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """Attention of one image or of several."""
+    weights = (q @ k.mT / 2).softmax(-1)
+    if kind == "masked":
+        return torch.where(mask, weights, 0) @ v
+    if kind == "renormalized":
+        weights = weights.clamp(min=0)
+        return weights / weights.sum(-1, keepdim=True) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.5)
+
+
+class OneByOne(nn.Module):
+    """Attention over the places of a map, for the batch or image by image."""
+
+    def __init__(self, kind: str, batched: bool) -> None:
+        super().__init__()
+        self.conv, self.head, self.kind, self.batched = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), kind, batched
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).relu().flatten(2).mT
+        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+        if self.batched:
+            return self.head(attended(q, k, v, mask, self.kind).mean(1))
+        one_by_one = [attended(*one, mask, self.kind) for one in zip(q, k, v, strict=True)]
+        return self.head(torch.stack(one_by_one).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["masked", "renormalized", "scaled"])
+@pytest.mark.parametrize("method", ["lrp_epsilon", "attnlrp"])
+@pytest.mark.filterwarnings("ignore:2 gates", "ignore:1 gate")
+def test_attention_of_one_image_at_a_time_is_that_of_the_batch(kind: str, method: str) -> None:
+    batched, apart = (seeded(lambda b=b: OneByOne(kind, b)) for b in (True, False))
+    x = images(2, 6)
+    found, expected = (pl.method(method)(one, x, 0)["input"] for one in (apart, batched))
+    assert relative_error(found, expected) < 1e-12
 
 
 def test_z_box_refuses_pixels_that_cannot_hold_their_relevance() -> None:
@@ -465,13 +643,18 @@ GATED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "hardswish, gate first": (F.hardswish, lambda x: F.hardtanh(x + 3, 0, 6) / 6 * x),
     "mish": (F.mish, lambda x: x * torch.tanh(F.softplus(x))),
     "gelu": (F.gelu, lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+    "gelu, by a tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_an_activation_by_hand_has_the_relevance_of_its_function(name: str) -> None:
-    x = images(2, 2)
-    (above, expected), (_, found) = (relevance_through(f, x, LRP) for f in GATED[name])
+@pytest.mark.parametrize("share", ["gate", "half"])
+def test_an_activation_by_hand_has_the_relevance_of_its_function(name: str, share: str) -> None:
+    x, method = images(2, 2), LRP if share == "gate" else ATTN
+    (above, expected), (_, found) = (relevance_through(f, x, method) for f in GATED[name])
     assert relative_error(expected, above) < 1e-9
     assert relative_error(found, expected) < 1e-9
 
@@ -533,3 +716,81 @@ def test_views_of_parameters_are_no_activations(method: str, variant: str) -> No
     assert torch.equal(found, frozen)
     plain_gradient = pl.method("input_x_gradient")(model, x, 0, variant=variant)["input"]
     assert relative_error(found, plain_gradient) < 0.05  # but for epsilon
+
+
+def recurrent_by_hand(x: Tensor, layer: nn.GRU | nn.LSTM) -> Tensor:
+    """The last state of a layer for steps (B, N, C), with gates as they are usually written."""
+    h = c = x.new_zeros(len(x), layer.hidden_size)
+    for step in x.unbind(1):
+        one = F.linear(step, layer.weight_ih_l0, layer.bias_ih_l0)
+        two = F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0)
+        if isinstance(layer, nn.LSTM):
+            enter, keep, new, leave = (one + two).chunk(4, 1)
+            c = torch.sigmoid(keep) * c + torch.sigmoid(enter) * torch.tanh(new)
+            h = torch.sigmoid(leave) * torch.tanh(c)
+        else:
+            (r, z, n), (rh, zh, nh) = one.chunk(3, 1), two.chunk(3, 1)
+            z, n = torch.sigmoid(z + zh), torch.tanh(n + torch.sigmoid(r + rh) * nh)
+            h = (1 - z) * n + z * h
+    return h
+
+
+class LastState(nn.Module):
+    """The last state of a recurrent layer over the rows of a convolution's map."""
+
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], by_hand: bool) -> None:
+        super().__init__()
+        self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), kind(4, 4, batch_first=True), nn.Linear(4, 3)
+        self.by_hand = by_hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.conv(x).mean(3).mT
+        return self.head(recurrent_by_hand(steps, self.layer) if self.by_hand else self.layer(steps)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    # A GRU's (1 - z) n + z h shares halves otherwise than n + z (h - n).
+    [(nn.GRU, "lrp_epsilon"), *((nn.LSTM, name) for name in ("lrp_epsilon", "attnlrp", "attnlrp(gamma=0.25)"))],
+)
+@pytest.mark.filterwarnings("ignore:1 gate")  # the state before the first step is 0
+def test_gates_of_recurrent_layers_are_those_written_by_hand(
+    kind: type[nn.GRU] | type[nn.LSTM], method: str
+) -> None:
+    one, by_hand = (seeded(lambda hand=hand: LastState(kind, hand)) for hand in (False, True))
+    x = images(2, 8)
+    found, expected = (pl.method(method)(model, x, 0)["input"] for model in (one, by_hand))
+    assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["lrp_epsilon", "attnlrp", "deeplift"])
+@pytest.mark.filterwarnings("ignore:f.x. ")
+def test_an_interpolation_is_its_sum_and_product(method: str) -> None:
+    class Between(nn.Module):
+        def __init__(self, apart: bool) -> None:
+            super().__init__()
+            self.conv, self.head, self.apart = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), apart
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            y, gate = x.relu(), x.mean((2, 3), keepdim=True).sigmoid()
+            return self.head((x + gate * (y - x) if self.apart else torch.lerp(x, y, gate)).mean((2, 3)))
+
+    one, apart = (seeded(lambda a=a: Between(a)) for a in (False, True))
+    x = images(2, 6)
+    found, expected = (pl.method(method)(model, x, 0)["input"] for model in (one, apart))
+    assert relative_error(found, expected) < 1e-13
+
+
+def test_one_minus_a_gate_is_a_gate() -> None:
+    """(1 - z) tanh(x): z is a constant, so all relevance is the tanh's, R = f(x) / x g x (1 - z)."""
+
+    class Highway(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ((1 - torch.sigmoid(x[:, 0])) * torch.tanh(x[:, 1])).flatten(1)
+
+    x = images(1, 2)
+    found = pl.method("lrp_epsilon(epsilon=1e-12)")(Highway().double().eval(), x, 2)["input"]
+    expected = torch.zeros_like(x)
+    expected[0, 1, 1, 0] = (1 - torch.sigmoid(x[0, 0, 1, 0])) * torch.tanh(x[0, 1, 1, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

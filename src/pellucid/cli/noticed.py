@@ -61,14 +61,14 @@ def _of_methods(run: ExplainRun) -> Iterator[str]:
         told = notes_told({(warning, method): layers}, "photo")[0]
         if warning == "CompletenessWarning":
             names = [name for name, text in run.request.texts.items() if text == method]
-            largest = _largest(run.found.photos, names, layers)
-            told += f" (the largest is {largest:.3g} logits; run.json has each photo's among its residuals)"
+            residuals = _residuals(run.found.photos, names, layers)
+            if residuals:
+                largest = f"the largest is {max(map(abs, residuals)):.3g} logits"
+                told += f" ({largest}; run.json has each photo's among its residuals)"
         yield told
 
 
-def _largest(photos: Sequence[PhotoFacts], names: Sequence[str], layers: Sequence[str]) -> float:
-    """The largest residual of a method at some layers, in logits."""
-    residuals = [item for facts in photos for item in facts.residuals.items()]
-    return max(
-        float(abs(value)) for key, value in residuals if key.split("/")[0] in names and key.split("/")[1] in layers
-    )
+def _residuals(photos: Sequence[PhotoFacts], names: Sequence[str], layers: Sequence[str]) -> list[float]:
+    """The residuals of a method at some layers, in logits."""
+    found = [item for facts in photos for item in facts.residuals.items() if isinstance(item[1], float)]
+    return [float(value) for key, value in found if key.split("/")[0] in names and key.split("/")[1] in layers]

@@ -82,7 +82,7 @@ class PhotoFacts(BaseModel):
         source, index, name: where it is, and what it is called there.
         likeliest: the classes of the highest probabilities.
         variants: what variants make of it that may answer otherwise.
-        residuals: of sums that a method promises, in logits, by METHOD/LAYER/VARIANT.
+        residuals: of sums that a method promises, in logits, or why there is none, by METHOD/LAYER/VARIANT.
     """
 
     key: str
@@ -95,7 +95,7 @@ class PhotoFacts(BaseModel):
     predicted: Prediction
     likeliest: list[Prediction]
     variants: dict[str, Answers] = {}
-    residuals: dict[str, float] = {}
+    residuals: dict[str, float | str] = {}
 
     @property
     def place(self) -> tuple[str, int]:

@@ -297,8 +297,11 @@ class ExplainRun:
             maps = heatmap(attribution, size, **self.request.heatmap).float().cpu().numpy()
             for row, photo in enumerate(photos):
                 photo.maps[name, layer, variant] = maps[row]
+                place = f"{name}/{layer}/{variant}"
                 if layer in found.residuals:
-                    photo.facts.residuals[f"{name}/{layer}/{variant}"] = float(found.residuals[layer][row])
+                    photo.facts.residuals[place] = float(found.residuals[layer][row])
+                elif found.unchecked:
+                    photo.facts.residuals[place] = found.unchecked
         if self.found.keeps:
             for row, photo in enumerate(photos):
                 for layer, attribution in found.items():

@@ -49,7 +49,7 @@ from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
-from .repeatable import require_repeatable
+from .repeatable import disturbed, require_repeatable
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -57,6 +57,11 @@ TOLERANCE = 0.05
 # Attributions in files and notebooks.
 _FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
 _SHOWN = 4  # images
+_DISTURBED = (
+    "the model writes into the output of layer {!r} by another name, as into a tensor that it is a view of, so "
+    "that it cannot be captured without changing what the model answers; name another layer"
+)
+_TRIED = 4  # images whose sums are compared without a variant
 # Of a pattern under a variant: places a side, and how far places differ, in means and in standard errors.
 _LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
 
@@ -76,8 +81,9 @@ class Attributions(Mapping[str, Tensor]):
     ``targets`` (B,) are the explained classes, 0 for a function of the output or a difference of classes, which
     ``answer`` names. ``residuals`` holds, for the layers
     of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
-    tokens are in the sum. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no place, such
-    as a class token.
+    tokens are in the sum. Where a variant changes what propagates back, no sum is promised: ``unchecked`` then
+    says why there are no residuals. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no
+    place, such as a class token.
     """
 
     by_layer: dict[str, Tensor]
@@ -85,6 +91,7 @@ class Attributions(Mapping[str, Tensor]):
     residuals: dict[str, Tensor] = field(default_factory=dict)
     prefixes: dict[str, Tensor] = field(default_factory=dict)
     answer: str = ""
+    unchecked: str = ""
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
@@ -138,7 +145,7 @@ class Attributions(Mapping[str, Tensor]):
             )
         parts = {name: getattr(self, name) for name in _PARTS}
         tensors = {f"{part}/{layer}": value for part, layers in parts.items() for layer, value in layers.items()}
-        facts = {"format": _FORMAT, "layers": list(self), "answer": self.answer}
+        facts = {"format": _FORMAT, "layers": list(self), "answer": self.answer, "unchecked": self.unchecked}
         replace_file(FilePath(path), sealed_tensors({"targets": self.targets} | tensors, facts))
 
     @classmethod
@@ -161,7 +168,8 @@ class Attributions(Mapping[str, Tensor]):
             raise InvalidData(
                 f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save"
             ) from error
-        return cls(targets=targets, **found, answer=str(facts.get("answer", "")))
+        answer, unchecked = (str(facts.get(name, "")) for name in ("answer", "unchecked"))
+        return cls(targets=targets, **found, answer=answer, unchecked=unchecked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +211,10 @@ class Method(ABC):
         return "logits' difference", (
             "Some operation has no rule of this method; or name a layer that no skip passes by"
         )
+
+    def promises(self, rules: Sequence[Rule]) -> bool:
+        """Whether, under these rules, the leaf's attribution at a point should have a known sum."""
+        return False
 
     @property
     def is_gradient(self) -> bool:
@@ -298,6 +310,8 @@ class Method(ABC):
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)
+        for layer in disturbed(model, asking.answering, chosen, images[:1]):
+            _refuse_or_skip(layer, chosen.pop(layer), _DISTURBED.format(layer), 5)
         if targets is None or (isinstance(targets, str) and targets == "auto"):
             targets = predicted(model, images, max_batch)
         found = {} if self.gives_maps else _layouts(model, chosen, images, asking.layouts, max_batch)
@@ -343,7 +357,40 @@ class Method(ABC):
                 _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
                 _warn_if_flat(layer, attributions[layer], size)
             _warn_if_patterned(layer, attributions[layer], asking.rules)
-        return Attributions(attributions, network.targets, residuals, prefixes, asking.answer)
+        unchecked = "" if residuals else self._unchecked(network, tuple(attributions), asking)
+        return Attributions(attributions, network.targets, residuals, prefixes, asking.answer, unchecked)
+
+    def _unchecked(self, network: Network, layers: Sequence[str], asking: _Asking) -> str:
+        """Why no sum is promised of a method that by itself would promise one.
+
+        What its rules miss is then looked for where the sums of a few images show it: without the rules that
+        change them.
+        """
+        foreign = [rule for rule in asking.rules if rule.alters_gradient and rule not in self.backward_rules]
+        path = self.samplings and isinstance(self.samplings[-1], Path) and self.is_gradient
+        own = self.backward_rules
+        integrates = path and not any(rule.alters_gradient for rule in own)
+        if not foreign or not (integrates or self.promises(own)):
+            return ""
+        without = ", ".join(map(str, foreign))
+        if self.promises(own):
+            rules = tuple(rule for rule in network.rules if rule not in foreign)
+            few = replace(
+                network,
+                rules=rules,
+                images=network.images[:_TRIED],
+                targets=network.targets[:_TRIED],
+                _references={},
+            )
+            origin = torch.arange(len(few.images), device=few.images.device).split(few.max_batch)[0]
+            points = Points(few.images[origin], origin, asking.keys[: len(origin)])
+            for layer, estimate in self.leaf(few, points, layers).items():
+                found, expected = estimate.attribution.flatten(1), estimate.expected
+                assert expected is not None
+                size = torch.linalg.vector_norm(found, ord=1, dim=1)
+                residual = found.sum(1) - expected
+                _warn_if_incomplete(layer, size, residual, expected, self.promise, f"without {without} ")
+        return f"{without} changes what propagates back, so that no sum is promised"
 
     def _evaluate(
         self, network: Network, samplings: tuple[Sampling, ...], points: Points, layers: Sequence[str]
@@ -485,11 +532,15 @@ def _layouts(
             f"where the dimensions of layer {name!r} look cannot be told, so it has no map; declare its layout, "
             f"such as layouts={{{name!r}: 'tokens(prefix=1)'}} or 'channels_last', or name another layer"
         )
-        message = unclear if one is None else str(one)
-        if chosen[name]:
-            raise InvalidLayer(message)
-        warnings.warn(SkippedLayerWarning(message, name), stacklevel=6)
+        _refuse_or_skip(name, chosen[name], unclear if one is None else str(one), 7)
     return {name: one if isinstance(one, Layout) else None for name, one in found.items()}
+
+
+def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:
+    """Raise ``InvalidLayer`` if the layer was named outright; else warn that it has no map."""
+    if is_named:
+        raise InvalidLayer(why)
+    warnings.warn(SkippedLayerWarning(why, layer), stacklevel=level)
 
 
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
@@ -519,7 +570,7 @@ def _warn_if_half(images: Tensor) -> None:
 
 
 def _warn_if_incomplete(
-    layer: str, size: Tensor, residual: Tensor, expected: Tensor, promise: tuple[str, str]
+    layer: str, size: Tensor, residual: Tensor, expected: Tensor, promise: tuple[str, str], how: str = ""
 ) -> None:
     # Where logits hardly differ, the residual is held against the size of what cancels.
     share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
@@ -528,7 +579,7 @@ def _warn_if_incomplete(
         cancels = bool(size[worst] / 100 > expected[worst].abs())
         of = "a hundredth of the sum of magnitudes" if cancels else f"this {promise[0].rpartition(' ')[2]}"
         message = (
-            f"at {layer!r} the attribution of image {worst} sums to "
+            f"at {layer!r} {how}the attribution of image {worst} sums to "
             f"{float(expected[worst] + residual[worst]):.4g}, "
             f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g}, "
             f"{float(share[worst]):.1%} of {of}. {promise[1]}"

@@ -58,13 +58,13 @@ class Gradient(Method):
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One forward and one backward pass for all layers."""
         passed = network.gradients(points, layers)
-        expected = passed.scores if self._conserves(network.rules) else None
+        expected = passed.scores if self.promises(network.rules) else None
         return {
             layer: Estimate(self._read(gradient, passed.activations[layer].detach()), expected)
             for layer, gradient in passed.gradients.items()
         }
 
-    def _conserves(self, rules: Sequence[Rule]) -> bool:
+    def promises(self, rules: Sequence[Rule]) -> bool:
         """Whether this is relevance, under LRP's rules and nothing else."""
         relevance = self.multiply and not self.absolute and any(rule.conserves for rule in rules)
         return relevance and all(rule.conserves or not rule.alters_gradient for rule in rules)
@@ -81,7 +81,7 @@ class DeepLift(Method):
     ``baseline`` is the reference image (as for ``Path``). ``max_pool="rescale"`` carries each window's
     difference of maxima, so that attributions sum to f(x) - f(x') at the input and at every layer;
     ``"gradient"`` is the native max-pool gradient, which is what the papers' code computed (RectGrad by
-    intent; Captum because its rule was bypassed) and is not complete below a max-pool.
+    intent; Captum because its rule was bypassed) and is not complete below a max-pool, as residuals then say.
     """
 
     baseline: Baseline = "zero"
@@ -97,13 +97,23 @@ class DeepLift(Method):
         pools = (RescaleMaxPool(),) if self.max_pool == "rescale" else ()
         return (RescaleElementwise(), RescaleProduct(), RescaleSoftmax(), RescaleChoice(), *pools)
 
+    @property
+    def promise(self) -> tuple[str, str]:
+        """The logits' difference, which the gradient of a max-pool does not keep."""
+        of, remedy = super().promise
+        native = "The gradient of a max-pool keeps no sum, take max_pool='rescale'; or else: "
+        return of, (native + remedy if self.max_pool == "gradient" else remedy)
+
+    def promises(self, rules: Sequence[Rule]) -> bool:
+        """Whether no other rule changes what propagates back."""
+        return all(rule.needs_reference or not rule.alters_gradient for rule in rules)
+
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One pass over images and one over references, for all layers."""
         here = network.gradients(points, layers, self.baseline)
         there = here.reference
         assert there is not None
-        own = all(rule.needs_reference or not rule.alters_gradient for rule in network.rules)
-        expected = here.scores - there.scores if own and self.max_pool == "rescale" else None
+        expected = here.scores - there.scores if self.promises(network.rules) else None
         estimates = {}
         for layer, multiplier in here.gradients.items():
             difference = here.activations[layer].detach() - there.activations[layer]

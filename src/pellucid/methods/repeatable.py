@@ -7,7 +7,7 @@ normalization without running statistics or a function of the model's own all sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputWarning, InvalidModel, InvalidTarget
-from ..layers import module_outputs, remembered
+from ..layers import INPUT, captured, module_outputs, remembered
 from ..layouts import take_over_layouts
 from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
 from .checks import looks_wrong, same_logits
 
+_DISTURBED = "disturbed"  # what is remembered of layers
 TRIES = 100  # of a model that draws random numbers, until two differ
 
 # Models of which it was looked whether anything looks wrong.
@@ -31,9 +32,9 @@ _LOOKED_AT: WeakSet[nn.Module] = WeakSet()
 def require_repeatable(
     model: nn.Module, images: Tensor, answering: nn.Module, alone: bool, preprocess: Any = None
 ) -> None:
-    """Raise ``InvalidModel`` unless an image's logits are the same on a second run and beside another image.
+    """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside another image.
 
-    Three passes over the first image, two if images are to run ``alone``: once for a model as it is
+    Four passes over the first image, three if images are to run ``alone``: once for a model as it is
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
@@ -75,6 +76,13 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
             f"the model is random: it gives an image other logits each time{where}; call model.eval(), or replace "
             "what stays random in it"
         )
+    with torch.enable_grad():
+        differentiated = _logits(model, image.clone().requires_grad_()).detach()
+    if not same_logits(first, differentiated):
+        raise InvalidModel(
+            "the model gives an image other logits where gradients are asked for, so its map would be of another "
+            "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
+        )
     both = torch.cat([image, -image.flip(-1)])
     if not alone and not same_logits(first, _first_of(model, both, first)):
         where = _where(model, image, both)
@@ -108,6 +116,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     if model in _LOOKED_AT:
         _LOOKED_AT.add(copy)
+    remembered(copy, _DISTURBED).update(remembered(model, _DISTURBED))
     take_over_layouts(copy, model)
 
 
@@ -160,3 +169,28 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
             if not same_logits(one, other[: len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
     return ""
+
+
+def disturbed(model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor) -> set[str]:
+    """The layers whose capture changes what the model answers for an image (1, C, H, W); tried once for each.
+
+    What writes into a layer's output afterwards by another name, as into a tensor that it is a view of, misses the
+    copy with which the model goes on.
+    """
+    known: dict[Any, bool] = remembered(model, _DISTURBED)
+    size = image.shape[1:]
+    new = [layer for layer in layers if layer != INPUT and (layer, size) not in known]
+    if new:
+        with torch.no_grad():
+            expected = logits_in(answering(image.clone()))
+            changed = [] if _answers_alike(model, answering, new, image, expected) else new
+            changed = [one for one in changed if not _answers_alike(model, answering, [one], image, expected)]
+        known.update({(layer, size): layer in changed for layer in new})
+    return {layer for layer in layers if known.get((layer, size))}
+
+
+def _answers_alike(
+    model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor, expected: Tensor
+) -> bool:
+    with captured(model, layers, strict=False):
+        return same_logits(logits_in(answering(image.clone())), expected)

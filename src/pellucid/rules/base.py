@@ -23,9 +23,18 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
 from ..layers import lies_in, running_modules
 from ..undo import Undo
-from .compositions import is_quotient, parts_of
+from .compositions import is_quotient, is_recurrent, parts_of
 from .handmade import handmade
-from .operations import AFFINE, RECTIFIERS, Counterpart, Operation, is_inplace, recognise
+from .operations import (
+    AFFINE,
+    RECTIFIERS,
+    Counterpart,
+    Operation,
+    as_linear,
+    is_inplace,
+    recognise,
+    without_bias,
+)
 
 Run = Callable[[Tensor], Tensor]
 
@@ -39,13 +48,15 @@ class Rule(ABC):
     ``linear``: that it keeps the operation affine, and propagates back by a linear map that does not depend on
     the input. Under a rule ``of_parts`` operations made of others, such as attention, run part by part
     (rules/compositions.py), and parameters are constants. A rule with ``needs_reference`` finds in
-    ``operation.reference`` what the operation computed of the reference. Under rules that each say ``conserves``
+    ``operation.reference`` what the operation computed of the reference, and one with ``asks_for_first`` in
+    ``operation.above`` what came between the image and the operation. Under rules that each say ``conserves``
     activation times gradient should sum to the logit.
     """
 
     operations: ClassVar[frozenset[str]]
     replaces_backward: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    asks_for_first: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
@@ -133,6 +144,7 @@ class ConfinedRule(Rule):
             "operations",
             "replaces_backward",
             "needs_reference",
+            "asks_for_first",
             "linear",
             "of_parts",
             "conserves",
@@ -179,10 +191,12 @@ def transform_gradient(x: Tensor, transform: Run) -> Tensor:
 class Rules(TorchFunctionMode):
     """Applies rules to every matching operation while active.
 
-    Several rules may concern one operation: the first is outermost. Only one of them may replace its
-    backward pass. With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are
-    confined to modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by
-    the operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them in.
+    Several rules may concern one operation: the first is outermost, but one that replaces the backward pass,
+    of which there may be a single one, is innermost. A rule to which the others leave nothing is refused.
+    With ``copies`` rules keep copies of what they need later (see ``Operation``). Rules that are confined to
+    modules need the ``model`` that runs. Rules that need a reference ask for it in ``references``, by the
+    operation's place; the same model's pass over the references, under ``ReferenceRules``, then fills them
+    in.
     ``count`` is the number of images, or of other rows, of the pass, for rules that treat each on its own.
     """
 
@@ -203,20 +217,25 @@ class Rules(TorchFunctionMode):
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
-        self.convolved: set[Any] = set()  # what the graph holds of convolutions that were met
+        self.layers: set[Any] = set()  # what the graph holds of convolutions and linear layers that were met
+        self.whole: set[str] = set()  # recurrent layers that ran as a whole, though rules ask for their parts
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
         self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
-        self._weights: dict[str, Tensor] = {}  # of the first affine operation of each name
         self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
         self._constants = _Constants(model)
+        self._layers_above = _LayersAbove(self._constants) if any(rule.asks_for_first for rule in rules) else None
+        self._parts: list[_Part] = []  # slices that share no memory with their tensor under a rule
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
             for name in rule.operations:
                 self._by_name.setdefault(name, []).append(rule)
-        # Whether products may be activations by hand: where no rule of products answers for what they are made of.
-        self._by_hand = "mul" not in self._by_name and any(rule.operations >= RECTIFIERS for rule in rules)
+        # Whether products may be activations by hand: where no reference answers for what they are made of.
+        products = self._by_name.get("mul", [])
+        compared = any(rule.needs_reference for rule in products)
+        self._by_hand = not compared and any(rule.operations >= RECTIFIERS for rule in rules)
+        self._is_product_known = bool(products)  # so that one that is no activation needs no warning
         self._undo = Undo()
         # Torch puts a mode back after each call; where an interrupt ended that, maybe when all is long over.
         self.is_over = False
@@ -289,7 +308,15 @@ class Rules(TorchFunctionMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = list(tensors((*args, *kwargs.values())))
         if not all(x in self._constants for x in given):
-            return self._met(func, args, kwargs)
+            place = len(self.trace)
+            above = None if self._layers_above is None else self._layers_above.of(given)
+            result = self._met(func, args, kwargs)
+            if self._layers_above is not None and above is not None:
+                written = given[:1] if result is None else ()  # x[i] = y gives nothing
+                self._layers_above.know((*written, result), above.union(AFFINE.intersection(self.trace[place:])))
+            for part in self._parts:
+                part.follow(given, result)
+            return result
         # No rule concerns what the images have no part in.
         result = self._constant(func, args, kwargs) if given and self.of_parts else func(*args, **kwargs)
         if func is Tensor.requires_grad_:  # a layer that is explained
@@ -308,35 +335,55 @@ class Rules(TorchFunctionMode):
 
     def _met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operation = recognise(func, args, kwargs)
+        if operation is not None:
+            operation = self._as_layer(operation)
         if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
-            parts = parts_of(func, kwargs) if apart else None
+            parts = parts_of(func, args, kwargs) if apart else None
+            if parts is None and self.of_parts and is_recurrent(func):
+                self.whole.add(func.__name__)
             return func(*args, **kwargs) if parts is None else self._run_parts(parts, func, args, kwargs)
         operation.trace, operation.place, operation.copies = self.trace, len(self.trace), self.copies
-        operation.notes, operation.unreached, operation.weights = self.notes, self._unreached, self._weights
-        operation.count = self.count
-        if operation.name in AFFINE:
-            self._weights.setdefault(operation.name, operation.others[0].detach())
+        operation.notes, operation.unreached, operation.count = self.notes, self._unreached, self.count
+        if self._layers_above is not None:
+            operation.above = self._layers_above.of(operation.inputs)
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
         x = operation.input
         if x.requires_grad and x not in self._constants and not torch.is_grad_enabled():
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
-        if operation.name != "conv2d":
+        if operation.name not in AFFINE:
             return self._perform(operation, lambda: func(*args, **kwargs))
         below = {x.grad_fn for x in operation.inputs}
-        result = self._perform(operation, lambda: func(*args, **kwargs))
+        if self._varies(operation.settings["bias"]):  # a summand as any other
+            operation, bias = without_bias(operation)
+            result = self._perform(operation, lambda: operation.run(*operation.inputs)) + bias
+            below.add(bias.grad_fn)
+        else:
+            result = self._perform(operation, lambda: func(*args, **kwargs))
         self._follow(result.grad_fn, below)
         return result
 
+    def _as_layer(self, operation: Operation) -> Operation | None:
+        """Know in which inputs an image has a part; where it is one of two factors, the other is a weight."""
+        varies = tuple(map(self._varies, operation.inputs))
+        active = varies if any(varies) else tuple(x not in self._constants for x in operation.inputs)
+        layer = as_linear(operation, active)
+        if layer is not None:
+            layer.varies = varies if layer is operation else (any(varies), False)
+        return layer
+
+    def _varies(self, x: Any) -> bool:
+        return _has_graph(x) and x not in self._constants
+
     def _follow(self, node: Any, below: set[Any]) -> None:
-        """Know the nodes that a convolution, or what a rule made of it, put between its inputs and its result."""
+        """Know the nodes that a layer, or what a rule made of it, put between its inputs and its result."""
         pending = [node]
         while pending:
             node = pending.pop()
-            if node is not None and node not in below and node not in self.convolved:
-                self.convolved.add(node)
+            if node is not None and node not in below and node not in self.layers:
+                self.layers.add(node)
                 pending += [before for before, _ in node.next_functions]
 
     def _stores(self, operation: Operation) -> bool:
@@ -352,7 +399,9 @@ class Rules(TorchFunctionMode):
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
         """Run an operation, as the model called it if no rule concerns it."""
-        by_hand = handmade(operation) if self._by_hand and operation.name == "mul" else None
+        by_hand = None
+        if self._by_hand and operation.name == "mul":
+            by_hand = handmade(operation, self._is_product_known)
         if by_hand is not None and (rules := self._concerned(by_hand.activation)):
             self.trace[operation.place] = by_hand.activation.name
             return by_hand.scaled(self._apply(rules, by_hand.activation))
@@ -366,6 +415,8 @@ class Rules(TorchFunctionMode):
             )
         x, indices = operation.input, operation.indices
         y = self._apply(rules, operation)
+        if operation.name == "slice" and _root(y) is not _root(x):
+            self._parts.append(_Part(rules[0], weakref.ref(_root(x)), weakref.ref(_root(y)), _version(y)))
         return y if indices is None else (y, indices(x.detach()))
 
     def _concerned(self, operation: Operation) -> list[Rule]:
@@ -373,12 +424,24 @@ class Rules(TorchFunctionMode):
         if operation.input.is_complex():  # rules are stated on numbers that are more or less than 0
             return []
         rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
+        if rules and any(map(_is_transformed, operation.inputs)):
+            return self._none_of(rules, operation)
         comparing = [rule for rule in rules if rule.needs_reference]
         if comparing and self.references is not None and any(map(is_differentiated, operation.inputs)):
             operation.reference = self.references[operation.place] = Counterpart(operation.name)
         elif comparing:
             return [rule for rule in rules if not rule.needs_reference]
         return rules
+
+    def _none_of(self, rules: list[Rule], operation: Operation) -> list[Rule]:
+        """No rule, where torch goes through rows itself; ``RuleNotApplied`` if one would change the result."""
+        for rule in rules:
+            if rule.required or rule.alters_gradient:
+                raise RuleNotApplied(
+                    f"{operation.name} runs within torch.vmap or torch.func, where {rule} cannot act; write the "
+                    "model for batches, or in a loop, or choose a method without this rule"
+                )
+        return []
 
     def _run_parts(
         self, parts: Callable[..., Any], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -400,14 +463,23 @@ class Rules(TorchFunctionMode):
         run, others = operation.run, operation.others
         if others:
             run = lambda x: operation.run(x, *others)  # noqa: E731
-        for rule in reversed(rules):
-            run = partial(_applied, rule, operation, run)
-        self.met.update(rules)
+        acted: set[Rule] = set()
+        # What replaces the backward pass does not ask what runs inside, so it is innermost.
+        for rule in sorted(rules, key=_is_inner)[::-1]:
+            run = partial(_applied, rule, operation, run, acted)
         x = operation.input
         # What propagates back keeps the operation. Were its input kept too, and overwritten by the model (an
         # in-place ReLU's is its output), the graph would hold itself and never be freed.
         operation.input = x.new_empty(0)
         result = run(x)
+        for rule in rules:
+            if rule not in acted:
+                left = shortened(str(other) for other in rules if other in acted)
+                raise RuleNotApplied(
+                    f"{rule} cannot act at {operation.name}, of which {left} leaves nothing to it; give only "
+                    "one of them, or confine them to modules with rule.at()"
+                )
+        self.met.update(rules)
         self.made.add(result.grad_fn)
         return result
 
@@ -448,9 +520,7 @@ class ReferenceRules(Rules):
         if reference is None:
             return super()._perform(operation, call)
         inputs = operation.inputs
-        if (reference.operation, operation.name) == ("matmul", "linear"):  # without a graph any matrix is a weight
-            inputs = (inputs[0], inputs[1].mT)
-        elif reference.operation != operation.name:
+        if reference.operation != operation.name:
             raise InvalidModel(
                 f"the model runs {operation.name} on the reference where it runs {reference.operation} on the "
                 "image; DeepLIFT compares the two step by step. Choose another baseline or method"
@@ -491,6 +561,62 @@ class _Constants:
         self._known.pop(id(x), None)
 
 
+class _LayersAbove:
+    """The names of the layers (``AFFINE``) that lie between the image and each tensor of a pass.
+
+    The image is what the pass computes from first. What came from elsewhere, as from a hidden operation, is
+    unknown, and so is what is computed of it.
+    """
+
+    def __init__(self, constants: _Constants) -> None:
+        self._constants = constants
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, frozenset[str]]] = {}
+
+    def of(self, given: Sequence[Tensor]) -> frozenset[str] | None:
+        """The layers above any of some tensors; None if they are unknown."""
+        activations = [x for x in given if x not in self._constants]
+        if not self._known:
+            self.know(activations, frozenset())
+        found = [self._known.get(id(x), (None, 0, frozenset[str]())) for x in activations]
+        for x, (known, version, _) in zip(activations, found, strict=True):
+            if known is None or known() is not x or version != _version(x):
+                return None
+        return frozenset[str]().union(*(names for _, _, names in found))
+
+    def know(self, values: Any, above: frozenset[str]) -> None:
+        """Know what lies above tensors, until they are overwritten."""
+        for x in tensors(values):
+            self._known[id(x)] = weakref.ref(x), _version(x), above
+
+
+@dataclass
+class _Part:
+    """A slice that is no view of its tensor under a rule: what is written into it never reaches the tensor."""
+
+    rule: Rule
+    whole: weakref.ref[Tensor]
+    made: weakref.ref[Tensor]
+    version: int
+    is_written: bool = False
+
+    def follow(self, given: Sequence[Tensor], result: Any) -> None:
+        """Notice a write into the slice; ``RuleNotApplied`` where the tensor is used after it."""
+        roots = [_root(x) for x in given]
+        gives = any(True for _ in tensors(result if isinstance(result, list | tuple) else (result,)))
+        if self.is_written and gives and any(root is self.whole() for root in roots):
+            raise RuleNotApplied(
+                "the model writes into a strided slice, such as x[:, :, ::2, ::2].mul_(2), and then uses x; "
+                f"under {self.rule} the slice is averaged, and the write would be lost. Write it without a slice, "
+                "as x * mask, or explain the model without this rule"
+            )
+        self.is_written |= any(root is self.made() and _version(root) != self.version for root in roots)
+
+
+def _root(x: Tensor) -> Tensor:
+    """The tensor whose memory this one is a view of."""
+    return x if x._base is None else x._base
+
+
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
@@ -506,7 +632,14 @@ def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 def is_differentiated(x: Tensor) -> bool:
     """Whether a gradient is asked for at ``x``: a parameter is a constant."""
+    while _is_transformed(x):
+        x = torch._C._functorch.get_unwrapped(x)
     return x.requires_grad and torch.is_grad_enabled() and not isinstance(x, nn.Parameter)
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Whether a tensor stands for others within ``torch.vmap`` or a derivative of ``torch.func``."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _has_graph(value: Any) -> bool:
@@ -525,5 +658,10 @@ def _itself(x: Tensor) -> Tensor:
     return x
 
 
-def _applied(rule: Rule, operation: Operation, run: Run, x: Tensor) -> Tensor:
+def _is_inner(rule: Rule) -> bool:
+    return rule.replaces_backward
+
+
+def _applied(rule: Rule, operation: Operation, run: Run, acted: set[Rule], x: Tensor) -> Tensor:
+    acted.add(rule)
     return rule.apply(operation, x, run)

@@ -1,7 +1,8 @@
 """Operations made of others: rules that act on the parts alone have them computed part by part.
 
-Layer, group, instance and root-mean-square normalization, attention, quotients, variances, norms and maxima
-hide a handful of sums, products and elementwise functions. ``parts_of`` gives each as a Python function of these.
+Layer, group, instance and root-mean-square normalization, attention, recurrent layers, quotients, variances, norms
+and maxima hide a handful of sums, products and elementwise functions. ``parts_of`` gives each as a Python function
+of these.
 """
 
 from __future__ import annotations
@@ -294,11 +295,104 @@ def _addcmul(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor
     return x + value * (one * two)
 
 
+def _lerp(x: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    return x + weight * (end - x)
+
+
 def _addcdiv(x: Tensor, one: Tensor, two: Tensor, *, value: float = 1) -> Tensor:
     return x + value * (one / two)
 
 
+def _rnn_cell(bend: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def cell(
+        x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    ) -> Tensor:
+        return bend(F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh))
+
+    return cell
+
+
+def _gru_cell(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    reset, update, new = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    reset_h, update_h, new_h = F.linear(h, w_hh, b_hh).chunk(3, -1)
+    new = (new + (reset + reset_h).sigmoid() * new_h).tanh()
+    return new + (update + update_h).sigmoid() * (h - new)
+
+
+def _lstm_cell(
+    x: Tensor,
+    state: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    h, c = state
+    enter, keep, new, leave = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = keep.sigmoid() * c + enter.sigmoid() * new.tanh()
+    h = leave.sigmoid() * c.tanh()
+    return (h if w_hr is None else F.linear(h, w_hr)), c
+
+
+def _recurrent(cell: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    """Layers of recurrent cells, step by step, in one direction or in both."""
+
+    def run(
+        x: Tensor,
+        state: Tensor | Sequence[Tensor],
+        weights: Sequence[Tensor],
+        has_biases: bool,
+        layers: int,
+        dropout: float,
+        training: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        x = x.transpose(0, 1) if batch_first else x
+        starts = [state.unbind(0)] if isinstance(state, Tensor) else [part.unbind(0) for part in state]
+        runs = layers * (1 + bidirectional)
+        each, ends = len(weights) // runs, []
+        for layer in range(layers):
+            found = []
+            for place in range(layer * runs // layers, (layer + 1) * runs // layers):
+                given = list(weights[each * place : each * (place + 1)])
+                given[2:2] = [] if has_biases else [None, None]  # type: ignore[list-item]
+                start = tuple(part[place] for part in starts)
+                y, end = _unrolled(cell, x, start, given, backwards=bidirectional and place % 2 == 1)
+                found.append(y)
+                ends.append(end)
+            x = F.dropout(torch.cat(found, -1), dropout, training and layer < layers - 1)
+        return (x.transpose(0, 1) if batch_first else x), *map(torch.stack, zip(*ends, strict=True))
+
+    return run
+
+
+def _unrolled(
+    cell: Callable[..., Any], x: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor], backwards: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A cell's outputs for the steps of a sequence (N, B, C), and its last state."""
+    steps, found = list(x.unbind(0)), []
+    for step in reversed(steps) if backwards else steps:
+        given = cell(step, state if len(state) > 1 else state[0], *weights)
+        state = given if isinstance(given, tuple) else (given,)
+        found.append(state[0])
+    return torch.stack(found[::-1] if backwards else found), state
+
+
+_RECURRENT: dict[Any, Callable[..., Any]] = {
+    torch.lstm: _recurrent(_lstm_cell),
+    torch.gru: _recurrent(_gru_cell),
+    torch.rnn_tanh: _recurrent(_rnn_cell(torch.tanh)),
+    torch.rnn_relu: _recurrent(_rnn_cell(torch.relu)),
+}
 _PARTS: dict[str, Callable[..., Any]] = {
+    "lstm_cell": _lstm_cell,
+    "gru_cell": _gru_cell,
+    "rnn_tanh_cell": _rnn_cell(torch.tanh),
+    "rnn_relu_cell": _rnn_cell(torch.relu),
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
@@ -325,28 +419,41 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "addmm": _sum_and_product,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
+    "lerp": _lerp,
 }
 
 
 def _table() -> dict[Any, Callable[..., Any]]:
     table = {owner: parts for name, parts in _PARTS.items() for owner in owners(name)}
-    return table | {
-        torch.instance_norm: _instance_norm,
-        torch.linalg.norm: _norm,
-        F.batch_norm: _batch_norm,
-    }
+    return (
+        table
+        | _RECURRENT
+        | {
+            torch.instance_norm: _instance_norm,
+            torch.linalg.norm: _norm,
+            F.batch_norm: _batch_norm,
+        }
+    )
 
 
 _TABLE = _table()
 _ASK = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
-def parts_of(function: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+def is_recurrent(function: Callable[..., Any]) -> bool:
+    """Whether a call runs recurrent layers as a whole."""
+    return function in _RECURRENT
+
+
+def parts_of(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[..., Any] | None:
     """The function of sums, products and elementwise functions that a call is; None if it has no parts.
 
     Of a function that torch wrote in Python, such as ``F.multi_head_attention_forward``, it is its own body.
     """
-    known = None if kwargs.get("rounding_mode") else _TABLE.get(function)
+    is_packed = is_recurrent(function) and isinstance(args[1], Tensor) and not args[1].is_floating_point()
+    known = None if kwargs.get("rounding_mode") or is_packed else _TABLE.get(function)
     if known is not None or not isinstance(function, FunctionType):
         return known
     hides = function.__module__ in ("torch.nn.functional", "torch.functional") or function is Tensor.norm

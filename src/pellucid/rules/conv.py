@@ -58,6 +58,7 @@ def _without_border(gradient: Tensor) -> Tensor:
 
 
 POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+STEPPING = frozenset({"conv1d", "conv2d", "conv3d"})
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ class SmoothedDownsampling(Rule):
     above it. Strided 1x1 shortcuts count, as in the released code.
 
     What else takes every s-th pixel prints the same pattern and is treated alike, which goes beyond the paper:
-    strided slices (``x[:, :, ::2, ::2]``, also of (B, H, W, C)), ``pixel_unshuffle``, and pooling whose windows
-    are smaller than its stride. ``pooling=True`` includes all pooling with a stride, which the paper leaves
-    alone. A space-to-depth written as reshape and permute cannot be told from attention's windows and is left
-    as it is, and so are slices of one dimension at a time, and ``interpolate`` to a smaller size: where a pattern
-    stays, a ``PatternWarning`` says so, and the metric ``checkerboard`` how much.
+    convolutions of one and of three dimensions, strided slices (``x[:, :, ::2, ::2]``, also of (B, H, W, C)),
+    ``pixel_unshuffle``, and pooling whose windows are smaller than its stride. ``pooling=True`` includes all
+    pooling with a stride, which the paper leaves alone. A space-to-depth written as reshape and permute cannot
+    be told from attention's windows and is left as it is, and so are slices of one dimension at a time, and
+    ``interpolate`` to a smaller size: where a pattern stays, a ``PatternWarning`` says so, and the metric
+    ``checkerboard`` how much.
     """
 
     where: Where = "backward"
@@ -86,8 +88,9 @@ class SmoothedDownsampling(Rule):
     include_first: bool = False
     pooling: bool = False
     linear: ClassVar[bool] = True
+    asks_for_first: ClassVar[bool] = True
     without_it: ClassVar[str] = "Leave out the variant, or this rule: the network has nothing strided to smooth"
-    operations: ClassVar[frozenset[str]] = frozenset({"conv2d", "slice", "pixel_unshuffle"}) | POOLS
+    operations: ClassVar[frozenset[str]] = STEPPING | {"slice", "pixel_unshuffle"} | POOLS
 
     def __post_init__(self) -> None:
         require_choice("where", self.where, Where)
@@ -103,8 +106,8 @@ class SmoothedDownsampling(Rule):
         stride = stride_of(operation)
         if max(stride) == 1:
             return False
-        if operation.name == "conv2d":
-            return self.include_first or not operation.is_first_of(("conv2d",))
+        if operation.name in STEPPING:
+            return self.include_first or not operation.is_first_of(STEPPING)
         if operation.name in POOLS:
             window = pair(operation.settings["kernel_size"])
             return self.pooling or any(side < step for side, step in zip(window, stride, strict=True))
@@ -112,24 +115,29 @@ class SmoothedDownsampling(Rule):
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the operation with its input, or its input's gradient, averaged over the rolls."""
-        stride, dims = stride_of(operation), operation.settings.get("dims", (-2, -1))
+        stride = stride_of(operation)
+        dims = operation.settings.get("dims", tuple(range(-len(stride), 0)))
         if self.where == "forward":
             return run(rolled_mean(x, stride, self.direction, dims))
         return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction, dims)))
 
 
-def stride_of(operation: Operation) -> tuple[int, int]:
-    """By how much an operation of ``SmoothedDownsampling`` steps along height and width."""
+def stride_of(operation: Operation) -> tuple[int, ...]:
+    """By how much an operation of ``SmoothedDownsampling`` steps along its places, height and width last."""
     settings = operation.settings
+    if operation.name in STEPPING:
+        places, stride = operation.others[0].dim() - 2, settings["stride"]
+        steps = (stride,) if isinstance(stride, int) else tuple(stride)
+        return steps * places if len(steps) == 1 else steps
     if operation.name == "pixel_unshuffle":
         return pair(settings["downscale_factor"])
     return pair(settings["stride"] or settings["kernel_size"])  # a pooling's stride is its window if left out
 
 
 def rolled_mean(
-    x: Tensor, stride: tuple[int, int], direction: Direction = 1, dims: tuple[int, int] = (-2, -1)
+    x: Tensor, stride: tuple[int, ...], direction: Direction = 1, dims: tuple[int, ...] = (-2, -1)
 ) -> Tensor:
-    """The mean of x rolled by 0..s-1 pixels, circularly, along height and along width, its dimensions ``dims``."""
+    """The mean of x rolled by 0..s-1 pixels, circularly, along each of its dimensions ``dims`` of places."""
     for dim, steps in zip(dims, stride, strict=True):
         if steps > 1:
             rolls = [x.roll(direction * shift, dim) for shift in range(1, steps)]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Rule, Run, is_differentiated
+from .base import Rule, Run
 from .operations import AFFINE, ELEMENTWISE, PRODUCTS, Operation
 from .pool import MAX_POOLS
 
@@ -166,7 +166,7 @@ class RescaleProduct(DifferenceRule):
 
     def concerns(self, operation: Operation) -> bool:
         """Only products of two activations, such as a convolution by weights of the image's own."""
-        return sum(map(is_differentiated, operation.inputs)) > 1
+        return sum(operation.varies) > 1
 
     def propagate(
         self, operation: Operation, here: Values, there: Values, multiplier: Tensor

@@ -47,6 +47,10 @@ _PIECES |= {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": 
 _PIECES |= {"Glu": "glu", "Copysign": "copysign", "Hypot": "hypot"}
 # Activations that are none of those that rectifiers' rules are stated for.
 _OTHERS = {"Threshold": "threshold", "Softshrink": "softshrink", "Hardshrink": "hardshrink"}
+# Nodes of matrix products, with their two factors last.
+_MATRIX_PRODUCTS = frozenset(
+    {"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear", "SparseAddmm", "Trilinear"}
+)
 # Nodes that choose among what is stacked.
 _OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
@@ -75,7 +79,9 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
             "layers above it"
         )
     _require_convolutions_met(mode, path)
-    _warn_of_other_convolutions(mode, path)
+    _warn_of_other_layers(mode, path, ends)
+    _warn_of_wholes(mode)
+    _warn_of_left_convolutions(mode, path, [name for name in hiding if "conv" in name.lower()])
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -124,12 +130,10 @@ def _hides(rule: Rule, mode: Rules) -> bool:
 
 def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
     """Refuse convolutions of a rule's kind that no call showed: scripted, in another thread or spelling."""
-    unseen = [_convolution(node, mode) for node in path if _is_conv2d(node) and node not in mode.convolved]
+    unseen = [_convolution(node, mode) for node in path if _is_convolution(node) and node not in mode.layers]
     for rule in mode.rules if unseen else ():
-        whole = rule
-        while isinstance(whole, ConfinedRule):
-            whole = whole.rule
-        if "conv2d" not in rule.operations or not any(map(whole.concerns, unseen)):
+        whole = _whole(rule)
+        if not any(one.name in rule.operations and whole.concerns(one) for one in unseen):
             continue
         message = (
             f"a convolution that {rule} may be meant for passed it by, as in a function of torch.jit.script, "
@@ -140,25 +144,70 @@ def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
         warnings.warn(RuleWarning(message), stacklevel=6)
 
 
-def _warn_of_other_convolutions(mode: Rules, path: Collection[Any]) -> None:
-    """Warn where LRP's rules of layers leave a convolution of other dimensions, or transposed, plain."""
-    others = [node for node in path if node.name().startswith("ConvolutionBackward") and not _is_conv2d(node)]
+def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[Any]) -> None:
+    """Warn where LRP's rules of layers leave a layer plain that no call showed, or a product with a constant."""
     rules = [
         rule for rule in mode.rules if rule.replaces_backward and rule.conserves and rule.operations == AFFINE
     ]
-    if others and rules:
-        kinds = sorted(
-            {f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d" for node in others}
-        )
+    others = [node for node in path if node not in mode.layers] if rules else []
+    active = {*path, *ends}
+    kinds = {_layer_of(node, active) for node in others} - {""}
+    if kinds:
         message = (
-            f"{rules[0]} acts at conv2d and linear layers; {', '.join(kinds)} propagated by the epsilon-0 rule"
+            f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
+            "where operations are hidden, or by several constants, and propagated by the epsilon-0 rule"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
 
 
-def _is_conv2d(node: Any) -> bool:
-    is_convolution = node.name().startswith("ConvolutionBackward")
-    return is_convolution and len(node._saved_stride) == 2 and not node._saved_transposed
+def _warn_of_left_convolutions(mode: Rules, path: Collection[Any], compiled: Collection[str]) -> None:
+    """Warn of convolutions that rules leave alone: compiled ones, and padded ones of other dimensions."""
+    for rule in mode.rules:
+        if "conv2d" not in rule.operations or not rule.required:
+            continue
+        left = set(compiled)
+        for node in filter(_is_convolution, path):
+            name = _layer_of(node, ())
+            if name not in rule.operations and any(node._saved_padding):
+                left.add(name)
+        if left:
+            message = (
+                f"{', '.join(sorted(left))} may be a convolution that {rule} is meant for, but is none that it "
+                "acts at, and ran as it is; write it as torch.nn.functional.conv2d"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_wholes(mode: Rules) -> None:
+    """Warn of recurrent layers whose parts no rule met."""
+    if mode.whole:
+        message = (
+            f"{', '.join(sorted(mode.whole))} of a packed sequence ran as a whole, so that no rule met its gates "
+            "and they propagated the plain gradient; give it the padded sequence"
+        )
+        warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _layer_of(node: Any, active: Collection[Any]) -> str:
+    """What a node computes if that is a layer, a convolution or a product by a constant; else nothing."""
+    name = node.name().rstrip("0123456789").removesuffix("Backward")
+    if name == "Convolution":
+        return f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d"
+    name, factors = name.strip("_"), [before in active for before, _ in node.next_functions[-2:]]
+    if name == "Trilinear":
+        factors = [before in active for before, _ in node.next_functions]
+    return name.lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
+
+
+def _is_convolution(node: Any) -> bool:
+    return node.name().startswith("ConvolutionBackward") and not node._saved_transposed
+
+
+def _whole(rule: Rule) -> Rule:
+    """A rule as it is where it is not confined to modules."""
+    while isinstance(rule, ConfinedRule):
+        rule = rule.rule
+    return rule
 
 
 def _convolution(node: Any, mode: Rules) -> Operation:
@@ -167,7 +216,8 @@ def _convolution(node: Any, mode: Rules) -> Operation:
     settings = {name: getattr(node, f"_saved_{name}") for name in names} | {"bias": None}
     x, run = node._saved_input, torch.relu  # it is looked at, not run
     others, place = (settings["weight"],), len(mode.trace)
-    return Operation("conv2d", x, run, run, settings=settings, others=others, trace=mode.trace, place=place)
+    name = _layer_of(node, ())
+    return Operation(name, x, run, run, settings=settings, others=others, trace=mode.trace, place=place)
 
 
 def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> None:

@@ -70,8 +70,8 @@ class Handmade:
         return y.mul_(self.height) if self.activation.inplace else y * self.height
 
 
-def handmade(operation: Operation) -> Handmade | None:
-    """The activation that a product is; None of any other product."""
+def handmade(operation: Operation, is_known: bool = False) -> Handmade | None:
+    """The activation that a product is; None of any other product, which is warned of unless a rule knows it."""
     x, other = operation.input, operation.others[0]
     if x.shape != other.shape or not (x.requires_grad and other.requires_grad):
         return None
@@ -83,7 +83,8 @@ def handmade(operation: Operation) -> Handmade | None:
                 height, scale = known
                 x = source if scale == 1 else source / scale
                 return Handmade(_activation(operation, x, gate.detach() / height), height * scale)
-            warnings.warn(RuleWarning(_UNKNOWN), stacklevel=2)
+            if not is_known:
+                warnings.warn(RuleWarning(_UNKNOWN), stacklevel=2)
             return None
     return None
 

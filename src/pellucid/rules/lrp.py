@@ -19,13 +19,14 @@ biases and of epsilon; the residual says how much that is.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidImage, InvalidParameter, require_choice
+from ..errors import InvalidImage, InvalidParameter, RuleWarning, require_choice
 from .base import BackwardRule, Rule, Run, is_differentiated
 from .operations import ACTIVATIONS, AFFINE, PRODUCTS, Operation
 
@@ -67,8 +68,22 @@ class EpsilonLRP(BackwardRule):
         return gradient * (y * stabilized(x, self.epsilon).reciprocal_())
 
 
+class _LayerLRP(BackwardRule):
+    """A rule of LRP at layers: convolutions and linear layers, however spelled, by weights that are constants.
+
+    A layer by weights of the image's own is a product of activations.
+    """
+
+    conserves: ClassVar[bool] = True
+    operations: ClassVar[frozenset[str]] = AFFINE
+
+    def concerns(self, operation: Operation) -> bool:
+        """Layers whose weights the image has no part in."""
+        return not any(operation.varies[1:])
+
+
 @dataclass(frozen=True)
-class GammaLRP(BackwardRule):
+class GammaLRP(_LayerLRP):
     """Gamma-LRP: R_i = sum_j (c_ij + gamma c_ij^s) / (z_j + gamma z_j^s) R_j at convolutions and linear layers.
 
     The contributions c_ij = x_i w_ij sum to z_j, with the bias. Those of z_j's own sign s, with sum z_j^s,
@@ -77,10 +92,8 @@ class GammaLRP(BackwardRule):
     et al. 2021. ``epsilon`` keeps the divisor from 0.
     """
 
-    conserves: ClassVar[bool] = True
     gamma: float = 0.25
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "gamma", self.gamma, zero=True)
@@ -97,7 +110,7 @@ class GammaLRP(BackwardRule):
 
 
 @dataclass(frozen=True)
-class AlphaBetaLRP(BackwardRule):
+class AlphaBetaLRP(_LayerLRP):
     """Alpha-beta-LRP: R_i = sum_j (alpha c_ij^+ / z_j^+ - beta c_ij^- / z_j^-) R_j, with alpha - beta = 1.
 
     At convolutions and linear layers (Bach et al. 2015), with the positive and negative contributions
@@ -105,11 +118,9 @@ class AlphaBetaLRP(BackwardRule):
     ``epsilon`` keeps the divisors from 0. A unit with contributions of one sign alone does not conserve relevance.
     """
 
-    conserves: ClassVar[bool] = True
     alpha: float = 2.0
     beta: float = 1.0
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "beta", self.beta, zero=True)
@@ -147,7 +158,7 @@ def _signed_sums(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class ZBoxLRP(BackwardRule):
+class ZBoxLRP(_LayerLRP):
     """Z-box-LRP (z^B) of pixels in [low, high]: R_i = sum_j b_ij / sum_k b_kj R_j.
 
     Here b_ij = x_i w_ij - low w_ij^+ - high w_ij^-. It acts at the model's first convolution or linear layer
@@ -156,11 +167,10 @@ class ZBoxLRP(BackwardRule):
     cannot hold its relevance: ``InvalidImage`` is raised. ``epsilon`` keeps the divisor from 0.
     """
 
-    conserves: ClassVar[bool] = True
+    asks_for_first: ClassVar[bool] = True
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
     epsilon: float = 1e-6
-    operations: ClassVar[frozenset[str]] = AFFINE
 
     def __post_init__(self) -> None:
         _require_positive(self, "epsilon", self.epsilon)
@@ -170,17 +180,18 @@ class ZBoxLRP(BackwardRule):
 
     def concerns(self, operation: Operation) -> bool:
         """The operation that sees the pixels."""
-        return operation.is_first_of(self.operations)
+        return super().concerns(operation) and operation.is_first_of(self.operations)
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Share y g by how far each pixel moved its output from the lowest that the box allows."""
         weight = operation.settings["weight"].detach()
         with torch.enable_grad():
-            corners = (x.detach(), _box(self.low, x), _box(self.high, x))
+            corners = (x.detach(), _box(self.low, operation, x), _box(self.high, operation, x))
             x, low, high = leaves = [corner.requires_grad_() for corner in corners]
             z = operation.run(x, bias=None)
             z = z - operation.run(low, weight=weight.clamp(min=0), bias=None)
             z = z - operation.run(high, weight=weight.clamp(max=0), bias=None)
+        self._warn_if_outside(*corners)
         shared = torch.autograd.grad(z, leaves, y * gradient / stabilized(z.detach(), self.epsilon))
         relevance = sum(leaf.detach() * share for leaf, share in zip(leaves, shared, strict=True))
         assert isinstance(relevance, Tensor)
@@ -192,15 +203,29 @@ class ZBoxLRP(BackwardRule):
             )
         return relevance / x.detach().masked_fill(x == 0, 1)
 
+    def _warn_if_outside(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Warn of pixels outside of the box, as where the model itself normalizes the images."""
+        slack = 1e-3 * (high - low)
+        outside = int(((x < low - slack) | (x > high + slack)).sum())
+        if outside:
+            message = (
+                f"{outside} of the {x.numel()} values that the first layer sees, from {float(x.min()):.3g} to "
+                f"{float(x.max()):.3g}, lie outside of the box of {self}: give the bounds of what arrives there, "
+                "after the model's own normalization, too"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=2)
 
-def _box(bound: float | tuple[float, ...], x: Tensor) -> Tensor:
-    """A bound of the pixels, in the shape of the images."""
-    values = x.new_tensor(bound).reshape(-1, *[1] * (x.dim() - 2))
-    if len(values) not in (1, x.shape[1]):
+
+def _box(bound: float | tuple[float, ...], operation: Operation, x: Tensor) -> Tensor:
+    """A bound of the pixels, in the shape of the images: channels come before a convolution's places, or last."""
+    values, after = x.new_tensor(bound).flatten(), operation.settings["weight"].dim() - 2
+    channels = x.shape[-1 - after]
+    if len(values) not in (1, channels):
         raise InvalidParameter(
-            f"ZBoxLRP: {len(values)} bounds for {x.shape[1]} channels; give one for each, or one"
+            f"ZBoxLRP: {len(values)} bounds for the {channels} channels that {operation.name} sees; give one for "
+            "each, or one"
         )
-    return values.expand_as(x).contiguous()
+    return values.reshape(-1, *[1] * after).expand_as(x).contiguous()
 
 
 @dataclass(frozen=True)
@@ -255,9 +280,10 @@ class AttentionLRP(Rule):
 
     def concerns(self, operation: Operation) -> bool:
         """Products of several activations, and softmax if its output is a constant."""
-        if operation.name == "softmax":  # that of a whole row are the model's probabilities
-            return self.share == "gate" and operation.input.dim() > 2
-        return sum(map(is_differentiated, operation.inputs)) > 1
+        if operation.name == "softmax":  # that of each image's row may be the model's probabilities
+            shape, count = operation.input.shape, operation.count
+            return self.share == "gate" and (len(shape) > 2 or (len(shape) == 2 and count not in (None, shape[0])))
+        return sum(operation.varies) > 1
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run it with gates as constants, or share what arrives."""
@@ -285,8 +311,21 @@ _BOUNDED = frozenset({"TanhBackward0", "ErfBackward0", "HardtanhBackward0", "Cla
 _KEEPING = tuple(
     f"{kind}Backward"
     for kind in (
-        *("Add", "Sub", "Mul", "Div", "Clone", "Alias", "View", "UnsafeView", "Reshape", "Expand", "Repeat"),
-        *("Slice", "Select", "Split", "Unbind", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze"),
+        *("Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Clone", "Alias"),
+        *("View", "UnsafeView", "Reshape", "Expand", "Repeat"),
+        *(
+            "Where",
+            "MaskedFill",
+            "Slice",
+            "Select",
+            "Split",
+            "Unbind",
+            "Transpose",
+            "T",
+            "Permute",
+            "Squeeze",
+            "Unsqueeze",
+        ),
     )
 )
 

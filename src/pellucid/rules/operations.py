@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,12 +52,14 @@ class Operation:
     ``indices(x)`` tells where the maxima of a pooling are, if the call returns them beside its result.
     ``copies`` asks rules to keep copies of what their backward pass needs, since the model overwrites it.
     ``trace`` lists the names of all operations of this forward pass, this one at ``place``.
-    Operations on constants alone are not among them: no image has a part in them. ``weights`` holds the weight of
-    the first affine operation of each name, ``unreached`` the places to which no gradient has come back yet.
+    Operations on constants alone are not among them: no image has a part in them. ``above`` holds the names of the
+    layers between the image and this operation, if known; ``unreached`` the places to which no gradient has come
+    back yet.
     ``count`` is the number of rows of the pass, where known.
     ``notes`` collects what a rule has to say if a map is empty.
     ``modules`` names the modules that it runs in, such as ``layer3.0.conv1``, outermost first; only known where
-    some rule is confined to modules.
+    some rule is confined to modules. ``varies`` tells of each input whether the image has a part in it and a
+    gradient is asked for there.
     """
 
     name: str
@@ -68,11 +71,12 @@ class Operation:
     copies: bool = False
     trace: list[str] = field(default_factory=list)
     place: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    above: frozenset[str] | None = None
     unreached: set[int] = field(default_factory=set)
     count: int | None = None
     notes: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
+    varies: tuple[bool, ...] = (True,)
     others: tuple[Tensor, ...] = ()
     reference: Counterpart | None = None
     indices: Callable[[Tensor], Tensor] | None = None
@@ -82,18 +86,12 @@ class Operation:
         """The tensors that it computes from."""
         return (self.input, *self.others)
 
-    def is_first_of(self, names: Container[str]) -> bool:
-        """Whether no operation of these names ran before this one, but for runs of the same layer.
+    def is_first_of(self, names: Collection[str]) -> bool:
+        """Whether no operation of these names comes between the image and this one.
 
-        A stem that sees two images, or two halves of one, is the first in each of its runs.
+        Stems side by side, or one stem that sees two halves of an image, are each the first.
         """
-        first = next((name for name in self.trace if name in names), self.name)
-        if not any(name in names for name in self.trace[: self.place]):
-            return True
-        if first != self.name or first not in self.weights:
-            return False
-        weight, other = self.weights[first], self.others[0]
-        return weight.shape == other.shape and torch.equal(weight, other)
+        return not any(name in names for name in (self.trace[: self.place] if self.above is None else self.above))
 
     def is_last_of(self, names: Container[str]) -> bool:
         """Whether no operation of these names comes between this one and what is explained.
@@ -106,7 +104,8 @@ class Operation:
 
 
 # Operations with a weight and a bias: the layers of LRP's propagation rules.
-AFFINE = frozenset({"conv2d", "linear"})
+CONVOLUTIONS = frozenset(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
+AFFINE = CONVOLUTIONS | {"linear"}
 # Non-linear activations of a hidden layer: where guided, deconvolution and rectified rules apply.
 RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
@@ -378,28 +377,52 @@ def _einsum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return Operation("einsum", operands[0], run, run, others=tuple(operands[1:]))
 
 
-def _matrix_product(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor | None = None
-) -> Operation | None:
-    """``x @ w`` is a linear layer if ``w`` is a constant or a parameter, perhaps transposed."""
-    x, rest, options, _ = _split(args, kwargs)
-    weight = rest[0] if rest else options.get("other", options.get("mat2"))
-    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2 or not _is_leaf(weight):
-        return None if bias is not None else _MATMUL(function, args, kwargs)
-    weight = weight.detach() if isinstance(weight, torch.nn.Parameter) else weight
-    return _LINEAR(function, (x, weight.mT, bias), {})
+def as_linear(operation: Operation, active: tuple[bool, ...]) -> Operation | None:
+    """A product of one activation and one constant as the linear layer that it is: ``W @ x``, ``einsum``, ``bmm``.
+
+    ``active`` tells which inputs are activations. A layer whose weight alone is one is that layer of its weight.
+    None is a product of two activations to which something is added.
+    """
+    if operation.name not in ("matmul", "einsum", "linear", "addmm"):
+        return operation
+    one, other = operation.input, operation.others[0]
+    if active == (False, True):
+        bare = {"bias": None} if operation.name == "linear" else {}
+        swapped = lambda t, weight: operation.run(weight, t, **bare)  # noqa: E731
+        return _linear_of(other, one, swapped, operation.settings.get("bias"))
+    if active == (True, False) and operation.name != "linear":
+        product = lambda t, weight: operation.run(t, weight)  # noqa: E731
+        return _linear_of(one, other, product, operation.settings.get("bias"))
+    return operation if operation.name != "addmm" else None
 
 
-def _is_leaf(weight: Tensor) -> bool:
-    node = weight.grad_fn
-    return node is None or all("AccumulateGrad" in str(before) for before, _ in node.next_functions)
+def _linear_of(
+    x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], bias: Tensor | None
+) -> Operation:
+    weight = weight.detach() if weight.layout is torch.strided else weight.detach().to_dense()
+
+    def run(t: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
+        return product(t, weight) if bias is None else product(t, weight) + bias
+
+    return Operation("linear", x, run, run, settings={"weight": weight, "bias": bias}, others=(weight,))
+
+
+def without_bias(operation: Operation) -> tuple[Operation, Tensor]:
+    """A layer without its bias, and the bias in a shape in which it is added to the result."""
+    bias: Tensor = operation.settings["bias"]
+    places = operation.others[0].dim() - 2 if operation.name in CONVOLUTIONS else 0
+    operation.settings = {**operation.settings, "bias": None}
+    operation.run = operation.original = partial(operation.run, bias=None)
+    return operation, bias.view(-1, *[1] * places) if places else bias
 
 
 def _addmm(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     """``addmm(b, x, w)``, neither scaled nor in place, is a linear layer with a bias."""
     if kwargs or len(args) != 3 or args[0].dim() != 1 or is_inplace(function):
         return None
-    return _matrix_product(function, args[1:], {}, args[0])
+    bias, x, weight = args
+    run = lambda x, weight=weight: torch.mm(x, weight)  # noqa: E731
+    return Operation("addmm", x, run, run, settings={"bias": bias}, others=(weight,))
 
 
 def _reciprocal(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -488,6 +511,7 @@ def _reflected_power(
 
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_TRANSPOSED = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 _NORM = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 _MUL, _MATMUL = _product("mul", torch.mul), _product("matmul", torch.matmul)
 _LINEAR: Reader = _with_signature("linear", F.linear, "weight", "bias", bias=None)
@@ -515,7 +539,7 @@ _SPECIAL: dict[str, Reader] = {
     "__rtruediv__": _reciprocal,
     "__rdiv__": _reciprocal,
     **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "__imul__"), _MUL),
-    **dict.fromkeys(("bmm", "mv", "dot"), _MATMUL),
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "mv", "dot"), _MATMUL),
     "einsum": _einsum,
     **dict.fromkeys(("softmax", "_softmax"), _softmax("softmax")),
     **dict.fromkeys(("log_softmax", "_log_softmax"), _softmax("log_softmax")),
@@ -523,10 +547,11 @@ _SPECIAL: dict[str, Reader] = {
     "where": _where,
     "linear": _LINEAR,
     "addmm": _addmm,
-    "mm": _matrix_product,
-    "matmul": _matrix_product,
-    "__matmul__": _matrix_product,
-    "conv2d": _with_signature("conv2d", F.conv2d, "weight", *_CONV, **_CONV),
+    **{
+        name: _with_signature(name, getattr(F, name), "weight", *given, **given)
+        for name in CONVOLUTIONS
+        for given in [_TRANSPOSED if "transpose" in name else _CONV]
+    },
     "avg_pool2d": _with_signature("avg_pool2d", F.avg_pool2d, "kernel_size", *_AVG_POOL, **_AVG_POOL),
     "__getitem__": _slice,
     "pixel_unshuffle": _with_signature("pixel_unshuffle", F.pixel_unshuffle, "downscale_factor"),
