@@ -99,7 +99,8 @@ class ExplainPage:
         tables = [Table.of(["method", "what its maps show"], rows, prose=True)]
         if list(run.request.variants) != ["original"]:
             of = [[name, VARIANT_MEANINGS.get(name, _SURROGATE)] for name in run.request.variants]
-            tables.append(Table.of(["variant", "strided convolutions of the network"], of, prose=True))
+            title = "What variants make of the network's strided convolutions"
+            tables.append(Table.of(["variant", "strided convolutions"], of, title, prose=True))
         caution = [Section("What to bear in mind", warnings=told)] if told else []
         return [*caution, Section("What the maps show", [_LAYERS], tables)]
 

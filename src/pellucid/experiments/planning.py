@@ -145,13 +145,17 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
             mendable = {kind: told for kind, told in oddities(sample, loaded.preprocess).items() if told[1]}
             count_odd(counts, mendable)
 
-    digest, wrong = inputs.survey(source if images.skip_unusable else source[:count], count, require)
+    looked = source if images.skip_unusable else source[:count]
+    digest, wrong = inputs.survey(looked, count, require)
     if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
         few = f", or skip = {list(wrong)}" if len(wrong) <= MOST_NAMED else ""
-        raise InvalidData(
-            f"{len(wrong)} of {len(source)} images cannot be used; the first: {next(iter(wrong.values()))}. "
-            f"To leave such images out, give --skip-unusable, or skip_unusable = true for a spec's images{few}"
+        leave = (
+            f". To leave such images out, give --skip-unusable, or skip_unusable = true for a spec's images{few}"
+            if len(wrong) < len(source)
+            else ""
         )
+        said = f"{len(wrong)} of {len(looked)} images cannot be used; the first: {next(iter(wrong.values()))}"
+        raise InvalidData(said + leave)
     images = images.model_copy(update={"skip": (*images.skip, *wrong)})
     return spec.model_copy(update={"images": images}), digest, odd
 
