@@ -56,7 +56,7 @@ def demo(ctx: typer.Context, output: Annotated[Path, FOLDER] = Path("pellucid-de
     from .demo_page import DemoPage
 
     command = ctx.meta[COMMAND]
-    with staged(output, request="demo") as folder:
+    with staged(output) as folder:
         graded = _run(_GRADED, folder / _GRADES, "grading", command)
         replace_file(folder / _GRADES / "report.html", benchmark_page(graded).encode())
         card = trust_card(graded, _NETWORK)

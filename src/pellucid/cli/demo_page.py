@@ -19,7 +19,7 @@ from ..models.zoo import load_model
 from ..report.album import color_key, map_tile, pixels_uri, read_map
 from ..report.figures import CaptionedPhoto, Map, Overlay, scaling_note
 from ..report.pages import BLANK, MapTable, Page, Section, Table, TableCell, Tile
-from .output import REQUEST, origin, write_facts
+from .output import origin, write_facts
 from .terminal import percent
 
 _WHERE = "layer2.1"  # where methods are compared
@@ -113,7 +113,6 @@ class DemoPage:
         page = Page("Saliency maps, layer by layer", self.lead(), sections, self.footer())
         replace_file(self.folder / "report.html", page.html().encode())
         facts = origin(command) | {
-            REQUEST: "demo",
             "model": {"name": self.network, "weights": "bundled"},
             "methods": self.methods,
             "layers": self.layers,

@@ -138,8 +138,7 @@ def explain(
 ) -> None:
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
 
-    A run that was interrupted goes on where it was when the same command is given again. The folder of another run
-    is not overwritten.
+    A run that was interrupted goes on where it was when the same command is given again.
 
     Examples:
 
@@ -196,7 +195,7 @@ def explain(
             title=title,
             command=ctx.meta[COMMAND],
         )
-        with staged(output, request.identity, request.settings) as folder:
+        with staged(output, request.digest()) as folder:
             run = ExplainRun.of(request, folder)
             before = len(run.found.photos)
             show_going_on(before, len(run.places), "photo")

@@ -10,7 +10,7 @@ from typing import Any
 from ..files import file_facts
 from ..models.zoo import weights_facts
 from .noticed import noticed
-from .output import REQUEST, origin
+from .output import origin
 from .photos import PhotoFacts
 from .request import Request
 from .run import ExplainRun
@@ -20,7 +20,6 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
     """Everything about one call of ``explain``."""
     request, loaded = run.request, run.loaded
     return origin(request.command) | {
-        REQUEST: request.settings,
         "python": _python_program(request, run.found.photos, run.loaded.classes if run.named_by_folders else None),
         "device": request.device,
         "seed": request.seed,

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,20 @@ from ..errors import InvalidParameter, OutputNotWritable
 from ..files import DIGESTS, FILES, RUN, alone, file_digest, is_draft, sealed, writable
 
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
-REQUEST = "request"  # in run.json: what was asked for, by which a run is known to be the same again
 UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it has done
 _EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
 
 
 @contextmanager
-def staged(folder: Path, key: str = "", request: str = "") -> Iterator[Path]:
+def staged(folder: Path, key: str = "") -> Iterator[Path]:
     """A draft folder whose content takes its place in ``folder`` if all goes well, and else is removed.
 
-    An earlier run of the same ``request`` in ``folder`` is replaced, other files beside it are kept. What a killed
-    process left is cleared away first: its draft is removed, or, if it was taking its place, put there. A draft
-    with ``UNFINISHED`` in it stays if its command had a ``key``, 16 hexadecimal digits: the same key gets it back,
-    another removes it.
+    An earlier run in ``folder`` is replaced, other files beside it are kept. What a killed process left is cleared
+    away first: its draft is removed, or, if it was taking its place, put there. A draft with ``UNFINISHED`` in it
+    stays if its command had a ``key``, 16 hexadecimal digits: the same key gets it back, another removes it.
 
     Raises:
-        OutputNotWritable: it is a file, holds another run or other files alone, or cannot be written; or a file
-            there that is no earlier run's would be overwritten.
+        OutputNotWritable: it is a file, holds no earlier run but other files, or cannot be written.
     """
     # Beside a new folder, but inside one that exists: it may be a mount point, which cannot be moved.
     beside = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
@@ -41,7 +38,7 @@ def staged(folder: Path, key: str = "", request: str = "") -> Iterator[Path]:
     with writable(folder):
         for place in {beside, folder.absolute().parent}:
             _clear_away(place, folder, key)
-    earlier, is_new = _earlier_run(folder, request), not folder.exists()
+    earlier, is_new = _earlier_run(folder), not folder.exists()
     if key:  # a draft that may stay lies where only commands for this folder look
         beside = folder.absolute()
     draft = beside / f"{_DRAFT}{key or secrets.token_hex(8)}"
@@ -94,8 +91,8 @@ def _clear_away(beside: Path, folder: Path, key: str) -> None:
         lock.unlink(missing_ok=True)
 
 
-def _earlier_run(folder: Path, request: str) -> list[Path]:
-    """What an earlier run of a request left in ``folder``, by its run.json; anything else is refused."""
+def _earlier_run(folder: Path) -> list[Path]:
+    """What an earlier run left in ``folder``, by its run.json; a folder of anything else is refused."""
     if not folder.is_dir():
         if folder.exists():
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
@@ -110,18 +107,12 @@ def _earlier_run(folder: Path, request: str) -> list[Path]:
         if FILES not in told:  # of a command that keeps its folder, such as a benchmark's
             raise ValueError(f"it is of another command, {told.get('command') or 'unknown'!r}")
         # run.json goes first and comes last: a folder that has it is complete.
-        own = [_own(folder, name) for name in (RUN, *told[FILES])]
+        return [_own(folder, name) for name in (RUN, *told[FILES])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = "no run.json" if isinstance(error, OSError) else f"run.json: {error}"
         raise OutputNotWritable(
             f"{folder} holds files that this command did not write ({why}); choose another folder or empty it"
         ) from error
-    if told.get(REQUEST, "") != request:
-        raise OutputNotWritable(
-            f"{folder} holds what was asked for otherwise: {told.get('command') or 'an unknown command'}; choose "
-            "another folder, or remove this one first"
-        )
-    return own
 
 
 def _own(folder: Path, name: str) -> Path:
@@ -135,19 +126,12 @@ def _own(folder: Path, name: str) -> Path:
     return path
 
 
-def _take_place(draft: Path, folder: Path, earlier: Sequence[Path]) -> None:
-    """Move a finished draft to where it belongs, over nothing but the earlier run."""
+def _take_place(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
+    """Move a finished draft to where it belongs."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft, folder)
         return
-    places = [folder / path.name for path in draft.iterdir() if path.name not in (_EARLIER, UNFINISHED)]
-    foreign = sorted(place for place in places if os.path.lexists(place) and place not in earlier)
-    if foreign:
-        raise OutputNotWritable(
-            f"{foreign[0]} would be overwritten, and no earlier run wrote it; move it away and give the same "
-            "command again"
-        )
     # Whoever finds this draft after a kill can finish the moves.
     (draft / _EARLIER).write_text(json.dumps([path.name for path in earlier]))
     _move(draft, folder, earlier)

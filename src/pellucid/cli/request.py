@@ -63,25 +63,16 @@ class Request:
         """Every method with every variant."""
         return [(method, variant) for variant in self.variants for method in self.methods]
 
-    @property
-    def settings(self) -> str:
-        """16 hexadecimal digits that differ where any setting differs that results depend on."""
-        no_result = ("methods", "variants", "title", "command")
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in no_result}
-        return _digits(sorted(values.items()))
-
-    @property
-    def identity(self) -> str:
-        """16 hexadecimal digits that differ where results may: settings, files or versions."""
+    def digest(self) -> str:
+        """16 hexadecimal digits that differ where anything differs that results depend on: settings or files."""
+        settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("methods", "variants", "title", "command"):
+            settings.pop(name)
         named = [*self.photos, self.model, self.weights, *self.variant_texts.values(), self.target]
         named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
         paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
         files = [_state(path) for place in paths for path in _files(place)]
-        return _digits(self.settings, files, origin(""))
-
-
-def _digits(*values: Any) -> str:
-    return sha256(repr(values).encode()).hexdigest()[:16]
+        return sha256(repr((sorted(settings.items()), files, origin(""))).encode()).hexdigest()[:16]
 
 
 def _files(place: Path) -> list[Path]:
