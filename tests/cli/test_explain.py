@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -22,9 +24,10 @@ from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
-from pellucid.cli.request import method_names
+from pellucid.cli.request import Request, method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.data.sources import files_named
 from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
@@ -648,6 +651,24 @@ def interrupted(monkeypatch, after):
     return calls
 
 
+def digest_of(photos):
+    """The digest of a request of these photos, as the command makes it."""
+    known = []
+
+    class Stopped(Exception):
+        pass
+
+    def digest(request):
+        known.append(whole(request))
+        raise Stopped
+
+    whole = Request.digest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Request, "digest", digest)
+        explain(photos)
+    return known[0]
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeypatch, after):
     monkeypatch.setattr("pellucid.cli.run._TOGETHER", 2)
@@ -703,6 +724,28 @@ def test_other_settings_or_files_begin_anew_and_leave_nothing_of_the_interrupted
         assert len(calls) == 3
         assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
         shutil.rmtree("out")
+
+
+@pytest.mark.parametrize("cell", [str, lambda path: {"bytes": None, "path": path}])
+def test_a_file_that_a_table_names_is_noticed_as_those_of_a_folder_are(work, cell):
+    names = [f"photo{index}.png" for index in range(3)]
+    pq.write_table(pa.table({"image": [cell(name) for name in names]}), "table.parquet")
+    before = digest_of("table.parquet")
+    assert digest_of("table.parquet") == before
+    state = os.stat("photo1.png")
+    shutil.copy("photo2.png", "photo1.png")
+    os.utime("photo1.png", ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    assert digest_of("table.parquet") != before
+
+
+def test_paths_of_a_table_that_lead_out_are_not_looked_at(work):
+    paths = [str(work / "photo0.png"), "../photo0.png", "nul\0.png", None, "missing.png", "photo1.png"]
+    pq.write_table(pa.table({"image": paths}), "table.parquet")
+    assert files_named(Path("table.parquet")) == [Path("photo1.png")]
+    pq.write_table(pa.table({"image": [b"photo1.png"]}), "table.parquet")
+    assert files_named(Path("table.parquet")) == []
+    Path("table.parquet").write_text("no table")
+    assert files_named(Path("table.parquet")) == []
 
 
 @pytest.mark.filterwarnings("always::pellucid.errors.InputWarning")
