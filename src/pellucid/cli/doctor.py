@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..folders import Folder
 
 _AGAIN = "the same command computes it anew"
+_ANEW = "move it away, if it is there, and the same command computes it anew"
 _CLEARED = "left by a command that was killed; the same command clears it away, or delete it"
 
 
@@ -117,7 +118,7 @@ def _examine_draft(path: Path, found: Findings) -> None:
     if lock.is_file() and is_held(lock):
         found.note(path, "a command is writing it", "ask again when that has ended")
     elif (path / UNFINISHED).exists():
-        found.note(path, "a run that was stopped", "the same command goes on with it, another removes it")
+        found.note(path, "a run that was stopped", "the same command goes on with it, or delete it")
     else:
         found.note(path, "a draft", _CLEARED)
 
@@ -127,7 +128,7 @@ def _examine_facts(path: Path, found: Findings) -> None:
     try:
         told_whole(path)
     except (OSError, ValueError) as error:
-        found.note(path, str(error), _AGAIN)
+        found.note(path, str(error), _ANEW if path.name == RUN else _AGAIN)
     else:
         found.whole["values file"] += 1
 
