@@ -14,6 +14,7 @@ import typer
 from ..errors import DamagedFileWarning, InvalidData, PellucidError, counted
 from ..files import RUN, is_draft, is_held, told_whole
 from .output import UNFINISHED, is_staged
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..experiments.store import Store
@@ -41,9 +42,9 @@ def doctor(
     """
     found = examined(run)
     for line in found.amiss:
-        typer.echo(line)
+        say(line)
     whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()))
-    typer.echo(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
+    say(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
     if found.amiss:
         raise typer.Exit(1)
 

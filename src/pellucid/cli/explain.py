@@ -25,7 +25,7 @@ from .options import (
     parted,
 )
 from .output import finished, staged, write_facts
-from .terminal import progress, show_going_on, show_left_out, show_noticed, show_whole
+from .terminal import progress, say, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
     from .request import Request
@@ -211,7 +211,7 @@ def _explained(
     key = request.digest()
     told = finished(output, key)
     if told is not None and told["title"] == request.title:
-        typer.echo(f"{output} was finished already; nothing was computed")
+        say(f"{output} was finished already; nothing was computed")
         return told, 0
     with staged(output, key) as folder:
         run = ExplainRun.of(request, folder)
@@ -245,8 +245,8 @@ def _show(run: Mapping[str, Any], output: Path, before: int) -> None:
         table.add_row(escape(facts.name), *cells)
     show_whole(table, keys=1)
     if len(photos) > _MOST_ROWS:
-        typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
+        say(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
     earlier = f", {before} of them before" if before else ""
-    typer.echo(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
+    say(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
     show_noticed(run["noticed"])
     show_left_out("photo", run["left_out"])

@@ -13,7 +13,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import typer
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from .output import HOW_FAR, UNFINISHED
 from .photos import Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
+from .terminal import say
 
 _TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
 _LIKELIEST = 3  # classes told of each photo
@@ -254,13 +254,13 @@ class ExplainRun:
         found.keeps = size <= _LARGE[1] if request.keep_attributions is None else request.keep_attributions
         if request.pictures is None and maps > _MANY[1]:
             found.pictures = []
-            typer.echo(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
+            say(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
         elif "png" in found.pictures and maps > _MANY[0]:
-            typer.echo(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
+            say(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
         if size > _LARGE[not found.keeps]:
             does = "writing" if found.keeps else "not writing"
             way = "--raw no leaves them out" if found.keeps else "--raw yes writes them"
-            typer.echo(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
+            say(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
