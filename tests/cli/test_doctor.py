@@ -137,8 +137,15 @@ def test_pictures_of_explain_are_verified(tmp_path):
     assert code == 1
     name = picture.relative_to(tmp_path / "out").as_posix()
     assert lines[0] == (
-        f"{tmp_path}/out/run.json: {name} was damaged since it was written; the same command computes it anew"
+        f"{tmp_path}/out/run.json: {name} was damaged since it was written; "
+        "move it away, if it is there, and the same command computes it anew"
     )
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert f"{picture} is not as the run there wrote it" in refused.stderr
+    picture.unlink()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert asked(tmp_path / "out")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["../mine", "/dev/zero", "pipe", "missing"])

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,11 +22,14 @@ from typer.testing import CliRunner
 
 from pellucid.cli import app
 from pellucid.cli import run as run_module
+from pellucid.cli.explain_page import ExplainPage
 from pellucid.cli.options import parted
 from pellucid.cli.pictures import pages
-from pellucid.cli.request import method_names
+from pellucid.cli.request import Request, method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.data.sources import files_named
+from pellucid.errors import InvalidData
 from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
@@ -77,6 +82,13 @@ def run(*arguments):
 
 
 def explain(*arguments, model="tiny.py:network"):
+    """Explain into a folder without a finished run."""
+    if Path("out/run.json").exists():
+        shutil.rmtree("out")
+    return explain_again(*arguments, model=model)
+
+
+def explain_again(*arguments, model="tiny.py:network"):
     return run("explain", *arguments, "--model", model, "-o", "out")
 
 
@@ -131,6 +143,7 @@ def test_run_json_tells_all_and_can_be_run_again(work):
 
     program, *arguments = shlex.split(facts["command"])
     assert program == "pellucid"
+    shutil.rmtree("out")
     assert run(*arguments).exit_code == 0
     again = written()
     assert first.keys() == again.keys()
@@ -223,9 +236,10 @@ def test_warnings_are_told_once_and_short(work):
     assert result.stderr.count("misses the sum") == 1
     assert "(the largest is " in result.stderr
     assert "for some photos; take more steps, another baseline" in result.stderr
-    result = explain("photo0.png", "--methods", "lrp")
-    assert "more steps" not in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
+    result = explain("photo0.png", "--methods", "lrp_epsilon")
+    assert result.exit_code == 0, result.output
+    assert "more steps" not in result.stderr
 
 
 def test_random_weights_do_not_go_unsaid(work):
@@ -234,20 +248,98 @@ def test_random_weights_do_not_go_unsaid(work):
     assert "cifar-cnn has random weights" in result.stderr
 
 
-def test_a_run_replaces_an_earlier_one_and_keeps_other_files(work):
-    assert explain("photo0.png").exit_code == 0
+def everything(folder="out"):
+    """The content of all files below a folder."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+OTHERS = {
+    "photos": ["photo1.png"],
+    "more photos": ["photo0.png", "photo1.png"],
+    "methods": ["photo0.png", "--methods", "gradcam"],
+    "model": ["photo0.png", "--model", "shapes-resnet"],
+    "settings": ["photo0.png", "--seed", "1"],
+    "what fails": ["photo0.png", "--target", "99"],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_finished_run_of_another_request_is_told_and_kept(work, other):
+    assert explain("photo0.png", "--methods", "gradient,smoothed(gradient, samples=3)").exit_code == 0
     Path("out/notes.txt").write_text("mine")
-    assert explain("photo1.png").exit_code == 0
-    assert [path.name for path in Path("out/maps").iterdir()] == ["photo1"]
-    assert Path("out/notes.txt").read_text() == "mine"
+    before = everything()
+    result = explain_again(*OTHERS[other])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: out holds a finished run of another request: 1 photo by gradient, smoothed(gradient, samples=3); "
+        "choose another folder, or move this one\n"
+    )
+    assert everything() == before
 
 
-def test_a_failed_run_leaves_the_earlier_one(work):
+def test_the_same_request_is_not_computed_again(work):
+    Path("text.png").write_text("no picture at all")
+    photos = ["photo0.png", "photo1.png", "text.png"]
+    first = explain(*photos)
+    Path("out/maps/notes.txt").write_text("mine")
+    before = everything()
+    again = explain_again(*photos)
+    assert (first.exit_code, again.exit_code) == (1, 1)
+    assert again.stdout == f"out was finished already; nothing was computed\n{first.stdout}"
+    assert again.stderr == first.stderr
+    assert everything() == before
+
+
+def test_the_same_request_makes_anew_what_is_missing_and_gives_another_title(work):
     assert explain("photo0.png").exit_code == 0
-    before = Path("out/run.json").read_bytes()
-    assert explain("photo1.png", "--target", 99).exit_code == 2
-    assert Path("out/run.json").read_bytes() == before
-    assert [path.name for path in Path("out/maps").iterdir()] == ["photo0"]
+    before = everything()
+    lost = min(Path("out/maps").rglob("*.png"))
+    lost.unlink()
+    assert "finished already" not in explain_again("photo0.png").stdout
+    assert everything() == before
+    assert explain_again("photo0.png", "--title", "Mine").exit_code == 0
+    assert "<title>Mine" in page()
+
+
+@pytest.mark.parametrize(
+    "name", ["report.html", "predictions.csv", "maps/mine.png", "attributions/mine.safetensors"]
+)
+def test_no_file_of_the_users_is_replaced_or_removed(work, name):
+    assert explain("photo0.png").exit_code == 0
+    Path("out", name).write_text("mine")
+    before = everything()
+    result = explain_again("photo0.png", "--title", "Mine")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: out/{name} is not ")
+    assert result.stderr.endswith("; choose another folder or move this file\n")
+    assert result.stderr.count("\n") == 1
+    assert everything() == before
+    Path("out", name).unlink()
+    assert explain_again("photo0.png", "--title", "Mine").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["report.html", "figure-mine.png", "maps/mine.png", "notes.txt"])
+def test_a_folder_of_the_users_files_is_refused_by_a_files_name(work, name):
+    Path("out", name).parent.mkdir(parents=True)
+    Path("out", name).write_text("mine")
+    result = explain("photo0.png")
+    assert result.exit_code == 2
+    assert f"out holds {name.partition('/')[0]}, which this command did not write" in result.stderr
+    assert everything() == {Path("out", name): b"mine"}
+
+
+def test_a_failed_run_leaves_the_earlier_one(work, monkeypatch):
+    assert explain("photo0.png").exit_code == 0
+    min(Path("out/maps").rglob("*.png")).unlink()
+    before = everything()
+
+    def failing(self, show):
+        raise InvalidData("it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplainRun, "explain_all", failing)
+        assert explain_again("photo0.png").exit_code == 2
+    assert everything() == before
 
 
 # Bad input.
@@ -573,7 +665,7 @@ def test_a_title_and_what_was_clipped_are_on_the_page(work):
     result = explain("photo0.png", "--title", "Ward 7 & 8", "--clip", "1,99", "--alpha", "0.3", "--contours")
     assert result.exit_code == 0, result.output
     assert "<h1>Ward 7 &amp; 8</h1>" in page()
-    assert "Clipped at percentiles 1 and 99" in page()
+    assert "clipped at percentiles 1 and 99" in page()
     assert "data:image/jpeg" in page().split("Explained:")[1]
     assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
 
@@ -643,7 +735,6 @@ def test_a_label_is_the_class_of_its_folders_name(work):
     result = explain("photos", "--target", "label", "--classes", "eel,dog,fox,cow")
     assert result.exit_code == 2
     assert "the images' class 'cat' is none of the model's 4 classes" in result.stderr
-    shutil.rmtree("out")
     assert explain("photos", "--classes", "eel,dog,fox,cow").exit_code == 0  # no label is asked for
     photos = json.loads(Path("out/run.json").read_text())["photos"]
     assert [photo["label"] for photo in photos] == [{"class": -1, "name": "cat"}, {"class": -1, "name": "dog"}]
@@ -684,6 +775,24 @@ def interrupted(monkeypatch, after):
     return calls
 
 
+def digest_of(photos):
+    """The digest of a request of these photos, as the command makes it."""
+    known = []
+
+    class Stopped(Exception):
+        pass
+
+    def digest(request):
+        known.append(whole(request))
+        raise Stopped
+
+    whole = Request.digest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Request, "digest", digest)
+        explain(photos)
+    return known[0]
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeypatch, after):
     monkeypatch.setattr("pellucid.cli.run._TOGETHER", 2)
@@ -720,25 +829,61 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
 
 
-def test_other_settings_or_files_begin_anew_and_leave_nothing_of_the_interrupted_run(work, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        (["--seed", 1], lambda: None),
+        (["--methods", "gradcam"], lambda: None),
+        ([], lambda: Path("tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(12)"))),
+        ([], lambda: shutil.copy("photo2.png", "photo0.png")),
+    ],
+)
+def test_a_stopped_run_of_another_request_is_told_and_kept(work, monkeypatch, arguments, change):
     monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
     photos = ["photo0.png", "photo1.png", "photo2.png"]
-    for arguments, change in (
-        ([*photos, "--seed", 1], None),
-        (photos, lambda: Path("tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(12)"))),
-        (photos, lambda: shutil.copy("photo2.png", "photo0.png")),
-    ):
-        with monkeypatch.context() as patch:
-            interrupted(patch, 1)
-            assert explain(*photos).exit_code == 130
-        if change is not None:
-            change()
-        with monkeypatch.context() as patch:
-            calls = interrupted(patch, 9)
-            assert explain(*arguments).exit_code == 0
-        assert len(calls) == 3
-        assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
-        shutil.rmtree("out")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2)
+        assert explain(*photos).exit_code == 130
+    change()
+    before = everything()
+    result = explain(*photos, *arguments)
+    [draft] = Path("out").glob(".pellucid-????????????????")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: out holds a stopped run of another request: 2 photos by gradient; give the command that began it, "
+        f"choose another folder, or delete {draft}\n"
+    )
+    assert everything() == before
+    assert run("demo", "-o", "out").exit_code == 2
+    # The run of a folder beside, or around, is none of its business.
+    assert run("explain", "photo0.png", "--model", "tiny.py:network", "-o", "out/inside").exit_code == 0
+    assert before.items() <= everything().items()
+    shutil.rmtree(draft)
+    shutil.rmtree("out/inside")
+    assert explain(*photos, *arguments).exit_code == 0
+    assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("cell", [str, lambda path: {"bytes": None, "path": path}])
+def test_a_file_that_a_table_names_is_noticed_as_those_of_a_folder_are(work, cell):
+    names = [f"photo{index}.png" for index in range(3)]
+    pq.write_table(pa.table({"image": [cell(name) for name in names]}), "table.parquet")
+    before = digest_of("table.parquet")
+    assert digest_of("table.parquet") == before
+    state = os.stat("photo1.png")
+    shutil.copy("photo2.png", "photo1.png")
+    os.utime("photo1.png", ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    assert digest_of("table.parquet") != before
+
+
+def test_paths_of_a_table_that_lead_out_are_not_looked_at(work):
+    paths = [str(work / "photo0.png"), "../photo0.png", "nul\0.png", None, "missing.png", "photo1.png"]
+    pq.write_table(pa.table({"image": paths}), "table.parquet")
+    assert files_named(Path("table.parquet")) == [Path("photo1.png")]
+    pq.write_table(pa.table({"image": [b"photo1.png"]}), "table.parquet")
+    assert files_named(Path("table.parquet")) == []
+    Path("table.parquet").write_text("no table")
+    assert files_named(Path("table.parquet")) == []
 
 
 @pytest.mark.filterwarnings("always::pellucid.errors.InputWarning")
@@ -768,14 +913,36 @@ def test_a_model_that_changed_behind_the_same_files_explains_all_photos_anew(wor
 
 def test_an_interruption_leaves_the_earlier_run_until_the_new_one_is_whole(work, monkeypatch):
     monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
-    assert explain("photo0.png").exit_code == 0
+    assert explain("photo1.png", "photo2.png").exit_code == 0
+    whole = everything()
+    min(Path("out/maps").rglob("*.png")).unlink()
     before = Path("out/run.json").read_bytes()
     with monkeypatch.context() as patch:
         interrupted(patch, 1)
-        assert explain("photo1.png", "photo2.png").exit_code == 130
+        assert explain_again("photo1.png", "photo2.png").exit_code == 130
     assert Path("out/run.json").read_bytes() == before
-    assert explain("photo1.png", "photo2.png").exit_code == 0
-    assert sorted(path.stem for path in Path("out/attributions").iterdir()) == ["photo1", "photo2"]
+    assert "1 of them before" in explain_again("photo1.png", "photo2.png").stdout
+    assert everything() == whole
+
+
+def test_a_file_that_comes_at_the_end_is_kept_and_the_same_command_ends_the_run(work, monkeypatch):
+    drawn = ExplainPage.write
+
+    def write(self):
+        drawn(self)
+        Path("out/report.html").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplainPage, "write", write)
+        refused = explain("photo0.png")
+    assert refused.exit_code == 2
+    assert "out holds report.html, which this command did not write" in refused.stderr
+    assert Path("out/report.html").read_text() == "mine"
+    Path("out/report.html").rename("mine.html")
+    result = explain("photo0.png")
+    assert result.exit_code == 0
+    assert "1 of them before" in result.stdout
+    assert run("doctor", "out").exit_code == 0
 
 
 # What is noticed.

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from pellucid.cli.output import staged, write_facts
+from pellucid.cli.output import finished, staged, write_facts
 from pellucid.errors import OutputNotWritable
 
 
@@ -107,7 +107,7 @@ def test_a_name_that_no_run_writes_is_never_removed(run, name):
     name = name.format(parent=run.parent) if isinstance(name, str) else name
     (run / "run.json").write_text(json.dumps({"made_by": "pellucid", "files": ["map.png", name]}))
     before = everything(run.parent)
-    with pytest.raises(OutputNotWritable, match="choose another folder or empty it"):
+    with pytest.raises(OutputNotWritable, match="choose another folder, or move what is there"):
         write_run(run)
     assert everything(run.parent) == before
 
@@ -122,20 +122,96 @@ def test_a_link_is_never_followed(run, name, target):
     (run / name).unlink()
     (run / name).symlink_to(run.parent / target)
     before = everything(run.parent)
-    with pytest.raises(OutputNotWritable, match="choose another folder or empty it"):
+    with pytest.raises(OutputNotWritable, match="choose another folder, or move what is there"):
         write_run(run)
     assert everything(run.parent) == before
 
 
-def test_a_link_that_comes_while_a_command_runs_is_not_followed(run):
+def test_a_link_that_comes_while_a_command_runs_is_kept_and_not_followed(run):
     (run.parent / "folder").mkdir()
     (run.parent / "folder" / "kept.txt").write_text("mine")
-    with staged(run) as draft:
-        write_facts(draft, {"made_by": "pellucid"})
+
+    def link():
         (run / "map.png").unlink()
         (run / "map.png").symlink_to(run.parent / "folder")
+
+    with pytest.raises(OutputNotWritable, match=r"it names 'map\.png', which no run writes"):
+        write_maps(run, meanwhile=link)
     assert (run.parent / "folder" / "kept.txt").read_text() == "mine"
-    assert [path.name for path in run.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["map.png", "run.json"]
+
+
+def write_maps(folder, key="", names=("maps/a.png", "maps/b.png"), meanwhile=lambda: None):
+    with staged(folder, key) as draft:
+        for name in names:
+            (draft / name).parent.mkdir(exist_ok=True)
+            (draft / name).write_text("new")
+        write_facts(draft, {"made_by": "pellucid"}, key)
+        meanwhile()
+
+
+@pytest.mark.parametrize("key", ["", "0" * 16])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("maps/a.png", "is not as the run there wrote it"),
+        ("maps/mine.png", "is not of the run there"),
+        ("maps/deep/mine.txt", "is not of the run there"),
+        ("maps/link", "is not of the run there"),
+    ],
+)
+def test_a_file_of_the_users_within_a_run_is_named_and_kept(tmp_path, key, name, how):
+    run = tmp_path / "run"
+    write_maps(run, key)
+    (run / name).parent.mkdir(exist_ok=True)
+    if name == "maps/link":
+        (run / name).symlink_to(tmp_path)
+    else:
+        (run / name).write_text("mine")
+    before = everything(tmp_path)
+    begun = False
+    with pytest.raises(OutputNotWritable) as told, staged(run, key):
+        begun = True
+    assert str(told.value) == f"{run / name} {how}; choose another folder or move this file"
+    assert not begun
+    assert everything(tmp_path) == before
+    (run / name).unlink()
+    write_maps(run, key)
+
+
+@pytest.mark.parametrize("key", ["", "0" * 16])
+@pytest.mark.parametrize("name", ["maps/mine.png", "report.html", "maps"])
+def test_a_file_of_the_users_that_comes_while_a_command_runs_is_kept(tmp_path, key, name):
+    run = tmp_path / "run"
+    write_maps(run, key, ["maps/a.png"] if name == "maps/mine.png" else [])
+    with pytest.raises(OutputNotWritable) as told:
+        write_maps(run, key, ["maps/a.png", "report.html"], lambda: (run / name).write_text("mine"))
+    assert str(told.value).startswith(f"{run / name} is not of ")
+    assert (run / name).read_text() == "mine"
+    assert (run / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", ".hidden"])
+def test_a_file_where_no_run_was_is_named(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(OutputNotWritable, match=f"holds {name}, which this command did not write"):
+        write_run(tmp_path / "run")
+
+
+def test_a_run_of_another_key_is_refused(tmp_path):
+    write_maps(tmp_path / "run", "0" * 16)
+    before = everything(tmp_path)
+    for key in ("1" * 16, ""):
+        with pytest.raises(OutputNotWritable, match="holds a finished run of another request"):
+            write_maps(tmp_path / "run", key)
+    assert everything(tmp_path) == before
+    assert finished(tmp_path / "run", "1" * 16) is None
+    assert finished(tmp_path / "run", "0" * 16)["made_by"] == "pellucid"
+    (tmp_path / "run" / "maps" / "b.png").unlink()
+    assert finished(tmp_path / "run", "0" * 16) is None
+    write_maps(tmp_path / "run", "0" * 16, ["maps/c.png"])
+    assert [path.name for path in (tmp_path / "run" / "maps").iterdir()] == ["c.png"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +221,7 @@ def test_a_link_that_comes_while_a_command_runs_is_not_followed(run):
 def test_a_run_json_of_another_program_is_not_trusted(run, told):
     (run / "run.json").write_text(json.dumps(told))
     before = everything(run.parent)
-    with pytest.raises(OutputNotWritable, match="holds files that this command did not write"):
+    with pytest.raises(OutputNotWritable, match=r"holds run\.json, which this command did not write"):
         write_run(run)
     assert everything(run.parent) == before
 

@@ -1,10 +1,17 @@
 """Tables on terminals and in pipes: no name is cut, and none is split without need."""
 
-from rich.console import Console
-from rich.table import Table
+import re
+from pathlib import Path
 
-from pellucid.cli import terminal
-from pellucid.cli.terminal import show_whole
+import pytest
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.testing import CliRunner
+
+from pellucid.cli import app, terminal
+from pellucid.cli.terminal import say, show_left_out, show_noticed, show_whole, visible
 
 
 def table():
@@ -20,6 +27,75 @@ def printed(monkeypatch, capsys, on_terminal, width=80):
     )
     show_whole(table(), keys=1)
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+EVIL = "a\x1b[2Jb\x9b31mc\rd\x07e\x7f"
+SHOWN = "a\\x1b[2Jb\\x9b31mc\\x0dd\\x07e\\x7f"
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_controls_in_tables_stand_as_escapes(monkeypatch, capsys, on_terminal):
+    made = Console
+    monkeypatch.setattr(
+        terminal, "Console", lambda **settings: made(**{"force_terminal": on_terminal, "width": 200} | settings)
+    )
+    found = Table(escape(f"photo {EVIL}"), "class", title=escape(EVIL), caption=escape(EVIL), box=None)
+    found.add_row(escape(f"{EVIL}\n"), escape(f"{EVIL}[red]"))
+    show_whole(found, keys=1)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)  # what rich itself colors
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+    assert out.count(SHOWN) == 5
+    assert f"{SHOWN}\\x0a" in out
+    assert f"{SHOWN}[red]" in out
+
+
+def test_controls_in_messages_stand_as_escapes(capsys):
+    say(f"one {EVIL}\ntwo")
+    show_left_out("photo", [f"{EVIL}\nerror: forged"])
+    show_noticed([f"{EVIL}\nerror: forged"])
+    told = capsys.readouterr()
+    assert told.out == f"one {SHOWN}\ntwo\n"
+    assert told.err == (f"left out 1 photo:\n  {SHOWN}\\x0aerror: forged\nnote: {SHOWN}\\x0aerror: forged\n")
+    assert visible("grüße 猫 \u202f") == "grüße 猫 \u202f"
+
+
+def test_commands_print_in_one_place():
+    for path in Path(terminal.__file__).parent.glob("*.py"):
+        found = re.findall(r"typer\.s?echo\(|typer\.secho\(|(?<![\w.])print\(|Console\(", path.read_text())
+        assert not found or path.name == "terminal.py", path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", f"{EVIL}.png", "--model", "shapes-resnet", "-o", "out"],
+        ["explain", "shapes:1", "--model", "shapes-resnet", "--methods", EVIL, "-o", "out"],
+        ["explain", "shapes:1", "--model", "shapes-resnet", "--target", EVIL, "-o", "out"],
+        ["explain", "shapes:1", "--model", EVIL, "-o", "out"],
+        ["explain", "shapes:1", "--limit", EVIL, "-o", "out"],
+        ["report", "run", EVIL],
+        ["doctor", EVIL],
+    ],
+)
+def test_no_error_sends_a_control_to_the_terminal(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", ended.output)
+
+
+def test_a_photo_and_a_class_with_controls_are_told_without_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "red").save(f"{EVIL}.png")
+    (tmp_path / f"bad{EVIL}.png").write_text("no picture")
+    names = ",".join(f"{number}{EVIL}" for number in range(10))
+    ended = CliRunner().invoke(
+        app,
+        ["explain", f"{EVIL}.png", f"bad{EVIL}.png", "--model", "cifar-cnn", "--classes", names, "-o", "out"],
+    )
+    assert ended.exit_code == 1, ended.output
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", ended.output)
+    assert ended.stdout.count(SHOWN) >= 2
 
 
 def test_into_a_pipe_a_table_is_one_whatever_its_width(monkeypatch, capsys):

@@ -174,6 +174,15 @@ def test_a_single_map_has_one_pixel_per_value(tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 2
 
 
+@pytest.mark.parametrize("letter", [*map(chr, (*range(1, 32), *range(127, 160))), "\u2028", "\u2029", "\u202e"])
+def test_names_with_any_control_can_be_drawn(tmp_path, letter):
+    name = f"a{letter}b"
+    photo = CaptionedPhoto(PHOTO.pixels, f"{name} 99.3 %", name)
+    drawn(tmp_path, [[CHECKERBOARD]], [name], [name], photos=[photo], title=name, explained=name)
+    if letter in "\r\x1c\x1d\x1e\x85\u2029":
+        assert text_width(name, 8) == text_width("a\ufffdb", 8)
+
+
 def test_a_blank_map_and_an_empty_cell_can_be_drawn(tmp_path):
     assert drawn(tmp_path, [[np.zeros((4, 4)), None]], ["a", "b"]).min() < 255
 

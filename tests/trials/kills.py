@@ -185,6 +185,7 @@ def _trial(command: Command, place: Path, count: int, moments: random.Random) ->
             shutil.copytree(undisturbed / command.output, folder / command.output)
             if command.arguments[0] in ("explain", "demo"):
                 (folder / command.output / "mine.txt").write_text("mine")
+                (folder / command.output / "report.html").unlink()  # a whole one would be left as it is
             else:
                 shutil.rmtree(folder / command.output)
         mine = (folder / command.output / "mine.txt").exists()

@@ -29,7 +29,7 @@ from .options import (
     chosen_runner,
     parted,
 )
-from .terminal import progress, show_going_on, show_notes, show_noticed, show_reasons, show_whole
+from .terminal import progress, say, show_going_on, show_notes, show_noticed, show_reasons, show_whole
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
@@ -134,7 +134,7 @@ def benchmark_command(
     chosen = chosen_runner(runner, address, cpus)
     results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick, chosen)
     if not computed:
-        typer.echo(f"{output} was finished already; nothing was computed")
+        say(f"{output} was finished already; nothing was computed")
     _show(results, output)
     if results.failed:
         raise typer.Exit(1)
@@ -190,7 +190,7 @@ def _run(
         show("measuring what one image costs", 0, 0)
         planned = sized(asked, output, quick)
         if planned.passes and planned.seconds >= _TOLD:
-            typer.echo(_cost(planned), err=True)
+            say(_cost(planned), err=True)
 
         run = 0
 
@@ -235,14 +235,14 @@ def _show(results: Results, output: str) -> None:
     show_whole(_scores(results), keys=2 + (len(results.record.layers) > 1))
     record = results.record
     cells = len(record.cells)
-    typer.echo(
+    say(
         f"{counted(cells - len(results.missing), 'cell')} of {cells} finished, "
         f"{counted(len(record.images), 'image')}, {counted(len(results.table), 'row')} in {output}"
     )
     if skipped := record.skipped:
-        typer.echo(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
+        say(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
     show_troubles(results)
-    typer.echo(f"next: pellucid report {output}")
+    say(f"next: pellucid report {output}")
 
 
 def show_troubles(results: Results, place: str = "") -> None:
@@ -253,7 +253,7 @@ def show_troubles(results: Results, place: str = "") -> None:
     show_notes(results.notes, "image", place)
     if results.failed:
         failed = counted(len(results.failed), "cell")
-        typer.echo(f"{place}{failed} failed; the same command tries them again:", err=True)
+        say(f"{place}{failed} failed; the same command tries them again:", err=True)
         show_reasons([f"{cell}: {message}" for cell, message in results.failed.items()])
 
 

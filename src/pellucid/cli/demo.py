@@ -9,7 +9,7 @@ import typer
 
 from .options import COMMAND, FOLDER
 from .output import staged
-from .terminal import progress
+from .terminal import progress, say
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
@@ -62,8 +62,8 @@ def demo(ctx: typer.Context, output: Annotated[Path, FOLDER] = Path("pellucid-de
         card = trust_card(graded, _NETWORK)
         explained = _run(_explained(), folder / "maps", "explaining", command)
         DemoPage(explained, card, folder, f"{_GRADES}/report.html").write(command)
-    typer.echo(f"\n{card}\n")
-    typer.echo(f"open {output / 'report.html'} for the maps, {output / _GRADES / 'report.html'} for the grades")
+    say(f"\n{card}\n")
+    say(f"open {output / 'report.html'} for the maps, {output / _GRADES / 'report.html'} for the grades")
 
 
 def _explained() -> dict[str, Any]:

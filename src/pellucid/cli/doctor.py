@@ -14,12 +14,14 @@ import typer
 from ..errors import DamagedFileWarning, InvalidData, PellucidError, counted
 from ..files import RUN, is_draft, is_held, told_whole
 from .output import UNFINISHED, is_staged
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..experiments.store import Store
     from ..folders import Folder
 
 _AGAIN = "the same command computes it anew"
+_ANEW = "move it away, if it is there, and the same command computes it anew"
 _CLEARED = "left by a command that was killed; the same command clears it away, or delete it"
 
 
@@ -40,9 +42,9 @@ def doctor(
     """
     found = examined(run)
     for line in found.amiss:
-        typer.echo(line)
+        say(line)
     whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()))
-    typer.echo(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
+    say(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
     if found.amiss:
         raise typer.Exit(1)
 
@@ -117,7 +119,7 @@ def _examine_draft(path: Path, found: Findings) -> None:
     if lock.is_file() and is_held(lock):
         found.note(path, "a command is writing it", "ask again when that has ended")
     elif (path / UNFINISHED).exists():
-        found.note(path, "a run that was stopped", "the same command goes on with it, another removes it")
+        found.note(path, "a run that was stopped", "the same command goes on with it, or delete it")
     else:
         found.note(path, "a draft", _CLEARED)
 
@@ -127,7 +129,7 @@ def _examine_facts(path: Path, found: Findings) -> None:
     try:
         told_whole(path)
     except (OSError, ValueError) as error:
-        found.note(path, str(error), _AGAIN)
+        found.note(path, str(error), _ANEW if path.name == RUN else _AGAIN)
     else:
         found.whole["values file"] += 1
 

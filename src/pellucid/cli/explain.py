@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -23,11 +24,11 @@ from .options import (
     chosen_device,
     parted,
 )
-from .output import staged, write_facts
-from .terminal import progress, show_going_on, show_left_out, show_noticed, show_whole
+from .output import finished, staged, write_facts
+from .terminal import progress, say, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
-    from .run import ExplainRun
+    from .request import Request
 
 _MOST_ROWS = 20  # of the table of photos
 
@@ -138,7 +139,8 @@ def explain(
 ) -> None:
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
 
-    A run that was interrupted goes on where it was when the same command is given again.
+    A run that was interrupted goes on where it was when the same command is given again. A folder that holds
+    another run, or files of one's own, is refused.
 
     Examples:
 
@@ -152,8 +154,6 @@ def explain(
         from ..catalog import method
         from ..catalog import variant as variant_of
         from ..report.figures import Overlay
-        from .explain_page import ExplainPage
-        from .facts import run_facts
         from .request import (
             Request,
             checked_heatmap,
@@ -161,7 +161,6 @@ def explain(
             method_names,
             variant_names,
         )
-        from .run import ExplainRun
 
         bound = checked_max_batch(max_batch)
         require_choice("--raw", raw, Literal["yes", "no", None])
@@ -195,23 +194,44 @@ def explain(
             title=title,
             command=ctx.meta[COMMAND],
         )
-        with staged(output, request.digest()) as folder:
-            run = ExplainRun.of(request, folder)
-            before = len(run.found.photos)
-            show_going_on(before, len(run.places), "photo")
-            run.explain_all(show)
-            ExplainPage(run).write()
-            write_facts(folder, run_facts(run))
-    _show(run, output, before)
-    if run.left_out:
+        told, before = _explained(request, output, show)
+    _show(told, output, before)
+    if told["left_out"]:
         raise typer.Exit(1)
 
 
-def _show(run: ExplainRun, output: Path, before: int) -> None:
-    """Show the photos' classes, where everything is, and what was noticed; ``before``: photos explained before."""
-    from .noticed import noticed
+def _explained(
+    request: Request, output: Path, show: Callable[[str, float, int], None]
+) -> tuple[dict[str, Any], int]:
+    """What run.json tells of a request in ``output``, and of how many photos it was explained before."""
+    from .explain_page import ExplainPage
+    from .facts import run_facts
+    from .run import ExplainRun
 
-    photos = run.found.photos
+    key = request.digest()
+    told = finished(output, key)
+    if told is not None and told["title"] == request.title:
+        say(f"{output} was finished already; nothing was computed")
+        return told, 0
+    with staged(output, key) as folder:
+        run = ExplainRun.of(request, folder)
+        before = len(run.found.photos)
+        show_going_on(before, len(run.places), "photo")
+        run.explain_all(show)
+        ExplainPage(run).write()
+        told = run_facts(run)
+        write_facts(folder, told, key)
+    return told, before
+
+
+def _show(run: Mapping[str, Any], output: Path, before: int) -> None:
+    """Show what run.json tells: the photos' classes, where everything is, and what was noticed.
+
+    So many of the photos were explained ``before``.
+    """
+    from .photos import PhotoFacts
+
+    photos = [PhotoFacts.model_validate(facts) for facts in run["photos"]]
     is_other = any(one.target != one.predicted for one in photos)
     told = {"target": "explained class"} | ({"predicted": "predicted class"} if is_other else {})
     kind = "probability" if photos[0].target.value is None else "value"
@@ -225,8 +245,8 @@ def _show(run: ExplainRun, output: Path, before: int) -> None:
         table.add_row(escape(facts.name), *cells)
     show_whole(table, keys=1)
     if len(photos) > _MOST_ROWS:
-        typer.echo(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
+        say(f"and {len(photos) - _MOST_ROWS} more in {output / 'predictions.csv'}")
     earlier = f", {before} of them before" if before else ""
-    typer.echo(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
-    show_noticed(noticed(run))
-    show_left_out("photo", run.left_out)
+    say(f"{counted(len(photos), 'photo')} explained{earlier}; open {output / 'report.html'}")
+    show_noticed(run["noticed"])
+    show_left_out("photo", run["left_out"])

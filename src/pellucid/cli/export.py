@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InvalidParameter, counted
-from .terminal import show_whole
+from .terminal import say, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,8 @@ def export(
     path = output or Path(f"{run.rstrip('/').rpartition('/')[2]}{_ENDINGS[kind]}")
     replace_file(path, _content(results, kind, layer))
     if missing := len(results.missing):
-        typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
-    typer.echo(f"wrote {path}")
+        say(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
+    say(f"wrote {path}")
 
 
 def _content(results: Results, kind: str, layer: str | None) -> bytes:
@@ -131,15 +131,15 @@ def compare_command(
     same = first.values().equals(second.values())
     values = "All their values are the same." if same else "Their values are not the same."
     what = "The runs differ in:" if lines else "Both runs are of the same spec, weights, images and files."
-    typer.echo(what if lines else f"{what} {values}")
+    say(what if lines else f"{what} {values}")
     for line in lines[:_MOST_LINES]:
-        typer.echo(f"  {line}")
+        say(f"  {line}")
     if len(lines) > _MOST_LINES:
-        typer.echo(f"  and in {len(lines) - _MOST_LINES} more places")
+        say(f"  and in {len(lines) - _MOST_LINES} more places")
     show_whole(_differences(found, first), keys=3)
     if output is not None:
         replace_file(output, found.to_csv().encode())
-        typer.echo(f"wrote {output}")
+        say(f"wrote {output}")
 
 
 def _differences(found: pd.DataFrame, first: Results) -> Table:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .options import ModelOption, WeightsOption
-from .terminal import show_whole
+from .terminal import say, show_whole
 
 VARIANT_MEANINGS = {
     "original": "as the model has them",
@@ -27,7 +27,7 @@ def list_methods() -> None:
     for name, entry in METHODS.items():
         table.add_row(name, escape(entry.formula or _first_sentence(entry.made_of)), escape(entry.source))
     show_whole(table)
-    typer.echo(
+    say(
         f"Wrap any of them: {' and '.join(f'{name}(...)' for name in COMBINATORS)}, "
         "as in smoothed(integrated(guided_backprop, steps=50), samples=15)."
     )
@@ -44,7 +44,7 @@ def list_metrics() -> None:
         needs = f" Needs {', '.join(sorted(metric.needs))}." if metric.needs else ""
         table.add_row(name, metric.axis, better, escape(_first_sentence(metric) + needs), escape(metric.paper))
     show_whole(table)
-    typer.echo("Settings go in brackets, as in 'insertion(steps=56)'.")
+    say("Settings go in brackets, as in 'insertion(steps=56)'.")
 
 
 @listing.command("layers")
@@ -61,7 +61,7 @@ def list_layers(
     for name in layer_names(network):
         table.add_row(name, "the image" if name == INPUT else type(network.get_submodule(name)).__name__)
     show_whole(table)
-    typer.echo("Any other module may be named too, and globs such as 'layer*.0'.")
+    say("Any other module may be named too, and globs such as 'layer*.0'.")
 
 
 @listing.command("models")
@@ -75,7 +75,7 @@ def list_models() -> None:
         source = PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision"
         table.add_row(name, escape(source) + (" (weights included)" if name in BUNDLED else ""))
     show_whole(table)
-    typer.echo("Also timm:NAME, hf:NAME or hf:FOLDER, and path/to/file.py:factory for a network of your own.")
+    say("Also timm:NAME, hf:NAME or hf:FOLDER, and path/to/file.py:factory for a network of your own.")
 
 
 @listing.command("variants")
@@ -87,7 +87,7 @@ def list_variants() -> None:
     for name in VARIANTS:
         table.add_row(name, VARIANT_MEANINGS.get(name, ""))
     show_whole(table)
-    typer.echo("Also a .safetensors file of `pellucid surrogate train`: bilinear paths run in their place.")
+    say("Also a .safetensors file of `pellucid surrogate train`: bilinear paths run in their place.")
 
 
 def _first_sentence(described: object) -> str:

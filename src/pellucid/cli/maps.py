@@ -25,7 +25,7 @@ from .options import (
     WeightsOption,
     chosen_runner,
 )
-from .terminal import progress, show_left_out, show_notes, show_noticed
+from .terminal import progress, say, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas
@@ -97,12 +97,12 @@ def maps(
             command=ctx.meta[COMMAND],
         )
     shards = counted(len(run.shards), "shard")
-    typer.echo(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
+    say(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
     show_noticed(run.noticed)
     show_notes(run.notes, "image")
     show_left_out("image", list(run.skipped.values()))
     show_left_out("shard", [f"{name}: {message}" for name, message in run.failed.items()])
-    typer.echo(f"next: pellucid show {output} -o pictures")
+    say(f"next: pellucid show {output} -o pictures")
     if run.failed or run.skipped:
         raise typer.Exit(1)
 
@@ -138,7 +138,7 @@ def show_command(
         output.mkdir(parents=True, exist_ok=True)
     for (source, position, name), rows in drawn:
         _draw(run, source, position, rows, overlay, output / f"{position:06d}-{file_name(Path(name).stem)}.png")
-    typer.echo(f"wrote {counted(len(drawn), 'picture')} to {output}")
+    say(f"wrote {counted(len(drawn), 'picture')} to {output}")
 
 
 def _draw(run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, path: Path) -> None:
@@ -154,7 +154,7 @@ def _draw(run: str, source: str, position: int, rows: pandas.DataFrame, overlay:
     try:
         photos = [CaptionedPhoto(photo_of(run, source, position), f"{first['target']} {first['score']:.3g}")]
     except PellucidError as error:
-        typer.echo(f"note: without its photo: {error}", err=True)
+        say(f"note: without its photo: {error}", err=True)
     cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
     figure = grid(

@@ -7,38 +7,58 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidParameter, OutputNotWritable
-from ..files import DIGESTS, FILES, RUN, alone, file_digest, is_draft, sealed, writable
+from ..errors import InvalidParameter, OutputNotWritable, counted, shortened
+from ..files import (
+    DIGESTS,
+    FILES,
+    RUN,
+    alone,
+    file_digest,
+    is_draft,
+    is_held,
+    sealed,
+    told_whole,
+    unsealed,
+    writable,
+)
 
 _DRAFT = ".pellucid-"  # drafts, and the locks of the processes that write them
 UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it has done
+HOW_FAR = "state.json"  # in there: how far it is
 _EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
+_KEPT_ASIDE = (UNFINISHED, _EARLIER)  # what of a draft does not take its place
+_REQUEST = "request"  # in run.json: the key of the run
 
 
 @contextmanager
 def staged(folder: Path, key: str = "") -> Iterator[Path]:
     """A draft folder whose content takes its place in ``folder`` if all goes well, and else is removed.
 
-    An earlier run in ``folder`` is replaced, other files beside it are kept. What a killed process left is cleared
-    away first: its draft is removed, or, if it was taking its place, put there. A draft with ``UNFINISHED`` in it
-    stays if its command had a ``key``, 16 hexadecimal digits: the same key gets it back, another removes it.
+    Only an earlier run of the same ``key`` is replaced, and only if all its files are as it wrote them; whatever
+    else is in the way is refused before any work. What a killed process left is cleared away: its draft is
+    removed, or, if it was taking its place, put there. A draft with ``UNFINISHED`` in it stays if its command had
+    a ``key``, 16 hexadecimal digits: the same key gets it back, another is refused.
 
     Raises:
-        OutputNotWritable: it is a file, holds no earlier run but other files, or cannot be written.
+        OutputNotWritable: it is a file, holds another run or other files, or cannot be written.
     """
     # Beside a new folder, but inside one that exists: it may be a mount point, which cannot be moved.
     beside = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not beside.is_dir():
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
+    _finish_moves(folder)
+    _require_no_stopped(folder, key)
+    _earlier_run(folder, key)
     with writable(folder):
         for place in {beside, folder.absolute().parent}:
             _clear_away(place, folder, key)
-    earlier, is_new = _earlier_run(folder), not folder.exists()
+    is_new = not folder.exists()
     if key:  # a draft that may stay lies where only commands for this folder look
         beside = folder.absolute()
     draft = beside / f"{_DRAFT}{key or secrets.token_hex(8)}"
@@ -56,7 +76,7 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
                         path.unlink()
             yield draft
             with writable(folder):
-                _take_place(draft, folder, earlier)
+                _take_place(draft, folder, key)
             stays = False
     finally:
         if held and not (stays and (draft / UNFINISHED).exists()):
@@ -67,52 +87,140 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
                 folder.rmdir()
 
 
+def finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """What run.json tells of a run of the same ``key`` that is whole in ``folder``; None if there is none."""
+    _finish_moves(folder)
+    try:
+        told = told_whole(folder / RUN)
+    except (OSError, ValueError):
+        return None
+    return told if key and told.get(_REQUEST) == key else None
+
+
 def is_staged(name: str) -> bool:
     """Whether a folder's name is one that ``staged`` gives to drafts."""
     return bool(re.fullmatch(rf"{re.escape(_DRAFT)}[0-9a-f]{{16}}", name))
 
 
+def _drafts(place: Path) -> list[Path]:
+    """The drafts in a folder that have a lock, held or not; links are none."""
+    found = sorted(lock.with_suffix("") for lock in place.glob(f"{_DRAFT}*.lock"))
+    return [draft for draft in found if is_staged(draft.name) and not draft.is_symlink()]
+
+
+def _lock_of(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name}.lock")
+
+
+def _finish_moves(folder: Path) -> None:
+    """Put in its place what a process that was killed was moving there."""
+    for draft in _drafts(folder.absolute()):
+        is_whole = (draft / _EARLIER).is_file() and (draft / RUN).is_file()
+        if is_whole and not is_held(_lock_of(draft)):
+            with suppress(ValueError), alone(_lock_of(draft), folder), writable(folder):
+                told = json.loads((draft / _EARLIER).read_text())
+                _move(draft, folder, _Earlier([_own(folder, name) for name in told[FILES]], told[DIGESTS]))
+                shutil.rmtree(draft, ignore_errors=True)
+            if not draft.exists():
+                _lock_of(draft).unlink(missing_ok=True)
+
+
+def _require_no_stopped(folder: Path, key: str) -> None:
+    """Refuse a folder in which a run of another ``key`` was stopped: it would be lost."""
+    for draft in _drafts(folder.absolute()):
+        state = draft / UNFINISHED / HOW_FAR
+        if draft.name == f"{_DRAFT}{key}" or not state.is_file():
+            continue
+        if is_held(_lock_of(draft)):
+            raise OutputNotWritable(
+                f"another process is writing to {folder}; wait until it ends or choose another place"
+            )
+        told: Mapping[str, Any] = {}
+        with suppress(OSError, ValueError):
+            told = unsealed(state.read_bytes())
+        raise OutputNotWritable(
+            f"{folder} holds a stopped run of another request{_told_of(told)}; give the command that began it, "
+            f"choose another folder, or delete {folder / draft.name}"
+        )
+
+
+def _told_of(told: Mapping[str, Any]) -> str:
+    """How many photos a run explained, and by which methods, as far as it tells."""
+    photos, methods = told.get("photos"), told.get("methods")
+    if not isinstance(photos, list) or not isinstance(methods, list | dict):
+        return ""
+    known = methods.values() if isinstance(methods, dict) else methods
+    texts = [one.get("text") if isinstance(one, dict) else one for one in known]
+    return f": {counted(len(photos), 'photo')} by {shortened(map(str, texts))}"
+
+
 def _clear_away(beside: Path, folder: Path, key: str) -> None:
-    """Finish what processes that were killed left beside a folder: drafts whose lock nobody holds."""
-    for lock in beside.glob(f"{_DRAFT}*.lock"):
-        draft = lock.with_suffix("")
-        if not is_staged(draft.name) or draft.is_symlink():
+    """Remove the drafts of killed processes in a place: none holds their lock, and none will go on with them."""
+    for draft in _drafts(beside):
+        if draft.name == f"{_DRAFT}{key}" or (draft / UNFINISHED / HOW_FAR).is_file():
             continue
         try:
-            with alone(lock, folder):
-                if (draft / _EARLIER).is_file() and (draft / RUN).is_file() and beside == folder.absolute():
-                    told = json.loads((draft / _EARLIER).read_text())
-                    _move(draft, folder, [_own(folder, name) for name in told])
-                elif key and draft.name == f"{_DRAFT}{key}":
-                    continue
+            with alone(_lock_of(draft), folder):
                 shutil.rmtree(draft, ignore_errors=True)
-        except (OutputNotWritable, ValueError):  # of a process that runs
+        except OutputNotWritable:  # of a process that runs
             continue
-        lock.unlink(missing_ok=True)
+        _lock_of(draft).unlink(missing_ok=True)
 
 
-def _earlier_run(folder: Path) -> list[Path]:
-    """What an earlier run left in ``folder``, by its run.json; a folder of anything else is refused."""
+@dataclass(frozen=True)
+class _Earlier:
+    """What an earlier run left in a folder: what is there, and the SHA-256 of each file by its path there."""
+
+    paths: Sequence[Path] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def require_own(self, folder: Path, paths: Iterable[Path]) -> None:
+        """Refuse to remove files, of these paths of the run, that are not as the run wrote them."""
+        for path in (one for place in paths for one in (place, *sorted(place.rglob("*")))):
+            name = path.relative_to(folder).as_posix()
+            is_folder = path.is_dir() and not path.is_symlink()
+            if is_folder or name == RUN or not os.path.lexists(path):
+                continue
+            if path.is_symlink() or not path.is_file() or self.digests.get(name) != file_digest(path):
+                how = "is not as the run there wrote it" if name in self.digests else "is not of the run there"
+                raise OutputNotWritable(f"{folder / name} {how}; choose another folder or move this file")
+
+
+def _earlier_run(folder: Path, key: str) -> _Earlier:
+    """What an earlier run of the same ``key`` left in ``folder``, by its run.json; anything else is refused."""
     if not folder.is_dir():
         if folder.exists():
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
-        return []
+        return _Earlier()
     with writable(folder):
-        if all(path.name.startswith(_DRAFT) for path in folder.iterdir()):
-            return []
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(_DRAFT))
+    if not others:
+        return _Earlier()
     try:
-        told = json.loads((folder / RUN).read_text())
+        told = unsealed((folder / RUN).read_bytes())
         if told["made_by"] != "pellucid":
             raise ValueError("another program made it")
         if FILES not in told:  # of a command that keeps its folder, such as a benchmark's
             raise ValueError(f"it is of another command, {told.get('command') or 'unknown'!r}")
         # run.json goes first and comes last: a folder that has it is complete.
-        return [_own(folder, name) for name in (RUN, *told[FILES])]
+        paths = [_own(folder, name) for name in (RUN, *told[FILES])]
+        digests = dict(told.get(DIGESTS, {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = "no run.json" if isinstance(error, OSError) else f"run.json: {error}"
+        name = others[0] if isinstance(error, FileNotFoundError) else RUN
+        why = "there is no run.json" if isinstance(error, FileNotFoundError) else str(error)
         raise OutputNotWritable(
-            f"{folder} holds files that this command did not write ({why}); choose another folder or empty it"
+            f"{folder} holds {name}, which this command did not write ({why}); "
+            "choose another folder, or move what is there"
         ) from error
+    if told.get(_REQUEST, "") != key:
+        what = _told_of(told) or f", {told.get('command') or 'unknown'!r}"
+        raise OutputNotWritable(
+            f"{folder} holds a finished run of another request{what}; choose another folder, or move this one"
+        )
+    earlier = _Earlier(paths, digests)
+    with writable(folder):
+        earlier.require_own(folder, paths)
+    return earlier
 
 
 def _own(folder: Path, name: str) -> Path:
@@ -126,28 +234,37 @@ def _own(folder: Path, name: str) -> Path:
     return path
 
 
-def _take_place(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
-    """Move a finished draft to where it belongs."""
+def _take_place(draft: Path, folder: Path, key: str) -> None:
+    """Move a finished draft to where it belongs; what came there meanwhile is looked at again."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft, folder)
         return
+    earlier = _earlier_run(folder, key)
     # Whoever finds this draft after a kill can finish the moves.
-    (draft / _EARLIER).write_text(json.dumps([path.name for path in earlier]))
+    told = {FILES: [path.name for path in earlier.paths], DIGESTS: dict(earlier.digests)}
+    (draft / _EARLIER).write_text(json.dumps(told))
     _move(draft, folder, earlier)
 
 
-def _move(draft: Path, folder: Path, earlier: Iterable[Path]) -> None:
+def _move(draft: Path, folder: Path, earlier: _Earlier) -> None:
     """Move a draft's files into the place of an earlier run's, run.json last; some may have been moved before."""
+    new = sorted(
+        (path for path in draft.iterdir() if path.name not in _KEPT_ASIDE), key=lambda path: path.name == RUN
+    )
     moved = set(json.loads((draft / RUN).read_text())[FILES]) if (draft / RUN).exists() else set()
-    for old in earlier:
-        if old.name in moved and not (draft / old.name).exists():
-            continue
-        # The name may have become a link since it was read: then only the link is removed.
+    moved -= {path.name for path in new}
+    gone = [path for path in earlier.paths if path.name not in moved]
+    for path in new:
+        if os.path.lexists(folder / path.name) and folder / path.name not in gone:
+            raise OutputNotWritable(
+                f"{folder / path.name} is not of this command; move this file and give the same command again"
+            )
+    earlier.require_own(folder, gone)
+    for old in gone:
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-    for new in sorted(draft.iterdir(), key=lambda path: path.name == RUN):
-        if new.name not in (_EARLIER, UNFINISHED):
-            os.replace(new, folder / new.name)
+    for path in sorted(new, key=lambda path: path.name == RUN):
+        os.replace(path, folder / path.name)
 
 
 def unused(name: str, taken: Iterable[str]) -> str:
@@ -175,11 +292,12 @@ def origin(command: str) -> dict[str, Any]:
     return {"made_by": "pellucid", "command": command, "versions": versions()}
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write run.json, with the names of all that stands beside it, and the checksums of all files."""
+def write_facts(folder: Path, facts: Mapping[str, Any], key: str = "") -> None:
+    """Write run.json: facts, a run's ``key``, the names of all that stands beside it, and all files' checksums."""
     with writable(folder):
-        found = [path for path in folder.iterdir() if path.name != UNFINISHED]
+        found = [path for path in folder.iterdir() if path.name not in (*_KEPT_ASIDE, RUN)]
         inside = sorted(path for one in found for path in (one, *one.rglob("*")) if path.is_file())
         digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in inside}
         names = sorted(path.name for path in found)
-        (folder / RUN).write_bytes(sealed({**facts, FILES: names, DIGESTS: digests}))
+        request = {_REQUEST: key} if key else {}
+        (folder / RUN).write_bytes(sealed({**facts, **request, FILES: names, DIGESTS: digests}))

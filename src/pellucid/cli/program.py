@@ -30,10 +30,12 @@ from .options import COMMAND
 from .report import report
 from .reproduce import reproduce_command
 from .surrogate import surrogate
+from .terminal import say, visible
 from .train import train_command
 from .view import view
 
 _HOME = re.compile(r"^((?:--?[\w-]+=)?(?:[\w-]+=)?)~(?=/|$)")  # FILE, --option=FILE, --data=NAME=FILE
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # the base, which typer does not name
 RESUMED = (
     "explain",
     "maps",
@@ -63,20 +65,21 @@ class Commands(TyperGroup):
             with warnings.catch_warnings(), _ended_by_signals():
                 warnings.showwarning = _shown_once()
                 return super().invoke(ctx)
+        except _USAGE_ERROR as error:  # of options: what was typed is quoted
+            vars(error)["message"] = visible(str(vars(error).get("message", "")))
+            raise
         except PellucidError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            say(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
         except SystemExit as error:  # no command raises it: code of the user's does
-            typer.echo(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)
+            say(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
             command = ctx.invoked_subcommand or ""
             goes_on = command in RESUMED
             place = "".join(f" at {note}" for note in getattr(interrupt, "__notes__", [])[:1])
-            typer.echo(
-                f"stopped{place}; {'the same command goes on' if goes_on else 'nothing was written'}", err=True
-            )
+            say(f"stopped{place}; {'the same command goes on' if goes_on else 'nothing was written'}", err=True)
             raise typer.Exit(128 + number) from interrupt
 
 
@@ -105,7 +108,7 @@ def _shown_once() -> Callable[..., None]:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         line = f"note: {' '.join(str(message).split())}"
         if line not in shown:
-            typer.echo(line, err=True)
+            say(line, err=True)
         shown.add(line)
 
     return show
@@ -141,7 +144,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pellucid {version('pellucid')}")
+        say(f"pellucid {version('pellucid')}")
         raise typer.Exit
 
 

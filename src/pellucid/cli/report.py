@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidParameter, counted
+from .terminal import say
 
 
 def report(
@@ -39,8 +40,8 @@ def report(
     replace_file(path, benchmark_page(results).encode(errors="replace"))
     missing = len(results.missing)
     if missing:
-        typer.echo(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
-    typer.echo(f"open {path}")
+        say(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
+    say(f"open {path}")
 
 
 def page_of(run: str) -> Path:

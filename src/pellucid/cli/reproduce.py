@@ -22,7 +22,7 @@ from .options import (
     chosen_runner,
     parted,
 )
-from .terminal import progress, show_whole
+from .terminal import progress, say, show_whole
 
 if TYPE_CHECKING:
     from ..papers.quantities import Verdict
@@ -112,7 +112,7 @@ class _Steps:
     def advance(self, step: str, what: str, done: int, total: int) -> None:
         """Show how far a step is; the first call of another one ends it."""
         if self.last and step != self.current:
-            typer.echo(self.last, err=True)
+            say(self.last, err=True)
         self.current, self.last = step, f"{step}: {what}, {done} of {total}"
         self.show(f"{step}: {what}", done, total)
 
@@ -125,7 +125,7 @@ def _show(run: Reproduction, folder: Path) -> None:
         show_whole(_claims(verdicts))
     for key, results in run.results.items():
         show_troubles(results, f"{key}: ")
-    typer.echo(f"open {folder / 'index.html'}, or read {folder / 'README.md'}")
+    say(f"open {folder / 'index.html'}, or read {folder / 'README.md'}")
 
 
 def _claims(verdicts: Sequence[Verdict]) -> Table:
@@ -145,7 +145,7 @@ def _show_papers() -> None:
         recipe = recipes.read_recipe(name)
         table.add_row(name, escape(recipe.title), escape(recipe.authors), str(len(recipe.exhibits)))
     show_whole(table)
-    typer.echo("`pellucid reproduce NAME --list` shows a paper's tables and figures.")
+    say("`pellucid reproduce NAME --list` shows a paper's tables and figures.")
 
 
 def _show_exhibits(recipe: Recipe) -> None:
@@ -156,4 +156,4 @@ def _show_exhibits(recipe: Recipe) -> None:
     show_whole(table)
     for option, sources in (("--data", recipe.sources), ("--weights", recipe.weights)):
         for key, source in sources.items():
-            typer.echo(f"{option} {key}: {source.about} ({source.path} in the folder)")
+            say(f"{option} {key}: {source.about} ({source.path} in the folder)")

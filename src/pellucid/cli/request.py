@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..catalog import variant_name
+from ..data.sources import files_named
 from ..errors import InvalidParameter
 from ..files import file_name
 from ..folders import files_below
@@ -72,6 +73,8 @@ class Request:
         named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
         paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
         files = [_state(path) for place in paths for path in _files(place)]
+        tables = [table for photos in self.photos for table in _files(Path(photos)) if table.suffix == ".parquet"]
+        files += [_state(path) for table in tables for path in files_named(table)]
         return sha256(repr((sorted(settings.items()), files, origin(""))).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import typer
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -30,15 +29,15 @@ from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import class_of, first_logits, probabilities
 from ..passes import fitting
-from .output import UNFINISHED
+from .output import HOW_FAR, UNFINISHED
 from .photos import Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
+from .terminal import say
 
 _TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
-_STATE = "state.json"
 
 Show = Callable[[str, float, int], None]
 
@@ -47,6 +46,7 @@ class Explained(BaseModel):
     """What a run has found so far: kept after each group, so that the same command goes on."""
 
     photos: list[PhotoFacts] = []  # those explained
+    methods: list[str] = []  # their texts
     layers: list[str] = []  # explained, in order of appearance
     notes: list[Note] = []  # of warnings
     drawn: dict[str, int] = {}  # pages of each figure
@@ -63,7 +63,7 @@ class Explained(BaseModel):
         The request's files are known to be the same; what they import, or find beside them, may have changed.
         """
         try:
-            found = cls.model_validate(unsealed((folder / UNFINISHED / _STATE).read_bytes()))
+            found = cls.model_validate(unsealed((folder / UNFINISHED / HOW_FAR).read_bytes()))
         except (OSError, ValueError, TypeError):
             return cls(model=model)
         if found.model == model:
@@ -76,7 +76,7 @@ class Explained(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Keep it in a draft folder."""
-        replace_file(folder / UNFINISHED / _STATE, sealed(self.model_dump(by_alias=True)))
+        replace_file(folder / UNFINISHED / HOW_FAR, sealed(self.model_dump(by_alias=True)))
 
 
 def _digest_of(loaded: LoadedModel) -> str:
@@ -116,6 +116,7 @@ class ExplainRun:
             select_layers(loaded.model, request.layers)
         places, wrong = find_photos(request, named)
         found = Explained.read(folder, _digest_of(named))
+        found.methods = list(request.texts.values())
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
         return cls(request, loaded, folder, places, wrong, found, pictures)
 
@@ -257,13 +258,13 @@ class ExplainRun:
         found.keeps = size <= _LARGE[1] if request.keep_attributions is None else request.keep_attributions
         if request.pictures is None and maps > _MANY[1]:
             found.pictures = []
-            typer.echo(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
+            say(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
         elif "png" in found.pictures and maps > _MANY[0]:
-            typer.echo(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
+            say(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
         if size > _LARGE[not found.keeps]:
             does = "writing" if found.keeps else "not writing"
             way = "--raw no leaves them out" if found.keeps else "--raw yes writes them"
-            typer.echo(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
+            say(f"{does} {size / 1e9:.1f} GB of raw attributions; {way}", err=True)
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""

@@ -26,7 +26,7 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import progress, show_left_out, show_notes, show_whole
+from .terminal import progress, say, show_left_out, show_notes, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def _train(
     with progress() as show:
         trained = train_paths(settings, output, chosen_device(device), show)
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
-    typer.echo(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
+    say(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])
 
 
@@ -233,11 +233,11 @@ def _known(value: float) -> float | None:
 
 def _show(results: dict[str, Any], model: str, method: str) -> None:
     """Print the comparison."""
-    typer.echo(f"{model} and its surrogate on {counted(results['images'], 'image')}")
+    say(f"{model} and its surrogate on {counted(results['images'], 'image')}")
     for which, share in results["top1"].items():
-        typer.echo(f"top-1 {which}: {share:.2%}")
+        say(f"top-1 {which}: {share:.2%}")
     for name, values in results["prediction_difference"].items():
-        typer.echo(f"100 x {name}: {values['mean']:.2f} +- {values['std']:.2f}")
+        say(f"100 x {name}: {values['mean']:.2f} +- {values['std']:.2f}")
     table = Table(
         "layer", *_ORDER, "reduction", title=f"Total variation of {escape(method)}", title_justify="left"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -32,7 +34,25 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
+
+
+def visible(text: str, kept: str = "\n") -> str:
+    """A text whose control characters, but those ``kept``, stand as escapes such as \\x1b.
+
+    Names of files, classes and layers may hold them, and a terminal would obey: change colors, move, erase lines.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if found[0] in kept else f"\\x{ord(found[0]):02x}"
+
+    return _CONTROLS.sub(escaped, text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a text; the one place, with ``show_whole``, where commands print."""
+    typer.echo(visible(text), err=err)
 
 
 @contextmanager
@@ -52,7 +72,7 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
             if total != shown[1] or done < shown[0]:
                 bar.reset(task, total=total, completed=int(done))
             shown = (done, total)
-            bar.update(task, description=what, completed=done)
+            bar.update(task, description=escape(visible(what, "")), completed=done)
 
         try:
             yield show
@@ -65,7 +85,7 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
 def show_going_on(done: int, total: int, noun: str) -> None:
     """Say of how much that was done before a command goes on."""
     if 0 < done < total:
-        typer.echo(f"going on at {done} of {counted(total, noun)}", err=True)
+        say(f"going on at {done} of {counted(total, noun)}", err=True)
 
 
 def show_whole(table: Table, keys: int = 0) -> None:
@@ -73,12 +93,24 @@ def show_whole(table: Table, keys: int = 0) -> None:
 
     On a terminal that is too narrow, columns go into further tables, each of which begins with the first ``keys``.
     """
+    table = _plain(table)
     console = Console()
     narrow = console.is_terminal
     if not narrow:
         console = Console(width=Console(width=10_000).measure(table).maximum)
     for part in _fitting_parts(console, table, keys) if keys and narrow else [table]:
         console.print(part)
+
+
+def _plain(table: Table) -> Table:
+    """The same table of texts without control characters; a line's end stays in its heads alone."""
+    heads = [Column(visible(str(one.header)), justify=one.justify, no_wrap=one.no_wrap) for one in table.columns]
+    title, caption = (text and visible(str(text)) for text in (table.title, table.caption))
+    found = Table(*heads, title=title, caption=caption, box=table.box, pad_edge=table.pad_edge)
+    found.title_justify, found.caption_justify = table.title_justify, table.caption_justify
+    for row in zip(*(one.cells for one in table.columns), strict=True):
+        found.add_row(*(visible(str(cell), "") for cell in row))
+    return found
 
 
 def _fitting_parts(console: Console, table: Table, keys: int) -> list[Table]:
@@ -107,28 +139,28 @@ def _fitting_parts(console: Console, table: Table, keys: int) -> list[Table]:
 def show_left_out(noun: str, reasons: Sequence[str]) -> None:
     """Say how many could not be used, and why."""
     if reasons:
-        typer.echo(f"left out {counted(len(reasons), noun)}:", err=True)
+        say(f"left out {counted(len(reasons), noun)}:", err=True)
         show_reasons(reasons)
 
 
 def show_reasons(reasons: Sequence[str]) -> None:
     """Show what was wrong, as far as it fits a screen."""
     for reason in reasons[:_MOST_TOLD]:
-        typer.echo(f"  {reason}", err=True)
+        say(f"  {visible(reason, '')}", err=True)
     if len(reasons) > _MOST_TOLD:
-        typer.echo(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
+        say(f"  and {len(reasons) - _MOST_TOLD} more", err=True)
 
 
 def show_noticed(sentences: Iterable[str], place: str = "") -> None:
     """Say what makes maps say less than they seem to; ``place`` begins each line."""
     for sentence in sentences:
-        typer.echo(f"note: {place}{sentence}", err=True)
+        say(f"note: {place}{visible(sentence, '')}", err=True)
 
 
 def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "") -> None:
     """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
     for told in notes_told(notes, noun):
-        typer.echo(f"note: {place}{told}", err=True)
+        say(f"note: {place}{told}", err=True)
 
 
 def notes_told(notes: Mapping[tuple[str, str], Iterable[str]], noun: str) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 from ..errors import InvalidParameter, require_choice, shortened
 from .options import DEVICE, WEIGHTS_FILE, chosen_device
 from .output import require_place
-from .terminal import progress, show_left_out
+from .terminal import progress, say, show_left_out
 
 if TYPE_CHECKING:
     from ..training.from_source import Trained
@@ -87,11 +87,11 @@ def _show(output: Path, trained: Trained) -> None:
     from ..training.from_source import ATTACKED
 
     report, train_set = trained.report, trained.train_set
-    typer.echo(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
+    say(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
     if report.robust is not None:
         moved = f"pixels moved by up to {report.recipe.adversarial:g} against it"
-        typer.echo(f"robust accuracy {report.robust:.1%}: {moved}, {ATTACKED} images at most")
+        say(f"robust accuracy {report.robust:.1%}: {moved}, {ATTACKED} images at most")
     if report.empty:
         names = [str(train_set.classes[label]) if train_set.classes else str(label) for label in report.empty]
-        typer.echo(f"note: no training image is of {shortened(names)}", err=True)
+        say(f"note: no training image is of {shortened(names)}", err=True)
     show_left_out("image", train_set.skipped)

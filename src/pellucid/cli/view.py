@@ -22,6 +22,7 @@ from .options import (
     chosen_device,
     parted,
 )
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..view.page import View
@@ -133,7 +134,7 @@ def _export(run: Any, path: Path) -> None:
     if path.suffix not in (".html", ".htm"):
         raise InvalidParameter(f"--export {path}: the page is HTML; give a file ending in .html")
     replace_file(path, run.exported().encode(errors="replace"))
-    typer.echo(f"open {path}")
+    say(f"open {path}")
 
 
 def _live(given: list[str], **asked: Any) -> View:
@@ -171,16 +172,16 @@ def _live(given: list[str], **asked: Any) -> View:
 
 def serve(page: Any, server: Any, no_open: bool) -> None:
     """Say where a page is, open it where there is a desktop, and answer until Ctrl-C."""
-    typer.echo(f"open {server.url} (Ctrl-C ends it)")
+    say(f"open {server.url} (Ctrl-C ends it)")
     if not server.local:
-        typer.echo("whoever has this address can look on, and nothing encrypts it on its way", err=True)
+        say("whoever has this address can look on, and nothing encrypts it on its way", err=True)
     has_desktop = sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
     if has_desktop and not no_open and sys.stdout.isatty():
         webbrowser.open(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        typer.echo("ended")
+        say("ended")
     finally:
         server.server_close()
         getattr(page, "close", lambda: None)()

@@ -342,6 +342,29 @@ def _from_parquet(path: Path, label_column: str | None) -> Source:
     return Source(names, read, classes)
 
 
+def files_named(table: Path) -> list[Path]:
+    """The files that a table's column of images names, as far as they are there; none of what is no such table."""
+    try:
+        found = pyarrow.parquet.ParquetFile(table)
+        column = next((name for name in _IMAGE_COLUMNS if name in found.schema_arrow.names), None)
+        if column is None or _holds_bytes(kind := found.schema_arrow.field(column).type):
+            return []
+        is_struct = pyarrow.types.is_struct(kind)
+        cells = found.read(columns=[f"{column}.path" if is_struct else column]).column(column).to_pylist()
+    except (pyarrow.ArrowException, KeyError, OSError, ValueError):  # told when its images are read
+        return []
+    paths = [(cell or {}).get("path") if is_struct else cell for cell in cells]
+    inside = dict.fromkeys(path for path in paths if isinstance(path, str) and not _leads_out(path))
+    return [place for path in inside if "\0" not in path and (place := table.parent / path).is_file()]
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type has encoded images alone."""
+    if pyarrow.types.is_struct(kind):
+        return "path" not in [one.name for one in kind]
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+
+
 def _row_group(
     table: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], path: Path
 ) -> pyarrow.Table:
@@ -452,11 +475,16 @@ def _cell_image(cell: Any, name: str, folder: Path) -> AnyImage:
         return read_image(cell, name)
     if not isinstance(cell, str):
         raise InvalidImage(f"{name}: the table holds {brief(cell)}; an image is bytes or a file's path")
-    if os.path.isabs(cell) or ".." in Path(cell).parts:
+    if _leads_out(cell):
         raise InvalidImage(
             f"{name}: the table's path {brief(cell)} leads out of its folder, where nothing is read"
         )
     return read_image(folder / cell, name)
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a table's path leads out of its folder, where nothing is read."""
+    return os.path.isabs(path) or ".." in Path(path).parts
 
 
 # Data set libraries.

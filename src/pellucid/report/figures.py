@@ -46,6 +46,7 @@ _TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
 _LEADING = 1.28  # from line to line, in font sizes
 _WIDEST = 4000  # pixels of a figure
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_LINE_ENDS = re.compile("[\n\r\x1c-\x1e\x85\u2029]")  # within a line Pillow refuses to draw them
 _LONGEST_LINE = 1000  # characters, which no width here holds
 
 
@@ -320,7 +321,7 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> s
 @lru_cache(maxsize=65536)
 def text_width(text: str, points: float, weight: str = "normal") -> float:
     """Width in inches of one line of text."""
-    return float(_font(100, weight).getlength(text)) * points / 100 / 72
+    return float(_font(100, weight).getlength(_LINE_ENDS.sub("\ufffd", text))) * points / 100 / 72
 
 
 @lru_cache(maxsize=64)
@@ -374,7 +375,8 @@ class Drawing:
         for x, y, width, height, filling in self.frames:
             pen.rectangle((x, y, x + width - 1, y + height - 1), filling or None, FRAME)
         for one in self.texts:
-            pen.text((one.x, one.y), one.text, one.color, _font(one.size, one.weight), one.anchor)
+            text = _LINE_ENDS.sub("\ufffd", one.text)
+            pen.text((one.x, one.y), text, one.color, _font(one.size, one.weight), one.anchor)
         return encoded(canvas, "png", compress_level=1)
 
     def _repr_svg_(self) -> str:
