@@ -8,10 +8,13 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -21,10 +24,12 @@ from typer.testing import CliRunner
 from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.options import parted
+from pellucid.cli.photos import _file_hash
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
+from pellucid.data.sources import open_images
 from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
@@ -908,3 +913,18 @@ def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypat
     assert not Path("out/attributions").exists()
     explain("photo0.png", "photo1.png", "--raw=yes")
     assert len(list(Path("out/attributions").iterdir())) == 2
+
+
+def test_a_photo_s_own_file_is_hashed_and_no_path_of_a_table(tmp_path):
+    """A row may have any path beside its bytes; its file is not opened for run.json either."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (6, 4), "red").save(photo)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    cells = [{"bytes": photo.read_bytes(), "path": path} for path in ("../../photo.png", str(photo), "a.txt")]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells}), folder / "t.parquet")
+    (folder / "t").mkdir()
+    (folder / "t" / "a.txt").write_text("secret")
+    assert [_file_hash(str(folder), sample) for sample in open_images(folder)] == [None] * 3
+    digest = sha256(photo.read_bytes()).hexdigest()
+    assert [_file_hash(str(place), open_images(place)[0]) for place in (photo, tmp_path)] == [digest] * 2
