@@ -1,7 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +32,25 @@ def real_data() -> Path:
     if not (path / "data").is_dir() or not (path / "weights").is_dir():
         pytest.fail(f"PELLUCID_DATA={folder} has no data and weights folders")
     return path
+
+
+@pytest.fixture(params=["pipe", "folder", "link to a pipe", "link to a device"])
+def irregular(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+    """Something at a path of this name that is no file to be read: reading it waits, has no end, or fails."""
+
+    def made(name: str) -> Path:
+        path = tmp_path / name
+        pipe = tmp_path / "a-pipe"
+        match request.param:
+            case "pipe":
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case "link to a pipe":
+                os.mkfifo(pipe)
+                path.symlink_to(pipe)
+            case _:
+                path.symlink_to("/dev/zero")
+        return path
+
+    return made

@@ -1,12 +1,15 @@
 """What one input may cost, and how messages quote what they refuse."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pellucid as pl
-from pellucid.bounds import GRADIENTS, Bound
+from pellucid.bounds import GRADIENTS, Bound, require_unpacked_archive
 from pellucid.errors import InvalidData, InvalidParameter, UnknownName, brief
 from pellucid.methods.base import _chunks
 
@@ -22,6 +25,25 @@ def test_a_bound_names_the_amount_and_how_it_is_lifted(monkeypatch: pytest.Monke
     monkeypatch.setenv("PELLUCID_MAX_THINGS", "many")
     with pytest.raises(InvalidParameter, match="PELLUCID_MAX_THINGS='many': give a whole number of things"):
         BOUND.require(1, "the box holds")
+
+
+def test_a_file_is_measured_before_it_is_read() -> None:
+    assert BOUND.read(io.BytesIO(b"0123456789"), "the file") == b"0123456789"
+    with pytest.raises(InvalidData, match=r"^the file has 11 things, and 10 are allowed"):
+        BOUND.read(io.BytesIO(b"0123456789a"), "the file", InvalidData)
+
+
+def test_entries_of_an_archive_that_take_the_same_bytes_are_counted_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand names of one entry of 1,000 bytes unpack to 10 MB, whatever they say that they take."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("0", bytes(1000))
+        [entry] = archive.infolist()
+        archive.filelist.extend([entry] * 9_999)
+    require_unpacked_archive(stream, "it", InvalidData)
+    monkeypatch.setenv("PELLUCID_MAX_UNPACKED", "1000000")
+    with pytest.raises(InvalidData, match=r"^it holds 10,000,000 bytes unpacked, and 1,000,000 are allowed"):
+        require_unpacked_archive(stream, "it", InvalidData)
 
 
 def test_the_gradients_of_nested_draws_multiply(monkeypatch: pytest.MonkeyPatch) -> None:

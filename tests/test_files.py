@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 from pellucid import files
-from pellucid.errors import OutputNotWritable
-from pellucid.files import alone, file_digest, file_name, replace_file, replaced, sealed, unsealed
+from pellucid.errors import InvalidData, InvalidMap, OutputNotWritable
+from pellucid.files import (
+    alone,
+    file_digest,
+    file_name,
+    read_regular,
+    replace_file,
+    replaced,
+    run_file,
+    sealed,
+    told_whole,
+    unsealed,
+    unsealed_tensors,
+)
+from pellucid.folders import Folder
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -123,3 +136,26 @@ def test_names_of_files_stay_in_their_folder(text, name):
 def test_values_nested_without_end_are_damage():
     with pytest.raises(ValueError, match="nested too deep"):
         unsealed(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+def test_regular_files_and_links_to_them_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "file") == read_regular(tmp_path / "link") == b"content"
+    assert Folder(tmp_path).read("link") == b"content"
+    assert Folder(tmp_path).read("nowhere") is None
+    with pytest.raises(OSError, match="null"):
+        read_regular("a\0b")
+
+
+def test_pipes_devices_and_folders_are_not_read(irregular):
+    path = irregular("some.py")
+    for read in (read_regular, file_digest, told_whole):
+        with pytest.raises(OSError, match=r"no regular file|Is a directory"):
+            read(path)
+    with pytest.raises(ValueError, match=r"no regular file|Is a directory"):
+        unsealed_tensors(path)
+    with pytest.raises(InvalidData, match=r"some.py: (it is no regular file|Is a directory); it should be a file"):
+        Folder(path.parent).read(path.name)
+    with pytest.raises(InvalidMap, match=r"some.py is no regular file, as a file of methods must be; write"):
+        run_file(path, InvalidMap, "file of methods", "function")

@@ -41,10 +41,18 @@ class Bound:
                 f"and there is room, set the environment variable {self.variable} to what is needed"
             )
 
+    def read(self, file: BinaryIO, thing: str, error: type[PellucidError] = InvalidParameter) -> bytes:
+        """All of a file, unless it has more bytes than the bound; it raises as ``require`` does."""
+        self.require(file.seek(0, os.SEEK_END), f"{thing} has", error)
+        file.seek(0)
+        return file.read()
+
 
 PIXELS = Bound("PELLUCID_MAX_PIXELS", "pixels", 89_478_485)  # of one image, as Pillow's own bound
 IMAGES = Bound("PELLUCID_MAX_IMAGES", "images", 5_000_000)  # of one source
 OTHER_FILES = Bound("PELLUCID_MAX_OTHER_FILES", "files of other kinds", 100_000)  # beside ten for each image
+TEXT_FILE = Bound("PELLUCID_MAX_TEXT", "bytes", 1 << 26)  # of a spec, of names or of facts, before it is parsed
+ANNOTATIONS = Bound("PELLUCID_MAX_ANNOTATIONS", "bytes", 1 << 29)  # of a COCO file; its own largest has 450 MB
 UNPACKED = Bound(
     "PELLUCID_MAX_UNPACKED", "bytes unpacked", 1 << 28
 )  # of a file that packs them to less than a quarter
@@ -61,7 +69,8 @@ def require_unpacked_archive(archive: BinaryIO, thing: str, error: type[Pellucid
     """Raise ``error`` for a ZIP archive that says it unpacks to more than is allowed."""
     with zipfile.ZipFile(archive) as files:
         entries = files.infolist()
-        packed = sum(entry.compress_size for entry in entries)
+        # Of entries that lie over one another, each says that it takes the same bytes.
+        packed = min(sum(entry.compress_size for entry in entries), archive.seek(0, os.SEEK_END))
         require_unpacked(sum(entry.file_size for entry in entries), packed, f"{thing} holds", error)
 
 

@@ -9,10 +9,12 @@ import json
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -138,6 +140,52 @@ def is_held(lock: Path) -> bool:
     return False
 
 
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file that somebody names: a regular one, or a link to one.
+
+    A pipe would be waited for, and a device may have no end or do something when it is read, so both are let be.
+
+    Raises:
+        OSError: the file is not there, may not be read, or is of another kind.
+    """
+    try:
+        return open(path, "rb", opener=_regular)
+    except ValueError as error:  # a null character in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+
+
+def _regular(path: str, flags: int) -> int:
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which does not wait for a pipe's other end
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is no regular file", path)
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a file that somebody names, as ``open_regular`` opens it; it raises the same."""
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, "it does not fit into the memory", str(path)) from error
+
+
+def require_regular(path: str | Path) -> None:
+    """Try to open a file that somebody names, for a library that opens it by its path; ``OSError`` as there."""
+    open_regular(path).close()
+
+
+def no_file(path: str | Path, what: str) -> str:
+    """Why there is nothing to read at a path that should be a file, for an error message."""
+    if os.path.exists(path):
+        return f"{path} is no regular file, as a {what} must be"
+    return f"there is no {what} {path}"
+
+
 def sealed(facts: Mapping[str, Any]) -> bytes:
     """Plain values as JSON with their own checksum, by which ``unsealed`` finds out damage."""
     return json.dumps({**facts, SEAL: _checksum(facts)}, indent=1).encode() + b"\n"
@@ -159,7 +207,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
 
 def told_whole(path: Path) -> dict[str, Any]:
     """The values of a sealed file; ``ValueError`` or ``OSError`` if it, or a file that it tells of, is damaged."""
-    told = unsealed(path.read_bytes())
+    told = unsealed(read_regular(path))
     for files in (told.get(FILES), told.get(DIGESTS)):
         for name, expected in files.items() if isinstance(files, dict) else ():
             if file_digest(_inside(path.parent, name)) != expected:
@@ -204,6 +252,7 @@ def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
 
     try:
+        require_regular(path)
         with safetensors.safe_open(path, "pt") as file:
             told = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -233,7 +282,7 @@ def file_digest(path: Path) -> str:
 
 @cache
 def _digest(path: Path, _: int, __: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -255,7 +304,7 @@ def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> 
     or fails.
     """
     if not path.is_file():
-        raise error(f"there is no {what} {path}; write it as 'path/to/file.py:{inside}'")
+        raise error(f"{no_file(path, what)}; write it as 'path/to/file.py:{inside}'")
     specification = importlib.util.spec_from_file_location(f"pellucid_user_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None

@@ -18,7 +18,7 @@ import fsspec
 
 from .bounds import OTHER_FILES
 from .errors import InvalidData, OutputNotWritable, PellucidError
-from .files import replace_file, replaced, writable
+from .files import open_regular, read_regular, replace_file, replaced, writable
 
 _T = TypeVar("_T")
 _WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
@@ -67,11 +67,13 @@ class Folder:
         Raises:
             InvalidData: it cannot be read.
         """
+        if self.local is not None:
+            return self._read(name, lambda: read_regular(self._at(name)))
         return self._read(name, lambda: self._fs.cat_file(self._at(name)))
 
     def opened(self, name: str) -> Any:
         """A file to read parts of; ``OSError`` if there is none."""
-        return self._fs.open(self._at(name), "rb")
+        return open_regular(self._at(name)) if self.local is not None else self._fs.open(self._at(name), "rb")
 
     def names(self, folder: str = "") -> set[str]:
         """What is in a folder of this one; nothing where it is missing.
@@ -117,7 +119,7 @@ class Folder:
         Raises:
             InvalidData: it is not there, or cannot be read.
         """
-        file = self._read(name, lambda: self._fs.open(self._at(name), "rb"))
+        file = self._read(name, lambda: self.opened(name))
         if file is None:
             raise InvalidData(f"there is no {self.url}/{name}")
         with file:
@@ -230,6 +232,6 @@ def _way_out(error: Any, act: str) -> str:
         return f"give credentials that may {act}, and run the same command again"
     if getattr(error, "errno", None) in _FULL:
         return "make room and run the same command again"
-    if isinstance(error, IsADirectoryError):
+    if getattr(error, "errno", None) in (errno.EISDIR, errno.EINVAL):
         return "it should be a file: remove it, or choose another folder"
     return "run the same command again once the place answers"

@@ -8,12 +8,13 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -24,11 +25,12 @@ from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
 from pellucid.cli.options import parted
+from pellucid.cli.photos import _file_hash
 from pellucid.cli.pictures import pages
 from pellucid.cli.request import Request, method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
-from pellucid.data.sources import files_named
+from pellucid.data.sources import files_named, open_images
 from pellucid.errors import InvalidData
 from pellucid.experiments.noticing import verdict_on
 from pellucid.models.weights import is_untrained
@@ -570,9 +572,9 @@ def test_layers_that_are_skipped_are_said(work):
 
 def test_a_softmax_at_the_end_is_noticed(work):
     Path("soft.py").write_text(f"{TINY}\ndef soft():\n    return network().append(nn.Softmax(1))\n")
-    assert "note: the outputs are probabilities" not in anew("photo0.png").stderr
+    assert "note: the outputs are probabilities" not in explain("photo0.png").stderr
     before = json.loads(Path("out/run.json").read_text())["photos"][0]["target"]
-    assert "note: the outputs are probabilities" in anew("photo0.png", model="soft.py:soft").stderr
+    assert "note: the outputs are probabilities" in explain("photo0.png", model="soft.py:soft").stderr
     assert json.loads(Path("out/run.json").read_text())["photos"][0]["target"] == pytest.approx(before)
 
 
@@ -867,7 +869,7 @@ def test_a_stopped_run_of_another_request_is_told_and_kept(work, monkeypatch, ar
 @pytest.mark.parametrize("cell", [str, lambda path: {"bytes": None, "path": path}])
 def test_a_file_that_a_table_names_is_noticed_as_those_of_a_folder_are(work, cell):
     names = [f"photo{index}.png" for index in range(3)]
-    pq.write_table(pa.table({"image": [cell(name) for name in names]}), "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"image": [cell(name) for name in names]}), "table.parquet")
     before = digest_of("table.parquet")
     assert digest_of("table.parquet") == before
     state = os.stat("photo1.png")
@@ -878,9 +880,9 @@ def test_a_file_that_a_table_names_is_noticed_as_those_of_a_folder_are(work, cel
 
 def test_paths_of_a_table_that_lead_out_are_not_looked_at(work):
     paths = [str(work / "photo0.png"), "../photo0.png", "nul\0.png", None, "missing.png", "photo1.png"]
-    pq.write_table(pa.table({"image": paths}), "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"image": paths}), "table.parquet")
     assert files_named(Path("table.parquet")) == [Path("photo1.png")]
-    pq.write_table(pa.table({"image": [b"photo1.png"]}), "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"image": [b"photo1.png"]}), "table.parquet")
     assert files_named(Path("table.parquet")) == []
     Path("table.parquet").write_text("no table")
     assert files_named(Path("table.parquet")) == []
@@ -1111,3 +1113,18 @@ def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypat
     assert not Path("out/attributions").exists()
     explain("photo0.png", "photo1.png", "--raw=yes")
     assert len(list(Path("out/attributions").iterdir())) == 2
+
+
+def test_a_photo_s_own_file_is_hashed_and_no_path_of_a_table(tmp_path):
+    """A row may have any path beside its bytes; its file is not opened for run.json either."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (6, 4), "red").save(photo)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    cells = [{"bytes": photo.read_bytes(), "path": path} for path in ("../../photo.png", str(photo), "a.txt")]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells}), folder / "t.parquet")
+    (folder / "t").mkdir()
+    (folder / "t" / "a.txt").write_text("secret")
+    assert [_file_hash(str(folder), sample) for sample in open_images(folder)] == [None] * 3
+    digest = sha256(photo.read_bytes()).hexdigest()
+    assert [_file_hash(str(place), open_images(place)[0]) for place in (photo, tmp_path)] == [digest] * 2

@@ -138,7 +138,7 @@ def test_what_is_not_there_or_broken_is_told(photos, tmp_path):
     for settings, message in [
         ({"masks": "nowhere"}, "no folder .*nowhere of masks"),
         ({"masks": "other"}, "the first image is 'cat/a.jpg', and there is 'z.xml'"),
-        ({"boxes": "nowhere"}, "no COCO file and no folder"),
+        ({"boxes": "nowhere"}, "no COCO file or folder of boxes"),
         ({"boxes": "other"}, "nothing of the name of an image"),
         ({"boxes": "broken"}, "an object has no xmin"),
         ({"boxes": "evil"}, "it declares entities"),
@@ -186,3 +186,23 @@ def test_a_voc_file_of_an_unknown_encoding_is_named(photos, tmp_path):
     (tmp_path / "voc" / "b.xml").write_text('<?xml version="1.0" encoding="none-such"?><annotation/>')
     with pytest.raises(InvalidData, match=r"b\.xml is no VOC file of boxes"):
         list(annotated_with(open_images(photos), boxes=tmp_path / "voc"))
+
+
+def test_pipes_devices_and_folders_are_no_masks_and_no_boxes(photos, irregular):
+    source, path = open_images(photos), irregular("boxes.json")
+    with pytest.raises(InvalidData, match=r"boxes.json (is no regular file|has nothing of the name)"):
+        annotated_with(source, boxes=path)
+    with pytest.raises(InvalidData, match=r"no folder .* of masks|has nothing of the name"):
+        annotated_with(source, masks=path)
+
+
+def test_files_of_boxes_are_bounded(photos, tmp_path, monkeypatch):
+    (tmp_path / "boxes.json").write_text(" " * 1001)
+    (tmp_path / "voc").mkdir()
+    (tmp_path / "voc" / "a.xml").write_text(VOC + " " * 1001)
+    monkeypatch.setenv("PELLUCID_MAX_ANNOTATIONS", "1000")
+    monkeypatch.setenv("PELLUCID_MAX_TEXT", "1000")
+    with pytest.raises(InvalidData, match=r"boxes.json has 1,001 bytes, .*PELLUCID_MAX_ANNOTATIONS"):
+        annotated_with(open_images(photos), boxes=tmp_path / "boxes.json")
+    with pytest.raises(InvalidData, match=r"a.xml has .* bytes, .*PELLUCID_MAX_TEXT"):
+        annotated_with(open_images(photos), boxes=tmp_path / "voc")

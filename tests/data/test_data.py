@@ -302,6 +302,35 @@ def test_paths_in_a_table_lead_nowhere_but_below_its_folder(tmp_path, path):
         open_images(tmp_path / "tables" / "t.parquet")[0]
 
 
+def test_links_of_a_table_s_folder_lead_nowhere_but_below_it(tmp_path):
+    (tmp_path / "tables" / "own").mkdir(parents=True)
+    for path in (tmp_path / "secret.png", tmp_path / "tables" / "own" / "a.png"):
+        path.write_bytes(encoded(plain("red")))
+    links = {"file.png": "../secret.png", "above": "..", "mine": "own"}
+    for name, place in links.items():
+        (tmp_path / "tables" / name).symlink_to(place)
+    paths = ["mine/a.png", "file.png", "above/secret.png"]
+    write_table(tmp_path / "tables" / "t.parquet", {"image": [{"bytes": None, "path": path} for path in paths]})
+    source = open_images(tmp_path / "tables" / "t.parquet")
+    assert source[0].image.size == (6, 4)
+    for position in (1, 2):
+        with pytest.raises(InvalidImage, match="leads by a link out of its folder"):
+            source[position]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.tar", "t.png", "t.npy"])
+def test_pipes_devices_and_folders_are_no_images(irregular, name):
+    path = irregular(name)
+    with pytest.raises(InvalidImage, match=r"cannot be read: (it is no regular file|Is a directory)"):
+        read_image(path)
+    message = "holds no images" if path.is_dir() else "is no regular file, as a file or folder must be"
+    with pytest.raises(InvalidData, match=message):
+        open_images(path)
+    if not name.endswith("y"):
+        with pytest.raises(InvalidData, match=r"is no readable|holds no images"):
+            open_images(f"file://{path}")
+
+
 def test_a_pipe_beside_a_table_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     write_table(tmp_path / "t.parquet", {"image": [{"bytes": None, "path": "pipe.png"}]})
@@ -496,3 +525,17 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_bytes_of_a_file_s_name_that_are_no_text_are_written_out(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(encoded(plain("red")))
     assert [sample.name for sample in open_images(tmp_path)] == [r"caf\xe9.png"]
+
+
+@pytest.mark.parametrize(
+    "names", [("a.png", "a.jpg"), ("a.png", "a.png"), ("d/a.PNG", "d/a.png"), ("a.cls", "a.cls")]
+)
+def test_two_files_for_one_part_of_a_sample_in_a_tar_are_refused(tmp_path, names):
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("z.png", *names):
+            content = encoded(plain("red"))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(InvalidData, match=rf"t.tar holds two .*, {names[0]} and {names[1]}; leave one out"):
+        open_images(tmp_path / "t.tar")

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pellucid.errors import InvalidData, InvalidParameter, UnknownName
+from pellucid.experiments.planning import digests_of_files
 from pellucid.experiments.spec import Images, Model, Spec, read_spec, shown
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -167,6 +168,24 @@ def test_a_variable_that_is_not_set_may_be_replaced_by_an_option(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidData, match=r"nowhere.toml cannot be read: No such file"):
         read_spec(tmp_path / "nowhere.toml")
+
+
+def test_pipes_devices_and_folders_are_no_specs(irregular):
+    with pytest.raises(InvalidData, match=r"bench.toml cannot be read: (it is no regular file|Is a directory)"):
+        read_spec(irregular("bench.toml"))
+
+
+def test_pipes_devices_and_folders_are_no_files_of_methods(irregular):
+    place = irregular("mine.py")
+    with pytest.raises(InvalidData, match=r"mine.py cannot be read: (it is no regular file|Is a directory)"):
+        digests_of_files([f"{place}:explain"])
+
+
+def test_a_spec_is_bounded(tmp_path, monkeypatch):
+    path = written(tmp_path, "#" * 1001)
+    monkeypatch.setenv("PELLUCID_MAX_TEXT", "1000")
+    with pytest.raises(InvalidData, match=r"bench.toml has 1,001 bytes, and 1,000 .*PELLUCID_MAX_TEXT"):
+        read_spec(path)
 
 
 def test_two_models_or_methods_of_one_name_are_refused():

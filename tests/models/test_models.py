@@ -4,6 +4,8 @@ import gzip
 import json
 import math
 import pathlib
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from pellucid.errors import (
 from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
-from pellucid.models.weights import read_facts, read_state_dict
+from pellucid.models.weights import read_class_names, read_facts, read_state_dict
 from pellucid.models.zoo import load_model, model_names
 from pellucid.rules.base import Rules
 from pellucid.training.adversarial import robust_accuracy
@@ -351,6 +353,74 @@ def test_pickles_of_anything_but_tensors_are_refused(tmp_path, content, cause):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InvalidWeights, match=cause):
         load_model("sanity-cnn", weights=tmp_path / "w.pth")
+
+
+def pickled(name, *arguments):
+    """A pickle that calls what has the name, as files before ZIP archives begin."""
+    return b"c" + "\n".join(name.rsplit(".", 1)).encode() + b"\n(" + b"".join(arguments) + b"tR."
+
+
+WHOLE_NUMBER = b"J" + (2**31 - 1).to_bytes(4, "little")
+OF_ANY_SIZE = {
+    "bytes": pickled("__builtin__.bytearray", WHOLE_NUMBER),
+    "storage": pickled("torch.UntypedStorage", WHOLE_NUMBER),
+    "digits": pickled("_codecs.encode", b"C\x01a", b"X\x03\0\0\0hex"),
+    "repeated": pickled("torch._utils._rebuild_device_tensor_from_cpu_tensor"),
+    "second": b"N." + pickled("__builtin__.bytearray", WHOLE_NUMBER),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANY_SIZE)
+@pytest.mark.parametrize("archived", [False, True])
+def test_pickles_that_state_a_size_are_refused_before_memory_is_taken(tmp_path, kind, archived):
+    path = tmp_path / "w.pth"
+    path.write_bytes(OF_ANY_SIZE[kind])
+    if archived:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", OF_ANY_SIZE[kind].removeprefix(b"N."))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cause = (
+        "run code on loading|is broken or cut short"
+        if kind == "storage"
+        else r"more than plain tensors \(.*any amount of memory"
+    )
+    with pytest.raises(InvalidWeights, match=cause):
+        read_state_dict(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_plain_bytes_beside_the_weights_are_no_harm(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "note": b"seven"}, tmp_path / "w.pth")
+    assert read_state_dict(tmp_path / "w.pth").keys() == {"a"}
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.pth.gz"])
+def test_pipes_devices_and_folders_are_no_weights(irregular, name):
+    with pytest.raises(InvalidWeights, match=rf"{name} is no regular file, as a weights file must be"):
+        load_model("sanity-cnn", weights=irregular(name))
+
+
+def test_pipes_devices_and_folders_are_no_class_names_and_no_facts(irregular):
+    path = irregular("w.json")
+    with pytest.raises(InvalidParameter, match=r"w.json holds no class names .*(regular file|Is a directory)"):
+        read_class_names(str(path))
+    with pytest.raises(InvalidWeights, match=r"w.json, beside the weights, .*(regular file|Is a directory)"):
+        read_facts(path.with_suffix(".pth"))
+
+
+def test_a_class_may_be_called_as_a_folder_is(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_class_names("cat") == ("cat",)
+
+
+def test_files_of_names_and_facts_are_bounded(tmp_path, monkeypatch):
+    (tmp_path / "w.json").write_text(" " * 1001)
+    monkeypatch.setenv("PELLUCID_MAX_TEXT", "1000")
+    with pytest.raises(InvalidParameter, match=r"w.json has 1,001 bytes, .*PELLUCID_MAX_TEXT"):
+        read_class_names(str(tmp_path / "w.json"))
+    with pytest.raises(InvalidWeights, match=r"w.json has 1,001 bytes, .*PELLUCID_MAX_TEXT"):
+        read_facts(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..data.sources import Sample, Source, open_images, renumbered
 from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
 from ..experiments.noticing import Odd, oddities
-from ..files import file_name
+from ..files import file_digest, file_name
 from ..models.zoo import LoadedModel
 from ..report.figures import CaptionedPhoto, Map
 from .output import unused
@@ -128,7 +127,7 @@ class Photo:
         source, index = self.place.key
         self.facts = PhotoFacts(
             key=self.key, source=source, index=index, name=self.sample.name, label=self.label,
-            sha256=_file_hash(source, self.sample.name), target=target, predicted=predicted, likeliest=likeliest,
+            sha256=_file_hash(source, self.sample), target=target, predicted=predicted, likeliest=likeliest,
         )  # fmt: skip
 
     def captioned(self) -> CaptionedPhoto:
@@ -199,9 +198,10 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
 
 
-def _file_hash(spec: str, name: str) -> str | None:
-    """The SHA-256 of a photo's file, or nothing for a row of a table or a drawn image."""
-    path = Path(spec, name) if Path(spec).is_dir() else Path(spec)
-    if not path.is_file() or path.suffix == ".parquet":
-        return None
-    return sha256(path.read_bytes()).hexdigest()
+def _file_hash(spec: str, sample: Sample) -> str | None:
+    """The SHA-256 of a photo's file or its tar; nothing for a row of a table or a drawn image.
+
+    What a table calls its rows may look like paths, of which none is followed.
+    """
+    path = sample.file or (Path(spec) if spec.endswith(".tar") else None)
+    return None if path is None or not path.is_file() else file_digest(path)

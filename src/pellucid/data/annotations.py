@@ -13,7 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InvalidData
+from ..bounds import ANNOTATIONS, TEXT_FILE
+from ..errors import InvalidData, InvalidImage
+from ..files import no_file, open_regular, read_regular
 from ..folders import files_below
 from ..pixels import Pixels
 from .reading import read_image
@@ -95,7 +97,10 @@ def _mask(path: Path | None) -> Image.Image | None:
     """A mask as black and white (``L``); None where an image has none."""
     if path is None:
         return None
-    content = path.read_bytes()
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise InvalidImage(f"the mask {path} cannot be read: {error.strerror or error}") from error
     image = read_image(content, f"the mask {path}")
     if isinstance(image, Pixels):
         values = image.values[..., 0].astype(float)
@@ -115,7 +120,8 @@ def _white(found: np.ndarray) -> Image.Image:
 def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
     """The boxes (x, y, width, height) of a COCO file by the images' file names, as (x0, y0, x1, y1)."""
     try:
-        told = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            told = json.loads(ANNOTATIONS.read(file, str(path), InvalidData))
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
         if not all(PurePath(name).name for name in names.values()):
             raise ValueError("an image has no name")
@@ -123,7 +129,9 @@ def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
         for one in told["annotations"]:
             x, y, width, height = map(float, one["bbox"])
             found[names[one["image_id"]]].append((x, y, x + width, y + height))
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except InvalidData:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidData(
             f"{path} is no COCO file of boxes ({type(error).__name__}: {error}); it needs images with id and "
             "file_name, and annotations with image_id and bbox"
@@ -134,20 +142,23 @@ def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
 def _voc(folder: Path) -> dict[str, tuple[Box, ...]]:
     """The boxes of a folder of VOC's .xml files, whose pixels count from 1 and whose ends are inside."""
     if not folder.is_dir():
-        raise InvalidData(f"there is no COCO file and no folder {folder} of boxes; name one")
+        raise InvalidData(f"{no_file(folder, 'COCO file or folder of boxes')}; name one")
     return {path.name: _voc_boxes(path) for path in files_below(folder, (".xml",))}
 
 
 def _voc_boxes(path: Path) -> tuple[Box, ...]:
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = TEXT_FILE.read(file, str(path), InvalidData)
         if b"<!" in content.replace(b"<!--", b""):
             raise ValueError("it declares entities")  # which may be of any size
         ends = [one.find("bndbox") for one in ElementTree.fromstring(content).iter("object")]
         return tuple(
             (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax")) for box in ends
         )
-    except (ValueError, TypeError, LookupError, ElementTree.ParseError) as error:
+    except InvalidData:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, ElementTree.ParseError) as error:
         raise InvalidData(
             f"{path} is no VOC file of boxes ({error}); it needs object/bndbox with xmin, ymin, xmax, ymax"
         ) from error

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError
+from ..files import read_regular
 from ..pixels import AnyImage, Ends, Pixels, scale_of
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
@@ -57,9 +58,9 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
     """
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
-        content = source if isinstance(source, bytes) else _content(Path(source), name)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InvalidImage(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
+        content = source if isinstance(source, bytes) else read_regular(source)
+    except OSError as error:
+        raise InvalidImage(f"{name} cannot be read: {error.strerror or error}") from error
     if not content:
         raise InvalidImage(f"{name} is empty (0 bytes); fetch it again")
     try:
@@ -75,13 +76,6 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
         raise
     except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
         raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
-
-
-def _content(path: Path, name: str) -> bytes:
-    """A file's bytes; devices and pipes, which may have no end, are none."""
-    if path.exists() and not path.is_file():
-        raise InvalidImage(f"{name} cannot be read: it is no regular file")
-    return path.read_bytes()
 
 
 def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:

@@ -29,6 +29,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
 from ..errors import InputWarning, InvalidData, InvalidImage, UnknownName, brief, shortened
+from ..files import no_file, open_regular, require_regular
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels
@@ -57,6 +58,7 @@ class Sample:
         label: an index into the source's classes; None where unknown.
         mask: gray, of the image's size, white on the object; None where there is none.
         boxes: the objects' (x0, y0, x1, y1) in pixels of the image; None where unknown.
+        file: the image's own file; None for what is part of another, drawn, or elsewhere.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Sample:
     label: int | None = None
     mask: Image.Image | None = None
     boxes: tuple[Box, ...] | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def open_images(
             return _from_torchvision(name, split, Path(root), download)
         case "hf":
             return _from_hugging_face(name, split, label_column)
-    raise InvalidData(f"there is no file or folder {spec}; give a path, or shapes, torchvision:NAME, hf:NAME")
+    raise InvalidData(f"{no_file(spec, 'file or folder')}; give a path, or shapes, torchvision:NAME, hf:NAME")
 
 
 # Files and folders.
@@ -158,7 +161,7 @@ def _from_files(paths: Sequence[Path], base: Path | None = None, classes: Classe
 
     def read(position: int) -> Sample:
         label = None if classes is None else classes.index(names[position].partition("/")[0])
-        return Sample(names[position], read_image(paths[position]), label)
+        return Sample(names[position], read_image(paths[position]), label, file=paths[position])
 
     return Source(names, read, classes)
 
@@ -223,15 +226,11 @@ def _read_fetched(folder: Folder, source: Source, position: int) -> Sample:
 def _from_tar(path: Path) -> Source:
     """A tar as webdataset writes it: what a sample is made of follows one another and has one key, up to a dot."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = [(one.name, one.offset_data, one.size) for one in tar if one.isfile()]
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            members = [(one.name, one.offset_data, one.size) for one in tar if one.isfile() and not one.issparse()]
     except (tarfile.TarError, OSError, ValueError) as error:
         raise InvalidData(f"{path} is no readable tar ({error}); fetch it again") from error
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, start, size in members:
-        folder, _, file = name.rpartition("/")
-        key, _, kind = file.partition(".")
-        parts.setdefault(f"{folder}/{key}".lstrip("/"), {})[f".{kind.lower()}"] = start, size
+    parts = _parts_by_key(members, path)
     images = {
         key: next(kind for kind in (*SUFFIXES, *_ARRAYS) if kind in kinds)
         for key, kinds in parts.items()
@@ -243,9 +242,12 @@ def _from_tar(path: Path) -> Source:
 
     def content(key: str, kind: str) -> bytes:
         start, size = parts[key][kind]
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(size)
+        try:
+            with open_regular(path) as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError as error:
+            raise InvalidImage(f"{key}{kind} of {path} cannot be read: {error.strerror or error}") from error
 
     def read(position: int) -> Sample:
         name, key = names[position], keys[position]
@@ -255,6 +257,25 @@ def _from_tar(path: Path) -> Source:
         return Sample(name, read_image(content(key, images[key]), name), int(label) if label else None)
 
     return Source(names, read)
+
+
+def _parts_by_key(members: Sequence[tuple[str, int, int]], path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Where the parts of each sample lie, by their kinds; of a kind there is one, and one image."""
+    parts: dict[str, dict[str, tuple[int, int]]] = {}
+    named: dict[tuple[str, str], str] = {}
+    for name, start, size in members:
+        folder, _, file = name.rpartition("/")
+        key, _, kind = file.partition(".")
+        key, kind = f"{folder}/{key}".lstrip("/"), f".{kind.lower()}"
+        alike = "image" if kind in SUFFIXES else kind
+        if (key, alike) in named:
+            raise InvalidData(
+                f"{path} holds two files for one part of a sample, {named[key, alike]} and {name}; "
+                "leave one out, or rename it up to its first dot"
+            )
+        named[key, alike] = name
+        parts.setdefault(key, {})[kind] = start, size
+    return parts
 
 
 def concatenated(parts: Mapping[str, Source]) -> Source:
@@ -315,6 +336,7 @@ def _common_classes(parts: Mapping[str, Source]) -> Classes:
 def _from_parquet(path: Path, label_column: str | None) -> Source:
     """A Parquet file in Hugging Face's image layout; two row groups are in memory at a time."""
     try:
+        require_regular(path)
         table = pyarrow.parquet.ParquetFile(path)
         columns = table.schema_arrow.names
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -479,7 +501,13 @@ def _cell_image(cell: Any, name: str, folder: Path) -> AnyImage:
         raise InvalidImage(
             f"{name}: the table's path {brief(cell)} leads out of its folder, where nothing is read"
         )
-    return read_image(folder / cell, name)
+    file = Path(os.path.realpath(folder / cell)) if "\0" not in cell else folder / cell
+    if not file.is_relative_to(os.path.realpath(folder)):  # by a link inside
+        raise InvalidImage(
+            f"{name}: the table's path {brief(cell)} leads by a link out of its folder, where nothing is read; "
+            "copy the file to there"
+        )
+    return read_image(file, name)
 
 
 def _leads_out(path: str) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..data.sources import SHARDS, SUFFIXES, open_images
 from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, UnknownName, brief, first_difference
-from ..files import RUN, alone, file_name, sealed, unsealed
+from ..files import RUN, alone, file_name, require_regular, sealed, unsealed
 from ..folders import Folder
 from ..kinds import require_kind
 from ..layers import explainable, select_layers
@@ -194,6 +194,7 @@ def _rows(place: str) -> int | None:
     if place.endswith(".tar") or "://" in place:
         return None
     try:
+        require_regular(place)
         return int(pyarrow.parquet.read_metadata(place).num_rows)
     except (pyarrow.ArrowException, OSError, ValueError):
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from ..catalog import on_files
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidModel
+from ..files import read_regular
 from ..layers import explainable, select_layers
 from ..methods.checks import looks_wrong
 from ..metrics.base import Criterion
@@ -288,4 +289,7 @@ def digests_of_files(texts: Iterable[str], named: Mapping[str, str] = MappingPro
 
     for text in texts:
         on_files(text, noted)
-    return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
+    try:
+        return {name: sha256(read_regular(file)).hexdigest() for name, file in files.items()}
+    except OSError as error:
+        raise InvalidData(f"{error.filename} cannot be read: {error.strerror or error}") from error

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from ..bounds import TEXT_FILE
 from ..catalog import SURROGATE, on_files, variant_name
 from ..errors import InvalidData, InvalidParameter, UnknownName, brief
+from ..files import open_regular
 from ..heatmap import Channels, Upsampling
 from ..layouts import layout
 from ..metrics.randomization import RandomizationWay
@@ -363,9 +365,12 @@ def is_source_name(text: str) -> bool:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text())
+        with open_regular(path) as file:
+            content = tomllib.loads(TEXT_FILE.read(file, f"the spec {path}", InvalidData).decode())
     except OSError as error:
-        raise InvalidData(f"the spec {path} cannot be read: {error.strerror}") from error
+        raise InvalidData(f"the spec {path} cannot be read: {error.strerror or error}") from error
+    except InvalidData:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"{path} is no TOML: {error}") from error
     images = content.get("images")

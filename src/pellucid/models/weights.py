@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import encodings.aliases
 import gzip
 import io
 import json
 import math
 import os
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..bounds import read_unpacked, require_unpacked, require_unpacked_archive
-from ..errors import InvalidModel, InvalidParameter, InvalidWeights, WeightsWarning, shortened
-from ..files import file_digest, unsealed
+from ..bounds import TEXT_FILE, read_unpacked, require_unpacked, require_unpacked_archive
+from ..errors import InvalidModel, InvalidParameter, InvalidWeights, PellucidError, WeightsWarning, shortened
+from ..files import file_digest, no_file, open_regular, read_regular, unsealed
 from ..kinds import require_kind
 from .preprocess import Preprocess
 
@@ -70,14 +73,16 @@ def _decoded(path: Path) -> Any:
     if suffix not in _FORMATS:
         raise InvalidWeights(f"{path}: weights must be a {', '.join(_FORMATS)} file, plain or .gz")
     if not os.path.isfile(path):
-        raise InvalidWeights(f"there is no weights file {path}")
+        raise InvalidWeights(no_file(path, "weights file"))
     content = _unpacked(path)
-    if suffix != ".safetensors":
-        refuse_torchscript(path, content)
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load(content)
+        refuse_torchscript(path, content)
+        _refuse_makers(path, content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except PellucidError:
+        raise
     except pickle.UnpicklingError as error:
         raise InvalidWeights(
             f"{path} holds more than plain tensors, which could run code on loading, or is no weights file; "
@@ -90,7 +95,7 @@ def _decoded(path: Path) -> Any:
 def _unpacked(path: Path) -> bytes:
     """The bytes of a file, of a .gz those inside."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         if path.suffix == ".gz":
             read = gzip.GzipFile(fileobj=io.BytesIO(content)).read
             content = read_unpacked(read, len(content), str(path), InvalidWeights)
@@ -103,13 +108,63 @@ def _unpacked(path: Path) -> bytes:
 
 def refuse_torchscript(path: Path, content: bytes | None = None) -> None:
     """Refuse a TorchScript archive, which has constants where a state dict has none, and one that is a bomb."""
-    archive: Any = path if content is None else io.BytesIO(content)
+    archive = io.BytesIO(read_regular(path) if content is None else content)
     if not zipfile.is_zipfile(archive):
         return
     with zipfile.ZipFile(archive) as files:
         if any(entry.endswith("/constants.pkl") for entry in files.namelist()):
             raise InvalidModel(f"{path} is a TorchScript file; {NO_TORCHSCRIPT}")
     require_unpacked_archive(archive, str(path), InvalidWeights)
+
+
+# They make bytes of any size that is stated, or tensors of repeated values whole; storages take none until filled.
+_MAKERS = frozenset(
+    (
+        "bytearray",
+        "_rebuild_wrapper_subclass",
+        "_rebuild_device_tensor_from_numpy",
+        "_rebuild_device_tensor_from_cpu_tensor",
+    )
+)
+_PICKLES = 5  # that stand one after another where weights are no ZIP archive
+
+
+def _refuse_makers(path: Path, content: bytes) -> None:
+    """Refuse pickles that make values of whatever size they state, before memory is taken.
+
+    Loading lets them, as no code of the file runs; tensors by their names need none of them.
+    """
+    is_archive = content[:4] == b"PK\x03\x04"  # by what loading goes, too
+    for file in _pickles_in(content) if is_archive else [io.BytesIO(content)] * _PICKLES:
+        if makers := _makers(file):
+            raise InvalidWeights(
+                f"{path} holds more than plain tensors ({', '.join(sorted(makers))}), which could take any amount "
+                "of memory on loading; save model.state_dict() instead"
+            )
+
+
+def _pickles_in(archive: bytes) -> Iterator[BinaryIO]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        for entry in files.infolist():
+            if entry.filename.endswith(".pkl"):
+                yield io.BytesIO(files.read(entry))
+
+
+def _makers(file: BinaryIO) -> set[str]:
+    """What the next pickle names of ``_MAKERS``, and whether it makes bytes of bytes, again and again."""
+    names, texts = set[str](), set[str]()
+    with suppress(ValueError, IndexError):  # loading ends there, too
+        for operation, value, _ in pickletools.genops(file):
+            if isinstance(value, str):
+                (names if operation.name == "GLOBAL" else texts).add(value[:100])
+    packs = "_codecs encode" in names and any(map(_is_of_bytes, texts))
+    return {name.rpartition(" ")[2] for name in names} & _MAKERS | ({"encode"} if packs else set())
+
+
+def _is_of_bytes(text: str) -> bool:
+    """Whether a text names a codec from bytes to bytes, such as hexadecimal digits, which are twice as many."""
+    name = encodings.normalize_encoding(text).lower().replace(".", "_")
+    return encodings.aliases.aliases.get(name, name).endswith("_codec")
 
 
 def _nested(content: Any, path: Path) -> _StateDict:
@@ -227,7 +282,7 @@ def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
         InvalidParameter: a file that cannot be read or holds something else; names that are not distinct.
     """
     names = [given] if isinstance(given, str) else list(given)
-    if len(names) == 1 and os.path.isfile(names[0]):
+    if len(names) == 1 and os.path.exists(names[0]) and not _is_class_beside_folder(names[0]):
         names = _names_of(Path(names[0]))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -235,9 +290,15 @@ def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _is_class_beside_folder(name: str) -> bool:
+    """Whether a name is of a class, of which a folder of images may lie in the current one, and no path."""
+    return os.path.isdir(name) and os.path.basename(name) == name
+
+
 def _names_of(path: Path) -> list[str]:
     try:
-        text = path.read_text()
+        with open_regular(path) as file:
+            text = TEXT_FILE.read(file, str(path)).decode()
         if path.suffix != ".json":
             return [line.strip() for line in text.splitlines() if line.strip()]
         told = json.loads(text)
@@ -249,6 +310,8 @@ def _names_of(path: Path) -> list[str]:
         if not isinstance(told, list):
             raise ValueError("it is no list")
         return [*map(str, told)]
+    except InvalidParameter:
+        raise
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InvalidParameter(
             f"{path} holds no class names ({error}); write one a line, or a JSON list"
@@ -258,13 +321,16 @@ def _names_of(path: Path) -> list[str]:
 def read_facts(path: Path) -> dict[str, Any]:
     """Read the class names and the preprocessing that ``save_weights`` left beside a file of weights, if any."""
     weights, path = path, _unzipped(path).with_suffix(".json")
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         return {}
     try:
-        facts = unsealed(path.read_bytes())
+        with open_regular(path) as file:
+            facts = unsealed(TEXT_FILE.read(file, str(path), InvalidWeights))
         for name, expected in facts.get("files", {}).items():
             if name == weights.name and file_digest(weights) != expected:
                 raise ValueError("it tells of other weights than those beside it")
+    except InvalidWeights:
+        raise
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidWeights(
             f"{path}, beside the weights, cannot be trusted: {error}; mend or remove it"

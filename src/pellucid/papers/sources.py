@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InvalidData, UnknownName
 from ..experiments.spec import is_source_name
+from ..files import open_regular
 from ..folders import files_below
 from ..models.weights import is_file
 from .recipe import DataSource, Recipe, Scale, references
@@ -119,7 +120,7 @@ def content(place: str) -> str:
     and sizes of its files, which may be many; else the name."""
     path = Path(place)
     if path.is_file():
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _told(file_digest(file, "sha256").hexdigest())
     if path.is_dir():
         return _told(sha256(repr(sorted(_files(path))).encode()).hexdigest())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..data.labeled import IMAGES_AT_ONCE, AlteredImages, LabeledImages
 from ..errors import InvalidData, InvalidMap, InvalidParameter, require_choice
-from ..files import replaced
+from ..files import replaced, require_regular
 from ..seeds import fold_in
 
 RemovalKind = Literal["roar", "kar"]
@@ -89,6 +89,7 @@ def open_ranks(path: str | Path) -> Tensor:
     is missing, cut short or of another format is refused (``InvalidData``).
     """
     try:
+        require_regular(path)
         ranks = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants to be able to write
     except (OSError, ValueError) as error:
         raise InvalidData(f"{path} holds no ranks that can be read ({error}); remove it and rank again") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, InvalidWeights
-from ..files import replace_file, sealed, unsealed
+from ..files import no_file, open_regular, replace_file, sealed, unsealed
 from ..kinds import require_kind
 from ..rules.base import Rule, Run
 from ..rules.operations import Operation
@@ -218,13 +218,13 @@ def _encoded(surrogate: Surrogate) -> bytes:
 
 def is_surrogate(path: Path) -> bool:
     """Whether a safetensors file says that it holds a surrogate."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return b'"surrogate"' in file.read(1 << 12)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise InvalidWeights(f"there is no surrogate file {path}")
+        raise InvalidWeights(no_file(path, "surrogate file"))
     try:
         # Ordinary tensors also where inference asks for them: gradients may go through them later.
         with torch.inference_mode(False), safetensors.safe_open(path, framework="pt") as file:
