@@ -878,6 +878,18 @@ def test_a_file_that_a_table_names_is_noticed_as_those_of_a_folder_are(work, cel
     assert digest_of("table.parquet") != before
 
 
+def test_photos_beside_the_models_file_go_on(work, monkeypatch):
+    monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        assert explain(work).exit_code == 130
+    Path("__pycache__").mkdir(exist_ok=True)
+    Path("__pycache__/other.pyc").write_bytes(b"written as a file was run")
+    result = explain(work)
+    assert result.exit_code == 0, result.output
+    assert "1 of them before" in result.stdout
+
+
 def test_paths_of_a_table_that_lead_out_are_not_looked_at(work):
     paths = [str(work / "photo0.png"), "../photo0.png", "nul\0.png", None, "missing.png", "photo1.png"]
     pyarrow.parquet.write_table(pyarrow.table({"image": paths}), "table.parquet")

@@ -79,10 +79,10 @@ class Request:
 
 
 def _files(place: Path) -> list[Path]:
-    """A file, or all files of a folder, hidden ones aside; nothing of what is neither."""
+    """A file, or all files of a folder but hidden ones and what Python keeps; nothing of what is neither."""
     try:
         if place.is_dir():
-            return files_below(place)
+            return [path for path in files_below(place) if path.parent.name != "__pycache__"]
         return [place] if place.is_file() else []
     except OSError:  # a text that cannot be a path
         return []
