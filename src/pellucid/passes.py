@@ -108,9 +108,9 @@ def fitting(model: nn.Module, images: Tensor, max_batch: MaxBatch, work: Callabl
 
 def most_rows(max_batch: MaxBatch) -> int:
     """The bound as a number, the first that is tried of ``"auto"``."""
-    if isinstance(max_batch, str) and max_batch != "auto":
-        raise InvalidParameter(f"max_batch={max_batch!r}: give a whole number of at least 1, or 'auto'")
-    if max_batch == "auto":
+    if isinstance(max_batch, str):
+        if max_batch != "auto":
+            raise InvalidParameter(f"max_batch={max_batch!r}: give a whole number of at least 1, or 'auto'")
         return DEFAULT_MAX_BATCH
     require_count("max_batch", max_batch)
     return max_batch

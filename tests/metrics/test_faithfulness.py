@@ -397,3 +397,11 @@ def test_bfloat16_scores_are_near_and_of_the_images_own_type() -> None:
     assert 0 < float((full - half).abs().max()) < 0.02  # 8 bits of mantissa, a few layers deep
     with pytest.raises(InvalidParameter, match="precision='half'"):
         Scorer(network, precision="half")  # type: ignore[arg-type]
+
+
+def test_what_is_no_bound_of_rows_and_what_takes_no_images_is_told():
+    images = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(InvalidParameter, match=r"(?s)max_batch=.*give a whole number"):
+        Scorer(nn.Flatten().eval(), max_batch=images.numpy()).scores(images)
+    with pytest.raises(InvalidModel, match=r"cannot be run on images \(2, 3, 8, 8\): mat1 and mat2"):
+        Scorer(nn.Linear(2, 2).eval()).scores(images)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import require_choice
+from ..errors import InvalidModel, require_choice
 from ..layers import explainable
 from ..methods.checks import not_finite, require_images
 from ..outputs import logits_in, probabilities
@@ -119,7 +119,13 @@ class Scorer:
                 if is_out_of_memory(error):
                     raise
                 self._channels_last = False
-        return self._run(rows.clone(memory_format=torch.contiguous_format))
+        try:
+            return self._run(rows.clone(memory_format=torch.contiguous_format))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            said = (str(error).splitlines() or [""])[0]
+            raise InvalidModel(f"the model cannot be run on images {tuple(rows.shape)}: {said}") from error
 
     def _run(self, rows: Tensor) -> Tensor:
         """Logits of rows that are the model's own, since its first operation may be in place.
