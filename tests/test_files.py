@@ -14,6 +14,7 @@ from pellucid.files import (
     alone,
     file_digest,
     file_name,
+    is_held,
     read_regular,
     replace_file,
     replaced,
@@ -131,6 +132,17 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, place):
 def test_names_of_files_stay_in_their_folder(text, name):
     assert file_name(text) == name
     assert Path(file_name(text)).name == name
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_plain_file_is_refused(tmp_path, kind):
+    lock, other = tmp_path / ".lock", tmp_path / "mine"
+    other.write_text("mine")
+    {"link": lambda: lock.symlink_to(other), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with pytest.raises(OutputNotWritable, match=r"\.lock is no plain file"), alone(lock, "there"):
+        pass
+    assert other.read_text() == "mine"
+    assert not is_held(lock)
 
 
 def test_values_nested_without_end_are_damage():

@@ -110,6 +110,8 @@ def alone(lock: Path, place: str | Path) -> Iterator[None]:
     held, is_new = FileLock(lock, timeout=0), not lock.parent.exists()
     with writable(place):
         lock.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
+            raise OutputNotWritable(f"{lock} is no plain file, as locks are; remove it or choose another place")
         try:
             held.acquire()
         except Timeout as error:
@@ -131,7 +133,7 @@ def is_held(lock: Path) -> bool:
     try:
         import fcntl
 
-        with lock.open("rb") as file:
+        with open_regular(lock) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -18,7 +18,7 @@ import fsspec
 
 from .bounds import OTHER_FILES
 from .errors import InvalidData, OutputNotWritable, PellucidError
-from .files import open_regular, read_regular, replace_file, replaced, writable
+from .files import is_draft, open_regular, read_regular, replace_file, replaced, writable
 
 _T = TypeVar("_T")
 _WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
@@ -74,6 +74,13 @@ class Folder:
     def opened(self, name: str) -> Any:
         """A file to read parts of; ``OSError`` if there is none."""
         return open_regular(self._at(name)) if self.local is not None else self._fs.open(self._at(name), "rb")
+
+    def clear_drafts(self, folder: str = "") -> None:
+        """Remove what processes that were killed left in a folder of this one on a disk; links lead nowhere."""
+        place = None if self.local is None else self.local / folder
+        for path in [] if place is None or place.is_symlink() or not place.is_dir() else place.iterdir():
+            if is_draft(path.name):
+                path.unlink(missing_ok=True)
 
     def names(self, folder: str = "") -> set[str]:
         """What is in a folder of this one; nothing where it is missing.

@@ -83,9 +83,23 @@ def test_what_is_missing_foreign_or_left_over_is_told_with_what_to_do(run):
             f"{run}/parts/other.parquet: none of this run's; it is never read; delete it",
             f"{run}/parts/.{parts[0].name}.{'0' * 16}: a draft; left by a command that was killed; the same "
             "command clears it away, or delete it",
-            f"{run}: whole: 1 part, 2 picture files, 1 run",
+            f"{run}: whole beside that: 1 part, 2 picture files, 1 run",
         ]
     )
+
+
+def test_what_a_report_would_refuse_is_told(run):
+    (run / "ratings.jsonl").write_text("no rating\n")
+    code, lines = asked(run)
+    assert code == 1
+    assert "ratings.jsonl, line 1, is no rating" in lines[0]
+    (run / "ratings.jsonl").unlink()
+    (run / "ratings.jsonl").mkdir()
+    code, lines = asked(run)
+    assert code == 1
+    assert lines[0].startswith(f"{run}: ")
+    assert lines[0].endswith("no report can be written before")
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 2
 
 
 def test_a_command_that_is_writing_is_told(run):
@@ -97,8 +111,16 @@ def test_a_command_that_is_writing_is_told(run):
 
 def test_shards_of_maps_are_verified_and_the_same_command_mends_them(tmp_path):
     out = tmp_path / "maps"
+    (out / "maps").mkdir(parents=True)
+    drafts = [
+        out / f".run.json.{'0' * 16}",
+        out / "maps" / f".a.parquet.{'0' * 16}",
+    ]  # of a command that was killed
+    for draft in drafts:
+        draft.write_bytes(b"begun")
     spec = MapsSpec(models=["shapes-resnet"], images={"source": "shapes:6"}, methods=["edges"], images_per_cell=2)
     write_maps(spec, out)
+    assert not [draft for draft in drafts if draft.exists()]
     assert asked(out) == (0, [f"{out}: whole: 1 run, 3 shards, 1 values file"])
     first, second, third = sorted((out / "maps").iterdir())
     before = read_maps(out)
@@ -112,7 +134,7 @@ def test_shards_of_maps_are_verified_and_the_same_command_mends_them(tmp_path):
     assert lines[1:] == [
         f"{out}/maps/other.parquet: none of this run's; delete it, for it is read with the others",
         f"{out}: 2 shards not computed yet; the same command goes on",
-        f"{out}: whole: 1 run, 1 values file",
+        f"{out}: whole beside that: 1 run, 1 values file",
     ]
     first.unlink()
     (out / "maps" / "other.parquet").unlink()

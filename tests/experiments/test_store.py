@@ -150,6 +150,17 @@ def test_no_run_no_results(tmp_path, monkeypatch, url):
         Results.read(url)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind):
+    place = tmp_path / "run.json"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+    program = f"from pellucid.experiments.store import Results; Results.read({str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "InvalidData: " in ended.stderr
+    assert "regular" in ended.stderr
+
+
 def test_an_unknown_kind_of_url_is_refused():
     with pytest.raises(InvalidData, match="gopher://x cannot be opened"):
         Results.read("gopher://x")

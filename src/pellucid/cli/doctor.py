@@ -44,7 +44,8 @@ def doctor(
     for line in found.amiss:
         say(line)
     whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()))
-    say(f"{run}: {f'whole: {whole}' if whole else 'nothing is whole'}")
+    rest = "whole beside that: " if found.amiss else "whole: "
+    say(f"{run}: {rest + whole if whole else 'nothing is whole'}")
     if found.amiss:
         raise typer.Exit(1)
 
@@ -188,7 +189,23 @@ def _examine_run(store: Store, found: Findings) -> bool:
     if missing := len(set(record.cells) - store.names(PARTS)):
         found.note(store.url, f"{counted(missing, 'cell')} not computed yet", "the same command goes on")
     found.whole["run"] += 1
+    if not found.amiss:
+        _examine_results(store, found)
     return True
+
+
+def _examine_results(store: Store, found: Findings) -> None:
+    """Read the results of a run as a report does, which asks for more than whole files."""
+    from ..experiments.store import Results
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DamagedFileWarning)
+        try:
+            Results.read(store.url)
+        except PellucidError as error:
+            found.note(store.url, str(error), "no report can be written before")
+    for warning in told:
+        found.note(store.url, str(warning.message), "mend or delete it")
 
 
 def _examine_maps(folder: Folder, found: Findings) -> bool:

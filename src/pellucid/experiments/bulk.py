@@ -120,6 +120,8 @@ def write_maps(
         cells = list(_cells(spec, url, hashed(identity)))
         identity["shards"] = [cell.id for cell in cells]
         with nullcontext() if folder.local is None else alone(folder.local / LOCK, url):
+            for place in ("", MAPS):
+                folder.clear_drafts(place)
             facts = {"made_by": "pellucid", "command": command, "versions": versions(), "identity": identity}
             _claim(folder, facts | {"spec": spec.model_dump(mode="json")}, cells)
             shards = _finished(folder, cells)

@@ -26,7 +26,7 @@ from ..errors import (
     counted,
     first_difference,
 )
-from ..files import RUN, alone, is_draft, writable
+from ..files import RUN, alone, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
 from .record import DamagedRun, RunRecord
@@ -279,10 +279,8 @@ class Store:
             for folder in (PARTS, PICTURES):
                 (self.local / folder).mkdir(parents=True, exist_ok=True)
         with alone(self.local / LOCK, self.url):
-            for place in (self.local, self.local / PARTS, self.local / PICTURES):
-                for path in [] if place.is_symlink() else place.iterdir():
-                    if is_draft(path.name):  # left by a process that was killed
-                        path.unlink(missing_ok=True)
+            for folder in ("", PARTS, PICTURES):
+                self.folder.clear_drafts(folder)
             yield
 
     def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
