@@ -116,6 +116,11 @@ def are_shares(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
 
 
+def likelihoods(logits: Tensor) -> Tensor:
+    """The probabilities that are told of logits (B, K); what are probabilities already, as they are."""
+    return logits if logits.shape[1] > 1 and are_shares(logits) else probabilities(logits)
+
+
 def two_answers(output: Any) -> Tensor:
     """The one logit z of a yes-no classifier as two, (-z/2, z/2): class 1 is yes, and its softmax is sigmoid(z).
 
@@ -280,6 +285,12 @@ class Difference:
                 f"the model has classes 0 to {logits.shape[1] - 1}"
             )
         return logits[:, one] - logits[:, other]
+
+
+def ends_of(text: str) -> str | tuple[str, str]:
+    """The two classes of a text that is no class but their difference; the text where it is none."""
+    one, minus, other = text.partition(" - ")
+    return (one, other) if minus else text
 
 
 def answer(text: str, classes: Names) -> int | Answer:

@@ -482,6 +482,62 @@ def test_a_softmax_at_the_end_is_noticed(work):
     assert "note: the outputs are probabilities" not in explain("photo0.png").stderr
 
 
+def test_probabilities_are_told_as_they_are(work):
+    """Not a softmax of them, which makes any answer unsure."""
+    sure = "def soft():\n    model = network()\n    model[4].weight.data *= 100\n    return model"
+    Path("soft.py").write_text(f"{TINY}\n{sure}.append(nn.Softmax(1))\n")
+    Path("plain.py").write_text(f"{TINY}\n{sure}\n")
+    told = {}
+    for name in ("plain", "soft"):
+        result = explain("photo0.png", model=f"{name}.py:soft")
+        photo = json.loads(Path("out/run.json").read_text())["photos"][0]
+        told[name] = [photo["predicted"]["probability"], *(one["probability"] for one in photo["likeliest"])]
+        shown = f"{100 * told['plain'][0]:.1f} %"
+        assert shown in result.stdout
+        assert shown in page()
+        assert float(Path("out/predictions.csv").read_text().splitlines()[1].split(",")[4]) == pytest.approx(
+            told["plain"][0], rel=1e-4
+        )
+    assert told["soft"] == pytest.approx(told["plain"], rel=1e-5)
+
+
+def test_a_difference_is_told_beside_the_prediction(work):
+    result = explain("photo0.png", "--target", "b - a", "--classes", "a,b,c,d", "--pictures", "svg")
+    assert result.exit_code == 0, result.output
+    assert "difference of logits" in result.stdout
+    loaded = load_model("tiny.py:network", classes=["a", "b", "c", "d"])
+    logits = loaded.model(loaded.preprocess(Image.open("photo0.png").convert("RGB"))[None])[0]
+    best = int(logits.argmax())
+    [row] = csv.DictReader(Path("out/predictions.csv").read_text().splitlines())
+    assert (row["predicted"], row["explained"]) == ("abcd"[best], "b - a")
+    assert float(row["predicted_probability"]) == pytest.approx(float(logits.softmax(0)[best]), rel=1e-4)
+    assert float(row["explained_value"]) == pytest.approx(float(logits[1] - logits[0]), rel=1e-3)
+    assert f"Predicted: {'abcd'[best]} " in page()
+    assert "Explained: b - a, a difference of logits: " in page()
+    assert "for a" in page()
+    assert "against" not in page().partition("What the maps show")[2]
+    [figure] = Path("out").glob("figure-*.svg")
+    assert ">for b<" in figure.read_text()
+    assert ">for a<" in figure.read_text()
+
+
+def test_a_sign_that_says_nothing_has_no_for_and_against(work):
+    explain("photo0.png", "--methods", "smoothed(guided_backprop, samples=2)", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page().partition("What the maps show")[2]):
+        assert "positive" in text
+        assert "against class" not in text
+    explain("photo0.png", "--methods", "gradient,guided_backprop", "--pictures", "svg")
+    assert "he sign of guided_backprop says nothing" in page()
+    assert "against class" in page()
+
+
+def test_a_photo_without_a_label_is_not_sent_to_a_column(work):
+    stderr = explain("photo0.png", "--target", "label").stderr
+    assert "photo0.png has no label to explain; a photo has one in a folder of its class" in stderr
+    assert "--label-column" not in stderr
+
+
 def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     grey = TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(1,")
     Path("grey.py").write_text(grey)
@@ -489,7 +545,7 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     Image.fromarray(values).save("ray.png")
     result = explain("ray.png", model="grey.py:network")
     assert "note: ray.png uses little of what its bits can hold" in result.stderr
-    assert "give --scale, such as 200,4200" in result.stderr
+    assert "give --scale, such as 200,4200, this image's own ends; a trained model needs" in result.stderr
     result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
     assert "uses little" not in result.stderr
     facts = json.loads(Path("out/run.json").read_text())
@@ -537,7 +593,7 @@ def test_a_title_and_what_was_clipped_are_on_the_page(work):
     result = explain("photo0.png", "--title", "Ward 7 & 8", "--clip", "1,99", "--alpha", "0.3", "--contours")
     assert result.exit_code == 0, result.output
     assert "<h1>Ward 7 &amp; 8</h1>" in page()
-    assert "Clipped at percentiles 1 and 99" in page()
+    assert "lipped at percentiles 1 and 99" in page()
     assert "data:image/jpeg" in page().split("Explained:")[1]
     assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
 

@@ -26,7 +26,8 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
     if loaded.classes is None and run.found.photos[0].target.value is None:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
     if run.named_by_folders:
-        yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
+        count = len(run.named.classes or ())
+        yield f"the model's {count} classes are called as the photos' folders, in their order"
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:

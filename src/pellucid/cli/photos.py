@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..data.sources import Sample, Source, open_images, renumbered
+from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
 from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
 from ..experiments.noticing import Odd, oddities
 from ..files import file_name
 from ..models.zoo import LoadedModel
-from ..report.figures import CaptionedPhoto, Map
+from ..report.figures import CaptionedPhoto, Map, Speaks
 from .output import unused
 from .request import Request
 from .terminal import percent
@@ -56,6 +56,19 @@ class Prediction(BaseModel):
     name: str
     probability: float | None = None
     value: float | None = None
+    between: tuple[str, str] | None = None  # the classes of a difference
+
+    @property
+    def speaks(self) -> Speaks:
+        """What positive values of its maps speak for; and of a difference, what negative ones do."""
+        return self.between or self.name
+
+    @property
+    def kind(self) -> str:
+        """What the amount is."""
+        if self.probability is not None:
+            return "probability"
+        return "value" if self.between is None else "difference of logits"
 
     @property
     def amount(self) -> float:
@@ -135,7 +148,7 @@ class Photo:
         """The photo with the explained class and its probability, and the predicted class if it is another."""
         target, predicted = self.facts.target, self.facts.predicted
         text = f"{target.name} {target}"
-        if predicted.number != target.number:
+        if predicted != target:
             text += f"\n(predicted: {predicted.name} {predicted})"
         return CaptionedPhoto(self.picture, text, self.sample.name)
 
@@ -187,7 +200,12 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     if not bool(pixels.isfinite().all()):
         raise InvalidImage(f"{sample.name}: the model's preprocess gave NaN or infinite values")
     if target == "label" and sample.label is None:
-        raise InvalidData(f"{sample.name} has no label to explain; name its column with --label-column")
+        way_out = (
+            "name its column with --label-column"
+            if _is_table(place.spec)
+            else "a photo has one in a folder of its class, or in a table: give that, or another --target"
+        )
+        raise InvalidData(f"{sample.name} has no label to explain; {way_out}")
     key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
     picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
     names, label = place.source.classes, None
@@ -197,6 +215,14 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         label = Prediction(number=number, name=name)
     odd = oddities(sample, preprocess)
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
+
+
+def _is_table(spec: str) -> bool:
+    """Whether photos may have a column of labels; those of image files have none."""
+    path = Path(spec)
+    if path.is_dir():
+        return any(one.suffix in SHARDS for one in path.iterdir())
+    return not path.is_file() or path.suffix in SHARDS
 
 
 def _file_hash(spec: str, name: str) -> str | None:

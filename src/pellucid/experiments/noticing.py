@@ -14,7 +14,7 @@ from ..errors import PellucidError, counted
 from ..models.preprocess import Preprocess, is_assumed
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
-from ..outputs import probabilities
+from ..outputs import likelihoods
 from ..pixels import Pixels
 from ..variants.base import Variant
 from .inputs import Batch, ParsedSpec
@@ -54,8 +54,12 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
     found, image, side = {}, sample.image, preprocess.resize
     if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
         ends = f"{int(image.values.min())},{int(image.values.max())}"
-        what = "uses little of what its bits can hold, so the model sees it nearly of one grey"
-        found["dark"] = (f"{sample.name} {what}", f"give --scale, such as {ends}")
+        what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
+        found["dark"] = (
+            f"{sample.name} {what}",
+            f"give --scale, such as {ends}, this image's own ends; "
+            "a trained model needs the range that it was trained with",
+        )
     if isinstance(side, int) and min(image.size) >= _MUCH * side:
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
         found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
@@ -92,7 +96,7 @@ class Change:
     @classmethod
     def of(cls, logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
         """The change from logits (B, K) to others, for the explained classes (B,)."""
-        before, after = (probabilities(one).gather(1, targets[:, None]) for one in (logits, changed))
+        before, after = (likelihoods(one).gather(1, targets[:, None]) for one in (logits, changed))
         same = int((logits.argmax(1) == changed.argmax(1)).sum())
         return cls(100 * float((before - after).abs().sum()), same, len(logits))
 
