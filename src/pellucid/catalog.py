@@ -130,7 +130,7 @@ METHODS: Mapping[str, Entry] = {
     "gradcam": Entry(
         GradCAM,
         f"{_SMOOTH}, Sec. 3.3; Selvaraju et al.",
-        "Which places of a layer speak for the class; made for the last, where one place is a large part of the photo.",
+        "Which places of a layer speak for the class; made for the last, where one place is much of the photo.",
     ),
     "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
     "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),

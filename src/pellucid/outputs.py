@@ -332,10 +332,15 @@ def class_of(text: str, classes: Names) -> int:
 def class_number(name: str, classes: Names) -> int:
     """The number of the class of this name; capitals do not matter, and one of several synonyms will do."""
     if classes is None:
-        raise InvalidTarget(
+        error = InvalidTarget(
             f"target {name!r}: the model's classes have no names; give a number, or a model that has names: what "
             "load_model gives, whole (not unpacked), or one with model.classes = [...]"
         )
+        error.command = (
+            f"target {name!r}: the model's classes have no names; give a number, --classes FILE or A,B,C, or "
+            "--weights that come with names"
+        )
+        raise error
     if name in classes:
         return list(classes).index(name)
     wanted = name.strip().casefold()

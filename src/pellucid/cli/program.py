@@ -64,7 +64,7 @@ class Commands(TyperGroup):
                 warnings.showwarning = _shown_once()
                 return super().invoke(ctx)
         except PellucidError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {' '.join((error.command or str(error)).split())}", err=True)
             raise typer.Exit(2) from error
         except SystemExit as error:  # no command raises it: code of the user's does
             typer.echo(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)
