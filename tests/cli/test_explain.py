@@ -25,7 +25,7 @@ from pellucid.cli.pictures import pages
 from pellucid.cli.request import method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
-from pellucid.experiments.noticing import verdict_on
+from pellucid.experiments.noticing import mislabeled, verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 
@@ -268,7 +268,17 @@ BAD = {
     "pickle": (["photo0.png", "--weights", "code.pth"], {}, "more than plain tensors"),
     "broken_weights": (["photo0.png", "--weights", "cut.pth.gz"], {}, "cut short"),
     "target": (["photo0.png", "--target", "4"], {}, "target 4 is out of range; the model has classes 0 to 3"),
-    "target_text": (["photo0.png", "--target", "cat"], {}, "target 'cat': the model's classes have no names"),
+    "target_text": (["photo0.png", "--target", "cat"], {}, "give a number, --classes FILE or A,B,C, or --weights"),
+    "no_file_of_classes": (
+        ["photo0.png", "--classes", "nope.txt"],
+        {},
+        "there is no file nope.txt of class",
+    ),
+    "too_few_classes": (
+        ["photo0.png", "--classes", "a,b,c"],
+        {},
+        "3 classes are named, and tiny.py:network has",
+    ),
     "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
     "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
     "flat_layer": (["photo0.png", "--layers", "4"], {}, "layer '4' gives gradient the shape (1, 4)"),
@@ -530,6 +540,20 @@ def test_a_sign_that_says_nothing_has_no_for_and_against(work):
     explain("photo0.png", "--methods", "gradient,guided_backprop", "--pictures", "svg")
     assert "he sign of guided_backprop says nothing" in page()
     assert "against class" in page()
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "count", "told"),
+    [
+        ([0, 1, 2, 3, 0], [1, 2, 3, 0, 1], 4, "0 of 5 photos are predicted as their folder"),
+        ([0, 1, 2, 3, 0], [0, 2, 3, 0, 1], 4, None),  # 1 of 5 is not below half of chance, 0.625
+        ([0, 1, 2, 3], [1, 2, 3, 0], 4, None),  # too few to tell
+        ([-1, 0, 1, 2, 3], [0, 1, 2, 3, 0], 4, None),  # one of them of no class of the model
+    ],
+)
+def test_an_order_is_doubted_below_half_of_chance(labels, predicted, count, told):
+    found = list(mislabeled(labels, predicted, count, "photo", "folder"))
+    assert [one.partition(":")[0] for one in found] == ([told] if told else [])
 
 
 def test_a_photo_without_a_label_is_not_sent_to_a_column(work):

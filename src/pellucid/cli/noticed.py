@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ..experiments.cells import layers_noted
-from ..experiments.noticing import Change, of_images, of_model
+from ..experiments.noticing import Change, mislabeled, of_images, of_model
+from ..models.zoo import outputs
 from .photos import PhotoFacts
 from .run import ExplainRun
 from .terminal import notes_told
@@ -25,6 +27,13 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
     yield from run.found.wrong.values()
     if loaded.classes is None and run.found.photos[0].target.value is None:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
+    labeled = [one for one in run.found.photos if one.label is not None]
+    if not (loaded.weights == "random" and ".py:" not in loaded.name):
+        of_folders = all(Path(one.source).is_dir() for one in labeled)
+        numbers = [one.label.number for one in labeled if one.label is not None]
+        predicted = [one.predicted.number for one in labeled]
+        noun = "folder" if of_folders else "label"
+        yield from mislabeled(numbers, predicted, outputs(run.named.model), "photo", noun)
     if run.named_by_folders:
         count = len(run.named.classes or ())
         yield f"the model's {count} classes are called as the photos' folders, in their order"

@@ -28,6 +28,7 @@ Counts = dict[str, list[Any]]
 _POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
+_LABELED = 5  # images that tell whether classes are in another order
 
 
 def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str]:
@@ -66,6 +67,18 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
     if recolored := preprocess.recolored(image):
         found[recolored] = (f"{sample.name} {recolored}", "")
     return found
+
+
+def mislabeled(labels: Iterable[int], predicted: Iterable[int], count: int, noun: str, what: str) -> Iterator[str]:
+    """Say so where far fewer predictions than by chance are the labels: the classes' order is likely another.
+
+    At least ``_LABELED`` labels must be known; ``count`` is how many classes there are.
+    """
+    pairs = [pair for pair in zip(labels, predicted, strict=True) if pair[0] >= 0]
+    right = sum(label == one for label, one in pairs)
+    if count > 1 and len(pairs) >= _LABELED and right < len(pairs) / count / 2:
+        of = counted(len(pairs), noun)
+        yield f"{right} of {of} are predicted as their {what}: is the order of classes right?"
 
 
 def count_odd(counts: Counts, odd: Odd) -> None:
