@@ -556,6 +556,18 @@ def test_an_order_is_doubted_below_half_of_chance(labels, predicted, count, told
     assert [one.partition(":")[0] for one in found] == ([told] if told else [])
 
 
+def test_photos_of_one_name_are_told_apart_by_their_folders(work):
+    for number in range(2):
+        Path(f"in/{number}").mkdir(parents=True)
+        shutil.copy(f"photo{number}.png", f"in/{number}/0.png")
+    result = explain("in/0/0.png", "in/1/0.png", "photo2.png")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [one["name"] for one in facts] == ["0/0.png", "1/0.png", "photo2.png"]
+    assert all("sha256" in one for one in facts)
+    assert "1/0.png" in result.stdout
+
+
 def test_a_photo_without_a_label_is_not_sent_to_a_column(work):
     stderr = explain("photo0.png", "--target", "label").stderr
     assert "photo0.png has no label to explain; a photo has one in a folder of its class" in stderr

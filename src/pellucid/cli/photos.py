@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Place:
     index: int
     numbers: Mapping[int, int] | None = None
     classes: tuple[str, ...] | None = None
+    name: str = ""  # what it is called among the run's photos
 
     @property
     def key(self) -> tuple[str, int]:
@@ -141,7 +142,8 @@ class Photo:
         source, index = self.place.key
         self.facts = PhotoFacts(
             key=self.key, source=source, index=index, name=self.sample.name, label=self.label,
-            sha256=_file_hash(source, self.sample.name), target=target, predicted=predicted, likeliest=likeliest,
+            sha256=_file_hash(source, self.place.source.names[index]),
+            target=target, predicted=predicted, likeliest=likeliest,
         )  # fmt: skip
 
     def captioned(self) -> CaptionedPhoto:
@@ -169,7 +171,25 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
             continue
         numbers, classes = _numbers(source, request, loaded)
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
-    return places, wrong
+    return _told_apart(places), wrong
+
+
+def _told_apart(places: Sequence[Place]) -> list[Place]:
+    """The places with names: where several photos have one name, as much of their paths as tells them apart."""
+    found: dict[str, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.source.names[place.index], []).append(place)
+    names: dict[tuple[str, int], str] = {}
+    for name, alike in found.items():
+        paths = [Path(one.spec) if Path(one.spec).name == name else Path(one.spec, name) for one in alike]
+        longest = max(len(path.parts) for path in paths)
+        shown = [name] * len(paths)
+        for count in range(len(Path(name).parts), longest + 1):
+            if len(set(shown)) == len(shown):
+                break
+            shown = ["/".join(path.parts[-count:]) for path in paths]
+        names |= {one.key: text for one, text in zip(alike, shown, strict=True)}
+    return [replace(place, name=names[place.key]) for place in places]
 
 
 def _numbers(
@@ -193,6 +213,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         InvalidData: it is to be explained for its label, and has none.
     """
     sample, preprocess = place.source[place.index], loaded.preprocess
+    sample = replace(sample, name=place.name or sample.name)
     try:
         pixels = preprocess(sample.image)
     except InvalidImage as error:
