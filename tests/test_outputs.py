@@ -10,7 +10,16 @@ from torch import nn
 import pellucid as pl
 from pellucid.errors import InputWarning, InvalidData, InvalidModel, InvalidTarget, UnknownName
 from pellucid.models.segmentation import Segmentation
-from pellucid.outputs import Classifier, answer, class_names, class_numbers, logits_in, probabilities, tensor_in
+from pellucid.outputs import (
+    Classifier,
+    answer,
+    class_names,
+    class_numbers,
+    likelihoods,
+    logits_in,
+    probabilities,
+    tensor_in,
+)
 
 from .networks import Chain, attributed, images, logits_of, relative_error, seeded
 
@@ -60,12 +69,12 @@ def test_logits_are_found_in_what_a_model_returns(form, method):
     assert pl.Scorer(network(form)).scores(x).equal(pl.Scorer(network()).scores(x))
 
 
-def test_probabilities_are_left_as_they_are():
+def test_probabilities_are_told_as_they_are():
     logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
-    shares = probabilities(logits)
+    shares = likelihoods(logits)
     torch.testing.assert_close(shares, logits.exp() / logits.exp().sum(1, keepdim=True))
-    assert torch.equal(probabilities(shares), shares)
-    torch.testing.assert_close(probabilities(logits[:, :1]), 1 / (1 + (-logits[:, :1]).exp()))
+    assert torch.equal(likelihoods(shares), shares)
+    torch.testing.assert_close(likelihoods(logits[:, :1]), 1 / (1 + (-logits[:, :1]).exp()))
 
 
 def test_what_cannot_be_found_is_told():

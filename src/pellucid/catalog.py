@@ -47,11 +47,13 @@ class Entry:
     """A method of the catalogue: what it is, as a function or as text made of other names, and its source.
 
     ``shows`` says in one plain sentence what is seen on a map; of text it is put together from its parts.
+    ``has_sign``: whether what is positive speaks for the class, and what is negative against it.
     """
 
     made_of: Callable[..., Method] | str
     source: str
     shows: str = ""
+    has_sign: bool = True
 
     @property
     def formula(self) -> str:
@@ -71,11 +73,13 @@ METHODS: Mapping[str, Entry] = {
         Random,
         f"{_NIELSEN}, Sec. III: the floor of every comparison",
         "Noise that knows nothing of the network: a map of use looks different from it.",
+        has_sign=False,
     ),
     "edges": Entry(
         Edges,
         f"{_SANITY}: an edge detector, blind to the model",
         "The edges of the photo, which know nothing of the network: a map of use tells more than they do.",
+        has_sign=False,
     ),
     "gradient": Entry(
         gradient,
@@ -93,16 +97,19 @@ METHODS: Mapping[str, Entry] = {
         guided_backprop,
         f"{_NIELSEN}, Eq. 4",
         f"Fine structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
+        has_sign=False,
     ),
     "deconvnet": Entry(
         deconvnet,
         f"{_RECTGRAD}, Claim 1",
         f"Structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
+        has_sign=False,
     ),
     "rectgrad": Entry(
         rectgrad,
         f"{_RECTGRAD}, Sec. 4.1, q = 98, padding trick",
-        "What remains of the gradient when each layer lets only its strongest contributions pass.",
+        "What remains of the gradient when each layer lets only its strongest contributions pass. " + _NO_SIGN,
+        has_sign=False,
     ),
     "rectgrad_prr": Entry("rectgrad(proportional=True)", f"{_RECTGRAD}, Appendix C.2"),
     "deeplift": Entry(
@@ -123,7 +130,7 @@ METHODS: Mapping[str, Entry] = {
     "gradcam": Entry(
         GradCAM,
         f"{_SMOOTH}, Sec. 3.3; Selvaraju et al.",
-        "Which places of a layer speak for the class; made for the last, where one is a large part of the photo.",
+        "Which places of a layer speak for the class; made for the last, where one place is much of the photo.",
     ),
     "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
     "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),
@@ -143,6 +150,10 @@ _AROUND = {  # what the combinators add to the sentence of what they wrap
     "smoothed": "Averaged over noisy copies of the image, so that single pixels count less.",
     "integrated": "Summed along the way from an empty image to this one.",
 }
+_INTEGRATED_GRADIENT = (
+    "What each place adds to the score or takes from it on the way from an empty image to this one: the places "
+    "together add up to the difference of the two scores."
+)
 
 METRICS: Mapping[str, type[Criterion]] = {
     metric.name: metric
@@ -212,10 +223,28 @@ def meaning(text: str) -> str:
     if ".py:" in text:
         return f"What the function {text.strip()} gives."
     name, inner, _ = _call(_parsed(text))
+    if name == "integrated" and inner is not None and _inside(inner) == "gradient":
+        return _INTEGRATED_GRADIENT
     if name not in METHODS:
         return f"{meaning(ast.unparse(inner))} {_AROUND.get(name, '')}".strip() if inner is not None else ""
     entry = METHODS[name]
     return entry.shows or (meaning(entry.made_of) if isinstance(entry.made_of, str) else "")
+
+
+def has_sign(text: str) -> bool:
+    """Whether the sign of a method's maps, given as text, says what speaks for the class and what against it."""
+    if ".py:" in text:
+        return True
+    name, inner, _ = _call(_parsed(text))
+    if name not in METHODS:
+        return inner is None or has_sign(ast.unparse(inner))
+    entry = METHODS[name]
+    return has_sign(entry.formula) if entry.formula else entry.has_sign
+
+
+def _inside(node: ast.expr) -> str:
+    """The name of the method that a combinator wraps, without its settings."""
+    return _call(node)[0]
 
 
 def metric(text: str, **settings: Any) -> Criterion:

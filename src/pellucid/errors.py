@@ -28,7 +28,12 @@ def _cut(text: str, most: int) -> str:
 
 
 class PellucidError(Exception):
-    """Base of all errors raised for something the caller can put right."""
+    """Base of all errors raised for something the caller can put right.
+
+    ``command`` is what a command says instead, where the way out is another there than in Python.
+    """
+
+    command: str = ""
 
     def __init__(self, message: str = "") -> None:
         words = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: _cut(word[0], _LONGEST_WORD), str(message))

@@ -107,18 +107,18 @@ def first_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Softmax over classes (B, K); of a single output (B, 1) the sigmoid, since a softmax of one is 1.
-
-    What are probabilities already, of a model that ends in a softmax, are left as they are.
-    """
-    if logits.shape[1] == 1:
-        return logits.sigmoid()
-    return logits if are_shares(logits) else logits.softmax(1)
+    """Softmax over classes (B, K); of a single output (B, 1) the sigmoid, since a softmax of one is 1."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
 def are_shares(logits: Tensor) -> bool:
     """Whether logits (B, K) look like probabilities: none below 0, and each image's sum to 1."""
     return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+
+
+def likelihoods(logits: Tensor) -> Tensor:
+    """The probabilities that are told of logits (B, K); what are probabilities already, as they are."""
+    return logits if logits.shape[1] > 1 and are_shares(logits) else probabilities(logits)
 
 
 def two_answers(output: Any) -> Tensor:
@@ -287,6 +287,12 @@ class Difference:
         return logits[:, one] - logits[:, other]
 
 
+def ends_of(text: str) -> str | tuple[str, str]:
+    """The two classes of a text that is no class but their difference; the text where it is none."""
+    one, minus, other = text.partition(" - ")
+    return (one, other) if minus else text
+
+
 def answer(text: str, classes: Names) -> int | Answer:
     """What a text asks for: a class number or name, ``tabby - tiger cat``, or ``path/to/file.py:function``.
 
@@ -326,10 +332,15 @@ def class_of(text: str, classes: Names) -> int:
 def class_number(name: str, classes: Names) -> int:
     """The number of the class of this name; capitals do not matter, and one of several synonyms will do."""
     if classes is None:
-        raise InvalidTarget(
+        error = InvalidTarget(
             f"target {name!r}: the model's classes have no names; give a number, or a model that has names: what "
             "load_model gives, whole (not unpacked), or one with model.classes = [...]"
         )
+        error.command = (
+            f"target {name!r}: the model's classes have no names; give a number, --classes FILE or A,B,C, or "
+            "--weights that come with names"
+        )
+        raise error
     if name in classes:
         return list(classes).index(name)
     wanted = name.strip().casefold()

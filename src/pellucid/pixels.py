@@ -118,7 +118,7 @@ def scale_of(kind: np.dtype) -> Ends | None:
 
 
 def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Tensor:
-    """``image.scaled(scale)`` as (channels, H, W): grey is repeated, colours are made grey, alpha is dropped.
+    """``image.scaled(scale)`` as (channels, H, W): gray is repeated, colors are made gray, alpha is dropped.
 
     Raises:
         InvalidImage: any other number of channels.
@@ -138,7 +138,7 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
 
 @of_kinds
 def picture(pixels: Tensor, bands: Sequence[int] | None = None, stretched: bool = False) -> Image.Image:
-    """A picture of pixels (C, H, W) in [0, 1]: one channel is grey, three are red, green and blue.
+    """A picture of pixels (C, H, W) in [0, 1]: one channel is gray, three are red, green and blue.
 
     Of any other number the mean is shown, or the ``bands``, one or three channels numbered from 1; an empty
     sequence is the mean, too. ``stretched`` moves the least and greatest value to black and white.

@@ -313,3 +313,14 @@ def test_a_poor_stand_in_is_told_and_never_put_first_in_silence(rays):
         best = {one.variant for finding in card.findings for one in finding.lead.best if not one.floor}
         told = any(another in finding.sentence for finding in card.findings)
         assert told == ("forward" in best and not card.findings[0].lead.floors)
+
+
+def test_scores_of_probabilities_are_said_to_be_squeezed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layers = "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.Softmax(1)"
+    Path("soft.py").write_text(f"from torch import nn\n\n\ndef soft():\n    return nn.Sequential({layers})\n")
+    given = ["--model", "soft.py:soft", "--images", "shapes:1", "--methods", "random", "--layers", "input"]
+    for score, told in (("softmax", True), ("logits", False)):
+        more = ["--metrics", "insertion(steps=2)", "--score", score, "-o", score]
+        ended = CliRunner().invoke(app, ["benchmark", *given, *more])
+        assert ("so squeezed: --score logits takes them as they are" in ended.stderr) is told

@@ -32,7 +32,7 @@ from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
 from pellucid.data.sources import files_named, open_images
 from pellucid.errors import InvalidData
-from pellucid.experiments.noticing import verdict_on
+from pellucid.experiments.noticing import mislabeled, verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 
@@ -362,7 +362,17 @@ BAD = {
     "pickle": (["photo0.png", "--weights", "code.pth"], {}, "more than plain tensors"),
     "broken_weights": (["photo0.png", "--weights", "cut.pth.gz"], {}, "cut short"),
     "target": (["photo0.png", "--target", "4"], {}, "target 4 is out of range; the model has classes 0 to 3"),
-    "target_text": (["photo0.png", "--target", "cat"], {}, "target 'cat': the model's classes have no names"),
+    "target_text": (["photo0.png", "--target", "cat"], {}, "give a number, --classes FILE or A,B,C, or --weights"),
+    "no_file_of_classes": (
+        ["photo0.png", "--classes", "nope.txt"],
+        {},
+        "there is no file nope.txt of class",
+    ),
+    "too_few_classes": (
+        ["photo0.png", "--classes", "a,b,c"],
+        {},
+        "3 classes are named, and tiny.py:network has",
+    ),
     "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
     "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
     "flat_layer": (["photo0.png", "--layers", "4"], {}, "layer '4' gives gradient the shape (1, 4)"),
@@ -573,9 +583,7 @@ def test_layers_that_are_skipped_are_said(work):
 def test_a_softmax_at_the_end_is_noticed(work):
     Path("soft.py").write_text(f"{TINY}\ndef soft():\n    return network().append(nn.Softmax(1))\n")
     assert "note: the outputs are probabilities" not in explain("photo0.png").stderr
-    before = json.loads(Path("out/run.json").read_text())["photos"][0]["target"]
     assert "note: the outputs are probabilities" in explain("photo0.png", model="soft.py:soft").stderr
-    assert json.loads(Path("out/run.json").read_text())["photos"][0]["target"] == pytest.approx(before)
 
 
 BRIGHTNESS = """
@@ -608,8 +616,90 @@ def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, no
         "photos", "--classes", classes, "--methods", "input_x_gradient", model="brightness.py:network"
     )
     assert result.exit_code == 0, result.output
-    said = "none of 6 photos is predicted as its label, but each as another's: is the order of classes right?"
+    said = "0 of 6 photos are predicted as their folder"
     assert (said in " ".join(result.stderr.split())) == noticed
+
+
+def test_probabilities_are_told_as_they_are(work):
+    """Not a softmax of them, which makes any answer unsure."""
+    sure = "def soft():\n    model = network()\n    model[4].weight.data *= 100\n    return model"
+    Path("soft.py").write_text(f"{TINY}\n{sure}.append(nn.Softmax(1))\n")
+    Path("plain.py").write_text(f"{TINY}\n{sure}\n")
+    told = {}
+    for name in ("plain", "soft"):
+        result = explain("photo0.png", model=f"{name}.py:soft")
+        photo = json.loads(Path("out/run.json").read_text())["photos"][0]
+        told[name] = [photo["predicted"]["probability"], *(one["probability"] for one in photo["likeliest"])]
+        shown = f"{100 * told['plain'][0]:.1f} %"
+        assert shown in result.stdout
+        assert shown in page()
+        assert float(Path("out/predictions.csv").read_text().splitlines()[1].split(",")[4]) == pytest.approx(
+            told["plain"][0], rel=1e-4
+        )
+    assert told["soft"] == pytest.approx(told["plain"], rel=1e-5)
+
+
+def test_a_difference_is_told_beside_the_prediction(work):
+    result = explain("photo0.png", "--target", "b - a", "--classes", "a,b,c,d", "--pictures", "svg")
+    assert result.exit_code == 0, result.output
+    assert "difference of logits" in result.stdout
+    loaded = load_model("tiny.py:network", classes=["a", "b", "c", "d"])
+    logits = loaded.model(loaded.preprocess(Image.open("photo0.png").convert("RGB"))[None])[0]
+    best = int(logits.argmax())
+    [row] = csv.DictReader(Path("out/predictions.csv").read_text().splitlines())
+    assert (row["predicted"], row["explained"]) == ("abcd"[best], "b - a")
+    assert float(row["predicted_probability"]) == pytest.approx(float(logits.softmax(0)[best]), rel=1e-4)
+    assert float(row["explained_value"]) == pytest.approx(float(logits[1] - logits[0]), rel=1e-3)
+    assert f"Predicted: {'abcd'[best]} " in page()
+    assert "Explained: b - a, a difference of logits: " in page()
+    assert "for a" in page()
+    assert "against" not in page().partition("What the maps show")[2]
+    [figure] = Path("out").glob("figure-*.svg")
+    assert ">for b<" in figure.read_text()
+    assert ">for a<" in figure.read_text()
+
+
+def test_a_sign_that_says_nothing_has_no_for_and_against(work):
+    explain("photo0.png", "--methods", "smoothed(guided_backprop, samples=2)", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page().partition("What the maps show")[2]):
+        assert "positive" in text
+        assert "against class" not in text
+    explain("photo0.png", "--methods", "gradient,guided_backprop", "--pictures", "svg")
+    assert "he sign of guided_backprop says nothing" in page()
+    assert "against class" in page()
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "count", "told"),
+    [
+        ([0, 1, 2, 3, 0], [1, 2, 3, 0, 1], 4, "0 of 5 photos are predicted as their folder"),
+        ([0, 1, 2, 3, 0], [0, 2, 3, 0, 1], 4, None),  # 1 of 5 is not below half of chance, 0.625
+        ([0, 1, 2, 3], [1, 2, 3, 0], 4, None),  # too few to tell
+        ([-1, 0, 1, 2, 3], [0, 1, 2, 3, 0], 4, None),  # one of them of no class of the model
+    ],
+)
+def test_an_order_is_doubted_below_half_of_chance(labels, predicted, count, told):
+    found = list(mislabeled(labels, predicted, count, "photo", "folder"))
+    assert [one.partition(":")[0] for one in found] == ([told] if told else [])
+
+
+def test_photos_of_one_name_are_told_apart_by_their_folders(work):
+    for number in range(2):
+        Path(f"in/{number}").mkdir(parents=True)
+        shutil.copy(f"photo{number}.png", f"in/{number}/0.png")
+    result = explain("in/0/0.png", "in/1/0.png", "photo2.png")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [one["name"] for one in facts] == ["0/0.png", "1/0.png", "photo2.png"]
+    assert all("sha256" in one for one in facts)
+    assert "1/0.png" in result.stdout
+
+
+def test_a_photo_without_a_label_is_not_sent_to_a_column(work):
+    stderr = explain("photo0.png", "--target", "label").stderr
+    assert "photo0.png has no label to explain; a photo has one in a folder of its class" in stderr
+    assert "--label-column" not in stderr
 
 
 def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
@@ -619,7 +709,7 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     Image.fromarray(values).save("ray.png")
     result = explain("ray.png", model="grey.py:network")
     assert "note: ray.png uses little of what its bits can hold" in result.stderr
-    assert "give --scale, such as 200,4200" in result.stderr
+    assert "give --scale, such as 200,4200, this image's own ends; a trained model needs" in result.stderr
     result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
     assert "uses little" not in result.stderr
     facts = json.loads(Path("out/run.json").read_text())

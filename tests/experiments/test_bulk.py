@@ -19,7 +19,7 @@ import pellucid as pl
 from pellucid.cli.program import app
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
-from pellucid.experiments.bulk import MANIFEST, read_maps, write_maps
+from pellucid.experiments.bulk import MANIFEST, _cut, read_maps, score_of, write_maps
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.shards import read_ahead
 from pellucid.experiments.spec import MapsSpec, read_spec, spec_of
@@ -276,7 +276,7 @@ def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
     for command in (["maps"], ["explain", "--bulk"]):  # the second finds all finished
         ended = CliRunner().invoke(app, [*command, *asked])
         assert ended.exit_code == 1, ended.output
-        assert f"24 maps of 6 images in 1 shard, in {tmp_path / 'maps'}" in ended.output
+        assert f"24 maps of 6 images in 7 shards, in {tmp_path / 'maps'}" in ended.output
         assert "left out 1 image:\n" in ended.output
         assert "3.png is no image that can be read" in ended.output
     assert json.loads((tmp_path / "maps" / "run.json").read_text())["command"].startswith("pellucid maps ")
@@ -287,12 +287,59 @@ def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
         app, ["show", str(tmp_path / "maps"), "--image", "9.png", "-o", str(tmp_path / "no")]
     )
     assert ended.exit_code == 2
-    assert "has no such maps; leave out --image and --layer" in ended.output
+    assert "unknown image of the maps in" in ended.output
     both = ["--image", "5.png", "--image", "9.png", "-o", str(tmp_path / "no")]
     ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *both])
     assert ended.exit_code == 2
-    assert "has no such maps of '9.png'" in ended.output
+    assert "'9.png'; did you mean" in ended.output
     assert not (tmp_path / "no").exists()
     (tmp_path / "source" / "5.png").unlink()
     ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *chosen[:2], "-o", str(tmp_path / "more")])
     assert ended.exit_code == 0
+
+
+def test_progress_is_by_images_and_shards_are_small(photos, tmp_path):
+    """7 images are 7 shards of 1, so that an interruption loses one of them at most."""
+    told = []
+    write_maps(spec(photos / "files", images_per_cell=None), tmp_path, tell=lambda *one: told.append(one))
+    assert told[0] == ("images", 0, COUNT)
+    assert told[-1] == ("images", COUNT, COUNT)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert len(list((tmp_path / "maps").glob("*.parquet"))) == COUNT
+    within = []
+    write_maps(
+        spec(photos / "files", images_per_cell=COUNT, max_batch=2),
+        tmp_path / "one",
+        tell=lambda what, done, total: within.append(done),
+    )
+    assert sorted(set(within)) == [0, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 1), (8, 2), (100, 16), (256, 64), (5000, 64)])
+def test_shards_have_a_power_of_two_of_images(count, size):
+    start, stop = next(iter(_cut(count, None)))
+    assert (start, stop) == (0, size)
+
+
+def test_what_is_shown_is_named(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos" / "benign"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes((photos / "files" / "0.png").read_bytes())
+    write_maps(spec(tmp_path / "photos", methods=["gradient"]), tmp_path / "maps")
+    show = CliRunner().invoke(app, ["show", "maps", "--image", "0.png", "-o", "out"])
+    assert "unknown image of the maps in maps '0.png'; did you mean benign/0.png?" in show.stderr
+    show = CliRunner().invoke(app, ["show", "maps", "--layer", "layer2.9", "-o", "out"])
+    assert "unknown layer of the maps in maps 'layer2.9'; did you mean layer2.0?" in show.stderr
+    assert CliRunner().invoke(app, ["show", "maps", "-o", "out"]).exit_code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000000-benign-0.png"]
+    for shard in (tmp_path / "maps" / "maps").glob("*.parquet"):
+        shard.unlink()
+    show = CliRunner().invoke(app, ["show", "maps", "-o", "out"])
+    assert "is finished yet, of 1; the same command of pellucid maps goes on" in show.stderr
+
+
+def test_a_score_is_told_as_explain_tells_it(photos, tmp_path):
+    write_maps(spec(photos / "files", methods=["gradient"]), tmp_path / "a")
+    write_maps(spec(photos / "files", methods=["gradient"], target="1 - 0"), tmp_path / "b")
+    assert (score_of(tmp_path / "a"), score_of(tmp_path / "b")) == ("probability", "value")

@@ -106,7 +106,7 @@ def explain(
             metavar="none|FILE", help="What photos go through, in place of the model's own; or `file.py:name`."
         ),
     ] = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the grey photo.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the gray photo.")] = False,
     alpha: Annotated[
         float | None, typer.Option(help="How much the strongest value hides of the photo: 0.6; implies --overlay.")
     ] = None,
@@ -233,12 +233,12 @@ def _show(run: Mapping[str, Any], output: Path, before: int) -> None:
 
     photos = [PhotoFacts.model_validate(facts) for facts in run["photos"]]
     is_other = any(one.target != one.predicted for one in photos)
-    told = {"target": "explained class"} | ({"predicted": "predicted class"} if is_other else {})
-    kind = "probability" if photos[0].target.value is None else "value"
+    told = {"target": "explained class" if photos[0].target.between is None else "explained"}
+    told |= {"predicted": "predicted class"} if is_other else {}
     table = Table("photo", box=None, pad_edge=False)
-    for head in told.values():
+    for head, one in zip(told.values(), (photos[0].target, photos[0].predicted), strict=False):
         table.add_column(head)
-        table.add_column(kind, justify="right")
+        table.add_column(one.kind, justify="right")
     for facts in photos[:_MOST_ROWS]:
         answers = [facts.target, facts.predicted][: len(told)]
         cells = [part for answer in answers for part in (escape(answer.name), str(answer))]

@@ -19,7 +19,7 @@ from .lists import VARIANT_MEANINGS
 from .noticed import noticed
 from .output import origin
 from .photos import PhotoFacts
-from .pictures import Card
+from .pictures import Card, signs
 from .run import ExplainRun
 
 _LEAD = (
@@ -108,9 +108,11 @@ class ExplainPage:
         """One photo: what it was taken for, and its maps."""
         card, request = self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
-        keys = [color_key(card.signed, facts.target.name, request.overlay)]
+        speaks, signless = signs(list(request.texts.values()), facts.target.speaks)
+        keys = [color_key(card.signed, speaks, request.overlay)]
         note = scaling_note(request.heatmap["clip"], overlay=request.overlay)
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
+        note += f" {signless[0].upper()}{signless[1:]}." if signless and card.signed else ""
         maps = [self.maps(card)]
         return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
 
@@ -119,11 +121,13 @@ class ExplainPage:
         target, predicted = facts.target, facts.predicted
         if facts.label is not None:
             yield f"Label: {facts.label.name}"
-        if target.value is not None:
+        if len(facts.likeliest) > 1:
+            yield "Predicted: " + ", ".join(f"{one.name} {one}" for one in facts.likeliest)
+        if target.between is not None:
+            yield f"Explained: {target.name}, a {target.kind}: {target}"
+        elif target.value is not None:
             yield f"Value: {target}"
         else:
-            if len(facts.likeliest) > 1:
-                yield "Predicted: " + ", ".join(f"{one.name} {one}" for one in facts.likeliest)
             also = "" if target.number == predicted.number else ", which is not the predicted class"
             yield f"Explained: {target.name} {target}{also}"
         for name, of in facts.variants.items():
@@ -172,8 +176,8 @@ def predictions(photos: Sequence[PhotoFacts]) -> str:
     """What each photo was taken for, as CSV."""
     variants, file = list(photos[0].variants), io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    kind = "probability" if photos[0].target.value is None else "value"
-    heads = ["photo", "source", "label", "predicted", f"predicted_{kind}", "explained", f"explained_{kind}"]
+    of, kind = ("probability" if one.value is None else "value" for one in (photos[0].predicted, photos[0].target))
+    heads = ["photo", "source", "label", "predicted", f"predicted_{of}", "explained", f"explained_{kind}"]
     rows.writerow([*heads, *(f"explained_{kind}_{name}" for name in variants)])
     for facts in photos:
         label = "" if facts.label is None else facts.label.name

@@ -20,7 +20,7 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
     """Everything about one call of ``explain``."""
     request, loaded = run.request, run.loaded
     return origin(request.command) | {
-        "python": _python_program(request, run.found.photos, run.loaded.classes if run.named_by_folders else None),
+        "python": _python_program(request, run.found.photos, run.named.classes if run.named_by_folders else None),
         "title": request.title,
         "device": request.device,
         "seed": request.seed,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidData, PellucidError, brief, counted
+from ..errors import InvalidData, PellucidError, UnknownName, counted
 from .benchmark import spec_content
 from .options import (
     AS_FOR_EXPLAIN,
@@ -25,7 +25,8 @@ from .options import (
     WeightsOption,
     chosen_runner,
 )
-from .terminal import progress, say, show_left_out, show_notes, show_noticed
+from .output import unused
+from .terminal import percent, progress, say, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas
@@ -57,11 +58,14 @@ def maps(
     channels: Annotated[str, AS_FOR_EXPLAIN] = "mean",
     label_column: Annotated[str | None, AS_FOR_EXPLAIN] = None,
     images_per_cell: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--images-per-shard", min=1, help="Of folders and local tables; a .tar or remote table is one shard."
+            "--images-per-shard",
+            min=1,
+            help="Of folders and local tables; a .tar or remote table is one shard.",
+            show_default="up to 64, of a quarter of the images",
         ),
-    ] = 256,
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
     max_batch: Annotated[str | None, MAX_BATCH] = None,
     device: Annotated[str, DEVICE] = "auto",
@@ -93,7 +97,7 @@ def maps(
             spec,
             output,
             runner=chosen,
-            advance=lambda done, total: show("explaining; shards", done, total),
+            tell=lambda what, done, total: show(f"explaining; {what}", done, total),
             command=ctx.meta[COMMAND],
         )
     shards = counted(len(run.shards), "shard")
@@ -122,29 +126,37 @@ def show_command(
 
     Example: `pellucid show maps/ --image cat.jpg -o pictures`
     """
-    from ..experiments.bulk import read_maps
+    from ..experiments.bulk import read_maps, score_of, values_of
     from ..files import file_name, writable
 
+    for column, given in (("image", image), ("layer", layer)):
+        known = values_of(run, column) if given else []
+        for name in given or ():
+            if known and name not in known:
+                raise UnknownName(f"{column} of the maps in {run}", name, known)
     found = read_maps(run, **{name: given for name, given in (("image", image), ("layer", layer)) if given})
     if found.empty:
-        raise InvalidData(f"{run} has no such maps; leave out --image and --layer to see what there is")
-    if absent := [name for name in image or () if name not in set(found["image"])]:
-        raise InvalidData(
-            f"{run} has no such maps of {brief(absent[0])}; names are those of its images, with their endings"
-        )
+        raise InvalidData(f"{run} has no maps of these images at these layers; leave out --image or --layer")
+    kind = score_of(run)
     keys = ["source", "position", "image"]
     drawn = list(found.groupby(keys, sort=False, observed=True))[: None if image else _FIRST]
     with writable(output):
         output.mkdir(parents=True, exist_ok=True)
+    files: list[str] = []
     for (source, position, name), rows in drawn:
-        _draw(run, source, position, rows, overlay, output / f"{position:06d}-{file_name(Path(name).stem)}.png")
+        files.append(unused(f"{position:06d}-{file_name(str(Path(name).with_suffix('')))}", files))
+        _draw(run, source, position, rows, overlay, kind, output / f"{files[-1]}.png")
     say(f"wrote {counted(len(drawn), 'picture')} to {output}")
 
 
-def _draw(run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, path: Path) -> None:
+def _draw(
+    run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, kind: str, path: Path
+) -> None:
     """Draw one image's maps, and the photo if it can still be read."""
     from ..experiments.bulk import photo_of
+    from ..outputs import ends_of
     from ..report.figures import CaptionedPhoto, grid, write_figure
+    from .pictures import signs
 
     first = rows.iloc[0]
     layers = list(dict.fromkeys(rows["layer"]))
@@ -152,12 +164,15 @@ def _draw(run: str, source: str, position: int, rows: pandas.DataFrame, overlay:
     by = {key: dict(zip(part["layer"], part["map"], strict=True)) for key, part in parts}
     photos = []
     try:
-        photos = [CaptionedPhoto(photo_of(run, source, position), f"{first['target']} {first['score']:.3g}")]
+        score = percent(first["score"]) if kind == "probability" else f"{first['score']:.4g}"
+        photos = [CaptionedPhoto(photo_of(run, source, position), f"{first['target']} {score}")]
     except PellucidError as error:
         say(f"note: without its photo: {error}", err=True)
     cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
+    explained = first["target"] if kind == "probability" else ends_of(first["target"])
+    told, note = signs([method for method, _ in by], explained)
     figure = grid(
-        cells, layers, names, photos, first["image"], overlay and bool(photos), explained=first["target"]
+        cells, layers, names, photos, first["image"], overlay and bool(photos), explained=told, note=note
     )
     write_figure(figure, path)

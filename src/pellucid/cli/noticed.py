@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from ..errors import counted
 from ..experiments.cells import layers_noted
-from ..experiments.noticing import Change, of_images, of_model
+from ..experiments.noticing import Change, mislabeled, of_images, of_model
+from ..models.zoo import outputs
 from .photos import PhotoFacts
 from .run import ExplainRun
 from .terminal import notes_told
-
-_LEAST_LABELED = 5  # photos
 
 
 def noticed(run: ExplainRun) -> list[str]:
     """All that whoever looks at the maps should know."""
     parts = (
         _of_model(run),
-        _of_labels(run),
         of_images(run.found.odd, "photo"),
         _of_variants(run),
         _of_methods(run),
@@ -34,18 +32,16 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
     yield from run.found.wrong.values()
     if loaded.classes is None and run.found.photos[0].target.value is None:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
+    labeled = [one for one in run.found.photos if one.label is not None]
+    if not (loaded.weights == "random" and ".py:" not in loaded.name):
+        of_folders = all(Path(one.source).is_dir() for one in labeled)
+        numbers = [one.label.number for one in labeled if one.label is not None]
+        predicted = [one.predicted.number for one in labeled]
+        noun = "folder" if of_folders else "label"
+        yield from mislabeled(numbers, predicted, outputs(run.named.model), "photo", noun)
     if run.named_by_folders:
-        yield f"the model's {len(loaded.classes or ())} classes are called as the photos' folders, in their order"
-
-
-def _of_labels(run: ExplainRun) -> Iterator[str]:
-    """Where every photo is taken for another of their labels: chance seldom mixes classes up so well."""
-    labeled = [facts for facts in run.found.photos if facts.label is not None and facts.predicted.value is None]
-    labels = {facts.label.number for facts in labeled if facts.label is not None}
-    right = [facts for facts in labeled if facts.label and facts.label.number == facts.predicted.number]
-    if len(labeled) >= _LEAST_LABELED and not right and labels >= {facts.predicted.number for facts in labeled}:
-        count = counted(len(labeled), "photo")
-        yield f"none of {count} is predicted as its label, but each as another's: is the order of classes right?"
+        count = len(run.named.classes or ())
+        yield f"the model's {count} classes are called as the photos' folders, in their order"
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:

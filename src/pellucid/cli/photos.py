@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..data.sources import Sample, Source, open_images, renumbered
+from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
 from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
 from ..experiments.noticing import Odd, oddities
 from ..files import file_digest, file_name
 from ..models.zoo import LoadedModel
-from ..report.figures import CaptionedPhoto, Map
+from ..report.figures import CaptionedPhoto, Map, Speaks
 from .output import unused
 from .request import Request
 from .terminal import percent
@@ -39,6 +39,7 @@ class Place:
     index: int
     numbers: Mapping[int, int] | None = None
     classes: tuple[str, ...] | None = None
+    name: str = ""  # what it is called among the run's photos
 
     @property
     def key(self) -> tuple[str, int]:
@@ -55,6 +56,19 @@ class Prediction(BaseModel):
     name: str
     probability: float | None = None
     value: float | None = None
+    between: tuple[str, str] | None = None  # the classes of a difference
+
+    @property
+    def speaks(self) -> Speaks:
+        """What positive values of its maps speak for; and of a difference, what negative ones do."""
+        return self.between or self.name
+
+    @property
+    def kind(self) -> str:
+        """What the amount is."""
+        if self.probability is not None:
+            return "probability"
+        return "value" if self.between is None else "difference of logits"
 
     @property
     def amount(self) -> float:
@@ -134,7 +148,7 @@ class Photo:
         """The photo with the explained class and its probability, and the predicted class if it is another."""
         target, predicted = self.facts.target, self.facts.predicted
         text = f"{target.name} {target}"
-        if predicted.number != target.number:
+        if predicted != target:
             text += f"\n(predicted: {predicted.name} {predicted})"
         return CaptionedPhoto(self.picture, text, self.sample.name)
 
@@ -155,7 +169,25 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
             continue
         numbers, classes = _numbers(source, request, loaded)
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
-    return places, wrong
+    return _told_apart(places), wrong
+
+
+def _told_apart(places: Sequence[Place]) -> list[Place]:
+    """The places with names: where several photos have one name, as much of their paths as tells them apart."""
+    found: dict[str, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.source.names[place.index], []).append(place)
+    names: dict[tuple[str, int], str] = {}
+    for name, alike in found.items():
+        paths = [Path(one.spec) if Path(one.spec).name == name else Path(one.spec, name) for one in alike]
+        longest = max(len(path.parts) for path in paths)
+        shown = [name] * len(paths)
+        for count in range(len(Path(name).parts), longest + 1):
+            if len(set(shown)) == len(shown):
+                break
+            shown = ["/".join(path.parts[-count:]) for path in paths]
+        names |= {one.key: text for one, text in zip(alike, shown, strict=True)}
+    return [replace(place, name=names[place.key]) for place in places]
 
 
 def _numbers(
@@ -179,6 +211,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         InvalidData: it is to be explained for its label, and has none.
     """
     sample, preprocess = place.source[place.index], loaded.preprocess
+    sample = replace(sample, name=place.name or sample.name)
     try:
         pixels = preprocess(sample.image)
     except InvalidImage as error:
@@ -186,7 +219,12 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     if not bool(pixels.isfinite().all()):
         raise InvalidImage(f"{sample.name}: the model's preprocess gave NaN or infinite values")
     if target == "label" and sample.label is None:
-        raise InvalidData(f"{sample.name} has no label to explain; name its column with --label-column")
+        way_out = (
+            "name its column with --label-column"
+            if _is_table(place.spec)
+            else "a photo has one in a folder of its class, or in a table: give that, or another --target"
+        )
+        raise InvalidData(f"{sample.name} has no label to explain; {way_out}")
     key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
     picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
     names, label = place.source.classes, None
@@ -196,6 +234,14 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         label = Prediction(number=number, name=name)
     odd = oddities(sample, preprocess)
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
+
+
+def _is_table(spec: str) -> bool:
+    """Whether photos may have a column of labels; those of image files have none."""
+    path = Path(spec)
+    if path.is_dir():
+        return any(one.suffix in SHARDS for one in path.iterdir())
+    return not path.is_file() or path.suffix in SHARDS
 
 
 def _file_hash(spec: str, sample: Sample) -> str | None:

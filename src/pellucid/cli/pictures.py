@@ -10,9 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..catalog import has_sign
+from ..errors import shortened
 from ..files import replace_file, writable
 from ..report.album import LONGEST_SIDE, map_tile, pixels_uri
-from ..report.figures import Map, grid, has_negative, upsampled, write_figure, write_map
+from ..report.figures import Map, Speaks, grid, has_negative, upsampled, write_figure, write_map
 from ..report.pages import Tile
 from .output import UNFINISHED
 from .photos import Photo
@@ -108,8 +110,9 @@ class Pictures:
             for part in pages(columns, _MOST_COLUMNS):
                 titles = [f"{texts[name]}\n({at})" if layer is None else texts[name] for name, at in part]
                 cells = [[photo.maps[name, at, variant] for name, at in part] for photo in some]
-                name = f"figure-methods-{layer or 'own'}-{variant}"
-                self.save(name, cells, titles, [], some, f"{place}, {variant}")
+                figure = f"figure-methods-{layer or 'own'}-{variant}"
+                methods = list(dict.fromkeys(name for name, _ in part))
+                self.save(figure, cells, titles, [], some, f"{place}, {variant}", methods)
 
     def draw_layers(self, photo: Photo, name: str) -> None:
         """Variants x layers of one image and method."""
@@ -118,7 +121,7 @@ class Pictures:
         for part in pages(layers, _MOST_COLUMNS):
             cells = [[photo.maps[name, layer, variant] for layer in part] for variant in variants]
             figure = f"figure-layers-{photo.key}-{name}"
-            self.save(figure, cells, part, variants, [photo], f", {self.request.texts[name]}")
+            self.save(figure, cells, part, variants, [photo], f", {self.request.texts[name]}", [name])
 
     def save(
         self,
@@ -128,17 +131,30 @@ class Pictures:
         rows: Sequence[str],
         photos: Sequence[Photo],
         what: str,
+        methods: Sequence[str],
     ) -> None:
         """Draw and write one figure, numbered so that names sort as they were drawn."""
         request = self.request
         shown, title = [photo.captioned() for photo in photos], f"{request.model}{what}"
-        classes = {photo.facts.target.name for photo in photos}
+        classes = {photo.facts.target.speaks for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
+        told, note = signs([request.texts[method] for method in methods], explained)
         clip = request.heatmap["clip"]
-        figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", explained, clip)
+        figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", told, clip, note)
         self.drawn[name] = self.drawn.get(name, 0) + 1
         for suffix in self.kinds:
             write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")
+
+
+def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
+    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing.
+
+    Where no method's does, the ends speak for nothing.
+    """
+    without = [text for text in methods if not has_sign(text)]
+    if len(without) == len(methods):
+        return None, ""
+    return explained, f"the sign of {shortened(without, 3)} says nothing" if without else ""
 
 
 def _plain(name: str) -> str:

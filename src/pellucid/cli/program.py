@@ -69,7 +69,7 @@ class Commands(TyperGroup):
             vars(error)["message"] = visible(str(vars(error).get("message", "")))
             raise
         except PellucidError as error:
-            say(f"error: {' '.join(str(error).split())}", err=True)
+            say(f"error: {' '.join((error.command or str(error)).split())}", err=True)
             raise typer.Exit(2) from error
         except SystemExit as error:  # no command raises it: code of the user's does
             say(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)

@@ -6,7 +6,9 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning
+from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning, PellucidError
 from ..experiments.cells import Note, noted, require_maps
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
@@ -27,10 +29,11 @@ from ..methods.base import Attributions, Method
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, load_model
-from ..outputs import class_of, first_logits, probabilities
+from ..outputs import Difference, answer, class_of, first_logits, likelihoods
 from ..passes import fitting
+from ..variants.base import ORIGINAL, Variant
 from .output import HOW_FAR, UNFINISHED
-from .photos import Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
+from .photos import NO_CLASS, Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 from .terminal import say
@@ -85,17 +88,13 @@ def _digest_of(loaded: LoadedModel) -> str:
     return sha256(f"{digest_of_model(loaded)} {loaded.classes} {parts}".encode()).hexdigest()
 
 
-def _shown(logits: Tensor) -> Tensor:
-    """Probabilities, or what the only output is: what has one need be no classifier."""
-    return logits if logits.shape[1] == 1 else probabilities(logits)
-
-
 @dataclass
 class ExplainRun:
     """One call of ``explain``: photos come in, maps and facts go out to a draft folder."""
 
     request: Request
-    loaded: LoadedModel
+    loaded: LoadedModel  # what is explained: the model, or its one answer where no class is asked for
+    named: LoadedModel  # the model, whose classes photos are taken for
     folder: Path
     places: Sequence[Place]
     left_out: list[str]  # what was wrong with photos that cannot be read
@@ -118,7 +117,7 @@ class ExplainRun:
         found = Explained.read(folder, _digest_of(named))
         found.methods = list(request.texts.values())
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
-        return cls(request, loaded, folder, places, wrong, found, pictures)
+        return cls(request, loaded, named, folder, places, wrong, found, pictures)
 
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
@@ -180,38 +179,72 @@ class ExplainRun:
         logits = self.logits(images)
         if not bool(logits.isfinite().all()):
             raise not_finite(self.loaded.model, "a logit")
-        self.name_classes(photos, logits.shape[1])
-        predicted, shown = logits.argmax(1), _shown(logits)
+        classes = self.class_logits(images, logits)
+        self.name_classes(photos, classes.shape[1])
+        predicted = classes.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        self.found.wrong = looks_wrong(images, logits, self.loaded.preprocess, normalized=True) | self.found.wrong
+        self.found.wrong = looks_wrong(images, classes, self.loaded.preprocess, normalized=True) | self.found.wrong
         for row, photo in enumerate(photos):
-            likeliest = logits[row].topk(min(_LIKELIEST, logits.shape[1])).indices.tolist()
-            target, highest = (self.answer(shown[row], int(of[row])) for of in (targets, predicted))
-            photo.answered(target, highest, [self.answer(shown[row], number) for number in likeliest])
+            likeliest = classes[row].topk(min(_LIKELIEST, classes.shape[1])).indices.tolist()
+            target = self.explained(logits[row], int(targets[row]))
+            highest, *others = (self.answer(classes[row], number) for number in [int(predicted[row]), *likeliest])
+            photo.answered(target, highest, others)
         for name, variant in self.request.variants.items():
             if may_answer_otherwise(variant):
                 changed = Scorer(self.loaded.model, variant, max_batch=self.request.max_batch).logits(images)
-                answers = _shown(changed)
+                of_classes = self.class_logits(images, changed, variant)
                 for row, photo in enumerate(photos):
-                    target, highest = (
-                        self.answer(answers[row], int(of)) for of in (targets[row], changed[row].argmax())
-                    )
+                    target = self.explained(changed[row], int(targets[row]))
+                    highest = self.answer(of_classes[row], int(of_classes[row].argmax()))
                     photo.facts.variants[name] = Answers(target=target, predicted=highest)
         return targets
 
-    def answer(self, shown: Tensor, number: int) -> Prediction:
-        """A class of one photo: its number, name and what is ``_shown`` of it."""
-        what = "value" if len(shown) == 1 else "probability"
-        return Prediction(number=number, name=self.loaded.class_name(number), **{what: float(shown[number])})
+    @property
+    def is_asked(self) -> bool:
+        """Whether what is explained is no class: a difference, or a function of the output."""
+        return self.loaded.model is not self.named.model
+
+    def class_logits(self, images: Tensor, logits: Tensor, variant: Variant = ORIGINAL) -> Tensor:
+        """The logits (B, K) of the model's classes; of an output that has none, those explained."""
+        if not self.is_asked:
+            return logits
+        with suppress(PellucidError):
+            return Scorer(self.named.model, variant, max_batch=self.request.max_batch).logits(images)
+        return logits
+
+    def explained(self, logits: Tensor, number: int) -> Prediction:
+        """What is explained of one photo: a class, or the value of what is none."""
+        if not self.is_asked:
+            return self.answer(logits, number)
+        found = Prediction(number=NO_CLASS, name=self.request.target, value=float(logits[number]))
+        return found.model_copy(update={"between": self.between})
+
+    @cached_property
+    def between(self) -> tuple[str, str] | None:
+        """The names of the two classes whose difference is explained."""
+        found = answer(self.request.target, self.named.classes)
+        if not isinstance(found, Difference):
+            return None
+        one, other = (self.named.class_name(int(number)) for number in (found.one, found.other))
+        return one, other
+
+    def answer(self, logits: Tensor, number: int) -> Prediction:
+        """A class of one photo: its number, name and probability; what has one output need be no classifier."""
+        name = self.loaded.class_name(number) if len(logits) == 1 else self.named.class_name(number)
+        if len(logits) == 1:
+            return Prediction(number=number, name=name, value=float(logits[number]))
+        return Prediction(number=number, name=name, probability=float(likelihoods(logits[None])[0, number]))
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
-        names = self.loaded.classes
-        if names is not None and len(names) != count:
+        names = self.named.classes
+        if names is not None and len(names) != count and not (self.is_asked and count == 1):
             raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {count}")
         if names is None and photos[0].classes is not None and len(photos[0].classes) == count > 1:
-            self.loaded = replace(self.loaded, classes=photos[0].classes)
+            self.named = replace(self.named, classes=photos[0].classes)
+            if not self.is_asked:
+                self.loaded = self.named
             self.named_by_folders = True
 
     def logits(self, images: Tensor) -> Tensor:

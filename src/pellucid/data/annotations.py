@@ -109,8 +109,8 @@ def _mask(path: Path | None) -> Image.Image | None:
         indices = np.asarray(ImageOps.exif_transpose(file)) if file.mode == "P" else None
     if indices is not None:
         return _white((indices != 0) & (indices != _VOID))
-    grey = np.asarray(image.convert("L"))
-    return _white(grey > (0 if grey.max(initial=0) <= 1 else 127))
+    gray = np.asarray(image.convert("L"))
+    return _white(gray > (0 if gray.max(initial=0) <= 1 else 127))
 
 
 def _white(found: np.ndarray) -> Image.Image:

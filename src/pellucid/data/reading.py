@@ -112,7 +112,7 @@ def upright(image: Image.Image, name: str) -> AnyImage:
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         values = np.asarray(image)
-        # Pillow gives 16-bit grey of PNG and PGM as 32 bits in some versions.
+        # Pillow gives 16-bit gray of PNG and PGM as 32 bits in some versions.
         is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
         return Pixels.of(values.astype(np.uint16) if is_short else values, name)
     return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,12 +31,15 @@ from .noticing import Change, added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
 from .record import hashed, versions
 from .runners import Advance, Runner, inline
-from .shards import MAP_ROWS, MAPS, Shard, ShardCell
+from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
 from .store import LOCK
 
 MANIFEST = "manifest.json"
 _ASKING = 16  # shards whose ends are read at once
+_MOST, _LEAST = 64, 4  # images of a shard, and shards, where nothing is said
+Told = Callable[[str, int, int], None]
+"""Called with what is counted, how many of these are done, and how many there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,7 @@ def write_maps(
     *,
     runner: Runner = inline,
     advance: Advance = lambda done, total: None,
+    tell: Told = lambda what, done, total: None,
     command: str = "",
 ) -> MapsRun:
     """Explain all images of a source, or what is left of them, and write their maps as Parquet shards.
@@ -105,6 +110,8 @@ def write_maps(
         output: a folder, or a URL that fsspec knows; it is empty, new, or holds maps by the same settings.
         runner: as ``benchmark`` takes it; machines of a cluster write to ``output`` themselves.
         advance: called with the number of shards done and that of all.
+        tell: called with ``"images"``, how many were explained or left out, and how many there are; with
+            ``"shards"`` and their numbers where a source does not say how many images it has.
         command: what was typed, for run.json.
 
     Raises:
@@ -127,19 +134,50 @@ def write_maps(
             shards = _finished(folder, cells)
             left = [cell for cell in cells if cell.id not in shards]
             failed: dict[str, str] = {}
+            progress = _Progress(cells, set(shards), tell)
             advance(len(shards), len(cells))
-            for done, outcome in enumerate(runner(spec, left), len(shards) + 1):
-                if isinstance(outcome.finished, Shard):
-                    shards[outcome.cell.id] = outcome.finished
-                else:
-                    failed[outcome.cell.id] = outcome.reason
-                advance(done, len(cells))
+            with hearing(progress.image):
+                for done, outcome in enumerate(runner(spec, left), len(shards) + 1):
+                    if isinstance(outcome.finished, Shard):
+                        shards[outcome.cell.id] = outcome.finished
+                    else:
+                        failed[outcome.cell.id] = outcome.reason
+                    progress.end(outcome.cell.id)
+                    advance(done, len(cells))
             told = tuple(of_model(inputs.model_of(spec, model.key), model.preprocess is not None))
             run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed, told)
             folder.write(MANIFEST, sealed(_manifest(run)))
     finally:
         inputs.forget()
     return run
+
+
+class _Progress:
+    """How far a run is: by images where all shards say how many they have, else by shards."""
+
+    def __init__(self, cells: Sequence[ShardCell], ended: set[str], tell: Told) -> None:
+        self.sizes = {cell.id: None if cell.stop is None else cell.stop - cell.start for cell in cells}
+        self.what = "shards" if None in self.sizes.values() else "images"
+        if self.what == "shards":
+            self.sizes = dict.fromkeys(self.sizes, 1)
+        self.ended, self.within, self.tell = ended, 0, tell
+        self.told()
+
+    def image(self, count: int) -> None:
+        """Count images of the shard that is being explained in this process."""
+        self.within += count if self.what == "images" else 0
+        self.told()
+
+    def end(self, cell: str) -> None:
+        """Count a whole shard."""
+        self.ended.add(cell)
+        self.within = 0
+        self.told()
+
+    def told(self) -> None:
+        """Say how far it is."""
+        done = sum(self.sizes[cell] or 0 for cell in self.ended)
+        self.tell(self.what, done + self.within, sum(size or 0 for size in self.sizes.values()))
 
 
 def _identity(spec: MapsSpec) -> dict[str, Any]:
@@ -161,13 +199,13 @@ def _identity(spec: MapsSpec) -> dict[str, Any]:
 
 def _cells(spec: MapsSpec, output: str, key: str) -> Iterator[ShardCell]:
     """The shards, numbered in the order of the images."""
-    for number, (place, start, stop, state) in enumerate(_stretches(spec.images, spec.images_per_cell or 256)):
+    for number, (place, start, stop, state) in enumerate(_stretches(spec.images, spec.images_per_cell)):
         name = f"{number:06d}_{file_name(place.rpartition('/')[2])[:60]}"
         digest = sha256(repr((key, start, stop, state)).encode()).hexdigest()[:16]
         yield ShardCell(name if stop is None else f"{name}_{start}", place, start, stop, digest, output)
 
 
-def _stretches(images: Images, size: int) -> Iterator[tuple[str, int, int | None, str]]:
+def _stretches(images: Images, size: int | None) -> Iterator[tuple[str, int, int | None, str]]:
     """Places, from where to where, and what tells their content from another."""
     files = {} if is_source_name(images.source) else Folder(images.source).files()
     shards = {name: state for name, state in files.items() if f"{images.source}{name}".endswith(SHARDS)}
@@ -183,11 +221,16 @@ def _stretches(images: Images, size: int) -> Iterator[tuple[str, int, int | None
             yield place, start, stop, state
 
 
-def _cut(count: int | None, size: int) -> Iterator[tuple[int, int | None]]:
-    """From where to where shards of a size go; of what has no known count there is one."""
+def _cut(count: int | None, size: int | None) -> Iterator[tuple[int, int | None]]:
+    """From where to where shards of a size go; of what has no known count there is one.
+
+    By default there are at least four where images are as many, so that an interruption loses little. Sizes are
+    powers of two, since images that are added must not cut all others anew.
+    """
     if count is None:
         yield 0, None
     else:
+        size = size or min(_MOST, 1 << max((count // _LEAST).bit_length() - 1, 0))
         yield from pairwise([*range(0, count, size), count])
 
 
@@ -303,6 +346,10 @@ def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.D
         if name not in texts:
             raise UnknownName("column of the maps", name, texts)
     names = sorted(name for name in folder.names(MAPS) if name.endswith(".parquet") and not name.startswith("."))
+    if not names and (told := shards_told(folder)) is not None:
+        raise InvalidData(
+            f"no shard of {folder.url} is finished yet, of {len(told)}; the same command of pellucid maps goes on"
+        )
     if not names:
         raise InvalidData(f"there are no maps in {folder.url}; give the output folder of: pellucid maps")
     chosen = [(name, "in", [value] if isinstance(value, str) else list(value)) for name, value in where.items()]
@@ -314,6 +361,28 @@ def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.D
         for data, shape, scale in zip(*columns, strict=True)
     ]
     return frame
+
+
+def values_of(url: str | os.PathLike[str], column: str) -> list[str]:
+    """What a column of a data set's maps holds, each value once, without reading any map."""
+    folder, found = Folder(url), dict[str, None]()
+    for name in sorted(name for name in folder.names(MAPS) if name.endswith(".parquet") and name[0] != "."):
+        with folder.reading(f"{MAPS}/{name}") as file:
+            try:
+                table = pyarrow.parquet.read_table(file, columns=[column])
+            except (pyarrow.ArrowException, OSError, ValueError):  # told where its maps are read
+                continue
+        found |= dict.fromkeys(table[column].unique().to_pylist())
+    return list(found)
+
+
+def score_of(url: str | os.PathLike[str]) -> str:
+    """What the scores of a data set's maps are: ``probability``, or ``value`` of what is no class."""
+    spec = require_kind(
+        MapsSpec, unsealed(Folder(url).read(RUN) or b"{}").get("spec"), f"{url}/{RUN}", InvalidData
+    )
+    is_class = not re.search(r" - |\.py(:|$)", spec.asked)
+    return "probability" if is_class and spec.score == "softmax" else "value"
 
 
 def photo_of(url: str | os.PathLike[str], source: str, position: int) -> NDArray[np.uint8]:

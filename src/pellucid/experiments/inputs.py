@@ -33,7 +33,7 @@ from ..training.criteria import Retraining
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
 
-# RectGrad's masks: grey below 200 is background (released code); exact masks are black and white anyway.
+# RectGrad's masks: gray below 200 is background (released code); exact masks are black and white anyway.
 OBJECT = 200
 
 
@@ -213,7 +213,7 @@ def annotated(sample: Sample, loaded: LoadedModel) -> tuple[int | None, Tensor |
     if not isinstance(preprocess, Preprocess):
         return sample.label, None, None
     mask = (
-        None if sample.mask is None else _moved(sample.mask.point(lambda grey: 255 * (grey >= OBJECT)), preprocess)
+        None if sample.mask is None else _moved(sample.mask.point(lambda gray: 255 * (gray >= OBJECT)), preprocess)
     )
     boxes = None if sample.boxes is None else moved_boxes(sample.boxes, sample.image.size, preprocess)
     return sample.label, None if mask is None else transforms.pil_to_tensor(mask)[0] > 0, boxes

@@ -14,7 +14,7 @@ from ..errors import PellucidError, counted
 from ..models.preprocess import Preprocess, is_assumed
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
-from ..outputs import probabilities
+from ..outputs import likelihoods
 from ..pixels import Pixels
 from ..variants.base import Variant
 from .inputs import Batch, ParsedSpec
@@ -28,6 +28,7 @@ Counts = dict[str, list[Any]]
 _POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
+_LABELED = 5  # images that tell whether classes are in another order
 
 
 def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str]:
@@ -54,14 +55,30 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
     found, image, side = {}, sample.image, preprocess.resize
     if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
         ends = f"{int(image.values.min())},{int(image.values.max())}"
-        what = "uses little of what its bits can hold, so the model sees it nearly of one grey"
-        found["dark"] = (f"{sample.name} {what}", f"give --scale, such as {ends}")
+        what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
+        found["dark"] = (
+            f"{sample.name} {what}",
+            f"give --scale, such as {ends}, this image's own ends; "
+            "a trained model needs the range that it was trained with",
+        )
     if isinstance(side, int) and min(image.size) >= _MUCH * side:
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
         found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
     if recolored := preprocess.recolored(image):
         found[recolored] = (f"{sample.name} {recolored}", "")
     return found
+
+
+def mislabeled(labels: Iterable[int], predicted: Iterable[int], count: int, noun: str, what: str) -> Iterator[str]:
+    """Say so where far fewer predictions than by chance are the labels: the classes' order is likely another.
+
+    At least ``_LABELED`` labels must be known; ``count`` is how many classes there are.
+    """
+    pairs = [pair for pair in zip(labels, predicted, strict=True) if pair[0] >= 0]
+    right = sum(label == one for label, one in pairs)
+    if count > 1 and len(pairs) >= _LABELED and right < len(pairs) / count / 2:
+        of = counted(len(pairs), noun)
+        yield f"{right} of {of} are predicted as their {what}: is the order of classes right?"
 
 
 def count_odd(counts: Counts, odd: Odd) -> None:
@@ -92,7 +109,7 @@ class Change:
     @classmethod
     def of(cls, logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
         """The change from logits (B, K) to others, for the explained classes (B,)."""
-        before, after = (probabilities(one).gather(1, targets[:, None]) for one in (logits, changed))
+        before, after = (likelihoods(one).gather(1, targets[:, None]) for one in (logits, changed))
         same = int((logits.argmax(1) == changed.argmax(1)).sum())
         return cls(100 * float((before - after).abs().sum()), same, len(logits))
 

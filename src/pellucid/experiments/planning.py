@@ -213,6 +213,10 @@ def _noticed(
             logits = batch.scorer(ORIGINAL).logits_of(batch.images)
             wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
             changes.append(changes_of(parsed, batch, logits))
+        if "softmax" in wrong and parsed.spec.score == "softmax":
+            wrong["softmax"] += (
+                "; scores are a softmax of them and so squeezed: --score logits takes them as they are"
+            )
         found = summed(changes)
         told += [*wrong.values(), *(change.told(name) for name, change in found.items())]
         noticed[model.key] = tuple(told)

@@ -6,6 +6,8 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -47,6 +49,19 @@ MAP_ROWS = pyarrow.schema(
 _READERS = 2  # threads that read and decode
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+_HEARING: ContextVar[Callable[[int], None]] = ContextVar("hearing", default=lambda count: None)
+
+
+@contextmanager
+def hearing(each: Callable[[int], None]) -> Iterator[None]:
+    """Have ``each`` called with how many images were explained, whenever some were in this process."""
+    token = _HEARING.set(each)
+    try:
+        yield
+    finally:
+        _HEARING.reset(token)
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,7 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
             rows = _map_rows(spec, batch, cell.place, positions, notes)
             writer.write_table(rows)
             found.images, found.maps = found.images + len(positions), found.maps + len(rows)
+            _HEARING.get()(len(positions))
         shard = Shard(cell.key, cell.place, cell.start, notes=sorted(notes), **vars(found))
         writer.add_key_value_metadata({TOLD: json.dumps(asdict(shard))})
     return shard

@@ -275,7 +275,7 @@ class MapsSpec(Spec):
     """What maps are asked for of many images: a ``Spec`` without metrics, for one model."""
 
     metrics: Texts = ()
-    images_per_cell: Count | None = 256
+    images_per_cell: Count | None = None
 
     @model_validator(mode="after")
     def _of_one_model(self) -> Self:

@@ -32,10 +32,7 @@ def looks_wrong(
     """
     found, largest = {}, float(images.abs().max())
     if logits.shape[1] > 1 and are_shares(logits):
-        found["softmax"] = (
-            "the outputs are probabilities; explain the model without its last softmax (a benchmark scores the "
-            "softmax of its outputs, which is another; --score logits takes them as they are)"
-        )
+        found["softmax"] = "the outputs are probabilities; explain the model without its last softmax"
     if largest > _LARGE:
         # A function of the user's own takes no scale.
         is_own = callable(getattr(preprocess, "function", None))

@@ -275,7 +275,7 @@ def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float 
 class CustomPreprocess:
     """A user's own function from an image to a model's input, as a file of a model may bring along.
 
-    Images of 8 bits reach it as Pillow's in RGB; 16-bit, 32-bit and float grey as Pillow's of one channel with all
+    Images of 8 bits reach it as Pillow's in RGB; 16-bit, 32-bit and float gray as Pillow's of one channel with all
     their values; all else as an array (H, W, C).
     """
 

@@ -284,6 +284,8 @@ def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
     names = [given] if isinstance(given, str) else list(given)
     if len(names) == 1 and os.path.exists(names[0]) and not _is_class_beside_folder(names[0]):
         names = _names_of(Path(names[0]))
+    elif len(names) == 1 and _is_file_name(names[0]):
+        raise InvalidParameter(f"there is no file {names[0]} of class names; give one, or names as A,B,C")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InvalidParameter(f"two classes are called {twice[0]!r}; give each a name of its own")
@@ -293,6 +295,11 @@ def read_class_names(given: str | Sequence[str]) -> tuple[str, ...]:
 def _is_class_beside_folder(name: str) -> bool:
     """Whether a name is of a class, of which a folder of images may lie in the current one, and no path."""
     return os.path.isdir(name) and os.path.basename(name) == name
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text is rather the path of a file of class names than the name of a class."""
+    return Path(text).suffix.lower() in (".txt", ".json", ".csv", ".names")
 
 
 def _names_of(path: Path) -> list[str]:

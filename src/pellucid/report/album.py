@@ -16,6 +16,7 @@ from ..errors import InvalidData
 from .figures import (
     Map,
     Overlay,
+    Speaks,
     color_bar,
     colored,
     encoded,
@@ -141,7 +142,7 @@ def map_tile(
     return Tile(pixels_uri(over, side), words)
 
 
-def color_key(signed: bool, explained: str = "the class", overlay: Overlay | None = None) -> ColorKey:
+def color_key(signed: bool, explained: Speaks = "the class", overlay: Overlay | None = None) -> ColorKey:
     """What the colors of a page's maps mean."""
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in color_bar(signed, overlay, 9)[0]]
     return ColorKey(colors, meanings(signed, explained))

@@ -49,6 +49,9 @@ _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 _LINE_ENDS = re.compile("[\n\r\x1c-\x1e\x85\u2029]")  # within a line Pillow refuses to draw them
 _LONGEST_LINE = 1000  # characters, which no width here holds
 
+Speaks = str | tuple[str, str] | None
+"""What positive values speak for; of a difference, and what negative ones do; None where a sign says nothing."""
+
 
 @dataclass(frozen=True)
 class CaptionedPhoto:
@@ -82,8 +85,9 @@ def grid(
     title: str = "",
     overlay: bool | Overlay = False,
     scale: Literal["map", "figure"] = "map",
-    explained: str = "the class",
+    explained: Speaks = "the class",
     clip: tuple[float, float] | None = None,
+    note: str = "",
 ) -> Drawing:
     """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
 
@@ -95,8 +99,10 @@ def grid(
         photos: one per row, or one for the whole figure; all of one size.
         overlay: lay the maps over the gray photo; True is ``Overlay()``.
         scale: whether colors end at each map's own 99th percentile of |value|, or at that of all maps.
-        explained: what positive values speak for, as the legend names it.
+        explained: what positive values speak for, as the legend names it; of a difference also what negative
+            ones speak for; None where a sign says nothing.
         clip: the percentiles at which the maps were clipped, for the legend.
+        note: what else the legend says.
 
     Raises:
         InvalidParameter: ragged rows, titles or photos that do not fit the cells, no map at all.
@@ -120,7 +126,7 @@ def grid(
     sheet.draw_legend(
         signed,
         explained,
-        scaling_note(clip, limit is not None, over if photos else None),
+        "; ".join(filter(None, (note, scaling_note(clip, limit is not None, over if photos else None)))),
         over if photos else None,
     )
     return sheet.drawing
@@ -269,9 +275,16 @@ def color_bar(signed: bool, overlay: Overlay | None = None, count: int = 257) ->
     return drawn_map(bar, signed, np.full((1, count, 3), 160, np.uint8), overlay and Overlay(overlay.alpha))
 
 
-def meanings(signed: bool, explained: str = "the class") -> tuple[str, str, str]:
+def meanings(signed: bool, explained: Speaks = "the class") -> tuple[str, str, str]:
     """What the colors mean at the left, in the middle and at the right."""
-    return (f"against {explained}", "0", f"for {explained}") if signed else ("none", "", "strongest")
+    if not signed:
+        return "none", "", "strongest"
+    if explained is None:
+        return "negative", "0", "positive"
+    if isinstance(explained, str):
+        return f"against {explained}", "0", f"for {explained}"
+    one, other = explained
+    return f"for {other}", "0", f"for {one}"
 
 
 def _bytes(values: Map) -> NDArray[np.uint8]:
@@ -493,7 +506,7 @@ class _Sheet:
             x, y = self.place(row, 0)
             self._write(x - self.px(_GAP), y + self.cell[0] / 2, text, _LABEL, INK, "rm")
 
-    def draw_legend(self, signed: bool, explained: str, note: str, overlay: Overlay | None) -> None:
+    def draw_legend(self, signed: bool, explained: Speaks, note: str, overlay: Overlay | None) -> None:
         """A color bar below the maps, what its ends mean, and how maps are scaled."""
         left, y = self.place(self.count, 0)
         x, y = left if self.width >= 4 else self.px(_MARGIN), y + self.px(0.06)
@@ -502,7 +515,8 @@ class _Sheet:
         self.drawing.frames.append((x, y, width, height, ""))
         ends = meanings(signed, explained)
         if max(text_width(end, _SMALL) for end in ends) > 0.9 * _CELL:  # a name too long to stand beside the other
-            ends, note = ("against", "0", "for") if signed else ends, f"for or against {explained}; {note}"
+            of = explained if isinstance(explained, str) else " rather than ".join(explained or ())
+            ends, note = ("against", "0", "for") if signed else ends, f"for or against {of}; {note}"
         y += height + self.px(0.035)
         for share, text, align in zip((0, 0.5, 1), ends, "lmr", strict=True):
             self._write(x + share * width, y, text, _SMALL, INK, f"{align}a")

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import InvalidParameter, counted
 from ..heatmap import Channels, heatmap
 from ..methods.base import Attributions
-from ..outputs import class_names
+from ..outputs import class_names, ends_of
 from ..pixels import picture
-from .figures import CaptionedPhoto, Drawing, Overlay, grid
+from .figures import CaptionedPhoto, Drawing, Overlay, Speaks, grid
 
 AnyMaps = Tensor | Mapping[str, "AnyMaps"]
 """Attributions (B, C, h, w) or maps (B, h, w); or such by name, as ``Attributions`` has them by layer."""
@@ -69,7 +69,7 @@ def show(
         captioned,
         f"{title} ({counted(left, 'more image')} not shown)".strip() if left else title,
         overlay,
-        explained=names[0] if len(set(names)) == 1 and names[0] else "the class",
+        explained=_speaks(attributions, names),
         clip=clip,
     )
 
@@ -103,6 +103,17 @@ def _answers(shown: AnyMaps, classes: Sequence[str] | None, count: int) -> list[
         return [""] * count
     answer, targets = told.pop()
     return [answer or (classes[target] if classes else f"class {target}") for target in targets]
+
+
+def _speaks(shown: AnyMaps, names: Sequence[str]) -> Speaks:
+    """What positive values speak for; of a difference of classes, what negative ones do, too."""
+    if len(set(names)) != 1 or not names[0]:
+        return "the class"
+    first = (
+        next(iter(shown.values())) if isinstance(shown, Mapping) and not isinstance(shown, Attributions) else shown
+    )
+    is_class = not getattr(first, "answer", "")
+    return names[0] if is_class else ends_of(names[0])
 
 
 def _photos(images: Any) -> list[NDArray[np.uint8]]:

@@ -31,7 +31,7 @@ from ..files import replace_file
 from ..heatmap import Channels, heatmap
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel
-from ..outputs import class_of, probabilities
+from ..outputs import class_of, likelihoods
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, counting
 from ..report.album import pixels_uri
 from ..report.figures import has_negative
@@ -152,7 +152,7 @@ class LiveView:
             logits = self._clean(image)
             covered = self._logits(_covered(seen, dabs, radius)) if dabs else logits
         is_class = logits.shape[1] > 1
-        before, after = (probabilities(one)[0] if is_class else one[0] for one in (logits, covered))
+        before, after = (likelihoods(one)[0] if is_class else one[0] for one in (logits, covered))
         places = [*before.topk(min(_LIKELIEST, len(before))).indices.tolist(), int(after.argmax())]
         return [
             {
