@@ -73,7 +73,8 @@ class RunRecord(BaseModel):
         method_files: digests of files that methods are functions of, by method; only its cells depend on them.
         command: what was typed.
         noticed: of each model, sentences on what makes its maps say less than they seem to.
-        poor: of each model, the variants under which it answers too differently for maps to speak for it.
+        poor: of each model, the variants under which it answers too differently for maps to speak for it; none of
+            fewer than 10 images.
     """
 
     model_config = ConfigDict(frozen=True)
