@@ -806,12 +806,15 @@ def test_predictions_are_a_table(work):
 
 
 def test_what_a_poor_stand_in_does_is_told_in_figures(work):
-    assert "a poor stand-in" in verdict_on(46, 1.0)
-    assert "a poor stand-in" in verdict_on(0, 0.5)
-    assert "a fair stand-in" in verdict_on(10, 1.0)
-    assert "close to the original" in verdict_on(1, 0.99)
+    assert "a poor stand-in" in verdict_on(46, 1.0, 10)
+    assert "a poor stand-in" in verdict_on(0, 0.5, 10)
+    assert "a fair stand-in" in verdict_on(10, 1.0, 10)
+    assert "close to the original" in verdict_on(1, 0.99, 10)
+    for points, same in ((46, 1.0), (0, 0.5), (10, 1.0), (0, 1.0)):
+        assert verdict_on(points, same, 9, "photo") == "too few for a verdict, which takes 10 photos"
     result = explain("photo0.png", "--variant", "backward,forward")
     assert "under forward the network is another: it moves" in result.stderr
+    assert "of 1 photo: too few for a verdict, which takes 10 photos" in result.stderr
     assert "under backward" not in result.stderr
 
 

@@ -112,13 +112,19 @@ def test_results_are_exported_by_the_files_ending_or_the_option(folder, tmp_path
     assert r"guided\_backprop" in latex
     mean = results.pivot(metric="mass_outside").loc[("net", "original", "gradcam", "input"), "mass_outside"]
     assert f"{mean:.2f}" in latex
+    assert r"mass outside $\downarrow$" in latex
+    assert r"\begin{tabular}{lllr" in latex
+    assert r"\label{tab:run}" in latex
+    assert f"Means over {len(results.record.images)} images" in latex
+    above = latex[: latex.index(r"\bottomrule")].splitlines()[-1]
+    assert above.endswith("\\\\")  # a row, no rule
 
 
 def test_exports_of_no_kind_or_two_are_refused(folder):
     for arguments, message in [
         (("-o", "table.xlsx"), "give a file ending in .csv, .tex, .parquet"),
         (("--csv", "--latex"), "are two kinds of table; give one"),
-        (("--csv", "-o", "table.tex"), "give a file ending in"),
+        (("--csv", "-o", "table.tex"), "give a file ending in .csv, or one"),
         (("--latex", "--layer", "nowhere"), "no maps were graded at 'nowhere'"),
     ]:
         result = run("export", folder, *arguments)

@@ -19,6 +19,7 @@ from pellucid.cli.program import Commands
 from pellucid.cli.surrogate import surrogate as commands
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
+from pellucid.experiments.noticing import verdict_on
 from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED
@@ -119,6 +120,17 @@ def test_evaluation_compares_with_the_original(trained, tmp_path):
     assert numbers["total_variation"]["layer2.0"]["reduction"] != 0
     assert f"top-1 original: {numbers['top1']['original']:.2%}" in result.stdout
     assert numbers["surrogate"]["epochs"] == 2
+    told = " ".join(result.stdout.split())
+    mean, deviation = at_target.mean(), at_target.std(correction=0)
+    assert (
+        f"difference of the explained class's probability: {mean:.1f} points on average over the images, "
+        f"with a standard deviation of {deviation:.1f}"
+    ) in told
+    same = (before.argmax(1) == after.argmax(1)).sum()
+    verdict = verdict_on(float(mean), int(same) / 10, 10)
+    assert told.endswith(
+        f"by {mean:.1f} points on average and predicts as the original for {same} of 10 images: {verdict}"
+    )
 
 
 def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(trained, tmp_path):
@@ -128,7 +140,8 @@ def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(train
     result = run("evaluate", trained[0], *NETWORK, "--images", tmp_path, "--layers", "layer2.0")
     assert result.exit_code == 0, result.output
     assert "top-1" not in result.stdout
-    assert "100 x difference at the target" in result.stdout
+    assert "difference of the explained class's probability" in result.stdout
+    assert "of 2 images: too few for a verdict, which takes 10 images" in " ".join(result.stdout.split())
 
 
 def test_broken_images_are_left_out_and_named(trained, tmp_path):

@@ -48,8 +48,34 @@ def test_rows_of_one_run_alone_are_left_out_and_single_models_may_have_other_nam
     before = run({("a", "insertion"): 0.0, ("b", "insertion"): 0.0})
     after = run({("b", "insertion"): 1.0, ("c", "insertion"): 1.0}, model="finer")
     assert list(compare(before, after).index) == [("net", "original", "b", "insertion")]
-    with pytest.raises(InvalidData, match="no model, variant, method and metric in common"):
+    with pytest.raises(
+        InvalidData,
+        match="nothing to pair: they share models, variants and metrics, but not the "
+        "method: a in the first, c in the second; grade the same in both runs",
+    ):
         compare(run({("a", "insertion"): 0.0}), run({("c", "insertion"): 0.0}))
+
+
+def test_runs_of_two_variants_are_told_what_they_share_and_how_to_grade_both():
+    one, other = (
+        results({("net", variant, "a", "input", "insertion"): NOISE}) for variant in ("original", "backward")
+    )
+    with pytest.raises(InvalidData) as told:
+        compare(one, other)
+    assert str(told.value) == (
+        "the two runs have nothing to pair: they share models, methods and metrics, but not the variant: original "
+        "in the first, backward in the second; grade both variants in one run: --variant original "
+        "--variant backward"
+    )
+
+
+def test_runs_that_share_all_parts_but_no_combination_are_told_so():
+    one, other = (
+        run({("a", metric): 0.0, ("b", another): 0.0})
+        for metric, another in (("insertion", "deletion"), ("deletion", "insertion"))
+    )
+    with pytest.raises(InvalidData, match="but no row of all four"):
+        compare(one, other)
 
 
 def test_each_run_has_its_own_best_layer_unless_one_is_given():
@@ -63,6 +89,8 @@ def test_each_run_has_its_own_best_layer_unless_one_is_given():
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "input", pytest.approx(2.0))
     found = compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="deep").iloc[0]
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "deep", pytest.approx(1.0))
+    with pytest.raises(InvalidData, match="both have no values at the layer; name one that both graded"):
+        compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="nowhere")
 
 
 def test_other_images_are_not_paired():

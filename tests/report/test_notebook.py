@@ -150,3 +150,12 @@ def test_values_of_what_is_not_there_are_refused():
     with pytest.raises(pl.PellucidError, match="column of the results 'metrc'; did you mean metric"):
         plausible().pivot(columns="metrc")
     assert plausible().pivot(index="method", metric="insertion(steps='auto')").index.names == ["method"]
+
+
+def test_a_drawing_is_saved_by_the_files_ending(tmp_path):
+    picture = pl.show(torch.ones(1, 1, 2, 2))
+    for kind in ("png", "svg"):
+        picture.save(str(tmp_path / f"maps.{kind}"))
+        assert (tmp_path / f"maps.{kind}").read_bytes() == picture.file(kind)
+    with pytest.raises(InvalidParameter, match=r"maps.jpg: give a file ending in .png or .svg"):
+        picture.save(tmp_path / "maps.jpg")

@@ -94,6 +94,8 @@ def test_a_models_maps_are_scrubbed_pinned_and_covered(tab, live, loaded):
         page.wait_for_timeout(100)
         assert "of one color" not in page.locator("#told").text_content()
         page.click("#pin")
+        pinned = page.locator("#pinned-title").text_content()
+        assert pinned.endswith(live.maps(lambda doing: None, 0, "gradient", 0, "auto")["explained"])
         page.locator("#layer").focus()
         page.keyboard.press("End")
         page.wait_for_timeout(100)
@@ -117,6 +119,8 @@ def test_a_models_maps_are_scrubbed_pinned_and_covered(tab, live, loaded):
         page.fill("#text", "gradeint")
         page.keyboard.press("Tab")
         until(page, "document.getElementById('told').textContent.includes('did you mean gradient')")
+        page.wait_for_timeout(100)
+        assert page.locator("#map-title").text_content().startswith("gradient at ")
 
 
 def test_photos_of_two_people_a_huge_one_and_a_stop(tab, live, tmp_path):

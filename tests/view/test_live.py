@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid.catalog import method
+from pellucid.catalog import method, variant
+from pellucid.cli.terminal import percent
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidImage, InvalidParameter, UnknownName
 from pellucid.heatmap import heatmap
 from pellucid.layers import layer_names
+from pellucid.metrics.scoring import Scorer
 from pellucid.passes import counting
 from tests.view.conftest import nobody
 from tests.view.test_run import decoded
@@ -39,6 +41,18 @@ def test_the_maps_of_all_layers_are_the_methods(live, loaded, name):
         values = heatmap(attribution, None)[0].numpy()
         np.testing.assert_allclose(decoded(found["maps"][layer]), values, atol=np.abs(values).max() / 60_000)
     assert found["explained"] == loaded.class_name(int(expected.targets[0]))
+
+
+def test_what_another_network_answers_is_told_beside_the_original(live, loaded):
+    image = pixels(loaded, 1)
+    scorers = Scorer(loaded.model), Scorer(loaded.model, variant("forward"))
+    before, after = (scorer.scores(image)[0] for scorer in scorers)
+    place, told = int(before.argmax()), live.maps(nobody, 1, "gradient", 1, "auto")["under"]
+    assert told.startswith(f"Under forward: {loaded.class_name(place)} {percent(float(after[place]))}, predicted ")
+    assert f"the original: {percent(float(before[place]))}" in told
+    assert f"by {100 * float(before[place] - after[place]).__abs__():.1f} points" in told
+    assert "too few for a verdict, which takes 10 photos" in told
+    assert live.maps(nobody, 0, "gradient", 1, "auto")["under"] == ""
 
 
 def test_what_was_computed_is_not_computed_again(live):

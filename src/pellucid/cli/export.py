@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..experiments.store import Results
+    from ..report.pages import TableColumn
 
 _MOST_LINES = 20  # differences of two runs that are told
 _PACKAGES = "% \\usepackage{booktabs, multirow}\n"  # what the table needs
+_ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+_LABEL = re.compile(r"[^A-Za-z0-9]+")  # what a label is without
+_LAST_LINE = re.compile(r"(\\cline\{[^}]*\}\s*)+(?=\\bottomrule)")  # a rule directly above the last one
 _ENDINGS = {"csv": ".csv", "latex": ".tex", "parquet": ".parquet"}
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The output of `pellucid benchmark`.")]
 
@@ -52,25 +57,27 @@ def export(
     fitting = [kind for kind, known in _ENDINGS.items() if known == ending]
     kind = (asked or fitting or ([] if output else ["csv"]) or [""])[0]
     if not kind or (asked and ending and fitting != asked):
+        wanted = _ENDINGS[asked[0]] if asked else ", ".join(_ENDINGS.values())
+        other = f"--{asked[0]}" if asked else " or ".join(f"--{name}" for name in _ENDINGS)
         raise InvalidParameter(
-            f"--output {output}: give a file ending in {', '.join(_ENDINGS.values())}, as asked"
+            f"--output {output}: give a file ending in {wanted}, or one of no ending and {other}"
         )
     results = Results.read(run)
     path = output or Path(f"{run.rstrip('/').rpartition('/')[2]}{_ENDINGS[kind]}")
-    replace_file(path, _content(results, kind, layer))
+    replace_file(path, _content(results, kind, layer, path.stem))
     if missing := len(results.missing):
         say(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
     say(f"wrote {path}")
 
 
-def _content(results: Results, kind: str, layer: str | None) -> bytes:
+def _content(results: Results, kind: str, layer: str | None, name: str) -> bytes:
     if kind == "parquet":
         return results.table.to_parquet(index=False)  # type: ignore[no-any-return]
-    text = results.values().to_csv(index=False) if kind == "csv" else _latex(results, layer)
+    text = results.values().to_csv(index=False) if kind == "csv" else _latex(results, layer, name)
     return str(text).encode()
 
 
-def _latex(results: Results, layer: str | None) -> str:
+def _latex(results: Results, layer: str | None, name: str) -> str:
     """Means with their ranks as the report's tables have them, a part for each model and variant."""
     import pandas as pd
 
@@ -82,7 +89,7 @@ def _latex(results: Results, layer: str | None) -> str:
     pairs = statistics.values.index.droplevel(["method", "layer", "metric"]).unique()
     rows = {
         (model, variant, row.title): {
-            column.title: f"{cell.text} ({cell.note})" if cell.note else cell.text
+            _head(column): f"{cell.text} ({cell.note})" if cell.note else cell.text
             for column, cell in zip(part.columns[1:], row.cells, strict=True)
         }
         for model, variant in pairs
@@ -93,11 +100,26 @@ def _latex(results: Results, layer: str | None) -> str:
         raise InvalidParameter(f"no maps were graded at {layer!r}; name a layer of the run, or none")
     index = pd.MultiIndex.from_tuples(list(rows), names=["model", "variant", "method"])
     table = pd.DataFrame(list(rows.values()), index)
+    counts = ((noun, results.table[noun].nunique()) for noun in ("image", "training"))
+    over = " or ".join(counted(count, noun) for noun, count in counts if count)
     caption = (
-        f"Means over {statistics.over}, {judged_at(layer)}. In brackets the rank among methods of the same "
+        f"Means over {over}, {judged_at(layer)}. In brackets the rank among methods of the same "
         "variant (= where several share it)" + (" and the layer." if layer is None else ".")
     )
-    return _PACKAGES + str(table.replace({"−": "-"}, regex=True).to_latex(escape=True, caption=caption))
+    text = table.replace({"−": "-"}, regex=True).to_latex(
+        escape=True,
+        caption=caption,
+        label=f"tab:{_LABEL.sub('-', name)}",
+        column_format="l" * table.index.nlevels + "r" * table.shape[1],
+    )
+    for arrow, command in _ARROWS.items():  # put in last: in a table's texts a backslash is escaped
+        text = text.replace(arrow, command)
+    return _PACKAGES + _LAST_LINE.sub("", text)
+
+
+def _head(column: TableColumn) -> str:
+    """A metric's title, with an arrow to what is better."""
+    return f"{column.title} {'↑' if column.descending else '↓'}"
 
 
 def compare_command(
@@ -116,7 +138,7 @@ def compare_command(
 
     Example: `pellucid compare before after`
     """
-    from ..errors import differing
+    from ..experiments.record import apart
     from ..experiments.store import Results
     from ..files import replace_file
     from ..findings.comparison import compare
@@ -125,9 +147,7 @@ def compare_command(
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
     first, second = Results.read(run), Results.read(other)
     found = compare(first, second, layer)
-    lines = list(
-        differing(first.record.decisive, second.record.decisive, places=("in the first", "in the second"))
-    )
+    lines = list(apart(first.record, second.record, ("in the first", "in the second")))
     same = first.values().equals(second.values())
     values = "All their values are the same." if same else "Their values are not the same."
     what = "The runs differ in:" if lines else "Both runs are of the same spec, weights, images and files."

@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data.sources import Sample, Source
+    from ..experiments.noticing import Change
 
 _ORDER = ("original", "surrogate")
+_DIFFERENCES = {
+    "difference over all classes": "difference of the probabilities, summed over all classes",
+    "difference at the target": "difference of the explained class's probability",
+}
 _AT_TARGET = "target_difference(at='explained')"
 
 surrogate = typer.Typer(
@@ -116,6 +121,8 @@ def _evaluate(
     Example: `pellucid surrogate evaluate surrogate.safetensors --model resnet18 --weights resnet18.safetensors
     --images val.parquet --label-column imagenet_label`
     """
+    from ..experiments.noticing import summed
+    from ..findings.wording import begun
     from ..models.zoo import load_model
     from ..passes import most_rows
     from ..training.from_source import opened
@@ -157,9 +164,13 @@ def _evaluate(
             for place, count in kept.items()
             if count
         ]
-        table = _measured([spec | {"images": some} for some in chosen], folder)
+        specs = [spec | {"images": some} for some in chosen]
+        table = _measured(specs, folder)
+        changed_answers = summed(map(_answering, specs))
     results = _compared(table)
     _show(results, model, method)
+    for change in changed_answers.values():
+        say(begun(change.told("the surrogate")))
     show_left_out("image", reasons)
     if output is not None:
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
@@ -194,6 +205,23 @@ def _measured(specs: Sequence[Mapping[str, Any]], folder: str) -> pd.DataFrame:
             show_notes(results.notes, "image")
             tables.append(results.table.astype({"metric": str, "variant": str, "layer": str}))
     return pd.concat(tables)
+
+
+def _answering(told: Mapping[str, Any]) -> Mapping[str, Change]:
+    """How the surrogate answers on a benchmark's images, some at a time."""
+    from ..experiments import inputs
+    from ..experiments.noticing import changes_of, summed
+    from ..experiments.spec import read_spec
+    from ..variants.base import ORIGINAL
+
+    spec = read_spec(None, told)
+    parsed, model, cut = inputs.parsed(spec), spec.models[0].key, told["images_per_cell"]
+    parts = (
+        batch
+        for start in range(0, len(inputs.chosen(spec.images)), cut)
+        for batch in inputs.batches(spec, model, start, start + cut)
+    )
+    return summed(changes_of(parsed, batch, batch.scorer(ORIGINAL).logits_of(batch.images)) for batch in parts)
 
 
 def _compared(table: pd.DataFrame) -> dict[str, Any]:
@@ -237,7 +265,10 @@ def _show(results: dict[str, Any], model: str, method: str) -> None:
     for which, share in results["top1"].items():
         say(f"top-1 {which}: {share:.2%}")
     for name, values in results["prediction_difference"].items():
-        say(f"100 x {name}: {values['mean']:.2f} +- {values['std']:.2f}")
+        say(
+            f"{_DIFFERENCES[name]}: {values['mean']:.1f} points on average over the images, "
+            f"with a standard deviation of {values['std']:.1f}"
+        )
     table = Table(
         "layer", *_ORDER, "reduction", title=f"Total variation of {escape(method)}", title_justify="left"
     )

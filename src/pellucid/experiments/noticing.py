@@ -26,6 +26,7 @@ Counts = dict[str, list[Any]]
 """What is odd about the first image of a kind, what to do, and how many such images there are."""
 
 _POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
+ENOUGH = 10  # images that a verdict on a variant takes
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
 _LABELED = 5  # images that tell whether classes are in another order
@@ -118,8 +119,8 @@ class Change:
 
     @property
     def is_poor(self) -> bool:
-        """Whether maps of the other network do not explain the original one."""
-        return is_poor(self.points / self.count, self.same / self.count)
+        """Whether maps of the other network do not explain the original one, as far as so many images can say."""
+        return self.count >= ENOUGH and is_poor(self.points / self.count, self.same / self.count)
 
     def told(self, name: str, noun: str = "image") -> str:
         """What this says of a variant, in a sentence."""
@@ -127,7 +128,7 @@ class Change:
         return (
             f"under {name} the network is another: it moves the explained class's probability by {mean:.1f} "
             f"points on average and predicts as the original for {self.same} of {counted(self.count, noun)}: "
-            f"{verdict_on(mean, self.same / self.count)}"
+            f"{verdict_on(mean, self.same / self.count, self.count, noun)}"
         )
 
 
@@ -141,8 +142,10 @@ def is_poor(points: float, same: float) -> bool:
     return points > _POOR[0] or same < _POOR[1]
 
 
-def verdict_on(points: float, same: float) -> str:
-    """Whether maps of another network speak for the original one."""
+def verdict_on(points: float, same: float, count: int, noun: str = "image") -> str:
+    """Whether maps of another network speak for the original one; a few images may be alike by chance."""
+    if count < ENOUGH:
+        return f"too few for a verdict, which takes {counted(ENOUGH, noun)}"
     if points <= _CLOSE[0] and same >= _CLOSE[1]:
         return "close to the original, so that its maps speak for it"
     if is_poor(points, same):

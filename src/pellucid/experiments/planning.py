@@ -27,6 +27,7 @@ from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
 from .noticing import (
+    ENOUGH,
     Change,
     Counts,
     changes_of,
@@ -198,8 +199,9 @@ def _noticed(
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Of each model, what makes its maps say less than they seem to; and the variants that are poor stand-ins.
 
-    Logits are those of the first cell's images.
+    Logits are those of the first cell's images, and of so many at least that a verdict takes.
     """
+    count = max(parsed.spec.images_per_cell or DEFAULT_CUT, ENOUGH)
     noticed: dict[str, tuple[str, ...]] = {}
     poor: dict[str, tuple[str, ...]] = {}
     for model in parsed.spec.models:
@@ -209,7 +211,7 @@ def _noticed(
         told += of_images(odd[model.key])
         wrong: dict[str, str] = {}
         changes: list[Mapping[str, Change]] = []
-        for batch in inputs.batches(parsed.spec, model.key, 0, parsed.spec.images_per_cell or DEFAULT_CUT):
+        for batch in inputs.batches(parsed.spec, model.key, 0, count):
             logits = batch.scorer(ORIGINAL).logits_of(batch.images)
             wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
             changes.append(changes_of(parsed, batch, logits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib.metadata import version
 from platform import python_version
@@ -11,8 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..errors import InvalidData
+from ..errors import InvalidData, differing
 from ..files import RUN, sealed, unsealed
+
+_MODELS = "weights and preprocess"  # what a reader calls the digests of models
+_LOADED = ("weights", "preprocess", "scale", "size", "randomized", "way")  # what of a model's spec decides them
 
 
 class DamagedRun(InvalidData):
@@ -73,7 +76,8 @@ class RunRecord(BaseModel):
         method_files: digests of files that methods are functions of, by method; only its cells depend on them.
         command: what was typed.
         noticed: of each model, sentences on what makes its maps say less than they seem to.
-        poor: of each model, the variants under which it answers too differently for maps to speak for it.
+        poor: of each model, the variants under which it answers too differently for maps to speak for it; none of
+            fewer than 10 images.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -108,7 +112,13 @@ class RunRecord(BaseModel):
         known = dict(self.identity)
         files = {name: of for part in self.method_files.values() for name, of in part.items()}
         files |= known.pop("files", {})
-        return {"weights and preprocess": known.pop("models", {}), **known, "files": files}
+        return {_MODELS: known.pop("models", {}), **known, "files": files}
+
+    def given(self, model: str) -> dict[str, Any]:
+        """How the spec gives a model, what it leaves to the model as "its own"."""
+        known = {one.get("alias") or one["name"].rpartition("/")[2]: one for one in self.spec.get("models", ())}
+        found = known.get(model, {})
+        return {name: "its own" if found.get(name) is None else found[name] for name in _LOADED}
 
     @property
     def name(self) -> str:
@@ -175,3 +185,17 @@ def versions() -> dict[str, str]:
     """What results may depend on."""
     packages = ("pellucid", "torch", "torchvision", "numpy")
     return {"python": python_version()} | {package: version(package) for package in packages}
+
+
+def apart(one: RunRecord, other: RunRecord, places: tuple[str, str]) -> Iterator[str]:
+    """All in which two runs differ: of models what was given otherwise, and their content where nothing was."""
+    ours, theirs = (dict(record.decisive) for record in (one, other))
+    mine, yours = (part.pop(_MODELS) for part in (ours, theirs))
+    for key in {**mine, **yours}:
+        given = [record.given(key) for record in (one, other)]
+        known = [{key: part[key]} if key in part else {} for part in (mine, yours)]
+        if all(known) and known[0] != known[1] and given[0] != given[1]:
+            yield from differing(given[0], given[1], key, places)
+        else:
+            yield from differing(known[0], known[1], _MODELS, places)
+    yield from differing(ours, theirs, places=places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,10 +11,12 @@ import pandas as pd
 from ..errors import InvalidData
 from .intervals import Numbers, interval, mean, rounding_of
 from .statistics import WHOLE_VARIANT, Statistics
+from .wording import joined
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
 
+_PARTS = ("model", "variant", "method", "metric")
 _WORDS = ("not told apart", "better", "worse")
 
 
@@ -27,7 +30,7 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     other is "better", "worse" or "not told apart".
 
     Raises:
-        InvalidData: the runs have no image, or no such row, in common.
+        InvalidData: the runs have no image, or no such row, in common; told is what differs.
     """
     ours, theirs = (_values(results, layer) for results in (one, other))
     models = [rows.index.get_level_values("model").unique() for rows in (ours, theirs)]
@@ -36,9 +39,10 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     images = [name for name in ours.columns if name in set(theirs.columns)]
     places, others = (dict(zip(rows.index.droplevel("layer"), rows.index, strict=True)) for rows in (ours, theirs))
     keys = [key for key in places if key in others]
-    if not images or not keys:
-        what = "images" if keys else "model, variant, method and metric"
-        raise InvalidData(f"the two runs have no {what} in common, so nothing in them is paired")
+    if not keys:
+        raise InvalidData(f"the two runs have nothing to pair: {_apart(list(places), list(others))}")
+    if not images:
+        raise InvalidData("the two runs have no images in common, so nothing in them is paired")
     rows = pd.DataFrame(
         {
             "layer": [places[key][3] for key in keys],
@@ -48,11 +52,41 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
                 theirs.loc[[others[key] for key in keys], images].to_numpy(),
             ),
         },
-        pd.MultiIndex.from_tuples(keys, names=["model", "variant", "method", "metric"]),
+        pd.MultiIndex.from_tuples(keys, names=[*_PARTS]),
     )
     higher = np.array([one.record.metrics[key[-1]].higher_is_better for key in keys])
     signs = rows.pop("sign") * np.where(higher, 1, -1)
     return rows.assign(verdict=[_WORDS[sign] for sign in signs])
+
+
+def _apart(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:
+    """Which parts of two runs' rows are shared and which are not, and what to grade instead."""
+    if not (ours and theirs):
+        empty = "the second has" if ours else "the first has" if theirs else "both have"
+        return f"{empty} no values at the layer; name one that both graded, or none"
+    parts = {name: [_distinct(rows, place) for rows in (ours, theirs)] for place, name in enumerate(_PARTS)}
+    alone = {name: both for name, both in parts.items() if not set(both[0]) & set(both[1])}
+    if not alone:
+        return "they share models, variants, methods and metrics, but no row of all four; grade the same in both"
+    shared = [f"{name}s" for name in parts if name not in alone]
+    told = ", nor ".join(
+        f"the {name}: {_some(one)} in the first, {_some(other)} in the second"
+        for name, (one, other) in alone.items()
+    )
+    has = f"they share {joined(shared)}, but not {told}" if shared else f"they do not share {told}"
+    if [*alone] == ["variant"]:
+        options = " ".join(f"--variant {name}" for both in alone["variant"] for name in both)
+        return f"{has}; grade both variants in one run: {options}"
+    return f"{has}; grade the same in both runs"
+
+
+def _distinct(rows: Sequence[Sequence[str]], place: int) -> list[str]:
+    return list(dict.fromkeys(row[place] or "the variant itself" for row in rows))
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    return joined([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 def _values(results: Results, layer: str | None) -> pd.DataFrame:

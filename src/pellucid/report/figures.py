@@ -380,6 +380,18 @@ class Drawing:
         """The content of a file, the same for the same drawing."""
         return self._repr_svg_().encode(errors="replace") if kind == "svg" else self._repr_png_()
 
+    def save(self, path: str | Path) -> None:
+        """Write a .png or .svg file, as the path's ending says.
+
+        Raises:
+            InvalidParameter: another ending.
+            OutputNotWritable: the file cannot be written.
+        """
+        place = Path(path).expanduser()
+        if place.suffix not in (".png", ".svg"):
+            raise InvalidParameter(f"{place}: give a file ending in .png or .svg")
+        write_figure(self, place)
+
     def _repr_png_(self) -> bytes:
         canvas = Image.new("RGB", (self.width, self.height), "white")
         pen = ImageDraw.Draw(canvas)

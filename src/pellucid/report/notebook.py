@@ -34,8 +34,9 @@ def show(
 ) -> Drawing:
     """Draw maps beside their images: a row for each image, a column for each layer, and each method.
 
-    A notebook shows what it returns; ``file("png")`` and ``file("svg")`` are its bytes. Each map has its own
-    scale, which ends at its 99th percentile of magnitude, and one unit of a layer is one square.
+    A notebook shows what it returns; ``save(path)`` writes it, and ``file("png")`` and ``file("svg")`` are its
+    bytes. Each map has its own scale, which ends at its 99th percentile of magnitude, and one unit of a layer is
+    one square.
 
     Args:
         attributions: of one method, or of several by name: ``{"gradient": ..., "gradcam": ...}``.

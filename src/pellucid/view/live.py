@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, from_numpy
 
@@ -27,7 +28,9 @@ from ..catalog import variant as variant_of
 from ..data.reading import read_image
 from ..data.sources import Source
 from ..errors import InvalidImage, InvalidParameter, brief, counted
+from ..experiments.noticing import Change, may_answer_otherwise
 from ..files import replace_file
+from ..findings.wording import begun
 from ..heatmap import Channels, heatmap
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel
@@ -35,6 +38,7 @@ from ..outputs import class_of, likelihoods
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, counting
 from ..report.album import pixels_uri
 from ..report.figures import has_negative
+from ..variants.base import ORIGINAL
 from .page import Asked, Tick, explorer, map_told, named
 
 _KEPT, _PHOTOS, _UPLOADS = 256, 32, 100  # answers, photos as the model sees them, and photos given to the page
@@ -223,6 +227,7 @@ class LiveView:
                 seed=self.seed,
                 max_batch=self.max_batch,
             )
+            under = self._under(variant, seen, of, number) if may_answer_otherwise(variant_of(variant)) else ""
         maps = {
             layer: heatmap(attribution, None, self.channels)[0].float().cpu().numpy()
             for layer, attribution in found.items()
@@ -234,9 +239,30 @@ class LiveView:
             "maps": {layer: map_told(values) for layer, values in maps.items()},
             "signed": has_negative(maps.values()),
             "explained": of.class_name(int(found.targets[0])),
+            "under": under,
             "notes": [{"layer": layer, "text": f"{text[:1].upper()}{text[1:]}"} for layer, text in notes],
             "made": f"Forward passes: {passes[0]}, in {perf_counter() - begun:.2f} s",
         }
+
+    def _under(self, name: str, seen: _Seen, of: LoadedModel, number: int) -> str:
+        """What a variant that is another network answers for the explained class beside the original."""
+        variant, target = variant_of(name), torch.tensor([number], device=seen.pixels.device)
+        before, after = (
+            Scorer(of.model, one, max_batch=self.max_batch).logits(seen.pixels) for one in (ORIGINAL, variant)
+        )
+        explained = of.class_name(number)
+        if before.shape[1] < 2:
+            return f"Under {name}: {explained} {float(after):.4g}, under the original {float(before):.4g}"
+        shares = [float(likelihoods(one)[0, number]) for one in (after, before)]
+        told = [_percent(share) for share in shares]
+        predicted = of.class_name(int(after.argmax()))
+        change = begun(Change.of(before, after, target).told(name, "photo"))
+        return f"Under {name}: {explained} {told[0]}, predicted {predicted}; the original: {told[1]}. {change}."
+
+
+def _percent(share: float) -> str:
+    """A share in [0, 1] as the page tells it, never rounded to a certainty."""
+    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"
 
 
 def _require_no_file(text: str) -> None:

@@ -72,6 +72,7 @@ async function showValues(mine) {
 function take(maps) {
   const before = layer(), range = $("layer");
   state.maps = maps;
+  state.shown = { method: methodName(), variant: page.variants[state.variant] };
   range.max = Math.max(0, maps.layers.length - 1);
   range.disabled = maps.layers.length < 2;
   range.value = before === null ? 0 : Math.max(0, maps.layers.indexOf(before));
@@ -150,10 +151,11 @@ function drawNow() {
     }
     pointer(canvas, pen);
     drawPane("map", map, state.maps, state.photo);
-    $("map-title").textContent = map ? `${methodName()} at ${at}, ${page.variants[state.variant]}` : "Map";
+    $("map-title").textContent = map ? `${state.shown.method} at ${at}, ${state.shown.variant}` : "Map";
   }
   if (state.pinned) drawPane("other", state.pinned.map, state.pinned.maps, state.pinned.photo);
   drawKey();
+  $("under").textContent = state.maps?.under ?? "";
   drawNumbers(at);
 }
 const explained = () => (live ? state.maps?.explained : state.values?.explained[state.image]) || "the class";
@@ -290,7 +292,7 @@ function explain() { $("meaning").textContent = page.meanings[method()] ?? ""; }
 function pin() {
   const on = !state.pinned && layer() !== null;
   state.pinned = on ? { map: state.maps.maps[layer()], maps: state.maps, photo: state.photo } : null;
-  $("pinned-title").textContent = on ? `Pinned: ${$("map-title").textContent}, ${name(state.image)}` : "";
+  $("pinned-title").textContent = on ? `Pinned: ${$("map-title").textContent}, ${name(state.image)}, ${explained()}` : "";
   $("pinned").hidden = !on;
   $("pin").setAttribute("aria-pressed", on);
   $("pin").textContent = on ? "Unpin" : "Pin this map beside";
