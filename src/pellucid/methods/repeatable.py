@@ -76,9 +76,7 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
             f"the model is random: it gives an image other logits each time{where}; call model.eval(), or replace "
             "what stays random in it"
         )
-    with torch.enable_grad():
-        differentiated = _logits(model, image.clone().requires_grad_()).detach()
-    if not same_logits(first, differentiated):
+    if not same_logits(first, _differentiated(model, image, first)):
         raise InvalidModel(
             "the model gives an image other logits where gradients are asked for, so its map would be of another "
             "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
@@ -108,6 +106,17 @@ def _is_among(one: Any, others: Collection[Any]) -> bool:
         return one in others
     except TypeError:  # no hash
         return False
+
+
+def _differentiated(model: nn.Module, image: Tensor, expected: Tensor) -> Tensor:
+    """An image's logits where gradients are asked for; those expected where torch alone has no derivative."""
+    try:
+        with torch.enable_grad():
+            return _logits(model, image.clone().requires_grad_()).detach()
+    except (InvalidModel, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return expected
 
 
 def take_over(copy: nn.Module, model: nn.Module) -> None:
