@@ -397,14 +397,36 @@ def take_over_layouts(copy: nn.Module, model: nn.Module) -> None:
 def _measured(
     model: nn.Module, found: _Found, outputs: Mapping[str, Tensor], images: Tensor, max_batch: int
 ) -> dict[str, FoundLayout]:
-    """The layouts of layers by their outputs for one image: as of their kin, or measured once for each kind."""
-    size = images.shape[1:]
+    """The layouts of layers by their outputs for one image: as of their kin, of their kind, or measured.
+
+    A kind is measured at its first and its last layer in the model; where what lies between has turned the image,
+    these differ, and each layer is measured.
+    """
+    size, copies = images.shape[1:], min(COPIES, max_batch)
     kin = {name: _of_kin(model, name, output, images, max_batch) for name, output in outputs.items()}
     kinds = {name: _kind(model, name, output) for name, output in outputs.items() if kin[name] is None}
-    first = {kind: name for name, kind in reversed(kinds.items()) if (kind, size) not in found}
-    probes, _ = _probed(model, list(first.values()), images, min(COPIES, max_batch))
-    found |= {(kind, size): measured(probes[name]) for kind, name in first.items()}
-    return {name: kin[name] or found[kinds[name], size] for name in outputs}
+    ends = {kind: _ends(model, name, kind) for name, kind in kinds.items() if (kind, size) not in found}
+    probes, _ = _probed(model, list({end for both in ends.values() for end in both}), images, copies)
+    seen = {name: measured(probe) for name, probe in probes.items()}
+    for kind, both in ends.items():
+        shapes = {probes[end].output.shape[1:] if end in probes else None for end in both}
+        if shapes == {kind[1][1:]} and len({seen[end] for end in both}) == 1:
+            found[kind, size] = seen[both[0]]
+    apart = [name for name, kind in kinds.items() if (kind, size) not in found and name not in seen]
+    probes, _ = _probed(model, apart, images, copies)
+    seen |= {name: measured(probe) for name, probe in probes.items()}
+    return {name: kin[name] or found.get((kinds[name], size), seen.get(name)) for name in outputs}
+
+
+def _ends(model: nn.Module, name: str, kind: tuple[Any, ...]) -> tuple[str, str]:
+    """The first and the last layer in a model of a layer's class, with parameters of the same shapes."""
+    same, _, shapes = kind
+    alike = [
+        other
+        for other, module in model.named_modules()
+        if type(module) is same and tuple(parameter.shape for parameter in module.parameters()) == shapes
+    ]
+    return (alike[0], alike[-1]) if alike else (name, name)
 
 
 def _kind(model: nn.Module, name: str, output: Tensor) -> tuple[Any, ...]:

@@ -182,8 +182,42 @@ def test_layers_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, depths=(2, 2, 4, 2)).eval()
     blocks = [name for name in pl.layer_names(model) if ".blocks." in name]
     found = layouts_of(model, blocks, torch.randn(1, 3, 112, 112), {}, 64)
-    assert (len(blocks), len(looked)) == (10, 4)  # of each stage one
+    assert (len(blocks), len(looked)) == (10, 8)  # of each stage the first and the last
     assert set(found.values()) == {Layout("bhwc")}
+
+
+class Mixer(nn.Module):
+    """Mixes channels that stand last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(x).tanh()
+
+
+class TurnedBetween(nn.Module):
+    """Blocks of one class in (B, h, w, C), between which height and width are exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 6, 3, 2, 1), nn.ModuleList(Mixer() for _ in range(4))
+        self.head = nn.Linear(8 * 8 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        for place, block in enumerate(self.blocks):
+            x = block(x.transpose(1, 2) if place == 2 else x)
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("asked", [[0, 1, 2, 3], [1, 2], [2], [3]])
+def test_blocks_of_one_class_before_and_after_a_turn_have_layouts_of_their_own(asked: list[int]) -> None:
+    torch.manual_seed(0)
+    model, expected = TurnedBetween().eval(), ["bhwc", "bhwc", "bwhc", "bwhc"]
+    found = layouts_of(model, [f"blocks.{place}" for place in asked], torch.randn(1, 3, 16, 16), {}, 64)
+    assert found == {f"blocks.{place}": Layout(expected[place]) for place in asked}
 
 
 def test_a_layer_whose_places_are_mixed_cannot_be_told() -> None:
