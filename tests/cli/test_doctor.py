@@ -1,6 +1,7 @@
 """``pellucid doctor``: what is whole, what is not and what to do, without changing anything."""
 
 import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -100,6 +101,15 @@ def test_what_a_report_would_refuse_is_told(run):
     assert lines[0].startswith(f"{run}: ")
     assert lines[0].endswith("no report can be written before")
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 2
+
+
+def test_each_of_several_runs_is_read_as_a_report_does(run):
+    shutil.copytree(run, run.parent / "sick")
+    flip(min((run / "parts").iterdir()), 40)
+    (run.parent / "sick" / "ratings.jsonl").mkdir()
+    code, lines = asked(run.parent)
+    assert code == 1
+    assert any("no report can be written before" in line and "sick" in line for line in lines)
 
 
 def test_a_command_that_is_writing_is_told(run):

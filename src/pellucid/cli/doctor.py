@@ -170,7 +170,7 @@ def _examine_run(store: Store, found: Findings) -> bool:
         return False
     if record is None:
         return False
-    store.run = record.hash
+    store.run, before = record.hash, len(found.amiss)
     if store.local is not None and is_held(store.local / LOCK):
         found.note(store.url, "a command is writing here", "ask again when that has ended")
     kinds = (
@@ -189,7 +189,7 @@ def _examine_run(store: Store, found: Findings) -> bool:
     if missing := len(set(record.cells) - store.names(PARTS)):
         found.note(store.url, f"{counted(missing, 'cell')} not computed yet", "the same command goes on")
     found.whole["run"] += 1
-    if not found.amiss:
+    if len(found.amiss) == before:
         _examine_results(store, found)
     return True
 
