@@ -191,6 +191,11 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
     return (", ".join(listed[:most]) or "none") + rest
 
 
+def percent(share: float) -> str:
+    """A share in [0, 1] as text, never rounded to a certainty."""
+    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun: 1 image, 2 images."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from pellucid.catalog import method, variant
-from pellucid.cli.terminal import percent
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidImage, InvalidParameter, UnknownName
+from pellucid.errors import InvalidImage, InvalidParameter, UnknownName, percent
 from pellucid.heatmap import heatmap
 from pellucid.layers import layer_names
 from pellucid.metrics.scoring import Scorer

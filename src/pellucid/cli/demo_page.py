@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.sources import open_images
+from ..errors import percent
 from ..experiments.store import Results
 from ..files import replace_file
 from ..findings.trust import TrustCard
@@ -20,7 +21,6 @@ from ..report.album import color_key, map_tile, pixels_uri, read_map
 from ..report.figures import CaptionedPhoto, Map, Overlay, scaling_note
 from ..report.pages import BLANK, MapTable, Page, Section, Table, TableCell, Tile
 from .output import origin, write_facts
-from .terminal import percent
 
 _WHERE = "layer2.1"  # where methods are compared
 _LATTICE = (

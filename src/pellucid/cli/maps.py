@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidData, PellucidError, UnknownName, counted
+from ..errors import InvalidData, PellucidError, UnknownName, counted, percent
 from .benchmark import spec_content
 from .options import (
     AS_FOR_EXPLAIN,
@@ -26,7 +26,7 @@ from .options import (
     chosen_runner,
 )
 from .output import unused
-from .terminal import percent, progress, say, show_left_out, show_notes, show_noticed
+from .terminal import progress, say, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas

@@ -263,7 +263,7 @@ def _move(draft: Path, folder: Path, earlier: _Earlier) -> None:
     earlier.require_own(folder, gone)
     for old in gone:
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-    for path in sorted(new, key=lambda path: path.name == RUN):
+    for path in new:
         os.replace(path, folder / path.name)
 
 

@@ -13,14 +13,13 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
-from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError
+from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError, percent
 from ..experiments.noticing import Odd, oddities
 from ..files import file_digest, file_name
 from ..models.zoo import LoadedModel
 from ..report.figures import CaptionedPhoto, Map, Speaks
 from .output import unused
 from .request import Request
-from .terminal import percent
 
 NO_CLASS = -1  # the number of a label that names none of the model's classes
 

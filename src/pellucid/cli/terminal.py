@@ -180,8 +180,3 @@ def _way_out(warning: str, method: str) -> str:
             reason = method_of(method).promise[1]
             return reason[:1].lower() + reason[1:]
     return _NOTES[warning][1]
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1] as text, never rounded to a certainty."""
-    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"

@@ -27,7 +27,7 @@ from ..catalog import method as method_of
 from ..catalog import variant as variant_of
 from ..data.reading import read_image
 from ..data.sources import Source
-from ..errors import InvalidImage, InvalidParameter, brief, counted
+from ..errors import InvalidImage, InvalidParameter, brief, counted, percent
 from ..experiments.noticing import Change, may_answer_otherwise
 from ..files import replace_file
 from ..findings.wording import begun
@@ -254,15 +254,10 @@ class LiveView:
         if before.shape[1] < 2:
             return f"Under {name}: {explained} {float(after):.4g}, under the original {float(before):.4g}"
         shares = [float(likelihoods(one)[0, number]) for one in (after, before)]
-        told = [_percent(share) for share in shares]
+        told = [percent(share) for share in shares]
         predicted = of.class_name(int(after.argmax()))
         change = begun(Change.of(before, after, target).told(name, "photo"))
         return f"Under {name}: {explained} {told[0]}, predicted {predicted}; the original: {told[1]}. {change}."
-
-
-def _percent(share: float) -> str:
-    """A share in [0, 1] as the page tells it, never rounded to a certainty."""
-    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"
 
 
 def _require_no_file(text: str) -> None:
