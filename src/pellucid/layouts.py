@@ -63,6 +63,10 @@ class Layout:
         """Whether the output has places at all."""
         return len(self.dims) > 2
 
+    def turned(self) -> Layout | None:
+        """The layout with height and width exchanged; None of tokens, which always run row by row."""
+        return None if "n" in self.dims else Layout(self.dims.translate(str.maketrans("hw", "wh")))
+
     def split(self, output: Tensor, image: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """An output as the map of its places (B, C, h, w) and the prefix tokens (B, C, prefix).
 
@@ -183,9 +187,11 @@ def _shuffles_channels(node: Any, name: str) -> bool:
 
 TOKENS = 24  # looked at to find a grid
 COPIES = 7  # of the image, at which a pass looks at once; tokens that come before the batch are never so many
+_HALVES = 4  # of a map, along both sides
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
 PREFIX = 8  # most tokens that stand before those of places
 MOVED = 4.0  # how many times further than along channels the center must move along height and width
+FAR = 0.25  # of the image's side: half of how far the centers of its halves are apart
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
 CLEAR = 0.95  # a correlation after which the other dimension need not be looked at
 
@@ -250,22 +256,26 @@ def _mixes_rows(probe: Probe) -> bool:
     return bool(gradient[1:].any())
 
 
-def oriented(probe: Probe) -> Layout | None:
-    """The layout of a convolution's output (R, C, h, w) by which way it looks: upright unless it clearly is not.
+def oriented(probe: Probe, layout: Layout = Layout()) -> Layout | None:
+    """The layout of a map (R, ...) by which way it looks: the supposed one unless it clearly looks another.
 
     One that was turned looks along width where its height runs; None is one that was mirrored.
     """
+    maps, prefix = layout.split(probe.output.detach(), (probe.images.shape[-2], probe.images.shape[-1]))
+    halves = torch.stack([half for dim in (1, 2) for half in _halves(maps.shape[1:], dim)])
+    chosen = layout.join(halves.to(maps), prefix.new_zeros(len(halves), *prefix.shape[1:]))
     for draws in (1, DRAWS):
-        halves = torch.stack([half for dim in (1, 2) for half in _halves(probe.output.shape[1:], dim)])
-        found = _centers(probe.looks(halves.to(probe.output).repeat(draws, 1, 1, 1)))
+        found = _centers(probe.looks(chosen.repeat(draws, *[1] * (chosen.dim() - 1))))
         first, second = found.unflatten(0, (draws, 2, 2)).mean(0).unbind(1)
         straight, across = (second - first).diagonal(), (second - first).flip(1).diagonal()
         if straight.min() > MOVED * across.abs().max():
-            return Layout()
-    if across.abs().min() > MOVED / 2 * straight.abs().max():
-        return Layout("bcwh") if bool((across > 0).all()) else None
-    mirrored = -straight > MOVED / 2 * across.abs()
-    return None if bool(mirrored.any()) else Layout()
+            return layout
+    # Tokens may look everywhere, which moves centers by chance, too, but not so far.
+    least = FAR if "n" in layout.dims else 0.0
+    if across.abs().min() > max(MOVED / 2 * straight.abs().max(), least):
+        return layout.turned() if bool((across > 0).all()) else None
+    mirrored = -straight > (MOVED / 2 * across.abs()).clamp_min(least)
+    return None if bool(mirrored.any()) else layout
 
 
 def _of_places(probe: Probe) -> Layout | None:
@@ -273,16 +283,17 @@ def _of_places(probe: Probe) -> Layout | None:
     if shape.count(1) >= 2:  # a single place
         return _lettered(shape.index(max(shape)), *(dim for dim in range(3) if dim != shape.index(max(shape))))
     halves = torch.stack([half for dim in range(3) for half in _halves(shape, dim)]).to(probe.output)
-    found = _centers(probe.looks(halves.repeat(DRAWS, 1, 1, 1))).unflatten(0, (DRAWS, 3, 2)).mean(0)
-    signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
-    moves = signed.abs()
-    height, width = (int(axis.argmax()) for axis in moves.T)
-    if height == width:
-        return None
-    channels = 3 - height - width
-    clear = min(moves[height, 0], moves[width, 1]) > MOVED * moves[channels].max()
-    upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
-    return _lettered(channels, height, width) if clear and upright else None
+    for draws, margin in ((1, 2 * MOVED), (DRAWS, MOVED)):
+        found = _centers(probe.looks(halves.repeat(draws, 1, 1, 1))).unflatten(0, (draws, 3, 2)).mean(0)
+        signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
+        moves = signed.abs()
+        height, width = (int(axis.argmax()) for axis in moves.T)
+        channels = 3 - height - width
+        upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
+        clear = height != width and min(moves[height, 0], moves[width, 1]) > margin * moves[channels].max()
+        if clear and upright:
+            return _lettered(channels, height, width)
+    return None
 
 
 def _lettered(channels: int, height: int, width: int) -> Layout:
@@ -364,7 +375,7 @@ def layouts_of(
     found |= {(name, size): error for name, error in refused.items()}
     told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
     turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
-    probes, _ = _probed(model, turning, images, min(COPIES, max_batch))
+    probes, _ = _probed(model, turning, images, min(_HALVES, max_batch))
     found |= {(name, size): oriented(probe) for name, probe in probes.items()}
     found |= {(name, size): one for name, one in told.items() if one is not None}
     unclear = {name: outputs[name].output for name, one in told.items() if one is None and name not in probes}
@@ -399,8 +410,8 @@ def _measured(
 ) -> dict[str, FoundLayout]:
     """The layouts of layers by their outputs for one image: as of their kin, of their kind, or measured.
 
-    A kind is measured at its first and its last layer in the model; where what lies between has turned the image,
-    these differ, and each layer is measured.
+    A kind is measured at its first and its last layer in the model, and at each where these differ. Of those
+    between only the orientation is looked at: the image may be turned there and turned back before the last.
     """
     size, copies = images.shape[1:], min(COPIES, max_batch)
     kin = {name: _of_kin(model, name, output, images, max_batch) for name, output in outputs.items()}
@@ -415,7 +426,10 @@ def _measured(
     apart = [name for name, kind in kinds.items() if (kind, size) not in found and name not in seen]
     probes, _ = _probed(model, apart, images, copies)
     seen |= {name: measured(probe) for name, probe in probes.items()}
-    return {name: kin[name] or found.get((kinds[name], size), seen.get(name)) for name in outputs}
+    alike = {name: kin[name] or found.get((kinds[name], size)) for name in outputs if name not in seen}
+    maps = {name: one for name, one in alike.items() if isinstance(one, Layout) and one.is_map}
+    probes, _ = _probed(model, list(maps), images, min(copies, _HALVES))
+    return alike | seen | {name: oriented(probe, maps[name]) for name, probe in probes.items()}
 
 
 def _ends(model: nn.Module, name: str, kind: tuple[Any, ...]) -> tuple[str, str]:

@@ -427,6 +427,17 @@ def test_where_the_class_token_alone_is_read_the_block_before_is_advised(name):
     assert str(told[0]).endswith("only the class token is read after this layer; take the block before")
 
 
+@pytest.mark.parametrize("name", ["gradient", "gradcam"])
+def test_a_head_of_zeros_is_no_matter_of_the_class_token(name):
+    torch.manual_seed(0)
+    model = ReadsItsClassToken().double().eval()
+    nn.init.zeros_(model.head.weight)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with pytest.warns(pl.EmptyMapWarning, match="zero everywhere") as caught:
+        pl.method(name)(model, images, layers="blocks.1", layouts={"blocks.*": "tokens(prefix=1)"})
+    assert not any(isinstance(one.message, pl.errors.TokenWarning) for one in caught)
+
+
 def test_a_variant_with_nothing_to_smooth_is_to_be_left_out():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     for variant in ("backward", "forward"):

@@ -198,26 +198,43 @@ class Mixer(nn.Module):
 
 
 class TurnedBetween(nn.Module):
-    """Blocks of one class in (B, h, w, C), between which height and width are exchanged."""
+    """Blocks of one class in (B, h, w, C), or of tokens, before some of which height and width are exchanged."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: list[int], tokens: bool = False) -> None:
         super().__init__()
         self.stem, self.blocks = nn.Conv2d(3, 6, 3, 2, 1), nn.ModuleList(Mixer() for _ in range(4))
-        self.head = nn.Linear(8 * 8 * 6, 3)
+        self.head, self.turns, self.tokens = nn.Linear(8 * 8 * 6, 3), turns, tokens
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).permute(0, 2, 3, 1)
         for place, block in enumerate(self.blocks):
-            x = block(x.transpose(1, 2) if place == 2 else x)
+            x = x.transpose(1, 2) if place in self.turns else x
+            x = block(x.flatten(1, 2)).unflatten(1, (8, 8)) if self.tokens else block(x)
         return self.head(x.flatten(1))
 
 
 @pytest.mark.parametrize("asked", [[0, 1, 2, 3], [1, 2], [2], [3]])
-def test_blocks_of_one_class_before_and_after_a_turn_have_layouts_of_their_own(asked: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [([2], ["bhwc", "bhwc", "bwhc", "bwhc"]), ([1, 3], ["bhwc", "bwhc", "bwhc", "bhwc"])],
+    ids=["turned", "turned and back"],
+)
+def test_blocks_of_one_class_before_and_after_a_turn_have_layouts_of_their_own(
+    turns: list[int], expected: list[str], asked: list[int]
+) -> None:
     torch.manual_seed(0)
-    model, expected = TurnedBetween().eval(), ["bhwc", "bhwc", "bwhc", "bwhc"]
-    found = layouts_of(model, [f"blocks.{place}" for place in asked], torch.randn(1, 3, 16, 16), {}, 64)
+    names = [f"blocks.{place}" for place in asked]
+    found = layouts_of(TurnedBetween(turns).eval(), names, torch.randn(1, 3, 16, 16), {}, 64)
     assert found == {f"blocks.{place}": Layout(expected[place]) for place in asked}
+
+
+def test_tokens_between_a_turn_and_one_back_are_refused() -> None:
+    """They run column by column, which no layout says."""
+    torch.manual_seed(0)
+    found = layouts_of(
+        TurnedBetween([1, 3], tokens=True).eval(), ["blocks.0", "blocks.2"], torch.randn(1, 3, 16, 16), {}, 64
+    )
+    assert found == {"blocks.0": Layout("bnc", 0, (8, 8)), "blocks.2": None}
 
 
 def test_a_layer_whose_places_are_mixed_cannot_be_told() -> None:

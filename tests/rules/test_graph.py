@@ -348,19 +348,6 @@ def test_convolutions_that_no_rule_saw_are_refused(way: str) -> None:
             pl.Gradient(rules=(rule,))(net, x, 0)
 
 
-class Attending(nn.Module):
-    """A layer of attention, whose projections torch runs within one call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.conv(x).flatten(2).mT
-        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
-
-
 class OfTwoConstants(nn.Module):
     """A product by the product of two constants."""
 
@@ -412,7 +399,6 @@ class Bilinear(nn.Module):
     [
         (OfSparse, "sparseaddmm"),
         (Bilinear, "trilinear"),
-        (Attending, "addmm"),
         (OfTwoConstants, "bmm"),
         (Convolved, "conv_transpose2d"),
     ],

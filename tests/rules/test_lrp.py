@@ -374,6 +374,42 @@ def test_a_bias_of_the_images_own_is_a_summand(kind: str, method: pl.Method, fro
     assert relative_error(method(one, x, 0)["input"], method(apart, x, 0)["input"]) < 1e-13
 
 
+class Attending(nn.Module):
+    """Attention by ``torch``'s own layer or function, or written out in linear layers and products."""
+
+    def __init__(self, queries: str, fused: bool) -> None:
+        super().__init__()
+        self.conv, self.head, self.fused = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), fused
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 2, 4)) if queries == "constant" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = F.relu(self.conv(x)).flatten(2).mT
+        if self.query is None:
+            return self.head(
+                (self.attention(tokens, tokens, tokens)[0] if self.fused else self.all(tokens)).mean(1)
+            )
+        queries, keys, values = self.query.expand(len(x), -1, -1), tokens * 2, tokens
+        if self.fused:
+            return self.head(F.scaled_dot_product_attention(queries, keys, values).mean(1))
+        return self.head(((queries @ keys.mT / 2).softmax(-1) @ values).mean(1))
+
+    def all(self, tokens: Tensor) -> Tensor:
+        own = self.attention
+        weights, biases = own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3)
+        queries, keys, values = (F.linear(tokens, *pair) for pair in zip(weights, biases, strict=True))
+        return own.out_proj((queries @ keys.mT / 2).softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("rule", [pl.GammaLRP(), pl.AlphaBetaLRP()], ids=str)
+@pytest.mark.parametrize("queries", ["constant", "of the image"])
+def test_layers_within_fused_attention_are_met(queries: str, rule: pl.Rule) -> None:
+    fused, written = (seeded(lambda f=f: Attending(queries, f)) for f in (True, False))
+    found, wanted = (pl.Gradient(rules=(rule,))(model, images(2, 8), 1)["input"] for model in (fused, written))
+    assert relative_error(found, wanted) < 1e-10  # positive and negative shares nearly cancel
+    assert relative_error(found, pl.Gradient()(fused, images(2, 8), 1)["input"]) > 0.01
+
+
 def test_weights_of_the_images_own_get_their_gradient_under_gamma() -> None:
     """No rule of layers holds for a product of activations: it passes the gradient to both."""
     squares = seeded(lambda: Once(lambda x, w: F.linear(x.flatten(1), w[:, None] * x[0].flatten()), 5))

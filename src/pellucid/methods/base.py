@@ -351,7 +351,11 @@ class Method(ABC):
                 _warn_if_incomplete(layer, size, residuals[layer], wanted, self.promise)
             thresholded = any(rule.alters_gradient for rule in self.backward_rules)
             remedies = ["lower a threshold such as q"] if thresholded else []
-            if prefix.numel() and not bool(maps.any()) and (bool(prefix.any()) or not thresholded):
+            if (
+                prefix.numel()
+                and not bool(maps.any())
+                and (bool(prefix.any()) or network.reads_prefix_alone(layer))
+            ):
                 _warn_of_prefix(layer, len(maps))
             else:
                 _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))

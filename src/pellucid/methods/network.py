@@ -208,6 +208,13 @@ class Network:
         """The layer's value of which these are the map and the prefix tokens."""
         return self.layouts.get(layer, Layout()).join(maps, prefix)
 
+    def reads_prefix_alone(self, layer: str) -> bool:
+        """Whether the model's own gradient at a layer, of the first image, is at prefix tokens and at no place."""
+        points = Points(self.images[:1], torch.zeros(1, dtype=torch.long, device=self.images.device), ())
+        own = replace(self, rules=(), notes=set(), _looked=True)
+        maps, prefix = self.split(layer, own.gradients(points, (layer,)).gradients[layer])
+        return bool(prefix.any()) and not bool(maps.any())
+
     def require_finite(self, attribution: Tensor, layer: str) -> None:
         """Raise ``InvalidModel`` if a logit met so far, or an attribution, is not finite."""
         if bool(self._finite) and bool(attribution.isfinite().all()):

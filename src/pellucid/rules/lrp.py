@@ -71,10 +71,12 @@ class EpsilonLRP(BackwardRule):
 class _LayerLRP(BackwardRule):
     """A rule of LRP at layers: convolutions and linear layers, however spelled, by weights that are constants.
 
-    A layer by weights of the image's own is a product of activations.
+    A layer by weights of the image's own is a product of activations. Fused attention, or a recurrent layer, runs
+    part by part: with constant queries it begins with a layer.
     """
 
     conserves: ClassVar[bool] = True
+    of_parts: ClassVar[bool] = True
     operations: ClassVar[frozenset[str]] = AFFINE
 
     def concerns(self, operation: Operation) -> bool:
