@@ -30,18 +30,27 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     """The files below a folder in their order, those of one of the suffixes if any are given.
 
-    What begins with a dot, as operating systems leave it behind, is left out, and links to folders are not
-    followed. A folder of far more other files than such ones, as a whole disk, is refused (``InvalidData``).
+    What begins with a dot, as operating systems leave it behind, is left out, as are folders inside in which pellucid
+    wrote a run, whose pictures are no photos; links to folders are not followed. A folder of far more other files than such ones, as a whole disk, is refused (``InvalidData``).
     """
     found, others = [], 0
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]
+        folders[:] = [name for name in folders if name[0] != "." and not _holds_run(Path(place, name))]
         seen = [name for name in names if name[0] != "."]
         fitting = [name for name in seen if not suffixes or name.lower().endswith(suffixes)]
         found += [path for name in fitting if (path := Path(place, name)).is_file()]
         others += len(seen) - len(fitting)
         OTHER_FILES.require(others, f"name a folder inside: {folder} holds", InvalidData, but=10 * len(found))
     return sorted(found)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether what says which run a folder holds begins as pellucid writes it."""
+    try:
+        with open_regular(folder / "run.json") as file:
+            return re.match(rb'\{\s*"made_by":\s*"pellucid"', file.read(64)) is not None
+    except OSError:
+        return False
 
 
 class Folder:

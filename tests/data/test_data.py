@@ -179,6 +179,16 @@ def test_a_folder_is_read_in_sorted_order_with_its_class_folders(tmp_path):
     assert [sample.label for sample in source] == [0, 1, 1]
 
 
+def test_the_pictures_of_a_run_inside_a_folder_are_no_photos_of_it(tmp_path):
+    for name, facts in {"out": '{\n "made_by": "pellucid"', "mine": '{"made_by": "me"}', "broken": "\xff"}.items():
+        (tmp_path / name).mkdir()
+        plain("red").save(tmp_path / name / "one.png")
+        (tmp_path / name / "run.json").write_text(facts)
+    plain("red").save(tmp_path / "photo.png")
+    assert [sample.name for sample in open_images(tmp_path)] == ["broken/one.png", "mine/one.png", "photo.png"]
+    assert [sample.name for sample in open_images(tmp_path / "out")] == ["one.png"]
+
+
 def test_a_folder_with_loose_images_has_no_labels(tmp_path):
     (tmp_path / "cat").mkdir()
     plain("red").save(tmp_path / "cat" / "a.png")
