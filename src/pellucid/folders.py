@@ -30,8 +30,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     """The files below a folder in their order, those of one of the suffixes if any are given.
 
-    What begins with a dot, as operating systems leave it behind, is left out, as are folders inside in which pellucid
-    wrote a run, whose pictures are no photos; links to folders are not followed. A folder of far more other files than such ones, as a whole disk, is refused (``InvalidData``).
+    What begins with a dot, as operating systems leave it behind, is left out, as are folders inside that pellucid
+    wrote, whose pictures are no photos; links to folders are not followed. A folder of far more other files than
+    such ones, as a whole disk, is refused (``InvalidData``).
     """
     found, others = [], 0
     for place, folders, names in os.walk(folder):
