@@ -343,3 +343,17 @@ def test_a_score_is_told_as_explain_tells_it(photos, tmp_path):
     write_maps(spec(photos / "files", methods=["gradient"]), tmp_path / "a")
     write_maps(spec(photos / "files", methods=["gradient"], target="1 - 0"), tmp_path / "b")
     assert (score_of(tmp_path / "a"), score_of(tmp_path / "b")) == ("probability", "value")
+
+
+def test_scores_of_a_model_of_probabilities_are_these(photos, tmp_path):
+    """A softmax of them would make all alike, as 73 % for 99.9 %."""
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom pellucid import load_model\n\n"
+        "def network():\n    return torch.nn.Sequential(load_model('shapes-resnet').model, torch.nn.Softmax(1))\n"
+        "def preprocess(image):\n    return load_model('shapes-resnet').preprocess(image)\n"
+    )
+    found = {}
+    for name, model in {"logits": "shapes-resnet", "shares": f"{tmp_path / 'model.py'}:network"}.items():
+        write_maps(spec(photos / "files", models=[model], methods=["gradient"], layers=["input"]), tmp_path / name)
+        found[name] = read_maps(tmp_path / name)["score"]
+    np.testing.assert_allclose(found["shares"], found["logits"], rtol=1e-5)

@@ -24,6 +24,7 @@ from ..heatmap import heatmap
 from ..methods.checks import looks_wrong
 from ..metrics.base import Case
 from ..models.zoo import LoadedModel
+from ..outputs import likelihoods
 from ..passes import most_rows
 from ..variants.base import ORIGINAL
 from . import inputs
@@ -241,7 +242,9 @@ def _layer_rows(
     scales = maps.abs().amax((1, 2))
     values = (maps / scales.clamp_min(float(np.finfo(np.float32).tiny))[:, None, None]).half().cpu().numpy()
     targets = case.attributions.targets
-    scores = case.scorer.of(case.images).gather(1, targets[:, None])[:, 0]
+    is_softmax, scorer = spec.score == "softmax", case.scorer
+    told = likelihoods(scorer.logits_of(case.images)) if is_softmax else scorer.of(case.images)
+    scores = told.gather(1, targets[:, None])[:, 0]
     columns: dict[str, Any] = {
         "image": case.names,
         "layer": [layer] * len(values),
