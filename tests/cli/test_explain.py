@@ -642,7 +642,7 @@ def test_probabilities_are_told_as_they_are(work):
 def test_a_difference_is_told_beside_the_prediction(work):
     result = explain("photo0.png", "--target", "b - a", "--classes", "a,b,c,d", "--pictures", "svg")
     assert result.exit_code == 0, result.output
-    assert "difference of logits" in result.stdout
+    assert "difference of outputs" in result.stdout
     loaded = load_model("tiny.py:network", classes=["a", "b", "c", "d"])
     logits = loaded.model(loaded.preprocess(Image.open("photo0.png").convert("RGB"))[None])[0]
     best = int(logits.argmax())
@@ -651,7 +651,7 @@ def test_a_difference_is_told_beside_the_prediction(work):
     assert float(row["predicted_probability"]) == pytest.approx(float(logits.softmax(0)[best]), rel=1e-4)
     assert float(row["explained_value"]) == pytest.approx(float(logits[1] - logits[0]), rel=1e-3)
     assert f"Predicted: {'abcd'[best]} " in page()
-    assert "Explained: b - a, a difference of logits: " in page()
+    assert "Explained: b - a, a difference of outputs: " in page()
     assert "for a" in page()
     assert "against" not in page().partition("What the maps show")[2]
     [figure] = Path("out").glob("figure-*.svg")

@@ -67,7 +67,7 @@ class Prediction(BaseModel):
         """What the amount is."""
         if self.probability is not None:
             return "probability"
-        return "value" if self.between is None else "difference of logits"
+        return "value" if self.between is None else "difference of outputs"
 
     @property
     def amount(self) -> float:
