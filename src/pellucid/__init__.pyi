@@ -2,6 +2,7 @@
 
 from .catalog import METHODS, METRICS, VARIANTS, method, metric, variant
 from .errors import (
+    CanceledMapWarning,
     CompletenessWarning,
     EmptyMapWarning,
     FlatMapWarning,
@@ -55,6 +56,7 @@ __all__ = [
     "AttentionLRP",
     "Attributions",
     "BackwardRule",
+    "CanceledMapWarning",
     "Case",
     "Classifier",
     "CompletenessWarning",

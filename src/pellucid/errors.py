@@ -172,6 +172,10 @@ class FlatMapWarning(LayerWarning):
     """An attribution has one value at all places: only an average over them comes after the layer."""
 
 
+class CanceledMapWarning(FlatMapWarning):
+    """An attribution's channels cancel at all places, as below a layer norm: their signed sum, a map, is zero."""
+
+
 class TokenWarning(FlatMapWarning, EmptyMapWarning):
     """An attribution is zero at all places: only the class token is read after the layer."""
 

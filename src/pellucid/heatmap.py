@@ -13,11 +13,12 @@ from .errors import InvalidParameter, require_choice
 from .kinds import of_kinds
 
 Channels = Literal["sum", "mean", "abs_sum", "abs_max", "positive_sum"]
+SIGNED = ("mean", "sum")  # reductions in which channels may cancel
 Upsampling = Literal["nearest", "bilinear"]
 Display = Literal["absolute", "diverging"]
 
 _MAPS = {3: "(batch, H, W)"}
-_ROUNDINGS = 8  # of its terms' magnitude: what a sum over channels is off at most, nearly
+_ROUNDINGS = 32  # of its terms' magnitude: what a sum over channels of a gradient is off at most, nearly
 
 
 def require_values(values: Tensor, name: str, forms: Mapping[int, str]) -> None:
@@ -43,7 +44,8 @@ def heatmap(
     al.); ``abs_max``; ``positive_sum``, the sum of max(attribution, 0) (RectGrad's final threshold).
     ``size`` (H, W) up-samples, ``nearest`` as in the papers or ``bilinear``; ``clip`` gives two percentiles
     for ``clip_percentiles``, applied before up-sampling. A map that varies by no more than the rounding of its
-    sums over channels has one value, its mean: what orders its places is no finding.
+    sums over channels has one value, its mean, or 0 where that is rounding, too (``cancels``): what orders its
+    places is no finding.
 
     Raises:
         InvalidParameter: an unknown reduction or up-sampling, a shape that is not (B, C, h, w), several layers.
@@ -88,10 +90,26 @@ def _reduced(attribution: Tensor, channels: Channels) -> Tensor:
 
 def _leveled(maps: Tensor, magnitudes: Tensor) -> Tensor:
     """Maps (B, h, w), of one value where they vary by no more than the rounding of sums of these magnitudes."""
-    spread = maps.amax((1, 2)) - maps.amin((1, 2))
-    precision = torch.finfo(torch.promote_types(maps.dtype, torch.float32)).eps  # in which sums are taken
-    is_level = spread <= _ROUNDINGS * precision * magnitudes.amax((1, 2))
-    return torch.where(is_level[:, None, None], maps.mean((1, 2), keepdim=True), maps)
+    spread, rounding = maps.amax((1, 2)) - maps.amin((1, 2)), _rounding(magnitudes)
+    mean = maps.mean((1, 2))
+    level = torch.where(mean.abs() <= rounding, 0, mean)
+    return torch.where((spread <= rounding)[:, None, None], level[:, None, None], maps)
+
+
+def _rounding(magnitudes: Tensor) -> Tensor:
+    """What sums of these magnitudes (B, h, w) may be off, for each image (B,)."""
+    precision = torch.finfo(torch.promote_types(magnitudes.dtype, torch.float32)).eps  # in which sums are taken
+    return _ROUNDINGS * precision * magnitudes.amax((1, 2))
+
+
+def cancels(attribution: Tensor) -> Tensor:
+    """Of which images (B,) the channels of an attribution (B, C, h, w) sum to 0 at all places, but for rounding.
+
+    So a gradient's do below a normalization over channels, which does not change when all channels are shifted
+    together: at every hidden layer of most transformers.
+    """
+    magnitudes = attribution.abs().sum(1)
+    return (attribution.sum(1).abs().amax((1, 2)) <= _rounding(magnitudes)) & (magnitudes.amax((1, 2)) > 0)
 
 
 @of_kinds

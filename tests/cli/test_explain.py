@@ -1194,6 +1194,23 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     assert told in page()
 
 
+def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
+    Path("normed.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Net(nn.Sequential):\n    def forward(self, x):\n        x = self[0](x).flatten(2).mT\n"
+        "        return self[2](self[1](x).tanh().mean(1))\n\n"
+        "def network():\n    torch.manual_seed(0)\n"
+        "    return Net(nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3))\n"
+    )
+    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0 for some photos"
+    assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
+    assert told in page()
+    assert (
+        told
+        not in explain("photo0.png", "--layers", "0", "--channels", "abs_sum", model="normed.py:network").stderr
+    )
+
+
 def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypatch):
     monkeypatch.setattr("pellucid.cli.run._MANY", (2, 4))
     result = explain("photo0.png", "photo1.png")

@@ -393,6 +393,45 @@ def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_f
         assert "only an average over places comes after the layer; take gradcam" in str(one)
 
 
+# Channels that cancel.
+
+
+class Normalized(nn.Module):
+    """A layer that only a layer norm over its channels reads, and one that something else reads, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        places = self.second(torch.tanh(self.first(x))).flatten(2).transpose(1, 2)
+        return self.head(torch.tanh(self.norm(places)).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "cancels"),
+    [("gradient", True), ("smoothgrad", True), ("input_x_gradient", False), ("gradcam", False)],
+)
+def test_channels_of_a_gradient_below_a_layer_norm_cancel_and_that_is_said(name, cancels, dtype):
+    """LN(a + c 1) = LN(a), so that the gradient times 1 is 0, whatever the weights."""
+    torch.manual_seed(0)
+    model = Normalized().to(dtype).eval()
+    nn.init.normal_(model.norm.weight)
+    images = torch.randn(2, 3, 10, 10, dtype=dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        maps = pl.method(name)(model, images, layers=["first", "second"])
+    told = [one.message for one in caught if isinstance(one.message, pl.CanceledMapWarning)]
+    assert [one.layer for one in told] == ["second"] * cancels
+    assert all("in 2 of 2 images" in str(one) and "channels='abs_sum'" in str(one) for one in told)
+    for channels in ("mean", "sum"):
+        assert bool((pl.heatmap(maps["second"], channels=channels) == 0).all()) == cancels
+        assert pl.heatmap(maps["first"], channels=channels).std((1, 2)).min() > 0
+    assert pl.heatmap(maps["second"], channels="abs_sum").std((1, 2)).min() > 0
+
+
 class ReadsItsClassToken(nn.Module):
     """Tokens behind a class token, mixed by two blocks; the class token alone is read."""
 

@@ -302,7 +302,7 @@ class ExplainRun:
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
         notes: set[Note] = set()
-        with noted(self.request.texts[name], notes):
+        with noted(self.request.texts[name], notes, self.request.heatmap["channels"]):
             found = self.call(self.request.methods[name], variant, images, targets)
         known = self.found.notes
         known += [note for note in sorted(notes) if note not in known]

@@ -28,6 +28,10 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "has one value at all places, so its map is of one color,",
         "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
     ),
+    "CanceledMapWarning": (
+        "has channels that cancel, so their signed mean shows nothing,",
+        "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as input_x_gradient",
+    ),
     "PatternWarning": (
         "still has a lattice under a variant that should level it",
         "something above steps over places by an index, interpolate, reshape or a pooling",

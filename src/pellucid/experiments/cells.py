@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow
 from torch import Tensor
 
-from ..errors import InputWarning, InvalidData, InvalidLayer, LayerWarning, PellucidError
+from ..errors import CanceledMapWarning, InputWarning, InvalidData, InvalidLayer, LayerWarning, PellucidError
 from ..files import file_name
-from ..heatmap import heatmap
+from ..heatmap import SIGNED, heatmap
 from ..methods.base import Attributions, Method
 from ..methods.checks import require_in_range
 from ..metrics.base import Case, Criterion, Measured, Metric, VariantMetric
@@ -82,7 +82,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     rows: list[Row] = []
     pictures: list[Row] = []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
-        with noted(cell.method or cell.variant, notes):
+        with noted(cell.method or cell.variant, notes, spec.channels):
             method = None if cell.method is None else parsed.methods[cell.method]
             case = case_of(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
         explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
@@ -149,16 +149,19 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def noted(method: str, notes: set[Note]) -> Iterator[None]:
+def noted(method: str, notes: set[Note], channels: str) -> Iterator[None]:
     """Note a method's warnings about layers, for the end; let others through.
 
-    What looks wrong of images and outputs is told at the end, once for all methods.
+    What looks wrong of images and outputs is told at the end, once for all methods. That channels cancel concerns
+    maps of their signed sum alone.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         message = warning.message
+        if isinstance(message, CanceledMapWarning) and channels not in SIGNED:
+            continue
         if isinstance(message, LayerWarning):
             notes.add((type(message).__name__, method, message.layer))
         elif not isinstance(message, InputWarning):

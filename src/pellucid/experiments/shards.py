@@ -225,7 +225,7 @@ def _map_rows(
     parsed, tables = inputs.parsed(spec), []
     for variant_name, variant in parsed.variants.items():
         for method_name, method in parsed.methods.items():
-            with noted(method_name, notes):
+            with noted(method_name, notes, spec.channels):
                 case = case_of(batch, variant, method)
             known = {"method": method_name, "variant": variant_name, "source": place}
             tables += [

@@ -306,7 +306,7 @@ class Trainings:
             asked = class_of(spec.asked, loaded.classes) if spec.asked else "auto"
             targets: Any = _as_numbered_by(loaded, images, labels) if spec.target == "label" else asked
             seeds = [fold_in(key, row) for row in rows.tolist()]
-            with noted(method, self.notes):
+            with noted(method, self.notes, spec.channels):
                 found = self.parsed.methods[method](
                     loaded.model, pixels, targets,
                     variant=self.parsed.variants[variant], seed=seeds, max_batch=spec.max_batch,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..bounds import GRADIENTS
 from ..errors import (
+    CanceledMapWarning,
     CompletenessWarning,
     EmptyMapWarning,
     FlatMapWarning,
@@ -34,6 +35,7 @@ from ..errors import (
     brief,
 )
 from ..files import replace_file, sealed_tensors, unsealed_tensors
+from ..heatmap import cancels
 from ..kinds import require_kind
 from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
@@ -360,6 +362,7 @@ class Method(ABC):
             else:
                 _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
                 _warn_if_flat(layer, attributions[layer], size)
+                _warn_if_canceled(layer, attributions[layer])
             _warn_if_patterned(layer, attributions[layer], asking.rules)
         unchecked = "" if residuals else self._unchecked(network, tuple(attributions), asking)
         return Attributions(attributions, network.targets, residuals, prefixes, asking.answer, unchecked)
@@ -622,6 +625,20 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
             "earlier layer"
         )
         warnings.warn(FlatMapWarning(message, layer), stacklevel=5)
+
+
+def _warn_if_canceled(layer: str, maps: Tensor) -> None:
+    # The places of one row tell most maps apart, so that few are looked at whole.
+    if maps.dim() != 4 or maps.shape[1] == 1 or not bool(cancels(maps[:, :, maps.shape[2] // 2, None]).any()):
+        return
+    images = int(cancels(maps).sum())
+    if images:
+        message = (
+            f"at {layer!r} the channels of the attribution cancel everywhere in {images} of {len(maps)} images, "
+            "as a gradient's do below a layer norm, so their signed mean or sum shows nothing: take "
+            "heatmap(channels='abs_sum'), or another method, such as input_x_gradient"
+        )
+        warnings.warn(CanceledMapWarning(message, layer), stacklevel=5)
 
 
 def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:

@@ -27,11 +27,11 @@ from ..catalog import method as method_of
 from ..catalog import variant as variant_of
 from ..data.reading import read_image
 from ..data.sources import Source
-from ..errors import InvalidImage, InvalidParameter, brief, counted, percent
+from ..errors import CanceledMapWarning, InvalidImage, InvalidParameter, brief, counted, percent
 from ..experiments.noticing import Change, may_answer_otherwise
 from ..files import replace_file
 from ..findings.wording import begun
-from ..heatmap import Channels, heatmap
+from ..heatmap import SIGNED, Channels, heatmap
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel
 from ..outputs import class_of, likelihoods
@@ -233,7 +233,12 @@ class LiveView:
             for layer, attribution in found.items()
             if attribution.dim() == 4
         }
-        notes = dict.fromkeys((getattr(one.message, "layer", None), str(one.message)) for one in told)
+        heard = [
+            one.message
+            for one in told
+            if self.channels in SIGNED or not isinstance(one.message, CanceledMapWarning)
+        ]
+        notes = dict.fromkeys((getattr(one, "layer", None), str(one)) for one in heard)
         return {
             "layers": list(maps),
             "maps": {layer: map_told(values) for layer, values in maps.items()},
