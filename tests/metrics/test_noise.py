@@ -120,8 +120,8 @@ def test_the_metric_takes_the_layers_own_maps():
     strided = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     strided[..., ::2, ::2] = gradient[..., ::2, ::2]  # of a 1 x 1 convolution of stride 2
     [sums], absolute = (
-        graded(Checkerboard(), strided[:1], "sum"),
-        graded(Checkerboard(channels="abs_sum"), strided),
+        graded(Checkerboard(channels=None), strided[:1], "sum"),
+        graded(Checkerboard(), strided, "sum"),
     )
     assert absolute == pl.checkerboard(strided.abs().sum(1)).tolist()
     assert sums == pl.checkerboard(strided[:1].sum(1)).item()

@@ -332,10 +332,26 @@ def test_a_pattern_that_a_variant_leaves_is_warned_of(reduce: Callable, variant:
     model.reduce = lambda x: x[:, :, ::2, ::2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pl.Gradient()(
-            model, x, [0, 1], ["input", "stem", "low"], variant=variant
-        )  # at the input the stem prints one
-        pl.Gradient()(model, x, [0, 1], ["stem"])  # nothing was promised
+        pl.Gradient()(model, x, [0, 1], ["stem", "low"], variant=variant)
+        pl.Gradient()(model, x, [0, 1], ["input", "stem"])  # nothing was promised
+
+
+@pytest.mark.parametrize("where", ["backward", "forward"])
+def test_the_lattice_that_the_first_convolution_leaves_at_the_input_is_told(where: str) -> None:
+    """It stays under the papers' variants, and goes under those that include the first."""
+    torch.manual_seed(0)
+    model, x = Reduced(lambda x: x[:, :, ::2, ::2]).eval(), torch.randn(2, 3, 64, 64)
+    with pytest.warns(
+        pl.PatternWarning, match=r"at 'input' every other .* take backward_with_first or forward_with"
+    ):
+        left = pl.Gradient()(model, x, [0, 1], ["input"], variant=where)["input"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gone = pl.Gradient()(model, x, [0, 1], ["input"], variant=f"{where}_with_first")["input"]
+    of = pl.SmoothedDownsampling(where, include_first=True)
+    assert torch.equal(gone, pl.Gradient()(model, x, [0, 1], ["input"], variant=of)["input"])
+    shares = [pl.checkerboard(maps.abs().sum(1)) for maps in (left, gone)]
+    assert (shares[0] > 10 * shares[1]).all()
 
 
 @pytest.mark.parametrize("step", [3, 4])

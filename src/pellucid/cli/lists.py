@@ -13,6 +13,8 @@ VARIANT_MEANINGS = {
     "original": "as the model has them",
     "backward": "the gradient is smoothed where it passes them; the prediction stays",
     "forward": "they run smoothed, so that the prediction may change",
+    "backward_with_first": "as backward, and the first convolution, too, which prints the lattice at the input",
+    "forward_with_first": "as forward, and the first convolution, too",
 }
 
 listing = typer.Typer(no_args_is_help=True, help="Show the names of methods, metrics, layers, models or variants.")

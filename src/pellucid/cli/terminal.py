@@ -34,7 +34,8 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "PatternWarning": (
         "still has a lattice under a variant that should level it",
-        "something above steps over places by an index, interpolate, reshape or a pooling",
+        "at the input the first convolution prints it, which only backward_with_first and forward_with_first take "
+        "away; elsewhere something steps over places by an index, interpolate, reshape or a pooling",
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }

@@ -643,11 +643,11 @@ def _warn_if_canceled(layer: str, maps: Tensor) -> None:
 
 def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
     """Warn where of each 2 x 2 or 3 x 3 places one still gets less than another, though a variant levels them."""
-    smoothed = [rule for rule in rules if isinstance(rule, SmoothedDownsampling)]
-    if not smoothed or maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
+    leaves_first = layer == INPUT and any(rule.leaves_first for rule in rules)
+    if not leaves_first and not any(isinstance(rule, SmoothedDownsampling) for rule in rules):
         return
-    if layer == INPUT and not all(rule.include_first for rule in smoothed):
-        return  # the first convolution is left alone
+    if maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
+        return
     magnitude = maps.abs().mean((0, 1))
     for period, other in ((2, "other"), (3, "third")):  # a step of 4 shows at 2
         rows, columns = (side // period * period for side in magnitude.shape)
@@ -655,11 +655,17 @@ def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
         means, errors = tiles.mean((1, 2)), tiles.flatten(1).std(1) / math.sqrt(tiles[0].numel())
         apart = means.max() - means.min()
         if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
+            why = (
+                "the variant leaves the network's first convolution as it is; take backward_with_first or "
+                "forward_with_first, or a hidden layer"
+                if leaves_first
+                else "something above steps over places in a way that the variant leaves as it is, such as an "
+                "index, interpolate, reshape and permute, or a pooling (SmoothedDownsampling(pooling=True)); "
+                f"write it as x[:, :, ::{period}, ::{period}]"
+            )
             message = (
                 f"at {layer!r} every {other} place still gets {float(means.min() / means.max()):.0%} of what its "
-                f"neighbor gets: something above steps over places in a way that the variant leaves as it is, "
-                "such as an index, interpolate, reshape and permute, or a pooling "
-                f"(SmoothedDownsampling(pooling=True)); write it as x[:, :, ::{period}, ::{period}]"
+                f"neighbor gets: {why}"
             )
             warnings.warn(PatternWarning(message, layer), stacklevel=5)
             return

@@ -122,12 +122,13 @@ class Checkerboard(MapMetric):
     """How much of the heatmap, at its own size, repeats every ``period`` pixels (``checkerboard``).
 
     ``channels`` reduces the attribution, None as the case does. Strided layers print their pattern on the size of
-    the gradient, while its sign changes from place to place: ``"abs_sum"`` shows most of it. Undefined where the
+    the gradient, while its sign changes from place to place, so that of a signed map nothing may repeat at all:
+    magnitudes are the default. Undefined where the
     map is constant or its sides are below twice the period.
     """
 
     period: int = 2
-    channels: Channels | None = None
+    channels: Channels | None = "abs_sum"
 
     name = "checkerboard"
     axis: ClassVar[Axis] = "noise"

@@ -68,6 +68,11 @@ class Rule(ABC):
         """Whether what propagates back is no longer the gradient of what ran forward."""
         return True
 
+    @property
+    def leaves_first(self) -> bool:
+        """Whether what it takes away of the other strided convolutions stays of the network's first."""
+        return False
+
     def concerns(self, operation: Operation) -> bool:
         """Whether this operation, of one of the right names, is of the rule's kind."""
         return True

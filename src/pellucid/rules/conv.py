@@ -71,8 +71,9 @@ class SmoothedDownsampling(Rule):
     linearity. ``direction`` d is +1 in the released code for both, so the forward hook's gradient is the
     backward hook's rolled by (-1, -1); d = -1 in the forward gives exactly the backward hook's gradient.
     A convolution whose ``padding_mode`` is not zeros is given the padded input, so that is what rolls.
-    The network's first convolution is skipped unless ``include_first`` (Sec. 3.1), since maps of interest lie
-    above it. Strided 1x1 shortcuts count, as in the released code.
+    The network's first convolution is skipped unless ``include_first`` (Sec. 3.1; the variants
+    ``backward_with_first`` and ``forward_with_first``), since maps of interest lie above it; what it prints stays
+    at the input. Strided 1x1 shortcuts count, as in the released code.
 
     What else takes every s-th pixel prints the same pattern and is treated alike, which goes beyond the paper:
     convolutions of one and of three dimensions, strided slices (``x[:, :, ::2, ::2]``, also of (B, H, W, C)),
@@ -89,7 +90,10 @@ class SmoothedDownsampling(Rule):
     pooling: bool = False
     linear: ClassVar[bool] = True
     asks_for_first: ClassVar[bool] = True
-    without_it: ClassVar[str] = "Leave out the variant, or this rule: the network has nothing strided to smooth"
+    without_it: ClassVar[str] = (
+        "Leave out the variant, or this rule: the network has nothing strided to smooth, but for its first "
+        "convolution where include_first=True asks for that, too"
+    )
     operations: ClassVar[frozenset[str]] = STEPPING | {"slice", "pixel_unshuffle"} | POOLS
 
     def __post_init__(self) -> None:
@@ -100,6 +104,11 @@ class SmoothedDownsampling(Rule):
     def alters_gradient(self) -> bool:
         """Only in the backward form: the forward form is another function, with its own gradient."""
         return self.where == "backward"
+
+    @property
+    def leaves_first(self) -> bool:
+        """Whether the first convolution prints its lattice at the input."""
+        return not self.include_first
 
     def concerns(self, operation: Operation) -> bool:
         """What reduces the size by a stride, but not the first convolution of the network."""

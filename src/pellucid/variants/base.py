@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from ..errors import UnknownName
 from ..rules.base import Rule
-from ..rules.conv import SmoothedDownsampling
+from ..rules.conv import SmoothedDownsampling, Where
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,11 @@ AnyVariant = str | Rule | Variant  # what callers may give
 ORIGINAL = Variant("original")
 BACKWARD = Variant("backward", (SmoothedDownsampling("backward"),))
 FORWARD = Variant("forward", (SmoothedDownsampling("forward"),))
-VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in (ORIGINAL, BACKWARD, FORWARD)}
+# The network's first convolution, too, which the paper leaves as it is: what prints the lattice at the input.
+WITH_FIRST = tuple(
+    Variant(f"{where}_with_first", (SmoothedDownsampling(where, include_first=True),)) for where in get_args(Where)
+)
+VARIANTS: Mapping[str, Variant] = {one.name: one for one in (ORIGINAL, BACKWARD, FORWARD, *WITH_FIRST)}
 
 
 def as_variant(given: AnyVariant) -> Variant:

@@ -48,6 +48,11 @@ class BilinearDownsampling(Rule):
         """A surrogate is another function, with its own gradient."""
         return False
 
+    @property
+    def leaves_first(self) -> bool:
+        """Whether the first convolution prints its lattice at the input."""
+        return not self.include_first
+
     def concerns(self, operation: Operation) -> bool:
         """Strided convolutions that have a path."""
         return is_strided(operation) and self.path_of(operation) is not None
