@@ -176,6 +176,10 @@ class CanceledMapWarning(FlatMapWarning):
     """An attribution's channels cancel at all places, as below a layer norm: their signed sum, a map, is zero."""
 
 
+class ImageMapWarning(LayerWarning):
+    """A method for hidden layers was asked at the input, where its map is the image in other colors."""
+
+
 class TokenWarning(FlatMapWarning, EmptyMapWarning):
     """An attribution is zero at all places: only the class token is read after the layer."""
 

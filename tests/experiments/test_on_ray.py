@@ -167,7 +167,7 @@ def test_a_driver_that_is_stopped_or_killed_goes_on_where_it_was(cluster, connec
     for least, number in ((1, signal.SIGINT), (4, signal.SIGKILL)):
         environment = os.environ | {"PYTHONPATH": str(source)}
         driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while len(list(run.glob("parts/*.parquet"))) < least and time.monotonic() < deadline:
             time.sleep(0.01)
         driver.send_signal(number)

@@ -393,6 +393,17 @@ def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_f
         assert "only an average over places comes after the layer; take gradcam" in str(one)
 
 
+def test_grad_cam_at_the_input_is_the_image_weighed_and_that_is_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.warns(pl.ImageMapWarning, match="at 'input' a map of GradCAM is the image's own channels") as told:
+        found = pl.method("smoothed(gradcam, samples=1, std=0)")(model, images, 0, layers=["input", "0"])["input"]
+    assert [one.message.layer for one in told if isinstance(one.message, pl.ImageMapWarning)] == ["input"]
+    weights = pl.Gradient()(model, images, 0)["input"].mean((2, 3), keepdim=True)
+    torch.testing.assert_close(found, images * weights)
+
+
 # Channels that cancel.
 
 

@@ -32,6 +32,10 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "has channels that cancel, so their signed mean shows nothing,",
         "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as input_x_gradient",
     ),
+    "ImageMapWarning": (
+        "weighs the image's own channels, so its map is the image in other colors,",
+        "it is made for hidden layers: name those",
+    ),
     "PatternWarning": (
         "still has a lattice under a variant that should level it",
         "at the input the first convolution prints it, which only backward_with_first and forward_with_first take "

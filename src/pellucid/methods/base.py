@@ -25,6 +25,7 @@ from ..errors import (
     CompletenessWarning,
     EmptyMapWarning,
     FlatMapWarning,
+    ImageMapWarning,
     InvalidData,
     InvalidLayer,
     InvalidParameter,
@@ -200,6 +201,7 @@ class Method(ABC):
 
     samplings: tuple[Sampling, ...] = ()
     gives_maps: ClassVar[bool] = False  # whether the leaf's attributions are maps, whatever the layer's layout
+    is_for_hidden: ClassVar[bool] = False  # whether at the input it would only show the image itself
 
     @abstractmethod
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
@@ -364,6 +366,8 @@ class Method(ABC):
                 _warn_if_flat(layer, attributions[layer], size)
                 _warn_if_canceled(layer, attributions[layer])
             _warn_if_patterned(layer, attributions[layer], asking.rules)
+        if self.is_for_hidden and INPUT in layers:
+            _warn_of_image(type(self).__name__)
         unchecked = "" if residuals else self._unchecked(network, tuple(attributions), asking)
         return Attributions(attributions, network.targets, residuals, prefixes, asking.answer, unchecked)
 
@@ -625,6 +629,14 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
             "earlier layer"
         )
         warnings.warn(FlatMapWarning(message, layer), stacklevel=5)
+
+
+def _warn_of_image(method: str) -> None:
+    message = (
+        f"at {INPUT!r} a map of {method} is the image's own channels, weighed, whatever the network looks at: "
+        "name hidden layers"
+    )
+    warnings.warn(ImageMapWarning(message, INPUT), stacklevel=5)
 
 
 def _warn_if_canceled(layer: str, maps: Tensor) -> None:

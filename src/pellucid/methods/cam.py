@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class GradCAM(Method):
     Selvaraju et al.'s ReLU. Explains the last block that gives a map unless layers are named. Prefix tokens, which
     have no place, neither weigh nor get a share.
     """
+
+    is_for_hidden: ClassVar[bool] = True
 
     def default_layers(
         self, model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
