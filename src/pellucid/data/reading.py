@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError
 from ..files import read_regular
-from ..pixels import AnyImage, Ends, Pixels, scale_of
+from ..pixels import AnyImage, Ends, Pixels, is_deep_png, is_whole_tiff, scale_of, upright
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 _DEFLATED, _HEADER, _GROUP = (
     b"1.2.840.10008.1.2.1.99",
     4096,
@@ -84,8 +83,7 @@ def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
         return _from_numpy
     if content[128:132] == b"DICM":
         return _from_dicom
-    # The bit depth and type of a PNG's colours: Pillow reduces several channels of 16 bits to 8.
-    if content[:4] == b"\x89PNG" and content[24:25] == b"\x10" and content[25:26] != b"\0":
+    if is_deep_png(content):
         return _from_deep_png
     return _from_tiff if content[:4] in _TIFF else _from_pillow
 
@@ -104,18 +102,6 @@ def _from_pillow(content: bytes, name: str) -> AnyImage:
 def _require_size(size: Sequence[int], name: str) -> None:
     """Refuse an image of too many pixels, before they are decoded."""
     PIXELS.require(math.prod(size), f"{name} of {' x '.join(map(str, size))} has", InvalidImage)
-
-
-def upright(image: Image.Image, name: str) -> AnyImage:
-    """A decoded image, turned as EXIF says: RGB or RGBA of 8 bits, else ``Pixels``."""
-    kind = image.format  # turning forgets it
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        values = np.asarray(image)
-        # Pillow gives 16-bit gray of PNG and PGM as 32 bits in some versions.
-        is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
-        return Pixels.of(values.astype(np.uint16) if is_short else values, name)
-    return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
 
 
 def _from_deep_png(content: bytes, name: str) -> Pixels:
@@ -142,12 +128,7 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     try:
         image = _from_pillow(content, name)
         told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
-        bits, samples, kinds = (told.tag_v2.get(tag, usual) for tag, usual in ((258, (1,)), (277, 1), (339, (1,))))
-        is_unsigned = set(kinds) == {1}
-        is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
-        # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
-        is_one = getattr(told, "n_frames", 1) == 1 or told.tag_v2.get(262) != _BLACK_IS_ZERO
-        if is_whole and samples <= 4 and is_one:
+        if is_whole_tiff(told):
             return image
     except UnidentifiedImageError:
         pass

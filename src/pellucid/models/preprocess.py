@@ -18,8 +18,8 @@ from torchvision.transforms import functional as transforms
 from ..bounds import PIXELS
 from ..errors import InvalidImage, InvalidParameter, UnknownName, brief, require_count
 from ..files import run_file
-from ..kinds import require_settings
-from ..pixels import AnyImage, Ends, Pixels, picture, with_channels
+from ..kinds import as_plain, require_settings
+from ..pixels import AnyImage, Ends, GivenImage, Pixels, image_of, picture, with_channels
 
 _PerChannel = tuple[float, ...]
 
@@ -59,6 +59,8 @@ class Preprocess:
     bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, as_plain(value))  # lists are taken as tuples
         require_settings(Preprocess, vars(self), "Preprocess")
         require_count("Preprocess: channels", self.channels)
         for side in [self.resize] if isinstance(self.resize, int) else self.resize or ():
@@ -84,19 +86,24 @@ class Preprocess:
         """The same for squares of ``side`` pixels, cut from the center of the image resized to it."""
         return replace(self, resize=side, crop=side)
 
-    def __call__(self, image: AnyImage) -> Tensor:
+    def __call__(self, image: GivenImage) -> Tensor:
         """Return the model's input (channels, H, W) float32 of one image.
 
-        Raises:
-            InvalidImage: its channels do not fit, or nothing tells its scale.
-        """
-        return self.normalize(self._cropped(image))
+        Args:
+            image: of a sample of ``open_images``; or one that Pillow has opened, or an array (H, W), (H, W, C) or
+                (C, H, W), which mean what their files mean to commands (``pellucid.pixels.image_of``).
 
-    def display(self, image: AnyImage) -> Image.Image:
+        Raises:
+            InvalidImage: its channels do not fit, nothing tells its scale, or Pillow has read only a part of it.
+        """
+        return self.normalize(self._cropped(image_of(image)))
+
+    def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
 
         What has more than 8 bits is stretched from its least to its greatest value.
         """
+        image = image_of(image)
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
             return shown
@@ -104,11 +111,6 @@ class Preprocess:
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
-        if not isinstance(image, Image.Image | Pixels):
-            raise InvalidImage(
-                f"the image is {type(image).__name__}; give a picture that Pillow has opened (Image.open, "
-                "Image.fromarray), or normalize(tensor) of pixels in [0, 1]"
-            )
         if isinstance(image, Image.Image) and self.channels in _MODES:
             pixels: Tensor = transforms.to_tensor(self._moved(image.convert(_MODES[self.channels])))
             return (
@@ -179,8 +181,7 @@ class Preprocess:
             raise InvalidParameter(
                 f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {brief(dict(settings))}"
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)
+        return cls(**settings)
 
 
 IMAGENET = Preprocess()
@@ -286,13 +287,13 @@ class CustomPreprocess:
     bands: tuple[int, ...] | None = None
     in_words = "prepared by a function of the user's"
 
-    def __call__(self, image: AnyImage) -> Tensor:
-        """Return the model's input (channels, H, W) of one image.
+    def __call__(self, image: GivenImage) -> Tensor:
+        """Return the model's input (channels, H, W) of one image, which may be given as to a ``Preprocess``.
 
         Raises:
             InvalidImage: the function fails on what is no picture of 8 bits, or returns no such tensor.
         """
-        pixels = self._called(image)
+        pixels = self._called(image_of(image))
         if not isinstance(pixels, Tensor) or pixels.dim() != 3:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise InvalidImage(
@@ -314,7 +315,7 @@ class CustomPreprocess:
                 f"the model file's preprocess failed on {what}: {type(error).__name__}: {error}"
             ) from error
 
-    def display(self, image: AnyImage) -> Image.Image:
+    def display(self, image: GivenImage) -> Image.Image:
         """Return the input itself as a picture, stretched from its least to its greatest value.
 
         What the function crops is unknown, so this alone is sure to lie under the map.
