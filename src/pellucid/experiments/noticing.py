@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.sources import Sample
 from ..errors import PellucidError, counted
-from ..models.preprocess import Preprocess, is_assumed
+from ..models.preprocess import Preprocess
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
@@ -32,8 +32,8 @@ _MUCH = 4  # times smaller
 _LABELED = 5  # images that tell whether classes are in another order
 
 
-def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str]:
-    """What of a model makes its maps mean little; ``says_preprocess``: whether its preprocess was asked for."""
+def of_model(loaded: LoadedModel) -> Iterator[str]:
+    """What of a model makes its maps mean little."""
     is_file, name = ".py:" in loaded.name, shown(loaded.name)
     if loaded.weights == "random" and not is_file:
         yield f"{name} has random weights; give --weights FILE or DEFAULT"
@@ -42,9 +42,9 @@ def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str
             f"{name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
             "nothing of a trained network; load its weights in the file or give --weights FILE"
         )
-    if is_file and not says_preprocess and is_assumed(loaded.preprocess):
+    if loaded.assumption:
         yield (
-            f"the model's file has no preprocess: photos are {loaded.preprocess.in_words}; "
+            f"{loaded.assumption}: photos are {loaded.preprocess.in_words}; "
             "say otherwise by --preprocess none or FILE.py:NAME"
         )
 

@@ -193,13 +193,6 @@ def assumed(channels: int) -> Preprocess:
     return IMAGENET if channels == 3 else Preprocess(mean=None, std=None, channels=channels)
 
 
-def is_assumed(preprocess: object) -> bool:
-    """Whether this is what is done where nobody says."""
-    if not isinstance(preprocess, Preprocess):
-        return False
-    return replace(preprocess, bands=None, scale=None) == assumed(preprocess.channels)
-
-
 _PROBES = ((260, 300), (123, 97))  # heights and widths of pictures on which two functions are compared
 _TENSORS = ("ToTensor", "ToImage", "ToDtype", "PILToTensor", "ConvertImageDtype")
 
