@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from .kinds import of_kinds
 
 Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
+_FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
 _BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 
 
@@ -25,14 +26,16 @@ class Pixels:
     """An image (H, W, C) of numbers as its file has them.
 
     ``scale`` are the values that stand for 0 and 1: the least and greatest of 8 or 16 bits without a sign, a
-    DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image, and
-    ``has_alpha`` says that its last channel is transparency.
+    DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image,
+    ``has_alpha`` says that its last channel is transparency, and ``frames`` how many images its file holds, of
+    which this is the first.
     """
 
     values: np.ndarray
     scale: Ends | None = None
     name: str = "the image"
     has_alpha: bool = False
+    frames: int = 1
 
     @classmethod
     @of_kinds
@@ -99,6 +102,19 @@ class Pixels:
 
 AnyImage = Image.Image | Pixels
 GivenImage = AnyImage | np.ndarray
+
+
+def one_of_many(image: AnyImage, frames: int) -> AnyImage:
+    """The image with how many pages or frames its file holds, of which it is the first."""
+    if isinstance(image, Pixels):
+        return replace(image, frames=frames)
+    image.info[_FRAMES] = frames
+    return image
+
+
+def frames_of(image: AnyImage) -> int:
+    """How many pages or frames the file of an image holds, as far as ``one_of_many`` was told."""
+    return image.frames if isinstance(image, Pixels) else int(image.info.get(_FRAMES, 1))
 
 
 def image_of(given: object, name: str = "the image") -> AnyImage:
@@ -216,7 +232,14 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
         return pixels.expand(3, -1, -1)
     if (count, channels) == (3, 1):
         return torch.einsum("c,chw->hw", pixels.new_tensor(_GREY), pixels)[None]
-    raise InvalidImage(f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}")
+    held = (
+        f"; its file holds {image.frames} pages or frames, of which this is the first: save what are channels as "
+        "one .npy (height, width, channels)"
+    )
+    raise InvalidImage(
+        f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}"
+        + (held if image.frames > 1 else "")
+    )
 
 
 @of_kinds

@@ -8,6 +8,8 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError
 from ..files import read_regular
-from ..pixels import AnyImage, Ends, Pixels, is_deep_png, is_whole_tiff, scale_of, upright
+from ..pixels import AnyImage, Ends, Pixels, is_deep_png, is_whole_tiff, one_of_many, scale_of, upright
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -45,7 +47,8 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
 
     8-bit images are RGB, or RGBA where they have an alpha channel (which models of three channels do not see); all
     others are ``Pixels`` with the file's own numbers: 16 and 32 bits, floats, other numbers of channels (TIFF by
-    tifffile, .npy, .npz with one array), and DICOM by pydicom. Of an animation the first picture is taken.
+    tifffile, .npy, .npz with one array), and DICOM by pydicom. Of pages and frames the first is taken, and
+    ``frames_of`` tells how many there are.
 
     Args:
         source: a file or its bytes.
@@ -96,7 +99,12 @@ def _from_pillow(content: bytes, name: str) -> AnyImage:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         _require_size(image.size, name)
         image.load()
-        return upright(image, name)
+        found = upright(image, name)
+        # A photo's second picture, as phones add one, is no page of it; what follows a first may be cut short.
+        frames = 1
+        with suppress(EOFError, OSError, SyntaxError, ValueError):
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return found if frames == 1 else one_of_many(found, frames)
 
 
 def _require_size(size: Sequence[int], name: str) -> None:
@@ -142,7 +150,9 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
         values, axes = np.asarray(series.asarray()), series.axes
         first: Any = file.pages[0]
         orientation, extra = first.tags.get(274), first.tags.get(338)
+    frames = 1
     for axis in re.sub("[YXSC]", "", axes):  # depth, time and pages: the first of each
+        frames *= values.shape[axes.index(axis)]
         values, axes = values.take(0, axes.index(axis)), axes.replace(axis, "", 1)
     order = [axes.index(axis) for axis in axes if axis in "YX"] + [
         axes.index(axis) for axis in "SC" if axis in axes
@@ -151,7 +161,7 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     values = values.reshape(*values.shape[:2], -1)
     turned = _turned(values, int(orientation.value) if orientation else 1)
     has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
-    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha)
+    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha, frames)
 
 
 def _from_numpy(content: bytes, name: str) -> Pixels:
@@ -184,14 +194,14 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     if file.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, file)
     if values.ndim > 2:
-        return Pixels.of(values, name)
+        return replace(Pixels.of(values, name), frames=frames)
     values = apply_modality_lut(values, file)
     low, high = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
     if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
         values = low + high - values
-    return Pixels.of(values.astype(np.float32), name, (low, high))
+    return replace(Pixels.of(values.astype(np.float32), name, (low, high)), frames=frames)
 
 
 def _undeflated(content: bytes, name: str) -> bytes:

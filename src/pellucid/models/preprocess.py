@@ -19,7 +19,7 @@ from ..bounds import PIXELS
 from ..errors import InvalidImage, InvalidParameter, UnknownName, brief, require_count
 from ..files import run_file
 from ..kinds import as_plain, require_settings
-from ..pixels import AnyImage, Ends, GivenImage, Pixels, image_of, picture, with_channels
+from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, picture, with_channels
 
 _PerChannel = tuple[float, ...]
 
@@ -116,7 +116,8 @@ class Preprocess:
             return (
                 pixels if self.scale is None else (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
             )
-        given = Pixels.of(np.asarray(image), "the image") if isinstance(image, Image.Image) else image
+        given = image if isinstance(image, Pixels) else Pixels.of(np.asarray(image), "the image")
+        given = replace(given, frames=frames_of(image))
         moved: Tensor = self._moved(with_channels(given, self.channels, self.scale))
         return moved
 
@@ -135,6 +136,14 @@ class Preprocess:
             height, width = (max(self.resize, self.resize * side // min(size)) for side in size)
         thing = f"an image of {size[0]} x {size[1]}, resized to {self.resize}, has"
         PIXELS.require(height * width, thing, InvalidImage)
+
+    def times_smaller(self, size: tuple[int, int]) -> tuple[float, float]:
+        """How many times smaller resizing makes the width and the height of an image of this size."""
+        if self.resize is None:
+            return 1.0, 1.0
+        if isinstance(self.resize, int):
+            return (min(size) / self.resize,) * 2
+        return size[0] / self.resize[1], size[1] / self.resize[0]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return ``(pixels - mean) / std`` of pixels (..., channels, H, W) in [0, 1], on their device."""
