@@ -84,7 +84,7 @@ class Pixels:
             low, high = self.values.min(), self.values.max()
             raise InvalidImage(
                 f"{self.name} holds {self.values.dtype} from {low} to {high}, and nothing tells which values are "
-                f"black and white; give the model's Preprocess a scale, such as scale=({low}, {high})"
+                f"black and white; say it by --scale={low},{high}, in Python by Preprocess(scale=({low}, {high}))"
             )
         moved = (self.values.astype(np.float64) - scale[0]) / (scale[1] - scale[0])
         return torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))

@@ -110,10 +110,17 @@ def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
     values = numbers(5, 7, kind=kind, high=30000)
     image = read_image(tiff(values), "ct.tif")
     assert np.array_equal(image.values[..., 0], values)
-    with pytest.raises(InvalidImage, match=r"ct.tif holds .*int.* nothing tells .* scale=\("):
+    ends = f"{values.min()},{values.max()}"
+    with pytest.raises(InvalidImage, match=rf"ct.tif holds .*int.* nothing tells .* --scale={ends}, .*scale=\("):
         Preprocess(channels=1, mean=None, std=None)(image)
     found = Preprocess(**AS_IT_IS, channels=1, scale=(0, 30000))(image)
     assert torch.allclose(found[0], torch.from_numpy(values / 30000).float())
+
+
+def test_the_scale_of_negative_values_is_named_as_a_command_takes_it():
+    values = np.array([[-100, 2900]], np.int16)
+    with pytest.raises(InvalidImage, match=r"say it by --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
+        Preprocess(channels=1, mean=None, std=None)(values)
 
 
 @pytest.mark.parametrize("kind", ["int32", "uint32"])
@@ -282,6 +289,16 @@ def test_packages_that_are_missing_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(InvalidImage, match=r"pip install 'pellucid\[dicom\]'"):
         read_image(b"\0" * 128 + b"DICM")
+
+
+def test_bands_that_pillow_cannot_read_are_read_without_its_complaints(caplog):
+    bands = numbers(5, 7, 13)
+    content = tiff(bands, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_image(content).values, bands)
+    assert caplog.records == []
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(content))
+    assert [record.getMessage() for record in caplog.records] == ["More samples per pixel than can be decoded: 13"]
 
 
 def as_pillow_saves(values, kind, **settings):

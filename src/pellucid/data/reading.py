@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -133,13 +135,11 @@ def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def _from_tiff(content: bytes, name: str) -> AnyImage:
     """By Pillow what it reads whole, by tifffile the rest, as several channels of 16 bits, or more than four."""
-    try:
+    with suppress(UnidentifiedImageError), _without_complaints("PIL.TiffImagePlugin"):
         image = _from_pillow(content, name)
         told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
         if is_whole_tiff(told):
             return image
-    except UnidentifiedImageError:
-        pass
     try:
         import tifffile
     except ImportError as error:
@@ -162,6 +162,21 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     turned = _turned(values, int(orientation.value) if orientation else 1)
     has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
     return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha, frames)
+
+
+@contextmanager
+def _without_complaints(logger: str) -> Iterator[None]:
+    """Without what a library logs on this thread: what it cannot read is read by another."""
+    here, told = get_ident(), logging.getLogger(logger)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    told.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        told.removeFilter(is_of_others)
 
 
 def _from_numpy(content: bytes, name: str) -> Pixels:
