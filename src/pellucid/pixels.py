@@ -18,6 +18,7 @@ from .kinds import of_kinds
 Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 _FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
+_TURN = 274  # EXIF's orientation
 _BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 
 
@@ -142,7 +143,8 @@ def image_of(given: object, name: str = "the image") -> AnyImage:
             f"pl.open_images({brief(str(file))})[0].image, or image.copy() if this part is meant"
         )
     try:
-        return upright(given, name)
+        is_done = given.format is None and given.mode in ("RGB", "RGBA") and given.getexif().get(_TURN, 1) == 1
+        return given if is_done else upright(given, name)  # large images are not copied for nothing
     except PellucidError:
         raise
     except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
