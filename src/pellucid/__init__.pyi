@@ -1,6 +1,7 @@
 """The public face of pellucid: what stands here is what there is; nothing is imported before it is used."""
 
 from .catalog import METHODS, METRICS, VARIANTS, method, metric, variant
+from .data.sources import open_images
 from .errors import (
     CanceledMapWarning,
     CompletenessWarning,
@@ -33,6 +34,7 @@ from .metrics.randomization import cascade
 from .metrics.scoring import Scorer
 from .metrics.similarity import hog_similarity, spearman, ssim
 from .models.detection import Detection
+from .models.preprocess import Preprocess
 from .models.segmentation import Segmentation, segmentation_targets
 from .models.zoo import LoadedModel, load_model
 from .outputs import Classifier, Difference, two_answers
@@ -90,6 +92,7 @@ __all__ = [
     "Path",
     "PatternWarning",
     "PellucidError",
+    "Preprocess",
     "ProportionalPooling",
     "Random",
     "RectifiedReLU",
@@ -126,6 +129,7 @@ __all__ = [
     "metric",
     "normalize",
     "on_ray",
+    "open_images",
     "read_maps",
     "read_spec",
     "segmentation_targets",

@@ -40,15 +40,16 @@ def of_kinds(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
     @wraps(function)
     def checked(*arguments: _Given.args, **named: _Given.kwargs) -> _Result:
         settings = given.bind(*arguments, **named).arguments
-        require_settings(function, {name: _plain(value) for name, value in settings.items()}, function.__name__)
+        require_settings(function, {name: as_plain(value) for name, value in settings.items()}, function.__name__)
         return function(*arguments, **named)
 
     return checked
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """A setting with its lists as tuples and NumPy's numbers as Python's."""
     if isinstance(value, list):
-        return tuple(map(_plain, value))
+        return tuple(map(as_plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -63,7 +64,7 @@ def refusal(found: ValidationError, place: str, error: type[PellucidError]) -> P
     """The first thing that a validation found wrong, as one line."""
     problem = found.errors()[0]
     where = ".".join(map(str, problem["loc"]))
-    said = problem["msg"]
+    said = "give a tuple, such as (1,) or (1, 2)" if problem["type"] == "tuple_type" else problem["msg"]
     return error(
         f"{place}{' ' if where else ''}{where} is {brief(problem['input'])}; {said[:1].lower()}{said[1:]}"
     )

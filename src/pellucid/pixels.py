@@ -1,20 +1,25 @@
-"""Images that no 8-bit picture can hold: any number of channels, any type of number."""
+"""Images as they are given: pictures of 8 bits, and numbers of any type and any number of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import InvalidImage, InvalidParameter
+from .errors import InvalidImage, InvalidParameter, PellucidError, brief
+from .files import open_regular
 from .kinds import of_kinds
 
 Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
+_FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
+_TURN = 274  # EXIF's orientation
+_BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +27,16 @@ class Pixels:
     """An image (H, W, C) of numbers as its file has them.
 
     ``scale`` are the values that stand for 0 and 1: the least and greatest of 8 or 16 bits without a sign, a
-    DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image, and
-    ``has_alpha`` says that its last channel is transparency.
+    DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image,
+    ``has_alpha`` says that its last channel is transparency, and ``frames`` how many images its file holds, of
+    which this is the first.
     """
 
     values: np.ndarray
     scale: Ends | None = None
     name: str = "the image"
     has_alpha: bool = False
+    frames: int = 1
 
     @classmethod
     @of_kinds
@@ -78,7 +85,7 @@ class Pixels:
             low, high = self.values.min(), self.values.max()
             raise InvalidImage(
                 f"{self.name} holds {self.values.dtype} from {low} to {high}, and nothing tells which values are "
-                f"black and white; give the model's Preprocess a scale, such as scale=({low}, {high})"
+                f"black and white; say it by --scale={low},{high}, in Python by Preprocess(scale=({low}, {high}))"
             )
         moved = (self.values.astype(np.float64) - scale[0]) / (scale[1] - scale[0])
         return torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))
@@ -95,6 +102,100 @@ class Pixels:
 
 
 AnyImage = Image.Image | Pixels
+GivenImage = AnyImage | np.ndarray
+
+
+def one_of_many(image: AnyImage, frames: int) -> AnyImage:
+    """The image with how many pages or frames its file holds, of which it is the first."""
+    if isinstance(image, Pixels):
+        return replace(image, frames=frames)
+    image.info[_FRAMES] = frames
+    return image
+
+
+def frames_of(image: AnyImage) -> int:
+    """How many pages or frames the file of an image holds, as far as ``one_of_many`` was told."""
+    return image.frames if isinstance(image, Pixels) else int(image.info.get(_FRAMES, 1))
+
+
+def image_of(given: object, name: str = "the image") -> AnyImage:
+    """An image that Python code has opened, as its file would be read (``pellucid.data.reading.read_image``).
+
+    A Pillow image is turned upright, and one of a channel beyond 8 bits keeps its values; an array is what a .npy
+    file of it would be.
+
+    Raises:
+        InvalidImage: another kind of thing, a broken image, or one of which Pillow has read only a part.
+    """
+    if isinstance(given, Pixels):
+        return given
+    if isinstance(given, np.ndarray):
+        return Pixels.of(given, name)
+    if not isinstance(given, Image.Image):
+        raise InvalidImage(
+            f"{name} is {type(given).__name__}; give a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or "
+            "pl.open_images(FILE)[0].image; a tensor of pixels in [0, 1] goes through normalize(tensor)"
+        )
+    if _is_reduced(given):
+        file = getattr(given, "filename", "") or "FILE"
+        raise InvalidImage(
+            f"{name}: Pillow has read only a part of its {given.format} file, not all bits, numbers, pages; give "
+            f"pl.open_images({brief(str(file))})[0].image, or image.copy() if this part is meant"
+        )
+    try:
+        is_done = given.format is None and given.mode in ("RGB", "RGBA") and given.getexif().get(_TURN, 1) == 1
+        return given if is_done else upright(given, name)  # large images are not copied for nothing
+    except PellucidError:
+        raise
+    except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
+        raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def _is_reduced(image: Image.Image) -> bool:
+    """Whether Pillow has read less of a file than is in it, as far as an image still tells."""
+    if image.format == "TIFF":
+        return not is_whole_tiff(image)
+    if image.format != "PNG" or image.mode[0] == "I":
+        return False
+    tiles: Any = getattr(image, "tile", ())  # how it is to be decoded, until it is
+    return any(str(tile[3]).endswith("16B") for tile in tiles) or _is_deep_file(getattr(image, "filename", ""))
+
+
+def _is_deep_file(path: Any) -> bool:
+    """Whether a file is a PNG of several channels of 16 bits."""
+    try:
+        with open_regular(path) as file:
+            return is_deep_png(file.read(26))
+    except (OSError, ValueError, TypeError):  # the image is of no file, or of none that is still there
+        return False
+
+
+def is_deep_png(start: bytes) -> bool:
+    """Whether a file that starts so is a PNG of several channels of 16 bits, which Pillow reduces to 8."""
+    return start[:4] == b"\x89PNG" and start[24:25] == b"\x10" and start[25:26] != b"\0"
+
+
+def is_whole_tiff(image: Any) -> bool:
+    """Whether Pillow reads all numbers of a TIFF that it has opened, and no other page may be a channel of it."""
+    tags = ((258, (1,)), (277, 1), (339, (1,)))
+    bits, samples, kinds = (image.tag_v2.get(tag, usual) for tag, usual in tags)
+    is_unsigned = set(kinds) == {1}
+    is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
+    # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
+    is_one = getattr(image, "n_frames", 1) == 1 or image.tag_v2.get(262) != _BLACK_IS_ZERO
+    return bool(is_whole and samples <= 4 and is_one)
+
+
+def upright(image: Image.Image, name: str) -> AnyImage:
+    """A decoded image, turned as EXIF says: RGB or RGBA of 8 bits, else ``Pixels``."""
+    kind = image.format  # turning forgets it
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        # Pillow gives 16-bit gray of PNG and PGM as 32 bits in some versions.
+        is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
+        return Pixels.of(values.astype(np.uint16) if is_short else values, name)
+    return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
 
 
 def _above(values: np.ndarray) -> float:
@@ -133,7 +234,14 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
         return pixels.expand(3, -1, -1)
     if (count, channels) == (3, 1):
         return torch.einsum("c,chw->hw", pixels.new_tensor(_GREY), pixels)[None]
-    raise InvalidImage(f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}")
+    held = (
+        f"; its file holds {image.frames} pages or frames, of which this is the first: save what are channels as "
+        "one .npy (height, width, channels)"
+    )
+    raise InvalidImage(
+        f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}"
+        + (held if image.frames > 1 else "")
+    )
 
 
 @of_kinds

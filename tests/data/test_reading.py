@@ -110,10 +110,17 @@ def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
     values = numbers(5, 7, kind=kind, high=30000)
     image = read_image(tiff(values), "ct.tif")
     assert np.array_equal(image.values[..., 0], values)
-    with pytest.raises(InvalidImage, match=r"ct.tif holds .*int.* nothing tells .* scale=\("):
+    ends = f"{values.min()},{values.max()}"
+    with pytest.raises(InvalidImage, match=rf"ct.tif holds .*int.* nothing tells .* --scale={ends}, .*scale=\("):
         Preprocess(channels=1, mean=None, std=None)(image)
     found = Preprocess(**AS_IT_IS, channels=1, scale=(0, 30000))(image)
     assert torch.allclose(found[0], torch.from_numpy(values / 30000).float())
+
+
+def test_the_scale_of_negative_values_is_named_as_a_command_takes_it():
+    values = np.array([[-100, 2900]], np.int16)
+    with pytest.raises(InvalidImage, match=r"say it by --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
+        Preprocess(channels=1, mean=None, std=None)(values)
 
 
 @pytest.mark.parametrize("kind", ["int32", "uint32"])
@@ -282,6 +289,118 @@ def test_packages_that_are_missing_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(InvalidImage, match=r"pip install 'pellucid\[dicom\]'"):
         read_image(b"\0" * 128 + b"DICM")
+
+
+def test_bands_that_pillow_cannot_read_are_read_without_its_complaints(caplog):
+    bands = numbers(5, 7, 13)
+    content = tiff(bands, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_image(content).values, bands)
+    assert caplog.records == []
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(content))
+    assert [record.getMessage() for record in caplog.records] == ["More samples per pixel than can be decoded: 13"]
+
+
+def as_pillow_saves(values, kind, **settings):
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, kind, **settings)
+    return file.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+X_RAY = np.linspace(200, 4200, 35).reshape(5, 7).astype(np.uint16)
+IN_PYTHON = {
+    "png of 16 bits": lambda: png(X_RAY, 0),
+    "tiff of 16 bits": lambda: as_pillow_saves(X_RAY, "TIFF"),
+    "pgm of 16 bits": lambda: as_pillow_saves(X_RAY, "PPM"),
+    "tiff of 32 bits": lambda: as_pillow_saves(X_RAY.astype(np.int32), "TIFF"),
+    "tiff of floats": lambda: as_pillow_saves(X_RAY.astype(np.float32), "TIFF"),
+    "turned jpeg": lambda: as_pillow_saves(
+        numbers(5, 7, 3, kind="uint8", high=256), "JPEG", exif=turned(6), quality=100
+    ),
+    "turned deep tiff": lambda: as_pillow_saves(X_RAY, "TIFF", tiffinfo={274: 6}),
+    "gray": lambda: as_pillow_saves(numbers(5, 7, kind="uint8", high=256), "PNG"),
+    "alpha": lambda: as_pillow_saves(numbers(5, 7, 4, kind="uint8", high=256), "PNG"),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", IN_PYTHON)
+def test_an_image_that_pillow_opened_is_what_its_file_is(kind, channels):
+    content = IN_PYTHON[kind]()
+    scale = None if kind in ("turned jpeg", "gray", "alpha") else (200, 4200)
+    preprocess = Preprocess(**AS_IT_IS, channels=channels, scale=scale)
+    given = []
+    custom = CustomPreprocess(lambda image: given.append(np.asarray(image)) or torch.zeros(1, 2, 2))
+    for whole in (False, True):
+        opened = Image.open(io.BytesIO(content))
+        if whole:
+            opened.load()
+        assert torch.equal(preprocess(opened), preprocess(read_image(content)))
+        assert preprocess.display(opened).tobytes() == preprocess.display(read_image(content)).tobytes()
+        custom(opened)
+        custom(read_image(content))
+        assert np.array_equal(*given[-2:])
+    if scale is not None:
+        expected = X_RAY if "turned" not in kind else np.rot90(X_RAY, -1)
+        found = preprocess(Image.open(io.BytesIO(content)))[0].numpy()
+        assert np.allclose(found, (expected - 200.0) / 4000, atol=1e-6)
+
+
+def test_what_pillow_has_reduced_is_refused_unless_it_is_meant(tmp_path):
+    reduced = {
+        "rgb.png": png(numbers(5, 7, 3), 2),
+        "rgb.tif": tiff(numbers(5, 7, 3), photometric="rgb"),
+        "pages.tif": tiff(numbers(3, 5, 7), photometric="minisblack"),
+        "signed.tif": tiff(numbers(5, 7, kind="int8", high=100)),
+    }
+    preprocess = Preprocess(**AS_IT_IS)
+    for name, content in reduced.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        for use in (preprocess, preprocess.display, CustomPreprocess(torch.as_tensor)):
+            for loads in (False, True):
+                with Image.open(path) as opened:
+                    if loads:
+                        opened.load()
+                    with pytest.raises(InvalidImage, match=rf"only a part of .*pl\.open_images\('.*{name}'\)"):
+                        use(opened)
+        with pytest.raises(InvalidImage, match="only a part"):
+            preprocess(Image.open(io.BytesIO(content)))
+        with Image.open(path) as opened:
+            with pytest.raises(InvalidImage, match="Rows-0: Pillow has read only a part"):
+                open_images(Rows([opened]))[0]
+            assert preprocess(opened.copy()).shape == (3, 5, 7)
+
+
+class Rows(list):
+    """A data set of images."""
+
+
+def test_an_image_that_is_cut_short_is_refused():
+    opened = Image.open(io.BytesIO(as_pillow_saves(numbers(50, 70, 3, kind="uint8", high=256), "PNG")[:2000]))
+    with pytest.raises(InvalidImage, match="the image is broken or cut short"):
+        Preprocess(**AS_IT_IS)(opened)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 4), (4, 5, 7), (5, 7, 3)])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float32", "float64"])
+def test_an_array_is_what_its_npy_file_is(kind, shape):
+    values = numbers(*shape, kind=kind, high=200)
+    image = read_image(saved(values))
+    channels = image.values.shape[2]
+    preprocess = Preprocess(**AS_IT_IS, channels=channels, scale=(0, 200))
+    last = np.moveaxis(values, 0, 2) if shape[0] == 4 else values.reshape(5, 7, -1)
+    assert np.allclose(preprocess(values).numpy(), np.moveaxis(last, 2, 0) / 200, atol=1e-6)
+    assert torch.equal(preprocess(values), preprocess(image))
+    assert preprocess.display(values).tobytes() == preprocess.display(image).tobytes()
+    with pytest.raises(InvalidImage, match=r"the image is .* of shape \(0, 7\)"):
+        preprocess(values.reshape(5, 7, -1)[:0, :, 0])
 
 
 def test_a_preprocess_that_cannot_take_it_says_so():

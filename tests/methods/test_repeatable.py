@@ -25,7 +25,9 @@ from pellucid.errors import (
     SkippedLayerWarning,
 )
 from pellucid.layouts import Layout, layouts_of
+from pellucid.methods.checks import images_look_wrong
 from pellucid.methods.gradient import gradient
+from pellucid.models.preprocess import CustomPreprocess
 from pellucid.sampling import Noise, Sampling
 from tests.networks import images, seeded
 
@@ -365,6 +367,38 @@ def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():
         pl.method("gradient")(loaded, pixels)
     model = pl.load_model("shapes-resnet").model  # of which nobody knows what it takes
     pl.method("gradient")(model, pixels)
+
+
+def test_images_of_a_later_call_are_looked_at_too_each_mistake_once():
+    loaded = pl.load_model("shapes-resnet")
+    pixels = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    pl.method("gradient")(loaded, loaded.preprocess.normalize(pixels))
+    with pytest.warns(InputWarning, match=r"images lie in \[0, 1\]"):
+        pl.method("gradient")(loaded, pixels)
+    pl.method("gradient")(loaded, pixels)  # a second warning would be an error here
+
+
+FAR = (  # least and greatest value of float images, and what is advised
+    (0, 255, "divide by 255 (in commands, of float images: --scale 0,255)"),
+    (-200, 255, "divide by 255 (in commands, of float images: --scale 0,255)"),
+    (5, 3000, "to [0, 1] (in commands, by these images' own ends: --scale=5,3000)"),
+    (-100, 2900, "to [0, 1] (in commands, by these images' own ends: --scale=-100,2900)"),
+    (0, 12345678, "to [0, 1] (in commands, by these images' own ends: --scale=0,1.235e+07)"),
+)
+
+
+@pytest.mark.parametrize(("low", "high", "advice"), FAR)
+@pytest.mark.parametrize("scale", [None, (0, 10)])
+def test_values_far_above_those_of_bytes_are_scaled_by_their_own_range(low, high, advice, scale):
+    pixels = torch.linspace(low, high, 300).reshape(1, 3, 10, 10)
+    assert advice in images_look_wrong(pixels)["scale"]
+    own = pl.Preprocess(None, None, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), scale=scale)
+    seen = own.normalize(pixels if scale is None else pixels / 10)
+    assert advice in images_look_wrong(seen, own, normalized=True)["scale"]
+    function = CustomPreprocess(torch.as_tensor)
+    of_a_function = images_look_wrong(pixels, function, normalized=True)["scale"]
+    assert "in the function that prepares them and normalize" in of_a_function
+    assert ("divide by 255" in of_a_function) == (high == 255)
 
 
 def test_bytes_are_told_what_to_become():

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import pellucid as pl
 from pellucid.cli import app
 from pellucid.errors import InvalidModel, InvalidWeights, UnknownName
+from pellucid.experiments.noticing import of_model
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
 from pellucid.models.zoo import load_model
 
@@ -79,12 +80,41 @@ def test_what_would_run_code_or_be_random_is_refused(folder):
     weights.unlink()
     with pytest.raises(InvalidWeights, match=r"no \.safetensors.*could run code"):
         load_model(f"hf:{folder}")
+    with pytest.raises(InvalidWeights, match=r"or take weights='random' \(--weights random\)"):
+        load_model(f"hf:{folder}")
     assert load_model(f"hf:{folder}", weights="random").weights == "random"
     with pytest.raises(UnknownName, match="DEFAULT"):
         load_model(f"hf:{folder}", weights="IMAGENET1K_V1")
     (folder / "config.json").unlink()
     with pytest.raises(InvalidModel, match="its configuration cannot be read"):
         load_model(f"hf:{folder}")
+
+
+def test_a_configuration_names_classes_whatever_the_weights(folder):
+    for file in ("model.safetensors", "preprocessor_config.json"):
+        (folder / file).unlink()
+    assert load_model(f"hf:{folder}", weights="random").classes == NAMES
+    assert load_model(f"hf:{folder}", weights="random", classes=3).classes == NAMES
+    other = load_model(f"hf:{folder}", weights="random", classes=5)
+    assert (other.classes, other.model(torch.zeros(1, 3, 32, 32)).logits.shape) == (None, (1, 5))
+    assert load_model("resnet18", weights="random").classes is None
+
+
+def test_a_missing_image_processor_is_told(folder):
+    def told(loaded):
+        return [text for text in of_model(loaded) if "photos are" in text]
+
+    assert told(load_model(f"hf:{folder}")) == []
+    processor = folder / "preprocessor_config.json"
+    done = "photos are resized to 32, cropped to 32 and normalized as ImageNet's; say otherwise by --preprocess"
+    processor.write_text("{")
+    [broken] = told(load_model(f"hf:{folder}"))
+    assert broken.startswith(f"hf:{folder}: its image processor cannot be read (")
+    assert f"): {done}" in broken
+    processor.unlink()
+    [missing] = told(load_model(f"hf:{folder}"))
+    assert missing.startswith(f"hf:{folder} has no preprocessor_config.json: {done}")
+    assert told(load_model(f"hf:{folder}").seeing("none")) == []
 
 
 def test_a_file_of_weights_and_a_processor_of_another_kind(folder):

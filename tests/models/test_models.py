@@ -197,6 +197,14 @@ def test_preprocessing_survives_json():
         Preprocess.from_dict({"scales": 2})
 
 
+def test_a_preprocess_takes_lists_and_numbers_of_numpy():
+    given = Preprocess([40, 50], None, [np.float32(0.5)], [0.25], np.int64(1), scale=[0, 4000])
+    assert given == Preprocess((40, 50), None, (0.5,), (0.25,), 1, scale=(0, 4000))
+    assert hash(given) == hash(Preprocess((40, 50), None, (0.5,), (0.25,), 1, scale=(0, 4000)))
+    with pytest.raises(InvalidParameter, match=r"mean is 0.5; give a tuple, such as \(1,\)"):
+        Preprocess(mean=0.5, std=(1.0,), channels=1)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -774,12 +782,11 @@ def test_the_shortcuts_of_cifar_resnets_are_smoothed_too():
     assert sorted(met) == ["conv2d", "conv2d", "slice", "slice"]
 
 
-@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), np.zeros((8, 8, 3), np.uint8), "photo.jpg"])
-def test_a_preprocess_takes_pictures_alone_and_says_so(image):
-    with pytest.raises(
-        InvalidImage, match=r"the image is (Tensor|ndarray|str); give a picture.*normalize\(tensor\)"
-    ):
-        IMAGENET(image)
+@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), "photo.jpg"])
+@pytest.mark.parametrize("use", [IMAGENET, IMAGENET.display, CustomPreprocess(torch.as_tensor)])
+def test_a_preprocess_takes_images_alone_and_says_so(image, use):
+    with pytest.raises(InvalidImage, match=r"is (Tensor|str); give a Pillow image, an array.*normalize\(tensor\)"):
+        use(image)
 
 
 def test_a_missing_fourth_channel_is_told():

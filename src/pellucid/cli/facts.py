@@ -93,11 +93,10 @@ from dataclasses import replace
 import torch
 
 import pellucid as pl
-from pellucid.data.sources import open_images
 {imported}
 model = pl.load_model({request.model!r}, weights={request.weights!r}{classes}, device={request.device!r})
 photos = {places!r}
-{preprocess}{scale}samples = [open_images(source)[index] for source, index in photos]
+{preprocess}{scale}samples = [pl.open_images(source)[index] for source, index in photos]
 images = torch.stack([model.preprocess(sample.image) for sample in samples])
 targets = {targets!r}
 variants = {{{", ".join(variants)}}}

@@ -26,7 +26,7 @@ def noticed(run: ExplainRun) -> list[str]:
 
 def _of_model(run: ExplainRun) -> Iterator[str]:
     loaded = run.loaded
-    yield from of_model(loaded, run.request.preprocess is not None)
+    yield from of_model(loaded)
     if run.request.target == "auto" and run.found.photos[0].target.value is not None:
         yield "one output is explained as a value; name a classifier's two answers: --classes no,yes"
     yield from run.found.wrong.values()

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError
 from ..files import read_regular
-from ..pixels import AnyImage, Ends, Pixels, scale_of
+from ..pixels import AnyImage, Ends, Pixels, is_deep_png, is_whole_tiff, one_of_many, scale_of, upright
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
 _DEFLATED, _HEADER, _GROUP = (
     b"1.2.840.10008.1.2.1.99",
     4096,
@@ -46,7 +49,8 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
 
     8-bit images are RGB, or RGBA where they have an alpha channel (which models of three channels do not see); all
     others are ``Pixels`` with the file's own numbers: 16 and 32 bits, floats, other numbers of channels (TIFF by
-    tifffile, .npy, .npz with one array), and DICOM by pydicom. Of an animation the first picture is taken.
+    tifffile, .npy, .npz with one array), and DICOM by pydicom. Of pages and frames the first is taken, and
+    ``frames_of`` tells how many there are.
 
     Args:
         source: a file or its bytes.
@@ -84,8 +88,7 @@ def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
         return _from_numpy
     if content[128:132] == b"DICM":
         return _from_dicom
-    # The bit depth and type of a PNG's colours: Pillow reduces several channels of 16 bits to 8.
-    if content[:4] == b"\x89PNG" and content[24:25] == b"\x10" and content[25:26] != b"\0":
+    if is_deep_png(content):
         return _from_deep_png
     return _from_tiff if content[:4] in _TIFF else _from_pillow
 
@@ -98,24 +101,17 @@ def _from_pillow(content: bytes, name: str) -> AnyImage:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         _require_size(image.size, name)
         image.load()
-        return upright(image, name)
+        found = upright(image, name)
+        # A photo's second picture, as phones add one, is no page of it; what follows a first may be cut short.
+        frames = 1
+        with suppress(EOFError, OSError, SyntaxError, ValueError):
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return found if frames == 1 else one_of_many(found, frames)
 
 
 def _require_size(size: Sequence[int], name: str) -> None:
     """Refuse an image of too many pixels, before they are decoded."""
     PIXELS.require(math.prod(size), f"{name} of {' x '.join(map(str, size))} has", InvalidImage)
-
-
-def upright(image: Image.Image, name: str) -> AnyImage:
-    """A decoded image, turned as EXIF says: RGB or RGBA of 8 bits, else ``Pixels``."""
-    kind = image.format  # turning forgets it
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        values = np.asarray(image)
-        # Pillow gives 16-bit gray of PNG and PGM as 32 bits in some versions.
-        is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
-        return Pixels.of(values.astype(np.uint16) if is_short else values, name)
-    return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
 
 
 def _from_deep_png(content: bytes, name: str) -> Pixels:
@@ -139,18 +135,11 @@ def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def _from_tiff(content: bytes, name: str) -> AnyImage:
     """By Pillow what it reads whole, by tifffile the rest, as several channels of 16 bits, or more than four."""
-    try:
+    with suppress(UnidentifiedImageError), _without_complaints("PIL.TiffImagePlugin"):
         image = _from_pillow(content, name)
         told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
-        bits, samples, kinds = (told.tag_v2.get(tag, usual) for tag, usual in ((258, (1,)), (277, 1), (339, (1,))))
-        is_unsigned = set(kinds) == {1}
-        is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
-        # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
-        is_one = getattr(told, "n_frames", 1) == 1 or told.tag_v2.get(262) != _BLACK_IS_ZERO
-        if is_whole and samples <= 4 and is_one:
+        if is_whole_tiff(told):
             return image
-    except UnidentifiedImageError:
-        pass
     try:
         import tifffile
     except ImportError as error:
@@ -161,7 +150,9 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
         values, axes = np.asarray(series.asarray()), series.axes
         first: Any = file.pages[0]
         orientation, extra = first.tags.get(274), first.tags.get(338)
+    frames = 1
     for axis in re.sub("[YXSC]", "", axes):  # depth, time and pages: the first of each
+        frames *= values.shape[axes.index(axis)]
         values, axes = values.take(0, axes.index(axis)), axes.replace(axis, "", 1)
     order = [axes.index(axis) for axis in axes if axis in "YX"] + [
         axes.index(axis) for axis in "SC" if axis in axes
@@ -170,7 +161,22 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     values = values.reshape(*values.shape[:2], -1)
     turned = _turned(values, int(orientation.value) if orientation else 1)
     has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
-    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha)
+    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha, frames)
+
+
+@contextmanager
+def _without_complaints(logger: str) -> Iterator[None]:
+    """Without what a library logs on this thread: what it cannot read is read by another."""
+    here, told = get_ident(), logging.getLogger(logger)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    told.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        told.removeFilter(is_of_others)
 
 
 def _from_numpy(content: bytes, name: str) -> Pixels:
@@ -203,14 +209,14 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     if file.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, file)
     if values.ndim > 2:
-        return Pixels.of(values, name)
+        return replace(Pixels.of(values, name), frames=frames)
     values = apply_modality_lut(values, file)
     low, high = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
     if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
         values = low + high - values
-    return Pixels.of(values.astype(np.float32), name, (low, high))
+    return replace(Pixels.of(values.astype(np.float32), name, (low, high)), frames=frames)
 
 
 def _undeflated(content: bytes, name: str) -> bytes:

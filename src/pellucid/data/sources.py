@@ -32,8 +32,8 @@ from ..errors import InputWarning, InvalidData, InvalidImage, UnknownName, brief
 from ..files import no_file, open_regular, require_regular
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
-from ..pixels import AnyImage, Pixels
-from .reading import read_image, upright
+from ..pixels import AnyImage, Pixels, image_of
+from .reading import read_image
 from .shapes import ShapesDataset
 
 Box = tuple[float, float, float, float]
@@ -110,6 +110,8 @@ def open_images(
     download: bool = False,
 ) -> Source:
     """Open images to explain, wherever they are; each is read when it is asked for.
+
+    ``open_images(place)[0].image`` is the first as a model's ``preprocess`` takes it, whole as its file is.
 
     Args:
         spec: an image file (``read_image``); a folder, searched recursively in sorted order, whose first-level
@@ -488,7 +490,7 @@ def _label(given: Any, place: str, column: str, classes: Classes) -> int | None:
 def _cell_image(cell: Any, name: str, folder: Path) -> AnyImage:
     """The image of one cell: an image, encoded bytes, or the path of a file beside the table, or below."""
     if isinstance(cell, Image.Image):
-        return upright(cell, name)
+        return image_of(cell, name)
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None:
@@ -605,10 +607,8 @@ def _picture(pixels: Any, name: str) -> AnyImage:
 
     Bytes, booleans (black and white) and floats in [0, 1] of one or three channels are pictures of 8 bits.
     """
-    if isinstance(pixels, Image.Image):
-        return upright(pixels, name)
-    if isinstance(pixels, np.ndarray):
-        return Pixels.of(pixels, name)
+    if isinstance(pixels, Image.Image | np.ndarray):
+        return image_of(pixels, name)
     if not isinstance(pixels, Tensor):
         raise InvalidImage(f"{name} is {type(pixels).__name__}; a data set must give PIL images or tensors")
     if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):

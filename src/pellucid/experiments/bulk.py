@@ -144,7 +144,7 @@ def write_maps(
                         failed[outcome.cell.id] = outcome.reason
                     progress.end(outcome.cell.id)
                     advance(done, len(cells))
-            told = tuple(of_model(inputs.model_of(spec, model.key), model.preprocess is not None))
+            told = tuple(of_model(inputs.model_of(spec, model.key)))
             run = MapsRun(url, {cell.id: shards[cell.id] for cell in cells if cell.id in shards}, failed, told)
             folder.write(MANIFEST, sealed(_manifest(run)))
     finally:

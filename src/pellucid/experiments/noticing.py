@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..data.sources import Sample
-from ..errors import PellucidError, counted
-from ..models.preprocess import Preprocess, is_assumed
+from ..errors import PellucidError, counted, percent
+from ..models.preprocess import Preprocess
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
-from ..pixels import Pixels
+from ..pixels import Pixels, frames_of
 from ..variants.base import Variant
 from .inputs import Batch, ParsedSpec
 from .spec import shown
@@ -29,11 +30,12 @@ _POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability m
 ENOUGH = 10  # images that a verdict on a variant takes
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
+_SEEN = 0.5  # of an image's area, within the crop
 _LABELED = 5  # images that tell whether classes are in another order
 
 
-def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str]:
-    """What of a model makes its maps mean little; ``says_preprocess``: whether its preprocess was asked for."""
+def of_model(loaded: LoadedModel) -> Iterator[str]:
+    """What of a model makes its maps mean little."""
     is_file, name = ".py:" in loaded.name, shown(loaded.name)
     if loaded.weights == "random" and not is_file:
         yield f"{name} has random weights; give --weights FILE or DEFAULT"
@@ -42,18 +44,23 @@ def of_model(loaded: LoadedModel, says_preprocess: bool = False) -> Iterator[str
             f"{name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
             "nothing of a trained network; load its weights in the file or give --weights FILE"
         )
-    if is_file and not says_preprocess and is_assumed(loaded.preprocess):
+    if loaded.assumption:
         yield (
-            f"the model's file has no preprocess: photos are {loaded.preprocess.in_words}; "
+            f"{loaded.assumption}: photos are {loaded.preprocess.in_words}; "
             "say otherwise by --preprocess none or FILE.py:NAME"
         )
 
 
 def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
     """What a preprocess does to an image that may surprise: to its values, its size and its channels."""
+    found, image = {}, sample.image
+    if (frames := frames_of(image)) > 1:
+        found["frames"] = (
+            f"{sample.name} holds {frames} pages or frames, of which the first is seen",
+            "save the others as files of their own, or what are channels as one .npy (height, width, channels)",
+        )
     if not isinstance(preprocess, Preprocess):
-        return {}
-    found, image, side = {}, sample.image, preprocess.resize
+        return found
     if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
         ends = f"{int(image.values.min())},{int(image.values.max())}"
         what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
@@ -62,11 +69,26 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
             f"give --scale, such as {ends}, this image's own ends; "
             "a trained model needs the range that it was trained with",
         )
-    if isinstance(side, int) and min(image.size) >= _MUCH * side:
+    if lost := _lost(image.size, preprocess):
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
-        found["shrunk"] = (f"{what}, so fine structures are lost", "cut it into tiles, or give --preprocess")
+        found[", ".join(lost)] = (
+            f"{what}, so {' and '.join(lost.values())}",
+            "cut it into tiles, or give --preprocess",
+        )
     if recolored := preprocess.recolored(image):
         found[recolored] = (f"{sample.name} {recolored}", "")
+    return found
+
+
+def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
+    """What an image (width, height) loses by being made smaller and cropped, in words, where it is much."""
+    found, crop, times = {}, preprocess.crop, preprocess.times_smaller(size)
+    if max(times) >= _MUCH:
+        found["shrunk"] = "fine structures are lost"
+    resized = [side / much for side, much in zip(size, times, strict=True)]
+    seen = 1.0 if crop is None else math.prod(min(1.0, crop / side) for side in resized)
+    if seen < _SEEN:
+        found["cut"] = f"{percent(1 - seen)} of its area is cut off"
     return found
 
 

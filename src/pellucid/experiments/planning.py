@@ -207,7 +207,7 @@ def _noticed(
     for model in parsed.spec.models:
         loaded = inputs.model_of(parsed.spec, model.key)
         # Whoever names what is random knows that it is.
-        told = [] if model.randomized else list(of_model(loaded, model.preprocess is not None))
+        told = [] if model.randomized else list(of_model(loaded))
         told += of_images(odd[model.key])
         wrong: dict[str, str] = {}
         changes: list[Mapping[str, Change]] = []

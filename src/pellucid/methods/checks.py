@@ -20,6 +20,7 @@ def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
 
 
 _LARGE = 20.0  # no normalized image has such values
+_BYTE = 255.5  # the most of 8 bits, but for rounding
 
 
 def looks_wrong(
@@ -30,22 +31,59 @@ def looks_wrong(
     ``preprocess`` is what the model's images should have gone through, where that is known; ``normalized`` says
     that they did.
     """
-    found, largest = {}, float(images.abs().max())
+    return outputs_look_wrong(logits) | images_look_wrong(images, preprocess, normalized)
+
+
+def outputs_look_wrong(logits: Tensor) -> dict[str, str]:
+    """What in a model's outputs (B, K) is likely a mistake, by kind."""
     if logits.shape[1] > 1 and are_shares(logits):
-        found["softmax"] = "the outputs are probabilities; explain the model without its last softmax"
+        return {"softmax": "the outputs are probabilities; explain the model without its last softmax"}
+    return {}
+
+
+def images_look_wrong(images: Tensor, preprocess: Any = None, normalized: bool = False) -> dict[str, str]:
+    """What in a model's images is likely a mistake, by kind; as ``looks_wrong``."""
+    least, most = (float(end) for end in images.aminmax())
+    largest = max(-least, most)
     if largest > _LARGE:
-        # A function of the user's own takes no scale.
-        is_own = callable(getattr(preprocess, "function", None))
-        where = "in the function that prepares them" if is_own else "(in commands, of float images: --scale 0,255)"
-        found["scale"] = (
-            f"the model sees values up to {largest:.4g}, as of images that are not normalized; unless it scales "
-            f"them itself, divide by 255 {where} and normalize"
-        )
-    elif not normalized and getattr(preprocess, "mean", None) and float(images.min()) >= 0 and 0 < largest <= 1:
-        found["scale"] = (
+        way_out = _scaling(images, preprocess, normalized)
+        return {
+            "scale": f"the model sees values up to {largest:.4g}, as of images that are not normalized; unless it "
+            f"scales them itself, {way_out} and normalize"
+        }
+    if not normalized and getattr(preprocess, "mean", None) and least >= 0 and 0 < largest <= 1:
+        sentence = (
             "the images lie in [0, 1], as before the model's normalization; give preprocess.normalize(images)"
         )
-    return found
+        return {"scale": sentence}
+    return {}
+
+
+def _scaling(images: Tensor, preprocess: Any, normalized: bool) -> str:
+    """How images of large values are brought to [0, 1]: bytes by 255, others by the range of their own numbers."""
+    is_own = callable(getattr(preprocess, "function", None))  # a function of the user's own, which takes no scale
+    low, high = _own_ends(images, preprocess) if normalized else (float(end) for end in images.aminmax())
+    if low > -_BYTE and high < _BYTE:
+        where = "in the function that prepares them" if is_own else "(in commands, of float images: --scale 0,255)"
+        return f"divide by 255 {where}"
+    low, high = (float(f"{end:.4g}") for end in (low, high))
+    where = (
+        "in the function that prepares them"
+        if is_own
+        else f"(in commands, by these images' own ends: --scale={low:g},{high:g})"
+    )
+    return f"bring the range of values that it was trained with to [0, 1] {where}"
+
+
+def _own_ends(images: Tensor, preprocess: Any) -> tuple[float, float]:
+    """The least and greatest value of images before they were scaled and normalized."""
+    values = images.double()
+    if getattr(preprocess, "mean", None):
+        mean, std = (values.new_tensor(one)[:, None, None] for one in (preprocess.mean, preprocess.std))
+        values = values * std + mean
+    low, high = getattr(preprocess, "scale", None) or (0.0, 1.0)
+    least, most = (float(end) * (high - low) + low for end in values.aminmax())
+    return least, most
 
 
 def _is_held(values: Tensor) -> bool:

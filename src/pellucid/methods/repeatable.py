@@ -7,10 +7,10 @@ normalization without running statistics or a function of the model's own all sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from ..layers import INPUT, captured, module_outputs, remembered
 from ..layouts import take_over_layouts
 from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
-from .checks import looks_wrong, same_logits
+from .checks import images_look_wrong, outputs_look_wrong, same_logits
 
 _DISTURBED = "disturbed"  # what is remembered of layers
 TRIES = 100  # of a model that draws random numbers, until two differ
 
-# Models of which it was looked whether anything looks wrong.
-_LOOKED_AT: WeakSet[nn.Module] = WeakSet()
+# What was told of a model's images and outputs, by kind.
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def require_repeatable(
@@ -38,8 +38,9 @@ def require_repeatable(
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
-    wrong is warned of, once for a model.
+    wrong, of these or of later images, is warned of, each kind once for a model.
     """
+    _tell(model, images_look_wrong(images, preprocess))
     trial = (images.shape[1:], images.dtype, images.device, alone)
     function = answering.function if isinstance(answering, Answering) else None
     if isinstance(function, Difference):  # of two logits of an image, so neither random nor mixing
@@ -49,12 +50,18 @@ def require_repeatable(
         return
     with torch.no_grad():
         first = _tried_on(answering, images[:1], alone)
-    if model not in _LOOKED_AT:
-        for sentence in looks_wrong(images, first, preprocess).values():
-            warnings.warn(InputWarning(sentence), stacklevel=6)
-    _LOOKED_AT.add(model)
+    _tell(model, outputs_look_wrong(first))
     with suppress(TypeError):  # a function that cannot be referred to weakly is tried each time
         _tried(model).setdefault(trial, WeakSet()).add(asked)
+
+
+def _tell(model: nn.Module, found: Mapping[str, str]) -> None:
+    """Warn of what was found of a kind that was not told of this model before."""
+    told = _TOLD.setdefault(model, set())
+    for kind, sentence in found.items():
+        if kind not in told:
+            told.add(kind)
+            warnings.warn(InputWarning(sentence), stacklevel=7)
 
 
 def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
@@ -123,8 +130,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
     """Take what was found by trying a model for true of its copy with other weights: nothing else is another."""
     for trial, asked in _tried(model).items():
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
-    if model in _LOOKED_AT:
-        _LOOKED_AT.add(copy)
+    _TOLD[copy] = set(_TOLD.get(model, ()))
     remembered(copy, _DISTURBED).update(remembered(model, _DISTURBED))
     take_over_layouts(copy, model)
 

@@ -17,6 +17,7 @@ from ..outputs import of_labels
 from .preprocess import CustomPreprocess, Preprocess, agree
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_PROCESSOR = "preprocessor_config.json"
 _ALIKE = 4 / 255  # of two ways to resize a picture, in pixels' values
 
 
@@ -68,7 +69,8 @@ class HuggingFace:
         if self.is_folder and not [*Path(self.place).glob("*.safetensors")]:
             raise InvalidWeights(
                 f"{self.place} holds no .safetensors file (pickles such as pytorch_model.bin could run code, and "
-                "are not read); save it anew with model.save_pretrained(folder, safe_serialization=True)"
+                "are not read); save it anew with model.save_pretrained(folder, safe_serialization=True), or take "
+                "weights='random' (--weights random)"
             )
         loader = _library().AutoModelForImageClassification
         model, told = self._read(loader, "weights", use_safetensors=True, output_loading_info=True)
@@ -83,9 +85,8 @@ class HuggingFace:
     @cached_property
     def preprocess(self) -> Preprocess | CustomPreprocess:
         """What the image processor does, as a ``Preprocess`` where it gives the same pixels, else as it is."""
-        try:
-            processor = self._read(_library().AutoImageProcessor, "image processor")
-        except InvalidModel:  # a model alone
+        processor = self._processor
+        if isinstance(processor, InvalidModel):  # a model alone
             size = getattr(self.config, "image_size", 224)
             return Preprocess(size, size) if isinstance(size, int) else Preprocess(tuple(size), None)
 
@@ -95,6 +96,22 @@ class HuggingFace:
 
         described = _described(processor)
         return described if described and agree(described, pixels, _ALIKE) else CustomPreprocess(pixels)
+
+    @property
+    def assumption(self) -> str:
+        """Why ImageNet's mean and standard deviation are assumed; empty where there is an image processor."""
+        if not isinstance(self._processor, InvalidModel):
+            return ""
+        is_missing = self.is_folder and not Path(self.place, _PROCESSOR).is_file()
+        return f"hf:{self.place} has no {_PROCESSOR}" if is_missing else str(self._processor)
+
+    @cached_property
+    def _processor(self) -> Any:
+        """The image processor, or why there is none."""
+        try:
+            return self._read(_library().AutoImageProcessor, "image processor")
+        except InvalidModel as error:
+            return error
 
     def _read(self, kind: Any, what: str, **settings: Any) -> Any:
         try:

@@ -18,8 +18,8 @@ from torchvision.transforms import functional as transforms
 from ..bounds import PIXELS
 from ..errors import InvalidImage, InvalidParameter, UnknownName, brief, require_count
 from ..files import run_file
-from ..kinds import require_settings
-from ..pixels import AnyImage, Ends, Pixels, picture, with_channels
+from ..kinds import as_plain, require_settings
+from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, picture, with_channels
 
 _PerChannel = tuple[float, ...]
 
@@ -59,6 +59,8 @@ class Preprocess:
     bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, as_plain(value))  # lists are taken as tuples
         require_settings(Preprocess, vars(self), "Preprocess")
         require_count("Preprocess: channels", self.channels)
         for side in [self.resize] if isinstance(self.resize, int) else self.resize or ():
@@ -84,19 +86,24 @@ class Preprocess:
         """The same for squares of ``side`` pixels, cut from the center of the image resized to it."""
         return replace(self, resize=side, crop=side)
 
-    def __call__(self, image: AnyImage) -> Tensor:
+    def __call__(self, image: GivenImage) -> Tensor:
         """Return the model's input (channels, H, W) float32 of one image.
 
-        Raises:
-            InvalidImage: its channels do not fit, or nothing tells its scale.
-        """
-        return self.normalize(self._cropped(image))
+        Args:
+            image: of a sample of ``open_images``; or one that Pillow has opened, or an array (H, W), (H, W, C) or
+                (C, H, W), which mean what their files mean to commands (``pellucid.pixels.image_of``).
 
-    def display(self, image: AnyImage) -> Image.Image:
+        Raises:
+            InvalidImage: its channels do not fit, nothing tells its scale, or Pillow has read only a part of it.
+        """
+        return self.normalize(self._cropped(image_of(image)))
+
+    def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
 
         What has more than 8 bits is stretched from its least to its greatest value.
         """
+        image = image_of(image)
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
             return shown
@@ -104,17 +111,13 @@ class Preprocess:
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
-        if not isinstance(image, Image.Image | Pixels):
-            raise InvalidImage(
-                f"the image is {type(image).__name__}; give a picture that Pillow has opened (Image.open, "
-                "Image.fromarray), or normalize(tensor) of pixels in [0, 1]"
-            )
         if isinstance(image, Image.Image) and self.channels in _MODES:
             pixels: Tensor = transforms.to_tensor(self._moved(image.convert(_MODES[self.channels])))
             return (
                 pixels if self.scale is None else (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
             )
-        given = Pixels.of(np.asarray(image), "the image") if isinstance(image, Image.Image) else image
+        given = image if isinstance(image, Pixels) else Pixels.of(np.asarray(image), "the image")
+        given = replace(given, frames=frames_of(image))
         moved: Tensor = self._moved(with_channels(given, self.channels, self.scale))
         return moved
 
@@ -133,6 +136,14 @@ class Preprocess:
             height, width = (max(self.resize, self.resize * side // min(size)) for side in size)
         thing = f"an image of {size[0]} x {size[1]}, resized to {self.resize}, has"
         PIXELS.require(height * width, thing, InvalidImage)
+
+    def times_smaller(self, size: tuple[int, int]) -> tuple[float, float]:
+        """How many times smaller resizing makes the width and the height of an image of this size."""
+        if self.resize is None:
+            return 1.0, 1.0
+        if isinstance(self.resize, int):
+            return (min(size) / self.resize,) * 2
+        return size[0] / self.resize[1], size[1] / self.resize[0]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return ``(pixels - mean) / std`` of pixels (..., channels, H, W) in [0, 1], on their device."""
@@ -179,8 +190,7 @@ class Preprocess:
             raise InvalidParameter(
                 f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {brief(dict(settings))}"
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)
+        return cls(**settings)
 
 
 IMAGENET = Preprocess()
@@ -190,13 +200,6 @@ IMAGENET = Preprocess()
 def assumed(channels: int) -> Preprocess:
     """What is done where nobody says: as ImageNet's, of other channels than RGB without normalization."""
     return IMAGENET if channels == 3 else Preprocess(mean=None, std=None, channels=channels)
-
-
-def is_assumed(preprocess: object) -> bool:
-    """Whether this is what is done where nobody says."""
-    if not isinstance(preprocess, Preprocess):
-        return False
-    return replace(preprocess, bands=None, scale=None) == assumed(preprocess.channels)
 
 
 _PROBES = ((260, 300), (123, 97))  # heights and widths of pictures on which two functions are compared
@@ -286,13 +289,13 @@ class CustomPreprocess:
     bands: tuple[int, ...] | None = None
     in_words = "prepared by a function of the user's"
 
-    def __call__(self, image: AnyImage) -> Tensor:
-        """Return the model's input (channels, H, W) of one image.
+    def __call__(self, image: GivenImage) -> Tensor:
+        """Return the model's input (channels, H, W) of one image, which may be given as to a ``Preprocess``.
 
         Raises:
             InvalidImage: the function fails on what is no picture of 8 bits, or returns no such tensor.
         """
-        pixels = self._called(image)
+        pixels = self._called(image_of(image))
         if not isinstance(pixels, Tensor) or pixels.dim() != 3:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise InvalidImage(
@@ -314,7 +317,7 @@ class CustomPreprocess:
                 f"the model file's preprocess failed on {what}: {type(error).__name__}: {error}"
             ) from error
 
-    def display(self, image: AnyImage) -> Image.Image:
+    def display(self, image: GivenImage) -> Image.Image:
         """Return the input itself as a picture, stretched from its least to its greatest value.
 
         What the function crops is unknown, so this alone is sure to lie under the map.

@@ -54,6 +54,7 @@ class LoadedModel:
         name: the name it was loaded by.
         classes: the class names by index, where they are known.
         weights: the weights' file or name, "bundled" or "random".
+        assumption: why the preprocess is one that nobody gave; empty where the model or somebody says it.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class LoadedModel:
     name: str
     classes: tuple[str, ...] | None = None
     weights: str = "random"
+    assumption: str = ""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.preprocess))
@@ -135,7 +137,7 @@ class LoadedModel:
                     "scale the values there, or take another by --preprocess"
                 )
             found = replace(found, scale=scale)
-        return replace(self, preprocess=found)
+        return replace(self, preprocess=found, assumption=self.assumption if preprocess is None else "")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ class Architecture:
             no weights have names.
         classes: the class names where there are ``len(classes)`` outputs and weights were given.
         sized: whether ``build`` heeds the number of classes.
+        names_outputs: whether the class names are those of the outputs whatever the weights.
         weights: what None stands for.
+        assumption: why the preprocess is assumed; empty where it is the network's own.
     """
 
     build: Callable[[int | None], nn.Module]
@@ -157,7 +161,9 @@ class Architecture:
     pretrained: Callable[[str], _Pretrained] | None = None
     classes: tuple[str, ...] | None = None
     sized: bool = True
+    names_outputs: bool = False
     weights: str = "random"
+    assumption: str = ""
 
 
 def device_named(device: str) -> str:
@@ -220,13 +226,14 @@ def load_model(
             f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
             "leave classes out, or take weights='random'"
         )
-    if not architecture.sized and preprocess is IMAGENET:
+    assumption = architecture.assumption if preprocess is architecture.preprocess else ""
+    if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
     model = _on_device(model.eval().requires_grad_(False), device)
-    return LoadedModel(model, preprocess, name, names, str(weights))
+    return LoadedModel(model, preprocess, name, names, str(weights), assumption)
 
 
 def _weighted(architecture: Architecture, name: str, weights: str | Path, count: int | None) -> _Pretrained:
@@ -237,7 +244,7 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
         preprocess = facts.get("preprocess", architecture.preprocess)
         return _with_file(architecture, name, Path(place)), preprocess, facts.get("classes", architecture.classes)
     if weights == "random":
-        known = None if architecture.sized else architecture.classes
+        known = architecture.classes if architecture.names_outputs else None
         return architecture.build(count), architecture.preprocess, known
     if architecture.pretrained is None:
         raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
@@ -396,7 +403,15 @@ def _timm_preprocess(described: Mapping[str, Any]) -> Preprocess:
 
 def _from_hugging_face(found: HuggingFace) -> Architecture:
     classes = found.classes  # first, since a model that is not there is told by its configuration
-    return Architecture(found.build, found.preprocess, found.pretrained, classes, weights="DEFAULT")
+    return Architecture(
+        found.build,
+        found.preprocess,
+        found.pretrained,
+        classes,
+        names_outputs=True,
+        weights="DEFAULT",
+        assumption=found.assumption,
+    )
 
 
 def _from_file(name: str) -> Architecture:
@@ -422,8 +437,14 @@ def _from_file(name: str) -> Architecture:
         return Classifier(model, module.output) if hasattr(module, "output") else unwrapped(model)
 
     own, names = getattr(module, "preprocess", IMAGENET), getattr(module, "classes", None)
-    preprocess = own if isinstance(own, Preprocess) else understood(own) or CustomPreprocess(own)
-    return Architecture(build, preprocess, classes=None if names is None else read_class_names(names), sized=False)
+    return Architecture(
+        build,
+        own if isinstance(own, Preprocess) else understood(own) or CustomPreprocess(own),
+        classes=None if names is None else read_class_names(names),
+        sized=False,
+        names_outputs=True,
+        assumption="" if hasattr(module, "preprocess") else "the model's file has no preprocess",
+    )
 
 
 # Weights.

@@ -1,0 +1,163 @@
+"""What is told of models and images before their maps are looked at."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pellucid.data.reading import read_image
+from pellucid.data.sources import Sample
+from pellucid.errors import InvalidImage
+from pellucid.experiments.noticing import oddities, of_model
+from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
+from pellucid.models.zoo import load_model
+from pellucid.pixels import Pixels
+from pellucid.training.classifiers import save_weights
+
+FILE = """
+from torch import nn
+from torchvision import models, transforms
+import pellucid
+from pellucid.models.preprocess import IMAGENET
+
+{preprocess}
+
+def net():
+    return nn.Sequential(nn.Conv2d({channels}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+"""
+OWN = [  # of which each is what ImageNet's models have
+    "preprocess = pellucid.Preprocess()",
+    "preprocess = pellucid.Preprocess(resize=256, crop=224)",
+    "from pellucid.models.preprocess import IMAGENET as preprocess",
+    "preprocess = models.ResNet18_Weights.IMAGENET1K_V1.transforms()",
+    "preprocess = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), "
+    "transforms.Normalize(IMAGENET.mean, IMAGENET.std)])",
+]
+
+
+def assumptions(loaded):
+    return [sentence for sentence in of_model(loaded) if "no preprocess" in sentence]
+
+
+@pytest.fixture
+def loaded_of(tmp_path):
+    def load(preprocess="", channels=3, weights=None):
+        path = tmp_path / "net.py"
+        path.write_text(FILE.format(preprocess=preprocess, channels=channels))
+        return load_model(f"{path}:net", weights)
+
+    return load
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_a_preprocess_of_the_file_is_not_called_assumed_whatever_it_is(loaded_of, own):
+    loaded = loaded_of(own)
+    assert loaded.preprocess == IMAGENET
+    assert assumptions(loaded) == []
+
+
+def test_a_preprocess_that_nobody_gave_is_told(loaded_of, tmp_path):
+    loaded = loaded_of()
+    done = "resized to 256, cropped to 224 and"
+    [told] = assumptions(loaded)
+    assert told.startswith(f"the model's file has no preprocess: photos are {done} normalized as ImageNet's; say")
+    assert assumptions(loaded.at_size(64)) == [told.replace("256", "64").replace("224", "64")]
+    assert assumptions(loaded.seeing(scale=(0, 4000))) == [told]
+    assert assumptions(loaded.seeing("none")) == []
+    [told] = assumptions(loaded_of(channels=2))
+    assert told.startswith(f"the model's file has no preprocess: photos are {done} scaled to [0, 1]; say")
+    save_weights(loaded_of().model, tmp_path / "own.safetensors", {"preprocess": IMAGENET.as_dict()})
+    assert assumptions(loaded_of(weights=tmp_path / "own.safetensors")) == []
+
+
+def told_of(size, preprocess, image=None):
+    sample = Sample("a.png", image or Image.new("RGB", size, "tan"))
+    return {kind: what for kind, (what, _) in oddities(sample, preprocess).items()}
+
+
+SIZES = {  # what an image's sides lose: shrunk 4 times or more, and the share that is cut off if it is above half
+    (1023, 1023): (False, None),
+    (1024, 1024): (True, None),
+    (896, 672): (False, None),  # 1 - 0.875 * 224 / (896 / 2.625) = 0.426
+    (1536, 400): (False, 1 - 0.875 * 224 / (1536 / 400 * 256)),
+    (400, 1536): (False, 1 - 0.875 * 224 / (1536 / 400 * 256)),
+    (1920, 1080): (True, 1 - 0.875 * 224 / (1920 / 1080 * 256)),
+    (100, 100): (False, None),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_a_crop_leaves_out_and_what_shrinks_is_told(size):
+    is_shrunk, cut = SIZES[size]
+    lost = [] if not is_shrunk else ["fine structures are lost"]
+    lost += [] if cut is None else [f"{100 * cut:.1f} % of its area is cut off"]
+    sizes = f"a.png, {size[0]} x {size[1]}, is resized to 256, cropped to 224 and normalized as ImageNet's, so "
+    assert list(told_of(size, IMAGENET).values()) == ([sizes + " and ".join(lost)] if lost else [])
+    assert told_of(size, Preprocess(resize=None, crop=None)) == {}
+
+
+def test_other_ways_to_resize_and_crop():
+    assert list(told_of((400, 800), Preprocess((200, 100), None))) == ["shrunk"]
+    assert told_of((399, 799), Preprocess((200, 100), None)) == {}
+    assert list(told_of((100, 100), Preprocess(None, 70))) == ["cut"]  # 0.49 are seen
+    assert told_of((100, 100), Preprocess(None, 71)) == {}
+    assert told_of((10, 10), Preprocess(None, 70)) == {}
+
+
+def pages(values, **settings):
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **settings)
+    return file.getvalue()
+
+
+def moving(kind):
+    """Three pictures of an animation."""
+    file, frames = io.BytesIO(), [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+MANY = {
+    "gray": lambda: pages(np.zeros((13, 6, 8), np.uint8), photometric="minisblack"),
+    "deep gray": lambda: pages(np.zeros((13, 6, 8), np.uint16), photometric="minisblack"),
+    "white is 0": lambda: pages(np.zeros((13, 6, 8), np.uint16), photometric="miniswhite"),
+    "colors": lambda: pages(np.zeros((13, 6, 8, 3), np.uint8), photometric="rgb"),
+    "GIF": lambda: moving("GIF"),
+    "WEBP": lambda: moving("WEBP"),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_pages_that_are_not_seen_are_told(kind):
+    image = read_image(MANY[kind](), "a.tif")
+    count = 3 if kind.isupper() else 13
+    what = f"a.png holds {count} pages or frames, of which the first is seen"
+    is_gray = image.size == (8, 6) and isinstance(image, Pixels)
+    channels = 1 if is_gray else 3
+    plain = Preprocess(None, None, None, None, channels)
+    assert told_of(None, plain, image)["frames"] == what
+    assert told_of(None, CustomPreprocess(lambda given: given), image) == {"frames": what}
+    wanted = Preprocess(None, None, None, None, 13)
+    with pytest.raises(
+        InvalidImage,
+        match=rf"has {channels} channels, and .* wants 13; its file holds {count} pages .* \.npy",
+    ):
+        wanted(image)
+
+
+def test_pages_that_are_seen_are_none_left_out():
+    channels = pages(np.zeros((3, 6, 8), np.uint16), imagej=True, metadata={"axes": "CYX"})
+    five = pages(np.zeros((6, 8, 5), np.uint16), photometric="minisblack", planarconfig="contig")
+    for content in (channels, five, pages(np.zeros((6, 8), np.uint8))):
+        image = read_image(content)
+        assert "frames" not in told_of(None, Preprocess(None, None, None, None, 3), image)
+    with pytest.raises(InvalidImage, match=r"wants 13$"):
+        Preprocess(None, None, None, None, 13)(read_image(channels))
+
+
+def test_a_files_own_preprocess_is_kept_for_other_channels(loaded_of):
+    """What a file says is never replaced by what is assumed: here it does not fit, and is refused."""
+    assert loaded_of("from pellucid.models.preprocess import IMAGENET as preprocess", 1).preprocess == IMAGENET
+    assert loaded_of(channels=1).preprocess == Preprocess(mean=None, std=None, channels=1)
