@@ -29,7 +29,16 @@ from .options import (
     chosen_runner,
     parted,
 )
-from .terminal import progress, say, show_going_on, show_notes, show_noticed, show_reasons, show_whole
+from .terminal import (
+    ALREADY_FINISHED,
+    progress,
+    say,
+    show_going_on,
+    show_notes,
+    show_noticed,
+    show_reasons,
+    show_whole,
+)
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
@@ -134,7 +143,7 @@ def benchmark_command(
     chosen = chosen_runner(runner, address, cpus)
     results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick, chosen)
     if not computed:
-        say(f"{output} was finished already; nothing was computed")
+        say(ALREADY_FINISHED.format(output))
     _show(results, output)
     if results.failed:
         raise typer.Exit(1)

@@ -25,7 +25,7 @@ from .options import (
     parted,
 )
 from .output import finished, staged, write_facts
-from .terminal import progress, say, show_going_on, show_left_out, show_noticed, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
     from .request import Request
@@ -211,7 +211,7 @@ def _explained(
     key = request.digest()
     told = finished(output, key)
     if told is not None and told["title"] == request.title:
-        say(f"{output} was finished already; nothing was computed")
+        say(ALREADY_FINISHED.format(output))
         return told, 0
     with staged(output, key) as folder:
         run = ExplainRun.of(request, folder)

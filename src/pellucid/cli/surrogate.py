@@ -26,7 +26,7 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import progress, say, show_left_out, show_notes, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,8 @@ def _train(
 ) -> None:
     """Train a surrogate; run again, it goes on where it was stopped.
 
-    The state after each epoch is kept beside the output in NAME.checkpoint, which is removed at the end.
+    The state after each epoch is kept beside the output in NAME.checkpoint, which is removed at the end. A file
+    that holds another training is refused.
 
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
@@ -89,6 +90,9 @@ def _train(
     )  # fmt: skip
     with progress() as show:
         trained = train_paths(settings, output, chosen_device(device), show)
+    if trained is None:
+        say(ALREADY_FINISHED.format(output))
+        return
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     say(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])

@@ -34,6 +34,7 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
+ALREADY_FINISHED = "{} was finished already; nothing was computed"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
 
