@@ -19,7 +19,7 @@ from pellucid.cli.program import Commands
 from pellucid.cli.surrogate import surrogate as commands
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
-from pellucid.experiments.noticing import verdict_on
+from pellucid.experiments.record import verdict_on
 from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..data.sources import Sample, Source
-    from ..experiments.noticing import Change
+    from ..experiments.record import Change
 
 _ORDER = ("original", "surrogate")
 _DIFFERENCES = {
@@ -216,7 +216,6 @@ def _answering(told: Mapping[str, Any]) -> Mapping[str, Change]:
     from ..experiments import inputs
     from ..experiments.noticing import changes_of, summed
     from ..experiments.spec import read_spec
-    from ..variants.base import ORIGINAL
 
     spec = read_spec(None, told)
     parsed, model, cut = inputs.parsed(spec), spec.models[0].key, told["images_per_cell"]
@@ -225,7 +224,7 @@ def _answering(told: Mapping[str, Any]) -> Mapping[str, Change]:
         for start in range(0, len(inputs.chosen(spec.images)), cut)
         for batch in inputs.batches(spec, model, start, start + cut)
     )
-    return summed(changes_of(parsed, batch, batch.scorer(ORIGINAL).logits_of(batch.images)) for batch in parts)
+    return summed(changes_of(parsed, batch) for batch in parts)
 
 
 def _compared(table: pd.DataFrame) -> dict[str, Any]:
