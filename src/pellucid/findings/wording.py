@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import counted
-from .digits import number
+from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
 from .statistics import UNCHANGED
@@ -262,7 +262,7 @@ def _told(lead: Ranking, one: Contender) -> str:
     """A mean with all that is needed to read it."""
     if one.low == one.high:
         return f"{_number(lead, one)} (on every {lead.counted}; {_scale(lead)})"
-    ends = " to ".join(number(end, lead.places) for end in (one.low, one.high))
+    ends = " to ".join(interval_ends(one.low, one.high, lead.places))
     return f"{_number(lead, one)} (95 % interval {ends}; {_scale(lead)})"
 
 
