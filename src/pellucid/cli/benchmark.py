@@ -280,19 +280,19 @@ def _scores(results: Results) -> Table:
         summary.index, summary.to_dict("records"), strict=True
     ):
         key = (*([model] if several else []), method or "(the variant)", variant)
-        number = "" if row["mean"] != row["mean"] else f"{row['mean']:.4g}"
         rank = rank_text(row).strip("–")
-        parts = number, rank and f"({rank})", layer if layered else "", known_text(row)
-        cells.setdefault(key, {})[metric] = " ".join(filter(None, parts))
+        parts = f"{row['mean']:.4g}", rank and f"({rank})", layer if layered else "", known_text(row)
+        cells.setdefault(key, {})[metric] = " ".join(filter(None, parts)) if row["n"] else "–"
     heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
     where = ", each at its own best layer by that measure, which is named" if layered else ""
+    known = next(filter(None, map(known_text, summary.to_dict("records"))), "")
     table = Table(
         *[*(["model"] if several else []), "method", "variant"],
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
         caption="(1) is a rank: 1 + how many methods of the same variant are surely better, told apart image by "
         "image. Methods that are not told apart share one (=), even where their means differ."
-        + (f" 3 of 4: so many {statistics.over} have a value." if summary["undefined"].any() else ""),
+        + (f" {known}: so many {statistics.over} have a value." if known else ""),
         title_justify="left",
         caption_justify="left",
     )
