@@ -929,6 +929,25 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
 
 
+def test_an_interruption_tells_what_is_kept(work, monkeypatch):
+    """It comes while the second method explains five photos, of which none is written yet."""
+    calls, whole = [], ExplainRun.attribute
+
+    def attribute(self, *given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    monkeypatch.setattr(ExplainRun, "attribute", attribute)
+    photos = [f"photo{number}.png" for number in range(5)]
+    for photo in photos[3:]:
+        shutil.copy("photo0.png", photo)
+    result = explain(*photos, "--methods", "gradient,random", "--layers", "input")
+    assert result.exit_code == 130
+    assert "stopped at 0 of 5; the same command goes on" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "change"),
     [

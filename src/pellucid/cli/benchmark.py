@@ -221,7 +221,8 @@ def _run(
                 return
             passes = planned.passes * first // max(total, 1) + run
             passes = planned.passes if done == total else min(passes, planned.passes - 1)
-            show(f"grading, {done} of {counted(total, 'cell')}; forward passes", passes, planned.passes)
+            cells = f"{done} of {counted(total, 'cell')}"
+            show(f"grading, {cells}; forward passes", passes, planned.passes, kept=cells)
 
         with counting(tick):
             results = benchmark(planned.spec, output, runner=runner, advance=advance, command=command)
