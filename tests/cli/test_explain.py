@@ -619,6 +619,8 @@ def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, no
     assert result.exit_code == 0, result.output
     said = "0 of 6 photos are predicted as their folder"
     assert (said in " ".join(result.stderr.split())) == noticed
+    assert ("is the order of classes right?" in page()) == noticed
+    assert "right?." not in page()
 
 
 def test_probabilities_are_told_as_they_are(work):

@@ -202,7 +202,12 @@ def begun(text: str) -> str:
 def as_sentence(text: str) -> str:
     """A text as a sentence of its own; what begins with a file's name or the like keeps its first letter."""
     first = text.split(maxsplit=1)[0]
-    return f"{text if set(first) & set('._/:-0123456789') else begun(text)}."
+    return ended(text if set(first) & set("._/:-0123456789") else begun(text))
+
+
+def ended(text: str) -> str:
+    """A sentence with a full stop, unless it has an end of its own, as a question has."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def judged_at(layer: str | None) -> str:
