@@ -142,7 +142,7 @@ class ExplainPage:
             places = list(dict.fromkeys((method, layer) for method, layer, _ in card.maps))
             rows = [(of, [card.maps.get((*place, of)) for place in places]) for of in variants]
             columns = [f"{texts[method]}\n({layer})" for method, layer in places]
-            return MapTable(columns, rows, None if len(variants) == 1 else "variant")
+            return MapTable(columns, rows, None if len(variants) == 1 else "variant", card.ratio)
         layers = list(dict.fromkeys(layer for _, layer, _ in card.maps))
         rows = [
             (
@@ -152,7 +152,7 @@ class ExplainPage:
             for method in texts
             for of in variants
         ]
-        return MapTable(layers, rows, "method" if len(variants) == 1 else "method, variant")
+        return MapTable(layers, rows, "method" if len(variants) == 1 else "method, variant", card.ratio)
 
     @cached_property
     def footer(self) -> str:

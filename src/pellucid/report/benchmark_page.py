@@ -242,18 +242,20 @@ class _BenchmarkPage:
                 cells = [
                     [(model, of, method, layer or "", photo) for of in self.variants] for method in self.methods
                 ]
-                yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(self.variants, cells)
+                yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(photo, self.variants, cells)
             for m, model in enumerate(self.models):
                 layers = self.statistics.layers(model)
                 for v, of in enumerate(self.variants):
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
-                    yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells)
+                    yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(photo, layers, cells)
 
-    def _grid(self, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]) -> MapTable | None:
+    def _grid(
+        self, photo: str, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]
+    ) -> MapTable | None:
         rows = [[self._tile(key, column) for key, column in zip(row, columns, strict=True)] for row in cells]
         if not any(tile for row in rows for tile in row):
             return None
-        return MapTable(columns, list(zip(self.methods, rows, strict=True)), "Method")
+        return MapTable(columns, list(zip(self.methods, rows, strict=True)), "Method", self.album.ratios[photo])
 
     def _tile(self, key: tuple[str, ...], column: str) -> Tile | None:
         place = self.album.places.get(key)
