@@ -23,7 +23,7 @@ QUESTIONS = {
     "fidelity": "Does the changed network still answer as the original does?",
 }
 _NAMED = 4  # names in a sentence; the others are counted
-_FEW = {"image": 10, "training": 3}  # values below which readers are warned
+FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
 
 def finding(lead: Ranking, poor: Sequence[str] = ()) -> str:
@@ -78,7 +78,7 @@ def _beaten(lead: Ranking) -> str:
     if not methods:
         return f"Only floors were graded, no method: {lead.name} {_told(lead, floor)}."
     than = "chance" if "random" in lead.floors else "an edge filter"
-    few = lead.most < _FEW[lead.counted]
+    few = lead.most < FEW[lead.counted]
     shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
     return (
         f"{shown} {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
@@ -176,7 +176,7 @@ def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
 def warnings(leads: Sequence[Ranking]) -> list[str]:
     """What makes the findings less sure than they look."""
     found = []
-    for unit, few in _FEW.items():
+    for unit, few in FEW.items():
         most = max((lead.most for lead in leads if lead.counted == unit), default=few)
         if most < few:
             were = f"{unit} was" if most == 1 else f"{unit}s were"
