@@ -9,8 +9,9 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -18,12 +19,13 @@ import fsspec
 
 from .bounds import OTHER_FILES
 from .errors import InvalidData, OutputNotWritable, PellucidError
-from .files import is_draft, open_regular, read_regular, replace_file, replaced, writable
+from .files import file_digest, is_draft, open_regular, read_regular, replace_file, replaced, writable
 
 _T = TypeVar("_T")
 _WAITS = (0.5, 1.0, 2.0)  # seconds, before a store that failed is asked again
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _ANSWERS = (*_ABSENT, FileExistsError, IsADirectoryError, PermissionError)  # not to be asked for again
+_DIGITS = 16  # of a digest: enough to tell contents apart, and few enough to be read
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,6 +54,20 @@ def _holds_run(folder: Path) -> bool:
             return re.match(rb'\{\s*"made_by":\s*"pellucid"', file.read(64)) is not None
     except OSError:
         return False
+
+
+def content(place: str, but: Collection[Path] = ()) -> str:
+    """What tells one content from another, wherever it is: of a file its digest, of a folder that of the names
+    and sizes of its files, which may be many; else the name. Files of a folder ``but`` these count."""
+    path = Path(place)
+    if path.is_file():
+        return f"sha256 {file_digest(path)[:_DIGITS]}"
+    if path.is_dir():
+        others = {one.absolute() for one in but}
+        files = [one for one in files_below(path) if one.absolute() not in others]
+        told = sorted((one.relative_to(path).as_posix(), one.stat().st_size) for one in files)
+        return f"sha256 {sha256(repr(told).encode()).hexdigest()[:_DIGITS]}"
+    return place
 
 
 class Folder:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import pellucid as pl
 from pellucid import catalog
 from pellucid.cli import app
-from pellucid.cli.benchmark import spec_content
+from pellucid.cli.benchmark import _scores, spec_content
 from pellucid.data.sources import open_images
 from pellucid.errors import RuleNotApplied
 from pellucid.experiments.spec import read_spec
@@ -23,6 +23,7 @@ from pellucid.findings.statistics import Statistics
 from pellucid.metrics.noise import TotalVariation
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.preprocess import Preprocess
+from tests.tables import NAN, results
 
 SPEC = """
 methods = ["random", "smoothed(gradient, samples=2)"]
@@ -62,6 +63,25 @@ def test_a_spec_gives_a_table_of_means_and_says_what_is_next():
         assert at in row
     facts = json.loads(Path("run/run.json").read_text())
     assert facts["command"] == "pellucid benchmark bench.toml -o run"
+
+
+@pytest.mark.parametrize(
+    ("defined", "cell", "legend"),
+    [(0, "–", ""), (4, "0.5 layer", ""), (3, "0.5 layer 3 of 4", " 3 of 4: so many")],
+)
+def test_only_what_stands_in_a_cell_is_explained_and_none_is_a_dash(monkeypatch, defined, cell, legend):
+    """Of four images so many have a value of the second method; the first has all."""
+    values = {
+        ("net", "original", name, layer, "insertion"): [0.5] * count + [NAN] * (4 - count)
+        for name, count in (("a", 4), ("b", defined))
+        for layer in ("layer", "deeper")
+    }
+    shown = _scores(results(values))
+    methods, _, scores = ([*column.cells] for column in shown.columns)
+    found = scores[methods.index("b")]
+    assert " ".join(part for part in str(found).split() if "(" not in part) == cell
+    assert str(shown.caption).partition("differ.")[2].startswith(legend)
+    assert ("so many" in str(shown.caption)) is bool(legend)
 
 
 def test_options_alone_give_what_a_spec_gives():
@@ -195,6 +215,7 @@ GRAY = """
 import torch
 from torch import nn
 from pellucid.models.preprocess import Preprocess
+from tests.tables import NAN, results
 
 preprocess = Preprocess(resize=None, crop=None, mean=None, std=None, channels=1)
 own = Preprocess(resize=8, crop=8, mean=None, std=None, channels=1)
@@ -290,25 +311,26 @@ def test_a_poor_stand_in_is_told_and_never_put_first_in_silence(rays):
     model = ("--model", "gray.py:stepping", "--scale", "200,4200", "--variant", "original,forward")
     few = maps(rays, "few", *model)
     assert "too few for a verdict, which takes 10 images" in few.stderr
-    for number in range(3, 10):
+    for number in range(3, 14):
         shutil.copy(f"rays/{number - 3}.png", f"rays/{number}.png")
     metrics = ("--methods", "gradient,random", "--layers", "0", "--metrics", "total_variation")
-    cells = ("--images-per-cell", "4")  # a verdict takes more images than a cell has
+    cells = ("--images-per-cell", "4", "--max-batch", "3")  # a verdict is of the images of all cells and batches
     graded = run(*model, "--images", rays, *metrics, *cells)
-    explained = maps(rays, "maps", *model)
+    explained = maps(rays, "maps", *model, "--max-batch", "3")
     loaded = pl.load_model("gray.py:stepping")
     prepared = Preprocess(resize=None, crop=None, mean=None, std=None, channels=1, scale=(200, 4200))
     images = torch.stack([prepared(sample.image) for sample in open_images(rays)])
     logits = loaded.model(images)
     changed = Scorer(loaded.model, catalog.variant("forward")).logits(images)
-    rows = range(10), logits.argmax(1).tolist()
+    rows = range(14), logits.argmax(1).tolist()
+    same = int((logits.argmax(1) == changed.argmax(1)).sum())
     points = 100 * (logits.softmax(1)[rows] - changed.softmax(1)[rows]).abs().mean()
     for result in (graded, explained):
         assert result.exit_code == 0, result.output
         assert (
             f"under forward the network is another: it moves the explained class's probability by {points:.1f} "
-            in result.stderr
-        )
+            f"points on average and predicts as the original for {same} of 14 images: a poor stand-in"
+        ) in result.stderr
     record = Results.read("run").record
     assert points > 90
     assert record.poor == {"gray.py:stepping": ("forward",)}

@@ -32,7 +32,8 @@ from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
 from pellucid.data.sources import files_named, open_images
 from pellucid.errors import InvalidData
-from pellucid.experiments.noticing import mislabeled, verdict_on
+from pellucid.experiments.noticing import mislabeled
+from pellucid.experiments.record import verdict_on
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 
@@ -618,6 +619,8 @@ def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, no
     assert result.exit_code == 0, result.output
     said = "0 of 6 photos are predicted as their folder"
     assert (said in " ".join(result.stderr.split())) == noticed
+    assert ("is the order of classes right?" in page()) == noticed
+    assert "right?." not in page()
 
 
 def test_probabilities_are_told_as_they_are(work):
@@ -810,6 +813,10 @@ def test_what_a_poor_stand_in_does_is_told_in_figures(work):
     assert "a poor stand-in" in verdict_on(0, 0.5, 10)
     assert "a fair stand-in" in verdict_on(10, 1.0, 10)
     assert "close to the original" in verdict_on(1, 0.99, 10)
+    close, poor = "up to 5 points and 95% as the original", "more than 15 points or fewer than 80% as the original"
+    assert verdict_on(10, 1.0, 10).endswith(f"(close is {close}; poor is {poor})")
+    assert verdict_on(46, 1.0, 10).endswith(f"({poor})")
+    assert verdict_on(0, 1.0, 10).endswith(f"({close})")
     for points, same in ((46, 1.0), (0, 0.5), (10, 1.0), (0, 1.0)):
         assert verdict_on(points, same, 9, "photo") == "too few for a verdict, which takes 10 photos"
     result = explain("photo0.png", "--variant", "backward,forward")
@@ -922,6 +929,25 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert page() == html
     assert {path: path.read_bytes() for path in Path("out").rglob("*.png")} == pictures
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
+
+
+def test_an_interruption_tells_what_is_kept(work, monkeypatch):
+    """It comes while the second method explains five photos, of which none is written yet."""
+    calls, whole = [], ExplainRun.attribute
+
+    def attribute(self, *given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    monkeypatch.setattr(ExplainRun, "attribute", attribute)
+    photos = [f"photo{number}.png" for number in range(5)]
+    for photo in photos[3:]:
+        shutil.copy("photo0.png", photo)
+    result = explain(*photos, "--methods", "gradient,random", "--layers", "input")
+    assert result.exit_code == 130
+    assert "stopped at 0 of 5; the same command goes on" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pellucid.cli.program import Commands
 from pellucid.cli.surrogate import surrogate as commands
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
-from pellucid.experiments.noticing import verdict_on
+from pellucid.experiments.record import verdict_on
 from pellucid.experiments.store import Results
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED
@@ -354,3 +354,67 @@ def test_a_file_that_cannot_be_a_variant_is_refused_before_anything_is_written(
     assert message in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert set(work.rglob("*")) == before
+
+
+# A finished training.
+
+
+def no_training(*_):
+    raise AssertionError("a training began")
+
+
+def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
+    file = tmp_path / "s.safetensors"
+    shutil.copy(trained[0], file)
+    before = file.read_bytes()
+    monkeypatch.setattr("pellucid.training.from_source.load_model", no_training)
+    same = ("train", *NETWORK, "--images", "shapes:24", "--batch-size", 8, "--lr", 3e-3, "-o", file)
+    result = run(*same, "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert "s.safetensors was finished already; nothing was computed" in " ".join(result.stdout.split())
+    result = run(*same, "--epochs", 1)
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "holds a finished training of other settings: epochs is 2 there and 1 here; choose another file" in told
+    assert file.read_bytes() == before
+
+
+def test_a_file_that_no_training_wrote_is_left_as_it_is(tmp_path):
+    file = tmp_path / "s.safetensors"
+    file.write_bytes(b"mine")
+    result = run("train", *NETWORK, "--images", "shapes:8", "-o", file)
+    assert result.exit_code == 2
+    assert "is there, and is no whole training's" in " ".join(result.stderr.split())
+    assert file.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kept", ["cnn.safetensors", "cnn.json"])
+def test_a_finished_network_is_left_as_it_is(tmp_path, monkeypatch, kept):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pellucid.training.from_source.train", no_training)
+    Path(kept).write_text("mine")
+    result = run_any("train", "shapes", "--count", 16, "--epochs", 1, "-o", "cnn.safetensors")
+    assert result.exit_code == 2
+    assert f"{kept} is there, and is no whole training's" in " ".join(result.stderr.split())
+    assert [path.name for path in Path().iterdir()] == [kept]
+
+
+def test_the_same_network_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("images")
+    for number, sample in enumerate(open_images("shapes:20")):
+        (folder / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        sample.image.save(folder / f"{number % 2}" / f"{number}.png")
+    # The weights lie among the images, and are none of them.
+    same = ("train", "selu-cnn", "--data", folder, "-o", "images/cnn.safetensors", "--epochs", 1)
+    result = run_any(*same)
+    assert result.exit_code == 0, result.output
+    before = Path("images/cnn.safetensors").read_bytes()
+    monkeypatch.setattr("pellucid.training.from_source.train", no_training)
+    assert "was finished already" in run_any(*same).stdout
+    (folder / "1/1.png").unlink()
+    for others in (same, (*same[:-1], 2), (*same, "--seed", 1)):
+        result = run_any(*others)
+        assert result.exit_code == 2
+        assert "of other settings" in " ".join(result.stderr.split())
+    assert Path("images/cnn.safetensors").read_bytes() == before

@@ -31,6 +31,7 @@ from pellucid.errors import (
 )
 from pellucid.experiments import runners
 from pellucid.experiments.cells import table as as_table
+from pellucid.experiments.record import Answered, with_answers
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
@@ -204,6 +205,40 @@ def test_torn_and_foreign_parts_are_no_parts(tmp_path, computed):
     pd.testing.assert_frame_equal(again.table, whole, check_exact=True)
     assert [path.name for path in kept.parent.glob(".*")] == [".table.parquet.bak"]
     assert all(other.read_bytes() == b"the user's own" for other in others)
+
+
+def test_a_verdict_is_of_all_images_each_counted_once(tmp_path):
+    """25 of 30 alike are fair, though the first cell's 12 of 16 are poor; two methods tell of the same images."""
+    cells = [(method, *one) for method in ("a", "b") for one in ((0, 100.0, 12, 16), (16, 50.0, 13, 14))]
+    told = [
+        Answered(model="net", variant="sur", start=start, points=points, same=same, count=count)
+        for _, start, points, same, count in cells
+    ]
+    record = benchmark(spec(), tmp_path / "run").record
+    found = with_answers(record, told)
+    [sentence] = found.noticed["net"]
+    assert "by 5.0 points on average and predicts as the original for 25 of 30 images: a fair" in sentence
+    assert found.poor == {"net": ()}
+    first = with_answers(record, told[:1])
+    assert first.poor == {"net": ("sur",)}
+    assert "for 12 of 16 images: a poor" in first.noticed["net"][0]
+
+
+@pytest.mark.filterwarnings("ignore::pellucid.errors.DamagedFileWarning")
+def test_what_parts_tell_of_a_variant_is_right_or_they_are_missing(tmp_path):
+    run, generator = tmp_path / "run", random.Random(0)
+    whole = benchmark(spec(variants=["forward"]), run)
+    [sentence] = whole.record.noticed["shapes-resnet"]
+    assert "under forward the network is another" in sentence
+    assert "of 4 images" in sentence
+    path = parts(run)[0]
+    content = path.read_bytes()
+    begin = content.index(b"pellucid.answered")
+    for place in (begin + generator.randrange(160) for _ in range(60)):
+        path.write_bytes(flipped(path, place))
+        found = Results.read(run)
+        assert found.missing or found.record.noticed == whole.record.noticed
+        path.write_bytes(content)
 
 
 def flipped(path, place):

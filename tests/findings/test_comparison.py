@@ -1,10 +1,12 @@
 """Two runs whose differences are known, paired over the images that both have."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pellucid.errors import InvalidData
-from pellucid.findings.comparison import compare
+from pellucid.findings.comparison import classes_apart, compare
 from pellucid.findings.intervals import interval
 from tests.tables import NAN, results
 
@@ -41,7 +43,42 @@ def test_only_images_with_both_values_count_and_both_means_are_over_them():
     found = compare(results({key: [1.0, 2.0, NAN, 9.0, 5.0]}), results({key: [2.0, 4.0, 7.0, NAN]})).iloc[0]
     assert found["images"] == 2
     assert (found["one"], found["other"], found["difference"]) == (1.5, 3.0, 1.5)
-    assert found["verdict"] == "not told apart"
+    assert found["verdict"] == "not compared: fewer than 3 images"
+
+
+def test_rows_without_a_common_image_are_not_compared():
+    """Both runs have all images, but a metric is defined for one half of them in each, and not for the same."""
+    one, other = (
+        results(
+            {
+                ("net", "original", "a", "input", "insertion"): values,
+                ("net", "original", "a", "input", "deletion"): NOISE,
+            }
+        )
+        for values in ([1.0] * 4 + [NAN] * 4, [NAN] * 4 + [2.0] * 4)
+    )
+    found = compare(one, other)
+    assert found["images"].tolist() == [0, 8]
+    assert found["verdict"].tolist() == ["not compared: no image in common has both values", "not told apart"]
+
+
+def test_other_explained_classes_are_told():
+    """In tests/tables.py images explain classes 0 and 1 in turn."""
+    one = run({("a", "insertion"): 0.0})
+    assert classes_apart(one, run({("a", "insertion"): 1.0}, model="finer")) == []
+    other = run({("a", "insertion"): 0.0}, model="finer")
+    other.table["target"] = other.table["target"].cat.rename_categories({"class 1": "toaster"})
+    assert classes_apart(one, other) == [
+        "the explained class of 4 of the 8 images in common, such as image-1: 'class 1' in the first and "
+        "'toaster' in the second; one run has no names of classes, so they may be the same"
+    ]
+    labels = [
+        replace(found, record=found.record.model_copy(update={"spec": {"target": "label"}}))
+        for found in (one, other)
+    ]
+    assert classes_apart(*labels) == []
+    without = replace(other, table=other.table.drop(columns="target"))
+    assert classes_apart(one, without) == []
 
 
 def test_rows_of_one_run_alone_are_left_out_and_single_models_may_have_other_names():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import InvalidParameter, UnknownName
-from pellucid.findings.digits import decimals, number
+from pellucid.findings.digits import decimals, interval_ends, number
 from pellucid.findings.ranking import Contender, Ranking
 from pellucid.findings.trust import trust_card
 from pellucid.report.tables import contender_rows
@@ -310,6 +310,18 @@ def test_numbers_have_two_digits_of_their_uncertainty(spread, places):
 )  # fmt: skip
 def test_numbers_as_text(value, places, text):
     assert number(value, places) == text
+
+
+@pytest.mark.parametrize(
+    ("ends", "places", "text"),
+    [
+        ((0.0006, 0.58), 2, ("0.0006", "0.58")), ((-0.58, -0.0046), 2, ("−0.58", "−0.005")),
+        ((0.0, 0.58), 2, ("0", "0.58")), ((0.3, 34.4), 0, ("0.3", "34")), ((2e-5, 0.5), 2, ("2.0 × 10⁻⁵", "0.50")),
+        ((np.nan, np.nan), 2, ("–", "–")),
+    ],
+)  # fmt: skip
+def test_an_end_that_is_not_0_is_not_shown_as_0(ends, places, text):
+    assert interval_ends(*ends, places) == text
 
 
 def test_a_metric_by_which_methods_beat_chance_does_not_agree_with_one_by_which_none_does():

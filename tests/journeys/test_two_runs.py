@@ -27,5 +27,13 @@ def test_the_copy_with_random_weights_is_told_apart() -> None:
     assert "not the same" not in said
     assert "worse" in said
     assert "not told apart" in said
+    assert "the explained class" not in said
+    for weights in ("bundled", "forgotten.safetensors"):
+        typed(
+            f"pellucid benchmark --model shapes-resnet --weights {weights} --images shapes:8 --layers input "
+            f"--methods gradient --metrics total_variation -o own-{weights}"
+        )
+    said = typed("pellucid compare own-bundled own-forgotten.safetensors")
+    assert "of the 8 images in common, such as shape-" in said
     said = typed("pellucid compare learned learned")
     assert "Both runs are of the same spec, weights, images and files. All their values are the same." in said

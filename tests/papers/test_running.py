@@ -16,10 +16,11 @@ from pellucid.experiments import runners
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
 from pellucid.findings.statistics import Statistics
+from pellucid.folders import content
 from pellucid.models.zoo import load_model
 from pellucid.papers.recipe import Recipe
 from pellucid.papers.running import reproduce
-from pellucid.papers.sources import content, filled, located, needed
+from pellucid.papers.sources import filled, located, needed
 from pellucid.training import from_source
 from pellucid.variants.surrogate import load_surrogate
 

@@ -1,11 +1,21 @@
 """The page of `pellucid explain` in a browser: light, dark, on a phone, without scripts, without requests."""
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pellucid.cli import app
 from tests.report.test_browser import CHROMIUM, brightness, browser, playwright  # noqa: F401
 
+TINY = """
+from torch import nn
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 9, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+"""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
 
 
@@ -59,6 +69,25 @@ def test_every_photo_stands_with_its_maps_by_method_layer_and_variant(view):
         assert image.bounding_box()["width"] > 50
         assert image.get_attribute("alt")
         assert image.get_attribute("loading") is None  # few enough to be printed
+
+
+@pytest.mark.parametrize("size", [(80, 32), (32, 80)])
+def test_maps_have_the_shape_of_their_photo(browser, tmp_path, size):  # noqa: F811
+    """Whatever the shape of a layer, here of 40 x 16 and 5 x 2 places, rounded up."""
+    Image.new("RGB", size, (200, 80, 40)).save(tmp_path / "photo.png")
+    (tmp_path / "tiny.py").write_text(TINY)
+    arguments = ["explain", str(tmp_path / "photo.png"), "--model", f"{tmp_path / 'tiny.py'}:network"]
+    arguments += ["--preprocess", "none", "--layers", "input,0,1", "--no-pictures", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    context = browser.new_context(offline=True, java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto((tmp_path / "out/report.html").as_uri())
+    boxes = [box(tab, ".seen img"), *(box(tab, ".maps img", number) for number in range(3))]
+    for one in boxes:
+        assert one["width"] / one["height"] == pytest.approx(size[0] / size[1], rel=0.02)
+    assert max(one["height"] for one in boxes) == pytest.approx(boxes[0]["height"], rel=0.02)
+    context.close()
 
 
 def test_a_phone_never_scrolls_sideways_and_keeps_rows_titled(browser, explained):  # noqa: F811

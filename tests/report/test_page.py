@@ -57,6 +57,22 @@ def test_each_choice_has_its_trust_card_and_tables(page):
         assert text.count(f'<template data-slot="{slot}"') == count
 
 
+def test_each_metric_of_several_layers_is_drawn_along_them():
+    run = plausible(methods=("random", "gradient"), variants=("original",), layers=("input", "layer1.1"), shown=1)
+    text = benchmark_page(run)
+    for name in ("insertion", "deletion", "total variation"):
+        assert f'aria-label="{name} of gradient along the layers, by variant"' in text
+
+
+@pytest.mark.parametrize(("images", "banded"), [(9, False), (10, True)])
+def test_curves_of_few_images_have_no_bands(images, banded):
+    run = plausible(images, methods=("random", "gradient"), variants=("original",), layers=("input",), shown=1)
+    text = benchmark_page(run)
+    [curves] = re.findall(r'<template data-slot="curves".*?</template>', text, re.DOTALL)
+    assert ("opacity: 0.14" in curves) == banded
+    assert ("fewer than 10 images" in text.split('data-slot="curves"')[0].split('id="curves-title"')[1]) != banded
+
+
 def test_names_are_escaped():
     evil = '<script>alert("1")</script>&'
     values = {("net", evil, evil, evil, "insertion"): [0.1, 0.2, 0.3]}

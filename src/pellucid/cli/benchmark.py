@@ -29,7 +29,16 @@ from .options import (
     chosen_runner,
     parted,
 )
-from .terminal import progress, say, show_going_on, show_notes, show_noticed, show_reasons, show_whole
+from .terminal import (
+    ALREADY_FINISHED,
+    progress,
+    say,
+    show_going_on,
+    show_notes,
+    show_noticed,
+    show_reasons,
+    show_whole,
+)
 
 if TYPE_CHECKING:
     from ..experiments.cost import Sized
@@ -134,7 +143,7 @@ def benchmark_command(
     chosen = chosen_runner(runner, address, cpus)
     results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick, chosen)
     if not computed:
-        say(f"{output} was finished already; nothing was computed")
+        say(ALREADY_FINISHED.format(output))
     _show(results, output)
     if results.failed:
         raise typer.Exit(1)
@@ -212,7 +221,8 @@ def _run(
                 return
             passes = planned.passes * first // max(total, 1) + run
             passes = planned.passes if done == total else min(passes, planned.passes - 1)
-            show(f"grading, {done} of {counted(total, 'cell')}; forward passes", passes, planned.passes)
+            cells = f"{done} of {counted(total, 'cell')}"
+            show(f"grading, {cells}; forward passes", passes, planned.passes, kept=cells)
 
         with counting(tick):
             results = benchmark(planned.spec, output, runner=runner, advance=advance, command=command)
@@ -271,19 +281,19 @@ def _scores(results: Results) -> Table:
         summary.index, summary.to_dict("records"), strict=True
     ):
         key = (*([model] if several else []), method or "(the variant)", variant)
-        number = "" if row["mean"] != row["mean"] else f"{row['mean']:.4g}"
         rank = rank_text(row).strip("–")
-        parts = number, rank and f"({rank})", layer if layered else "", known_text(row)
-        cells.setdefault(key, {})[metric] = " ".join(filter(None, parts))
+        parts = f"{row['mean']:.4g}", rank and f"({rank})", layer if layered else "", known_text(row)
+        cells.setdefault(key, {})[metric] = " ".join(filter(None, parts)) if row["n"] else "–"
     heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
     where = ", each at its own best layer by that measure, which is named" if layered else ""
+    known = next(filter(None, map(known_text, summary.to_dict("records"))), "")
     table = Table(
         *[*(["model"] if several else []), "method", "variant"],
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
         caption="(1) is a rank: 1 + how many methods of the same variant are surely better, told apart image by "
         "image. Methods that are not told apart share one (=), even where their means differ."
-        + (f" 3 of 4: so many {statistics.over} have a value." if summary["undefined"].any() else ""),
+        + (f" {known}: so many {statistics.over} have a value." if known else ""),
         title_justify="left",
         caption_justify="left",
     )

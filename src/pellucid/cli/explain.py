@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from .options import (
     parted,
 )
 from .output import finished, staged, write_facts
-from .terminal import progress, say, show_going_on, show_left_out, show_noticed, show_whole
+from .terminal import ALREADY_FINISHED, Show, progress, say, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
     from .request import Request
@@ -200,9 +200,7 @@ def explain(
         raise typer.Exit(1)
 
 
-def _explained(
-    request: Request, output: Path, show: Callable[[str, float, int], None]
-) -> tuple[dict[str, Any], int]:
+def _explained(request: Request, output: Path, show: Show) -> tuple[dict[str, Any], int]:
     """What run.json tells of a request in ``output``, and of how many photos it was explained before."""
     from .explain_page import ExplainPage
     from .facts import run_facts
@@ -211,7 +209,7 @@ def _explained(
     key = request.digest()
     told = finished(output, key)
     if told is not None and told["title"] == request.title:
-        say(f"{output} was finished already; nothing was computed")
+        say(ALREADY_FINISHED.format(output))
         return told, 0
     with staged(output, key) as folder:
         run = ExplainRun.of(request, folder)

@@ -11,6 +11,7 @@ from functools import cached_property
 from ..catalog import meaning
 from ..errors import counted
 from ..files import replace_file
+from ..findings.wording import begun, ended
 from ..models.zoo import weights_facts
 from ..report.album import BUDGET, color_key
 from ..report.figures import scaling_note
@@ -91,8 +92,8 @@ class ExplainPage:
         """What to bear in mind, and what the maps show."""
         run = self.run
         names = (run.loaded.name, *run.request.texts.values(), *(facts.name for facts in run.found.photos))
-        told = [f"{one if one.startswith(names) else one[0].upper() + one[1:]}." for one in noticed(run)]
-        told += [f"Left out: {reason}." for reason in run.left_out[:_MOST_TOLD]]
+        told = [ended(one if one.startswith(names) else begun(one)) for one in noticed(run)]
+        told += [ended(f"Left out: {reason}") for reason in run.left_out[:_MOST_TOLD]]
         if len(run.left_out) > _MOST_TOLD:
             told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")
         rows = [[text, meaning(text) or "See pellucid list methods."] for text in run.request.texts.values()]
@@ -141,7 +142,7 @@ class ExplainPage:
             places = list(dict.fromkeys((method, layer) for method, layer, _ in card.maps))
             rows = [(of, [card.maps.get((*place, of)) for place in places]) for of in variants]
             columns = [f"{texts[method]}\n({layer})" for method, layer in places]
-            return MapTable(columns, rows, None if len(variants) == 1 else "variant")
+            return MapTable(columns, rows, None if len(variants) == 1 else "variant", card.ratio)
         layers = list(dict.fromkeys(layer for _, layer, _ in card.maps))
         rows = [
             (
@@ -151,7 +152,7 @@ class ExplainPage:
             for method in texts
             for of in variants
         ]
-        return MapTable(layers, rows, "method" if len(variants) == 1 else "method, variant")
+        return MapTable(layers, rows, "method" if len(variants) == 1 else "method, variant", card.ratio)
 
     @cached_property
     def footer(self) -> str:

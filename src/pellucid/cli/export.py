@@ -141,13 +141,14 @@ def compare_command(
     from ..experiments.record import apart
     from ..experiments.store import Results
     from ..files import replace_file
-    from ..findings.comparison import compare
+    from ..findings.comparison import classes_apart, compare
 
     if output is not None and output.suffix != ".csv":
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
     first, second = Results.read(run), Results.read(other)
     found = compare(first, second, layer)
     lines = list(apart(first.record, second.record, ("in the first", "in the second")))
+    lines += classes_apart(first, second)
     same = first.values().equals(second.values())
     values = "All their values are the same." if same else "Their values are not the same."
     what = "The runs differ in:" if lines else "Both runs are of the same spec, weights, images and files."
@@ -163,7 +164,7 @@ def compare_command(
 
 
 def _differences(found: pd.DataFrame, first: Results) -> Table:
-    from ..findings.digits import number, shared_decimals
+    from ..findings.digits import interval_ends, number, shared_decimals
 
     places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in found.groupby(level="metric")}
     table = Table(
@@ -176,10 +177,11 @@ def _differences(found: pd.DataFrame, first: Results) -> Table:
     )
     for (_, variant, method, metric), row in zip(found.index, found.to_dict("records"), strict=True):
         arrow = "↑" if first.record.metrics[metric].higher_is_better else "↓"
-        numbers = [number(row[name], places[metric]) for name in ("one", "other", "difference", "low", "high")]
+        numbers = [number(row[name], places[metric]) for name in ("one", "other", "difference")]
+        ends = " to ".join(interval_ends(row["low"], row["high"], places[metric]))
         layers = " | ".join(dict.fromkeys(filter(None, (row["layer"], row["other_layer"]))))
         table.add_row(
-            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant), *numbers[:3],
-            f"{numbers[3]} to {numbers[4]}", str(row["images"]), row["verdict"], escape(layers),
+            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant), *numbers, ends,
+            str(row["images"]), row["verdict"], escape(layers),
         )  # fmt: skip
     return table

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..experiments.cells import layers_noted
-from ..experiments.noticing import Change, mislabeled, of_images, of_model
+from ..experiments.noticing import mislabeled, of_images, of_model
+from ..experiments.record import Change
 from ..models.zoo import outputs
 from .photos import PhotoFacts
 from .run import ExplainRun

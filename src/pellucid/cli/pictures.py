@@ -27,18 +27,22 @@ _LARGE_SIDE = 448  # of these
 
 @dataclass(frozen=True)
 class Card:
-    """What a page shows of a photo: itself, its maps by method, layer and variant, and whether they are signed."""
+    """What a page shows of a photo: itself, its maps by method, layer and variant, and whether they are signed.
+
+    ``ratio`` is its width by its height.
+    """
 
     photo: Tile
     maps: dict[tuple[str, str, str], Tile]
     signed: bool
+    ratio: float
 
     @classmethod
     def read(cls, folder: Path, key: str) -> Card:
         """A photo's card in a draft folder."""
         told = json.loads((folder / UNFINISHED / f"{key}.card").read_text())
         maps = {(method, layer, variant): Tile(**tile) for method, layer, variant, tile in told["maps"]}
-        return cls(Tile(**told["photo"]), maps, told["signed"])
+        return cls(Tile(**told["photo"]), maps, told["signed"], told["ratio"])
 
 
 @dataclass
@@ -66,8 +70,9 @@ class Pictures:
         seen = Tile(pixels_uri(photo.picture, self.side), photo.sample.name)
         with writable(self.folder):
             (self.folder / UNFINISHED).mkdir(exist_ok=True)
-        content = json.dumps({"photo": asdict(seen), "maps": maps, "signed": signed}).encode()
-        replace_file(self.folder / UNFINISHED / f"{photo.key}.card", content)
+        height, width = photo.picture.shape[:2]
+        told = {"photo": asdict(seen), "maps": maps, "signed": signed, "ratio": width / height}
+        replace_file(self.folder / UNFINISHED / f"{photo.key}.card", json.dumps(told).encode())
 
     def draw(self, photos: Sequence[Photo]) -> None:
         """Draw single maps, images x methods at each layer, and variants x layers of each image and method."""

@@ -36,14 +36,16 @@ from .view import view
 
 _HOME = re.compile(r"^((?:--?[\w-]+=)?(?:[\w-]+=)?)~(?=/|$)")  # FILE, --option=FILE, --data=NAME=FILE
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # the base, which typer does not name
-RESUMED = (
-    "explain",
-    "maps",
-    "benchmark",
-    "train",
-    "reproduce",
-    "surrogate",
-)  # commands that go on where they were stopped
+_GOES_ON = "the same command goes on"
+_AFTER_EPOCH = f"{_GOES_ON} after the last whole epoch"
+RESUMED = {  # commands that go on where they were stopped, and from where
+    "explain": _GOES_ON,
+    "benchmark": _GOES_ON,
+    "reproduce": _GOES_ON,
+    "maps": f"{_GOES_ON} after the last whole shard",
+    "train": _AFTER_EPOCH,
+    "surrogate": _AFTER_EPOCH,
+}
 
 
 class Commands(TyperGroup):
@@ -76,10 +78,9 @@ class Commands(TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
-            command = ctx.invoked_subcommand or ""
-            goes_on = command in RESUMED
+            goes_on = RESUMED.get(ctx.invoked_subcommand or "", "nothing was written")
             place = "".join(f" at {note}" for note in getattr(interrupt, "__notes__", [])[:1])
-            say(f"stopped{place}; {'the same command goes on' if goes_on else 'nothing was written'}", err=True)
+            say(f"stopped{place}; {goes_on}", err=True)
             raise typer.Exit(128 + number) from interrupt
 
 

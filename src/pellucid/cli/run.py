@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,13 +36,11 @@ from .output import HOW_FAR, UNFINISHED
 from .photos import NO_CLASS, Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
 from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
-from .terminal import say
+from .terminal import Show, say
 
 _TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
-
-Show = Callable[[str, float, int], None]
 
 
 class Explained(BaseModel):
@@ -162,7 +160,8 @@ class ExplainRun:
             self.probe(images[:1], targets[:1])
         for number, (name, variant) in enumerate(pairs, 1):
             self.keep(photos, name, variant, self.attribute(name, variant, images, targets))
-            show("explaining", len(found.photos) + len(photos) * number / (len(pairs) + 1), len(self.places))
+            done, total = len(found.photos) + len(photos) * number / (len(pairs) + 1), len(self.places)
+            show("explaining", done, total, kept=f"{len(found.photos)} of {total}")
         self.pictures.kinds = found.pictures or ()
         self.pictures.draw(photos)
         for photo in photos:

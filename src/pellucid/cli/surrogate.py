@@ -26,13 +26,13 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import progress, say, show_left_out, show_notes, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..data.sources import Sample, Source
-    from ..experiments.noticing import Change
+    from ..experiments.record import Change
 
 _ORDER = ("original", "surrogate")
 _DIFFERENCES = {
@@ -72,7 +72,8 @@ def _train(
 ) -> None:
     """Train a surrogate; run again, it goes on where it was stopped.
 
-    The state after each epoch is kept beside the output in NAME.checkpoint, which is removed at the end.
+    The state after each epoch is kept beside the output in NAME.checkpoint, which is removed at the end. A file
+    that holds another training is refused.
 
     Example: `pellucid surrogate train --model resnet18 --weights resnet18.safetensors
     --images train.parquet -o surrogate.safetensors`
@@ -89,6 +90,9 @@ def _train(
     )  # fmt: skip
     with progress() as show:
         trained = train_paths(settings, output, chosen_device(device), show)
+    if trained is None:
+        say(ALREADY_FINISHED.format(output))
+        return
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     say(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
     show_left_out("image", trained.facts["left_out"])
@@ -212,7 +216,6 @@ def _answering(told: Mapping[str, Any]) -> Mapping[str, Change]:
     from ..experiments import inputs
     from ..experiments.noticing import changes_of, summed
     from ..experiments.spec import read_spec
-    from ..variants.base import ORIGINAL
 
     spec = read_spec(None, told)
     parsed, model, cut = inputs.parsed(spec), spec.models[0].key, told["images_per_cell"]
@@ -221,7 +224,7 @@ def _answering(told: Mapping[str, Any]) -> Mapping[str, Change]:
         for start in range(0, len(inputs.chosen(spec.images)), cut)
         for batch in inputs.batches(spec, model, start, start + cut)
     )
-    return summed(changes_of(parsed, batch, batch.scorer(ORIGINAL).logits_of(batch.images)) for batch in parts)
+    return summed(changes_of(parsed, batch) for batch in parts)
 
 
 def _compared(table: pd.DataFrame) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import typer
 from rich.console import Console
@@ -43,6 +44,7 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
+ALREADY_FINISHED = "{} was finished already; nothing was computed"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
 
@@ -64,20 +66,28 @@ def say(text: str, err: bool = False) -> None:
     typer.echo(visible(text), err=err)
 
 
+class Show(Protocol):
+    """Shows what is being done and how far it is."""
+
+    def __call__(self, what: str, done: float, total: int, kept: str = "") -> None:
+        """Show it; ``kept`` is what an interruption leaves of it, where that is not as much."""
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, float, int], None]]:
+def progress() -> Iterator[Show]:
     """Give a function that shows what is being done and how far it is, on a terminal's standard error.
 
     The time left is told by what is done after the first call, not by what an earlier run had done. An
-    interruption is told how far it was.
+    interruption is told how far it was, or what of it is kept.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, shown = bar.add_task("checking", total=None), (0.0, -1)
+        task, shown, place = bar.add_task("checking", total=None), (0.0, -1), ""
 
-        def show(what: str, done: float, total: int) -> None:
-            nonlocal shown
+        def show(what: str, done: float, total: int, kept: str = "") -> None:
+            nonlocal shown, place
+            place = kept or f"{int(done)} of {total}"
             if total != shown[1] or done < shown[0]:
                 bar.reset(task, total=total, completed=int(done))
             shown = (done, total)
@@ -87,7 +97,7 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
             yield show
         except KeyboardInterrupt as interrupt:
             if shown[1] > 0:
-                interrupt.add_note(f"{int(shown[0])} of {shown[1]}")
+                interrupt.add_note(place)
             raise
 
 

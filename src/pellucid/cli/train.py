@@ -10,7 +10,7 @@ import typer
 from ..errors import InvalidParameter, require_choice, shortened
 from .options import DEVICE, WEIGHTS_FILE, chosen_device
 from .output import require_place
-from .terminal import progress, say, show_left_out
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out
 
 if TYPE_CHECKING:
     from ..training.from_source import Trained
@@ -52,6 +52,8 @@ def train_command(
 ) -> None:
     """Train a network from scratch with its paper's settings; a run that was stopped goes on where it was.
 
+    A file that holds another training is refused.
+
     Example: `pellucid train cifar-cnn --data cifar10/train.parquet --test cifar10/test.parquet -o cnn.safetensors`
     """
     name = "shapes-resnet" if name == "shapes" else name
@@ -79,7 +81,10 @@ def train_command(
     )
     with progress() as show:
         trained = train_classifier(settings, output, chosen_device(device), show)
-    _show(output, trained)
+    if trained is None:
+        say(ALREADY_FINISHED.format(output))
+    else:
+        _show(output, trained)
 
 
 def _show(output: Path, trained: Trained) -> None:

@@ -27,9 +27,9 @@ from ..kinds import require_kind
 from ..layers import explainable, select_layers
 from . import inputs
 from .cells import layers_noted
-from .noticing import Change, added, of_images, of_model, summed
+from .noticing import added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
-from .record import hashed, versions
+from .record import Change, hashed, versions
 from .runners import Advance, Runner, inline
 from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths

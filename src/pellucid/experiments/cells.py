@@ -26,7 +26,8 @@ from ..seeds import image_seed
 from ..variants.base import ORIGINAL, Variant
 from . import inputs
 from .inputs import Batch
-from .record import versions
+from .noticing import change_under
+from .record import Answered, Change, versions
 from .spec import Spec
 from .store import PICTURE_ROWS, ROWS
 
@@ -61,11 +62,12 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a cell gave: rows of the results table, pictures, and notes on its method."""
+    """What a cell gave: rows of the results table, pictures, notes on its method, and how its variant answers."""
 
     rows: pyarrow.Table
     pictures: pyarrow.Table
     notes: frozenset[Note] = frozenset()
+    answers: Answered | None = None
 
 
 def run_cell(spec: Spec, cell: Cell) -> Finished:
@@ -81,10 +83,12 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     notes: set[Note] = set()
     rows: list[Row] = []
     pictures: list[Row] = []
+    changes: list[Change | None] = []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
         with noted(cell.method or cell.variant, notes, spec.channels):
             method = None if cell.method is None else parsed.methods[cell.method]
             case = case_of(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
+        changes.append(change_under(case.variant, batch))
         explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
         pictures += _maps(cell, case, "map", case.attributions, shown)
         for text, metric in metrics.items():
@@ -92,7 +96,9 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
                 known = cell.columns | {"metric": text, "layer": layer}
                 rows += metric_rows(known, spec, batch.names, measured, explained)
                 pictures += _compared(cell, case, text, layer, measured, shown)
-    return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes))
+    change = sum((one for one in changes if one is not None), Change())
+    answers = Answered.of(cell.model, cell.variant, cell.start, change) if change.count else None
+    return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes), answers)
 
 
 def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Criterion, ...] = ()) -> Case:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +16,9 @@ from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
 from ..pixels import Pixels, frames_of
-from ..variants.base import Variant
+from ..variants.base import ORIGINAL, Variant
 from .inputs import Batch, ParsedSpec
+from .record import Change
 from .spec import shown
 
 Odd = Mapping[str, tuple[str, str]]
@@ -26,8 +26,6 @@ Odd = Mapping[str, tuple[str, str]]
 Counts = dict[str, list[Any]]
 """What is odd about the first image of a kind, what to do, and how many such images there are."""
 
-_POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
-ENOUGH = 10  # images that a verdict on a variant takes
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
 _SEEN = 0.5  # of an image's area, within the crop
@@ -116,81 +114,40 @@ def of_images(counts: Counts, noun: str = "image") -> Iterator[str]:
         yield f"{what} ({counted(count, f'such {noun}')})" + (f"; {way_out}" if way_out else "")
 
 
-@dataclass(frozen=True)
-class Change:
-    """How another network answers on ``count`` images.
-
-    Attributes:
-        points: by how many points the explained class's probability moves, summed over the images.
-        same: for how many the predicted class is the original's.
-    """
-
-    points: float = 0.0
-    same: int = 0
-    count: int = 0
-
-    @classmethod
-    def of(cls, logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
-        """The change from logits (B, K) to others, for the explained classes (B,)."""
-        before, after = (likelihoods(one).gather(1, targets[:, None]) for one in (logits, changed))
-        same = int((logits.argmax(1) == changed.argmax(1)).sum())
-        return cls(100 * float((before - after).abs().sum()), same, len(logits))
-
-    def __add__(self, other: Change) -> Change:
-        return Change(self.points + other.points, self.same + other.same, self.count + other.count)
-
-    @property
-    def is_poor(self) -> bool:
-        """Whether maps of the other network do not explain the original one, as far as so many images can say."""
-        return self.count >= ENOUGH and is_poor(self.points / self.count, self.same / self.count)
-
-    def told(self, name: str, noun: str = "image") -> str:
-        """What this says of a variant, in a sentence."""
-        mean = self.points / self.count
-        return (
-            f"under {name} the network is another: it moves the explained class's probability by {mean:.1f} "
-            f"points on average and predicts as the original for {self.same} of {counted(self.count, noun)}: "
-            f"{verdict_on(mean, self.same / self.count, self.count, noun)}"
-        )
-
-
 def may_answer_otherwise(variant: Variant) -> bool:
     """Whether the network under a variant is another, and not its gradient alone."""
     return not all(rule.alters_gradient for rule in variant.rules)
 
 
-def is_poor(points: float, same: float) -> bool:
-    """Whether another network that moves probabilities so much and predicts so often the same speaks for none."""
-    return points > _POOR[0] or same < _POOR[1]
-
-
-def verdict_on(points: float, same: float, count: int, noun: str = "image") -> str:
-    """Whether maps of another network speak for the original one; a few images may be alike by chance."""
-    if count < ENOUGH:
-        return f"too few for a verdict, which takes {counted(ENOUGH, noun)}"
-    if points <= _CLOSE[0] and same >= _CLOSE[1]:
-        return "close to the original, so that its maps speak for it"
-    if is_poor(points, same):
-        return "a poor stand-in, whose maps do not explain the original network"
-    return "a fair stand-in; mind the difference"
-
-
-def changes_of(parsed: ParsedSpec, batch: Batch, logits: Tensor) -> dict[str, Change]:
-    """How variants that may answer otherwise change the answers to a batch, whose own logits (B, K) are known.
-
-    A class's probability is followed: the label's where that is explained, else the highest one's; what has one
-    output has none.
-    """
-    if logits.shape[1] < 2:
-        return {}
-    is_label = batch.spec.target == "label" and batch.labels is not None
-    targets = batch.labels if is_label and batch.labels is not None else logits.argmax(1)
+def changes_of(parsed: ParsedSpec, batch: Batch) -> dict[str, Change]:
+    """How variants that may answer otherwise change the answers to a batch."""
     found = {}
     for name, variant in parsed.variants.items():
-        if may_answer_otherwise(variant):
-            with suppress(PellucidError):  # what does not work on this model is told by whatever explains under it
-                found[name] = Change.of(logits, batch.scorer(variant).logits_of(batch.images), targets)
-    return found
+        with suppress(PellucidError):  # what does not work on this model is told by whatever explains under it
+            found[name] = change_under(variant, batch)
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def change_under(variant: Variant, batch: Batch) -> Change | None:
+    """How a variant changes the answers to a batch; None if it cannot, or what is asked has one output.
+
+    A class's probability is followed: the label's where that is explained, else the highest one's.
+    """
+    if not may_answer_otherwise(variant):
+        return None
+    logits = batch.scorer(ORIGINAL).logits_of(batch.images)
+    if logits.shape[1] < 2:
+        return None
+    is_label = batch.spec.target == "label" and batch.labels is not None
+    targets = batch.labels if is_label and batch.labels is not None else logits.argmax(1)
+    return change_between(logits, batch.scorer(variant).logits_of(batch.images), targets)
+
+
+def change_between(logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
+    """The change from logits (B, K) to others, for the explained classes (B,)."""
+    before, after = (likelihoods(one).gather(1, targets[:, None]) for one in (logits, changed))
+    same = int((logits.argmax(1) == changed.argmax(1)).sum())
+    return Change(100 * float((before - after).abs().sum()), same, len(logits))
 
 
 def summed(changes: Iterable[Mapping[str, Change]]) -> dict[str, Change]:

@@ -26,17 +26,7 @@ from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
-from .noticing import (
-    ENOUGH,
-    Change,
-    Counts,
-    changes_of,
-    count_odd,
-    oddities,
-    of_images,
-    of_model,
-    summed,
-)
+from .noticing import Counts, count_odd, oddities, of_images, of_model
 from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
@@ -74,7 +64,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     spec, images, odd = _usable(parsed)
     parsed = replace(parsed, spec=spec)
     _require_fitting(parsed)
-    noticed, poor = _noticed(parsed, odd)
+    noticed = _noticed(parsed, odd)
     trained = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, Retraining)}
     training = require_trainable(parsed, trained)
     names = inputs.chosen(spec.images).names
@@ -98,7 +88,6 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         method_files=files,
         command=command,
         noticed=noticed,
-        poor=poor,
     )
     return Plan(spec, cells, record)
 
@@ -194,36 +183,27 @@ def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
     return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
 
 
-def _noticed(
-    parsed: ParsedSpec, odd: Mapping[str, Counts]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Of each model, what makes its maps say less than they seem to; and the variants that are poor stand-ins.
+def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[str, ...]]:
+    """Of each model, what makes its maps say less than they seem to.
 
-    Logits are those of the first cell's images, and of so many at least that a verdict takes.
+    Pixels and outputs are those of the first cell's images.
     """
-    count = max(parsed.spec.images_per_cell or DEFAULT_CUT, ENOUGH)
     noticed: dict[str, tuple[str, ...]] = {}
-    poor: dict[str, tuple[str, ...]] = {}
     for model in parsed.spec.models:
         loaded = inputs.model_of(parsed.spec, model.key)
         # Whoever names what is random knows that it is.
         told = [] if model.randomized else list(of_model(loaded))
         told += of_images(odd[model.key])
         wrong: dict[str, str] = {}
-        changes: list[Mapping[str, Change]] = []
-        for batch in inputs.batches(parsed.spec, model.key, 0, count):
+        for batch in inputs.batches(parsed.spec, model.key, 0, parsed.spec.images_per_cell or DEFAULT_CUT):
             logits = batch.scorer(ORIGINAL).logits_of(batch.images)
             wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
-            changes.append(changes_of(parsed, batch, logits))
         if "softmax" in wrong and parsed.spec.score == "softmax":
             wrong["softmax"] += (
                 "; scores are a softmax of them and so squeezed: --score logits takes them as they are"
             )
-        found = summed(changes)
-        told += [*wrong.values(), *(change.told(name) for name, change in found.items())]
-        noticed[model.key] = tuple(told)
-        poor[model.key] = tuple(name for name, change in found.items() if change.is_poor)
-    return noticed, poor
+        noticed[model.key] = (*told, *wrong.values())
+    return noticed
 
 
 _GIVEN_BY = {

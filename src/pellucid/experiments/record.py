@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from platform import python_version
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..errors import InvalidData, differing
+from ..errors import InvalidData, counted, differing
 from ..files import RUN, sealed, unsealed
 
 _MODELS = "weights and preprocess"  # what a reader calls the digests of models
@@ -77,7 +78,7 @@ class RunRecord(BaseModel):
         command: what was typed.
         noticed: of each model, sentences on what makes its maps say less than they seem to.
         poor: of each model, the variants under which it answers too differently for maps to speak for it; none of
-            fewer than 10 images.
+            fewer than 10 images. Known from the parts (``with_answers``).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -199,3 +200,89 @@ def apart(one: RunRecord, other: RunRecord, places: tuple[str, str]) -> Iterator
         else:
             yield from differing(known[0], known[1], _MODELS, places)
     yield from differing(ours, theirs, places=places)
+
+
+# Whether maps of another network speak for the original one.
+
+_POOR, _CLOSE = (15.0, 0.8), (5.0, 0.95)  # of variants: points of probability moved, share of equal predictions
+ENOUGH = 10  # images that a verdict on a variant takes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How another network answers on ``count`` images.
+
+    Attributes:
+        points: by how many points the explained class's probability moves, summed over the images.
+        same: for how many the predicted class is the original's.
+    """
+
+    points: float = 0.0
+    same: int = 0
+    count: int = 0
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.points + other.points, self.same + other.same, self.count + other.count)
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether maps of the other network do not explain the original one, as far as so many images can say."""
+        return self.count >= ENOUGH and is_poor(self.points / self.count, self.same / self.count)
+
+    def told(self, name: str, noun: str = "image") -> str:
+        """What this says of a variant, in a sentence."""
+        mean = self.points / self.count
+        return (
+            f"under {name} the network is another: it moves the explained class's probability by {mean:.1f} "
+            f"points on average and predicts as the original for {self.same} of {counted(self.count, noun)}: "
+            f"{verdict_on(mean, self.same / self.count, self.count, noun)}"
+        )
+
+
+def is_poor(points: float, same: float) -> bool:
+    """Whether another network that moves probabilities so much and predicts so often the same speaks for none."""
+    return points > _POOR[0] or same < _POOR[1]
+
+
+def verdict_on(points: float, same: float, count: int, noun: str = "image") -> str:
+    """Whether maps of another network speak for the original one; a few images may be alike by chance."""
+    if count < ENOUGH:
+        return f"too few for a verdict, which takes {counted(ENOUGH, noun)}"
+    close = f"up to {_CLOSE[0]:g} points and {_CLOSE[1]:.0%} as the original"
+    if points <= _CLOSE[0] and same >= _CLOSE[1]:
+        return f"close to the original, so that its maps speak for it ({close})"
+    poor = f"more than {_POOR[0]:g} points or fewer than {_POOR[1]:.0%} as the original"
+    if is_poor(points, same):
+        return f"a poor stand-in, whose maps do not explain the original network ({poor})"
+    return f"a fair stand-in; mind the difference (close is {close}; poor is {poor})"
+
+
+class Answered(BaseModel):
+    """How a variant of a model answers on the images of a cell that begin at ``start``: a ``Change``, summed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    variant: str
+    start: int
+    points: float
+    same: int
+    count: int
+
+    @classmethod
+    def of(cls, model: str, variant: str, start: int, change: Change) -> Answered:
+        """The answers of a cell."""
+        return cls(model=model, variant=variant, start=start, **asdict(change))
+
+
+def with_answers(record: RunRecord, answers: Iterable[Answered]) -> RunRecord:
+    """A record that tells how variants answer on all images that were graded, each image once."""
+    alone = {(one.model, one.variant, one.start): Change(one.points, one.same, one.count) for one in answers}
+    found: dict[str, dict[str, Change]] = {}
+    for (model, variant, _), change in sorted(alone.items(), key=lambda item: item[0][2]):
+        of_model = found.setdefault(model, {})
+        of_model[variant] = of_model.get(variant, Change()) + change
+    told = {model: tuple(one.told(name) for name, one in changes.items()) for model, changes in found.items()}
+    poor = {model: tuple(name for name, one in changes.items() if one.is_poor) for model, changes in found.items()}
+    noticed = {model: (*record.noticed.get(model, ()), *sentences) for model, sentences in told.items()}
+    return record.model_copy(update={"noticed": {**record.noticed, **noticed}, "poor": {**record.poor, **poor}})

@@ -101,8 +101,9 @@ def benchmark(
             advance(done, len(ids))
             for outcome in runner(planned.spec, [cell for cell in planned.cells if cell.id not in finished]):
                 if isinstance(outcome.finished, Finished):
-                    store.write(outcome.cell.id, outcome.finished.rows, outcome.finished.pictures)
-                    notes += sorted(outcome.finished.notes)
+                    gave = outcome.finished
+                    store.write(outcome.cell.id, gave.rows, gave.pictures, gave.answers)
+                    notes += sorted(gave.notes)
                 elif outcome.error is not None:
                     failed[outcome.cell.id] = outcome.reason
                 done += 1

@@ -29,7 +29,8 @@ from ..passes import most_rows
 from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Note, case_of, noted
-from .noticing import Counts, changes_of, count_odd, oddities
+from .noticing import Counts, changes_of, count_odd, oddities, summed
+from .record import Change
 from .spec import Spec
 from .store import TEXT
 
@@ -158,8 +159,9 @@ class _Written:
         """Note what looks wrong of a batch's pixels and outputs, and how variants answer on it."""
         logits = batch.scorer(ORIGINAL).logits_of(batch.images)
         self.wrong += looks_wrong(batch.images, logits, batch.loaded.preprocess, normalized=True).values()
-        changes = changes_of(inputs.parsed(spec), batch, logits)
-        self.changes |= {name: (one.points, one.same, one.count) for name, one in changes.items()}
+        before = {name: Change(*one) for name, one in self.changes.items()}
+        changes = summed([before, changes_of(inputs.parsed(spec), batch)])
+        self.changes = {name: (one.points, one.same, one.count) for name, one in changes.items()}
 
 
 def _batches(

@@ -29,11 +29,12 @@ from ..errors import (
 from ..files import RUN, alone, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
-from .record import DamagedRun, RunRecord
+from .record import Answered, DamagedRun, RunRecord, with_answers
 
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
+ANSWERED = b"pellucid.answered"  # and of how its variant answers
 _TOGETHER = 32  # pictures that are read together, where one is wanted
 _T = TypeVar("_T")
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
@@ -115,6 +116,7 @@ class Results:
         _require_told(of_maps, {"method": None, "layer": layers}, f"the parts in {url}")
         _require_told(shown, dict.fromkeys(("image", "kind", "data")), f"the pictures in {url}")
         missing = [cell for cell in record.cells if cell not in parts]
+        record = with_answers(record, filter(None, map(_answers, parts.values())))
         if ratings := read_ratings(store.folder, record):
             rated = pyarrow.Table.from_pylist(list(rating_rows(ratings)), schema=ROWS)
             table = _with_trainings(one_table({**parts, "": rated}, ROWS), record)
@@ -283,10 +285,13 @@ class Store:
                 self.folder.clear_drafts(folder)
             yield
 
-    def write(self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table) -> None:
+    def write(
+        self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table, answers: Answered | None = None
+    ) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
-        self.folder.write(f"{PARTS}/{cell}.parquet", self._parquet(rows))
+        told = b"" if answers is None else answers.model_dump_json().encode()
+        self.folder.write(f"{PARTS}/{cell}.parquet", self._parquet(rows, told=told))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
         """Store pictures, if there are any."""
@@ -296,10 +301,10 @@ class Store:
         else:
             self.folder.remove(name)
 
-    def _parquet(self, table: pyarrow.Table, together: int | None = None) -> bytes:
-        told = {CHECKSUM: checksum(table), RUN_HASH: self.run}
+    def _parquet(self, table: pyarrow.Table, together: int | None = None, told: bytes = b"") -> bytes:
+        facts = {CHECKSUM: checksum(table, told), RUN_HASH: self.run} | ({ANSWERED: told} if told else {})
         buffer = io.BytesIO()
-        table = table.replace_schema_metadata(told)
+        table = table.replace_schema_metadata(facts)
         pyarrow.parquet.write_table(table, buffer, compression="zstd", row_group_size=together)
         return buffer.getvalue()
 
@@ -372,10 +377,12 @@ class Store:
         told = table.schema.metadata or {}
         # Runs of earlier versions have neither.
         expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
-        if expected not in (None, checksum(table)) or not _completed(table, schema).schema.equals(schema):
+        found = checksum(table, told.get(ANSWERED, b""))
+        if expected not in (None, found) or not _completed(table, schema).schema.equals(schema):
             raise ValueError("it does not hold what was written")
         if run != self.run.encode():
             raise ValueError("it is of another run")
+        _answers(table)
         return _completed(table, schema)
 
     def photographed(self) -> set[str]:
@@ -402,6 +409,12 @@ class Store:
         there = self.names(folder)
         found = {cell: self._part(f"{folder}/{cell}.parquet", schema) for cell in cells if cell in there}
         return {cell: part for cell, part in found.items() if part is not None}
+
+
+def _answers(part: pyarrow.Table) -> Answered | None:
+    """What a part tells of how its variant answers, if it does; ``ValueError`` where that cannot be."""
+    told = (part.schema.metadata or {}).get(ANSWERED)
+    return None if told is None else Answered.model_validate_json(told)
 
 
 def _completed(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
@@ -434,9 +447,9 @@ def one_table(parts: Mapping[str, pyarrow.Table], schema: pyarrow.Schema) -> pan
     return table
 
 
-def checksum(table: pyarrow.Table) -> bytes:
-    """The SHA-256 of a table's values, however they are encoded."""
-    content = sha256()
+def checksum(table: pyarrow.Table, told: bytes = b"") -> bytes:
+    """The SHA-256 of a table's values, however they are encoded, and of what else is ``told`` beside them."""
+    content = sha256(told)
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pyarrow.types.is_dictionary(column.type):

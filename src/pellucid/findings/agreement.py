@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import counted
 from ..experiments.ratings import RATED
-from .digits import number
+from .digits import interval_ends, number
 from .intervals import Numbers, interval
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def raters_told(results: Results, metric: str) -> str:
     raters, maps = ratings.shape
     told = f"{counted(raters, 'rater')} rated {counted(maps, 'map')}"
     if math.isfinite(found):
-        ends = f" (95 % interval {number(low, 2)} to {number(high, 2)})" if math.isfinite(low) else ""
+        ends = f" (95 % interval {' to '.join(interval_ends(low, high, 2))})" if math.isfinite(low) else ""
         told += f"; Krippendorff's alpha, their agreement, is {number(found, 2)}{ends}"
     correlation = _of_stand_in(results, metric)
     if math.isfinite(correlation):

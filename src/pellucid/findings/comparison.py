@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidData
-from .intervals import Numbers, interval, mean, rounding_of
+from ..errors import InvalidData, brief, counted
+from .intervals import LEAST, Numbers, interval, mean, rounding_of
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..experiments.store import Results
 
 _PARTS = ("model", "variant", "method", "metric")
+_OWN = (None, "scored", "explained")  # targets that are each network's own
+_NUMBERED = re.compile(r"class \d+")  # what a class without a name is called
 _WORDS = ("not told apart", "better", "worse")
 
 
@@ -27,7 +30,7 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     differently. ``layer`` is where maps are compared; None is the best layer of each in its own run. Columns:
     ``layer`` and ``other_layer``; the ``images`` that have both values; the means ``one`` and ``other`` of these;
     the ``difference`` other - one and its 95 % interval, ``low`` to ``high``; and in the ``verdict`` whether the
-    other is "better", "worse" or "not told apart".
+    other is "better", "worse" or "not told apart", or that too few images have both values to tell.
 
     Raises:
         InvalidData: the runs have no image, or no such row, in common; told is what differs.
@@ -56,7 +59,49 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     )
     higher = np.array([one.record.metrics[key[-1]].higher_is_better for key in keys])
     signs = rows.pop("sign") * np.where(higher, 1, -1)
-    return rows.assign(verdict=[_WORDS[sign] for sign in signs])
+    return rows.assign(verdict=[_verdict(*pair) for pair in zip(signs, rows["images"], strict=True)])
+
+
+def _verdict(sign: int, images: int) -> str:
+    """What a difference says that is surely better (1), surely worse (-1) or neither."""
+    if not images:
+        return "not compared: no image in common has both values"
+    return _WORDS[sign] if images >= LEAST else f"not compared: fewer than {LEAST} images"
+
+
+def classes_apart(one: Results, other: Results) -> list[str]:
+    """In which images of both runs other classes are explained, in a sentence, if there are any.
+
+    Where both explain the label, or one given class, they are the same, whatever each network calls them.
+    """
+    asked = [results.record.spec.get("target") for results in (one, other)]
+    if asked[0] == asked[1] and asked[0] not in _OWN:
+        return []
+    found = [_explained(results) for results in (one, other)]
+    models = [{model for model, _, _ in known} for known in found]
+    if len(models[0]) == len(models[1]) == 1:
+        found = [{("", *key[1:]): target for key, target in known.items()} for known in found]
+    ours, theirs = found
+    shared = [key for key in ours if key in theirs]
+    unlike = [key for key in shared if ours[key] != theirs[key]]
+    if not unlike:
+        return []
+    first, images = unlike[0], [len({image for _, _, image in keys}) for keys in (unlike, shared)]
+    numbered = [all(_NUMBERED.fullmatch(target) for target in known.values()) for known in found]
+    nameless = "; one run has no names of classes, so they may be the same" if numbered[0] != numbered[1] else ""
+    return [
+        f"the explained class of {images[0]} of the {counted(images[1], 'image')} in common, such as {first[2]}: "
+        f"{brief(ours[first])} in the first and {brief(theirs[first])} in the second{nameless}"
+    ]
+
+
+def _explained(results: Results) -> dict[tuple[str, str, str], str]:
+    """The class that is explained, by model, variant and image."""
+    if "target" not in results.table:
+        return {}
+    columns = ["model", "variant", "image", "target"]
+    known = results.table[columns].astype(object).drop_duplicates().dropna()
+    return {(model, variant, image): target for model, variant, image, target in known.itertuples(index=False)}
 
 
 def _apart(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:

@@ -34,3 +34,17 @@ def number(value: float, places: int) -> str:
         return f"{digits} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace("-", "−")
     text = f"{value:,.{places}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
+
+
+def interval_ends(low: float, high: float, places: int) -> tuple[str, str]:
+    """The ends of an interval with so many decimals; more where one that is not 0 would be shown as 0.
+
+    Whether an interval holds 0 is what readers look for.
+    """
+    return _end(low, places), _end(high, places)
+
+
+def _end(value: float, places: int) -> str:
+    if math.isfinite(value) and value and round(value, places) == 0:
+        places = -math.floor(math.log10(abs(value)))
+    return number(value, places)

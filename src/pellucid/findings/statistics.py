@@ -200,9 +200,10 @@ class Statistics:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """The mean and its interval at each point of each curve, indexed as ``points``."""
-        means = _means(self.points.to_numpy(), "mean", "low", "high", *self._ends(self.points))
-        return pd.DataFrame(means, index=self.points.index)
+        """The mean of ``n`` values and its interval at each point of each curve, indexed as ``points``."""
+        values = self.points.to_numpy()
+        means = _means(values, "mean", "low", "high", *self._ends(self.points))
+        return pd.DataFrame({"n": (~np.isnan(values)).sum(1), **means}, index=self.points.index)
 
     def _ends(self, rows: pd.DataFrame) -> tuple[Numbers, Numbers]:
         """The least and the greatest value there can be in each row."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import counted
-from .digits import number
+from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
 from .statistics import UNCHANGED
@@ -23,7 +23,7 @@ QUESTIONS = {
     "fidelity": "Does the changed network still answer as the original does?",
 }
 _NAMED = 4  # names in a sentence; the others are counted
-_FEW = {"image": 10, "training": 3}  # values below which readers are warned
+FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
 
 def finding(lead: Ranking, poor: Sequence[str] = ()) -> str:
@@ -78,7 +78,7 @@ def _beaten(lead: Ranking) -> str:
     if not methods:
         return f"Only floors were graded, no method: {lead.name} {_told(lead, floor)}."
     than = "chance" if "random" in lead.floors else "an edge filter"
-    few = lead.most < _FEW[lead.counted]
+    few = lead.most < FEW[lead.counted]
     shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
     return (
         f"{shown} {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
@@ -176,7 +176,7 @@ def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
 def warnings(leads: Sequence[Ranking]) -> list[str]:
     """What makes the findings less sure than they look."""
     found = []
-    for unit, few in _FEW.items():
+    for unit, few in FEW.items():
         most = max((lead.most for lead in leads if lead.counted == unit), default=few)
         if most < few:
             were = f"{unit} was" if most == 1 else f"{unit}s were"
@@ -202,7 +202,12 @@ def begun(text: str) -> str:
 def as_sentence(text: str) -> str:
     """A text as a sentence of its own; what begins with a file's name or the like keeps its first letter."""
     first = text.split(maxsplit=1)[0]
-    return f"{text if set(first) & set('._/:-0123456789') else begun(text)}."
+    return ended(text if set(first) & set("._/:-0123456789") else begun(text))
+
+
+def ended(text: str) -> str:
+    """A sentence with a full stop, unless it has an end of its own, as a question has."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def judged_at(layer: str | None) -> str:
@@ -262,7 +267,7 @@ def _told(lead: Ranking, one: Contender) -> str:
     """A mean with all that is needed to read it."""
     if one.low == one.high:
         return f"{_number(lead, one)} (on every {lead.counted}; {_scale(lead)})"
-    ends = " to ".join(number(end, lead.places) for end in (one.low, one.high))
+    ends = " to ".join(interval_ends(one.low, one.high, lead.places))
     return f"{_number(lead, one)} (95 % interval {ends}; {_scale(lead)})"
 
 

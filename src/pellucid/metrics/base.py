@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import require_choice
+from ..errors import InvalidParameter, require_choice
 from ..heatmap import Channels, Upsampling, clip_percentiles, heatmap
 from ..layouts import Layout
 from ..methods.base import Attributions, Method
@@ -121,9 +121,13 @@ class Case:
     ) -> Attributions:
         """The method again at the same layers, with another model, other images or other classes.
 
-        Fewer images come with their own ``seeds``.
+        Fewer images come with their own ``seeds``. ``InvalidParameter`` where there are maps and no method.
         """
-        assert self.method is not None
+        if self.method is None:
+            raise InvalidParameter(
+                "this metric explains again, and the case has maps and no method; give "
+                "method=pl.External(function), or choose a metric that grades maps alone"
+            )
         return self.method(
             self.explained if model is None else model,
             self.images if images is None else images,

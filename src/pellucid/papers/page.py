@@ -16,7 +16,7 @@ from ..errors import counted
 from ..experiments.ratings import RATED
 from ..files import replace_file, writable
 from ..findings.agreement import raters_told
-from ..findings.digits import decimals, number
+from ..findings.digits import decimals, interval_ends, number
 from ..findings.statistics import GROUP, is_of_variant
 from ..findings.wording import joined
 from ..report.charts import MARKERS, Look, Panel, chart_figure, looks
@@ -341,7 +341,8 @@ def told(one: Found | None, places: int) -> str:
     value = number(one.value, places)
     if one.low != one.low:
         return value
-    return f"{value} [{number(one.low, places)},\N{NO-BREAK SPACE}{number(one.high, places)}]"
+    low, high = interval_ends(one.low, one.high, places)
+    return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def table_of(found: ComparedTable, exhibit: TableExhibit) -> Table:

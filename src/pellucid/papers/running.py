@@ -19,12 +19,13 @@ from ..experiments.spec import Spec, read_spec
 from ..experiments.store import Results
 from ..files import alone, replace_file, writable
 from ..findings.statistics import Statistics
+from ..folders import content
 from ..models.zoo import device_named
 from ..training.checkpoints import remove_checkpoints
 from ..training.from_source import NetworkSettings, SurrogateSettings, train_classifier, train_paths
 from ..variants.surrogate import load_surrogate
 from .recipe import Experiment, NetworkTraining, Recipe, Scale, TrainingPart, references
-from .sources import content, filled, located, needed
+from .sources import filled, located, needed
 
 TRAINED, RUNS, STATE, _LOCK = "trained", "runs", "reproduce.json", ".lock"
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from hashlib import file_digest, sha256
+from collections.abc import Collection, Mapping, Sequence
 from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidData, UnknownName
 from ..experiments.spec import is_source_name
-from ..files import open_regular
-from ..folders import files_below
 from ..models.weights import is_file
 from .recipe import DataSource, Recipe, Scale, references
 
 ZIPPED = ".gz"
-DIGITS = 16  # of a digest: enough to tell contents apart, and few enough to be read
 
 
 def needed(recipe: Recipe, scale: Scale) -> set[str]:
@@ -113,24 +109,3 @@ def filled(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, list | tuple):
         return [filled(part, places) for part in value]
     return places[value[1:]] if isinstance(value, str) and value.startswith("@") else value
-
-
-def content(place: str) -> str:
-    """What tells one content from another, wherever it is: of a file its digest, of a folder that of the names
-    and sizes of its files, which may be many; else the name."""
-    path = Path(place)
-    if path.is_file():
-        with open_regular(path) as file:
-            return _told(file_digest(file, "sha256").hexdigest())
-    if path.is_dir():
-        return _told(sha256(repr(sorted(_files(path))).encode()).hexdigest())
-    return place
-
-
-def _told(digest: str) -> str:
-    return f"sha256 {digest[:DIGITS]}"
-
-
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    for path in files_below(folder):
-        yield path.relative_to(folder).as_posix(), path.stat().st_size

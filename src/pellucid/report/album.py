@@ -41,6 +41,7 @@ class Album:
 
     Attributes:
         photos: by image, those shown.
+        ratios: the width of each by its height.
         kept: how many images the run has pictures of.
         places: (model, variant, method, layer, image) -> the map's place in ``maps``.
         maps: all maps, each in colors that end at its own 99th percentile of |value|.
@@ -49,6 +50,7 @@ class Album:
     """
 
     photos: Mapping[str, str]
+    ratios: Mapping[str, float]
     kept: int
     places: Mapping[tuple[str, ...], int]
     maps: Sequence[str]
@@ -63,7 +65,8 @@ class Album:
             InvalidData: a picture cannot be read.
         """
         photo_rows, map_rows = (pictures[pictures["kind"] == kind] for kind in ("photo", "map"))
-        photos = {row.image: photo_uri(row.data) for row in photo_rows.itertuples()}
+        seen = {row.image: read_photo(row.data) for row in photo_rows.itertuples()}
+        photos = {image: pixels_uri(np.asarray(photo)) for image, photo in seen.items()}
         keys = map_rows[MAP_KEY].itertuples(index=False, name=None)
         values = {key: _known(data) for key, data in zip(keys, map_rows["data"], strict=True)}
         signed = has_negative(values.values())
@@ -72,6 +75,7 @@ class Album:
         kept = [key for key in uris if key[-1] in shown]
         return cls(
             {image: photos[image] for image in shown},
+            {image: seen[image].width / seen[image].height for image in shown},
             len(photos),
             {key: place for place, key in enumerate(kept)},
             [uris[key] for key in kept],

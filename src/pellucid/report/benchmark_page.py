@@ -17,7 +17,7 @@ from ..errors import counted
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, is_of_variant, rows_at
 from ..findings.trust import trust_card
-from ..findings.wording import joined, judged_at
+from ..findings.wording import FEW, joined, judged_at
 from . import tables
 from .album import Album, color_key
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -151,6 +151,21 @@ class _BenchmarkPage:
         """Names, colors and border styles of lines."""
         return [(name, *css_of(look)) for name, look in looks.items()]
 
+    @cached_property
+    def unbanded(self) -> list[str]:
+        """The metrics of whose curves each has so few values that the bands of several would hide all lines."""
+        most = self.statistics.curves["n"].groupby(level="metric", sort=False).max()
+        return [text for text, n in most.items() if n < FEW[self.statistics.metrics[text].counted]]
+
+    @property
+    def bands(self) -> str:
+        """What a curve's band means, and where there is none."""
+        told = f"The mean over {self.statistics.over}, with its 95 % interval as a band."
+        if not self.unbanded:
+            return told
+        few = f"Where fewer than {FEW['image']} images have a value there is no band: it would hide the lines."
+        return f"{told} {few}"
+
     # The parts.
 
     def fragments(self) -> Iterator[Fragment]:
@@ -197,6 +212,8 @@ class _BenchmarkPage:
         across, up = CURVES.get(known.name, (ACROSS.get(known.axis, ""), known.unit))
         steps = zip(rows.index.get_level_values("at"), rows.index.get_level_values("step"), strict=True)
         ticks = sorted({(float(at), step) for at, step in steps if step})
+        if metric in self.unbanded:
+            rows = rows.assign(low=np.nan, high=np.nan)
         lines = [
             _line(method, curve.index.get_level_values("at"), curve)
             for method, curve in rows.groupby(level="method", sort=False)
@@ -205,16 +222,13 @@ class _BenchmarkPage:
         return inline_chart(panel, self.method_looks, f"{label} by method at {where}", across)
 
     def _profiles(self) -> Iterator[Fragment]:
-        """Along the layers: each axis's leading metric, a small chart for each method, a line for each variant."""
-        leading: dict[str, str] = {}
+        """Along the layers: for each metric a small chart of each method, a line for each variant."""
         places = self.statistics.values.index.droplevel(["variant", "method"]).unique()
         several = places.get_level_values("metric").value_counts() > 1
-        for text, metric in self.statistics.metrics.items():
-            if several.get(text, False):
-                leading.setdefault(metric.axis, text)
+        along = [text for text in self.statistics.metrics if several.get(text, False)]
         for m, model in enumerate(self.models):
             layers = self.statistics.layers(model)
-            found = [(text, self._panels(model, text, layers)) for text in leading.values() if len(layers) > 1]
+            found = [(text, self._panels(model, text, layers)) for text in along if len(layers) > 1]
             content = [(tables.column_of(self.statistics, text), panels) for text, panels in found if panels]
             yield "profiles", {"model": m}, content
 
@@ -242,18 +256,20 @@ class _BenchmarkPage:
                 cells = [
                     [(model, of, method, layer or "", photo) for of in self.variants] for method in self.methods
                 ]
-                yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(self.variants, cells)
+                yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(photo, self.variants, cells)
             for m, model in enumerate(self.models):
                 layers = self.statistics.layers(model)
                 for v, of in enumerate(self.variants):
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
-                    yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(layers, cells)
+                    yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(photo, layers, cells)
 
-    def _grid(self, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]) -> MapTable | None:
+    def _grid(
+        self, photo: str, columns: Sequence[str], cells: Sequence[Sequence[tuple[str, ...]]]
+    ) -> MapTable | None:
         rows = [[self._tile(key, column) for key, column in zip(row, columns, strict=True)] for row in cells]
         if not any(tile for row in rows for tile in row):
             return None
-        return MapTable(columns, list(zip(self.methods, rows, strict=True)), "Method")
+        return MapTable(columns, list(zip(self.methods, rows, strict=True)), "Method", self.album.ratios[photo])
 
     def _tile(self, key: tuple[str, ...], column: str) -> Tile | None:
         place = self.album.places.get(key)

@@ -114,12 +114,14 @@ BLANK = Tile("", "")  # a place of a table that stays empty
 class MapTable:
     """Small pictures by row and column, None where there is no map.
 
-    Each row has a title; a ``corner`` of None shows none of them.
+    Each row has a title; a ``corner`` of None shows none of them. ``ratio`` is the pictures' width by height,
+    which is their photo's, whatever a layer's own is.
     """
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Tile | None]]]
     corner: str | None = ""
+    ratio: float = 1.0
 
 
 @dataclass(frozen=True)

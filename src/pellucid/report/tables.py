@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..findings.digits import number, shared_decimals
+from ..findings.digits import interval_ends, number, shared_decimals
 from ..findings.intervals import LEAST
 from ..findings.ranking import Contender, Ranking, floor_of
 from ..findings.statistics import UNCHANGED, Statistics
@@ -193,7 +193,7 @@ def _sortable(value: float) -> float | None:
 
 
 def _ends(low: float, high: float, places: int) -> str:
-    return f"{number(low, places)} to {number(high, places)}" if math.isfinite(low) else "–"
+    return " to ".join(interval_ends(low, high, places)) if math.isfinite(low) else "–"
 
 
 def _whiskers(lows: Sequence[float], highs: Sequence[float], means: Sequence[float]) -> list[Whisker | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,15 +15,17 @@ from torch.utils.data import Dataset
 from ..data.labeled import LabeledImages, load_images, shuffled
 from ..data.shapes import ShapesDataset
 from ..data.sources import Source, concatenated, open_images, renumbered
-from ..errors import InvalidData
+from ..errors import InvalidData, OutputNotWritable, first_difference
+from ..files import told_whole
+from ..folders import content
 from ..models.preprocess import Preprocess
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs, weights_facts
 from ..outputs import class_numbers
-from ..variants.surrogate import Surrogate
+from ..variants.surrogate import Surrogate, load_surrogate
 from .adversarial import robust_accuracy
 from .batches import check_set, class_count, preprocess_of
-from .checkpoints import checkpoints_beside
+from .checkpoints import Checkpoints, checkpoints_beside
 from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
 from .hyperparameters import Hyperparameters, TrainingPrecision, hyperparameters_of
 from .loop import Progress
@@ -31,6 +34,7 @@ from .surrogates import train_surrogate
 SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
 SHAPES_COUNT = 8000
 ATTACKED = 1000  # images of the validation set that the robust accuracy is measured on, at most
+_ASKED = "asked"  # among the facts of what was trained: what tells its training from another
 _WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split along
 
 TellProgress = Callable[[str, int, int], None]
@@ -85,6 +89,11 @@ class NetworkSettings(Checked):
         return self
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """What its files' names may stand for."""
+        return (self.name, self.source, self.test)
+
+    @property
     def preprocess(self) -> Preprocess:
         """What images go through."""
         own = preprocess_of(self.name)
@@ -105,6 +114,11 @@ class SurrogateSettings(Checked):
     precision: TrainingPrecision = "auto"
     seed: Number = 0
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What its files' names may stand for."""
+        return (self.model, self.weights or "", *self.source)
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -118,12 +132,19 @@ class Trained:
 # From a source to a file.
 
 
-def train_classifier(settings: NetworkSettings, output: Path, device: str, advance: TellProgress) -> Trained:
+def train_classifier(
+    settings: NetworkSettings, output: Path, device: str, advance: TellProgress
+) -> Trained | None:
     """Train a network and write its weights to a .safetensors file, with the facts beside it.
 
-    Stopped and called again, it goes on from the checkpoints beside the file. Raises a ``PellucidError`` that
-    names whatever is wrong with the network, the images or the file.
+    Stopped and called again, it goes on from the checkpoints beside the file; where the file holds this very
+    training, nothing is done (None), and what else is there is refused. Raises a ``PellucidError`` that names
+    whatever is wrong with the network, the images or the file.
     """
+    asked = _asked(settings, output)
+    facts = output.with_suffix(".json")
+    if _is_finished((output, facts), asked, lambda: told_whole(facts)):
+        return None
     recipe = hyperparameters_of(
         settings.name, epochs=settings.epochs, shuffle=settings.shuffle, precision=settings.precision,
         adversarial=settings.adversarial,
@@ -137,6 +158,7 @@ def train_classifier(settings: NetworkSettings, output: Path, device: str, advan
     report = train_network(
         settings.name, train_set, output, validation_set, test_set, recipe, settings.seed, device,
         lambda done, steps, loss: advance(f"training, loss {loss:.3f}", done, steps), settings.preprocess,
+        {_ASKED: asked},
     )  # fmt: skip
     return Trained(report, train_set, validation_set)
 
@@ -152,6 +174,7 @@ def train_network(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     preprocess: Preprocess | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainingReport:
     """Train a network from scratch and write its weights, with the facts beside them as JSON.
 
@@ -166,6 +189,7 @@ def train_network(
         seed: decides the initial weights, the order, dropout and the augmentation.
         device, progress: where it is trained; as :func:`train`, as are the errors raised.
         preprocess: None is the network's own; it stands in the facts, by which ``load_model`` knows it.
+        about: what else the facts should say.
     """
     output = Path(output)
     require_safetensors(output)
@@ -190,6 +214,7 @@ def train_network(
             "accuracy": report.accuracy,
             "training": asdict(report),
             "left_out": list(getattr(train_set, "skipped", ())),
+            **(about or {}),
         }
         if test_set is not None:
             facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
@@ -236,8 +261,11 @@ def opened(places: Sequence[str], count: int | None, label_column: str | None = 
     return sources
 
 
-def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate:
+def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate | None:
     """Train a surrogate and write it to a .safetensors file; else as :func:`train_classifier`."""
+    asked = _asked(settings, output)
+    if _is_finished((output,), asked, lambda: load_surrogate(output).facts):
+        return None
     loaded = load_model(settings.model, settings.weights, device=device)
     about = {"model": settings.model, "data": list(settings.source), "preprocess": loaded.preprocess.as_dict()}
     sources = opened(settings.source, settings.count)
@@ -248,7 +276,43 @@ def train_paths(settings: SurrogateSettings, output: Path, device: str, advance:
             preprocess=loaded.preprocess, include_first=settings.include_first, checkpoint=checkpoint,
             seed=settings.seed, precision=settings.precision,
             progress=lambda done, steps, loss: advance(f"training, loss {loss:.4f}", done, steps),
-            about=about | weights_facts(loaded),
+            about=about | weights_facts(loaded) | {_ASKED: asked},
         )  # fmt: skip
         trained.save(output)
     return trained
+
+
+# What is there already.
+
+
+def _asked(settings: NetworkSettings | SurrogateSettings, output: Path) -> dict[str, Any]:
+    """What tells a training from another: its settings, and the content of what they name but the ``output``."""
+    own = (output, output.with_suffix(".json"))
+    files = [re.sub(r"\.py:.*", ".py", place) for place in settings.places]
+    return {**settings.model_dump(mode="json"), "content": [content(one, own) for one in files]}
+
+
+def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> bool:
+    """Whether files hold the training that is asked for, by its facts; refuse what else is in their place.
+
+    Of a training that was stopped as it wrote its files the checkpoints are still there, and tell whose they are.
+
+    Raises:
+        OutputNotWritable: another training's files, or files that no training wrote.
+    """
+    there = next((path for path in files if path.exists()), None)
+    if there is None:
+        return False
+    way_out = "choose another file, or move this one"
+    try:
+        known = facts().get(_ASKED)
+    except (OSError, ValueError) as error:
+        if Checkpoints(there.with_suffix(".checkpoint"), {}).files():
+            return False
+        raise OutputNotWritable(f"{there} is there, and is no whole training's ({error}); {way_out}") from error
+    if known is None:
+        raise OutputNotWritable(f"{there} holds a finished training that does not tell its settings; {way_out}")
+    if known != asked:
+        difference = first_difference(known, dict(asked))
+        raise OutputNotWritable(f"{there} holds a finished training of other settings: {difference}; {way_out}")
+    return True

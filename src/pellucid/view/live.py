@@ -28,7 +28,7 @@ from ..catalog import variant as variant_of
 from ..data.reading import read_image
 from ..data.sources import Source
 from ..errors import CanceledMapWarning, InvalidImage, InvalidParameter, brief, counted, percent
-from ..experiments.noticing import Change, may_answer_otherwise
+from ..experiments.noticing import change_between, may_answer_otherwise
 from ..files import replace_file
 from ..findings.wording import begun
 from ..heatmap import SIGNED, Channels, heatmap
@@ -261,7 +261,7 @@ class LiveView:
         shares = [float(likelihoods(one)[0, number]) for one in (after, before)]
         told = [percent(share) for share in shares]
         predicted = of.class_name(int(after.argmax()))
-        change = begun(Change.of(before, after, target).told(name, "photo"))
+        change = begun(change_between(before, after, target).told(name, "photo"))
         return f"Under {name}: {explained} {told[0]}, predicted {predicted}; the original: {told[1]}. {change}."
 
 
