@@ -155,10 +155,20 @@ def _is_reduced(image: Image.Image) -> bool:
     """Whether Pillow has read less of a file than is in it, as far as an image still tells."""
     if image.format == "TIFF":
         return not is_whole_tiff(image)
-    if image.format != "PNG" or image.mode[0] == "I":
+    is_deep = image.format == "PNG" and image.mode[0] != "I" and _is_deep_file(getattr(image, "filename", ""))
+    return is_deep or will_be_reduced(image)
+
+
+def will_be_reduced(image: Image.Image) -> bool:
+    """Whether Pillow will reduce colors of 16 bits to 8, told by how an image is to be decoded, until it is."""
+    if image.format not in ("PNG", "PPM") or image.mode[0] == "I":
         return False
-    tiles: Any = getattr(image, "tile", ())  # how it is to be decoded, until it is
-    return any(str(tile[3]).endswith("16B") for tile in tiles) or _is_deep_file(getattr(image, "filename", ""))
+    tiles: Any = getattr(image, "tile", ())
+    for *_, how in tiles:
+        greatest = how[-1] if isinstance(how, tuple) else 0  # of a PPM
+        if str(how).endswith("16B") or (isinstance(greatest, int) and greatest > 255):
+            return True
+    return False
 
 
 def _is_deep_file(path: Any) -> bool:

@@ -301,6 +301,18 @@ def test_bands_that_pillow_cannot_read_are_read_without_its_complaints(caplog):
     assert [record.getMessage() for record in caplog.records] == ["More samples per pixel than can be decoded: 13"]
 
 
+def test_colors_of_16_bits_that_pillow_would_reduce_are_refused():
+    for start, values in ((b"P6", numbers(5, 7, 3).astype(">u2").tobytes()), (b"P3", b"60000 " * 105)):
+        content = start + b" 7 5 65535\n" + values
+        with pytest.raises(InvalidImage, match=r"x\.ppm holds colors of 16 bits as PPM; save it as PNG, TIFF or"):
+            read_image(content, "x.ppm")
+        with pytest.raises(InvalidImage, match="only a part of its PPM file"):
+            Preprocess(**AS_IT_IS)(Image.open(io.BytesIO(content)))
+    for most in (100, 255):  # 100 is white
+        content = f"P6 7 5 {most}\n".encode() + bytes([most]) * 105
+        assert bool((np.asarray(read_image(content)) == 255).all())
+
+
 def as_pillow_saves(values, kind, **settings):
     file = io.BytesIO()
     Image.fromarray(values).save(file, kind, **settings)

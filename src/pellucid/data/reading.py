@@ -23,7 +23,17 @@ from PIL import Image, UnidentifiedImageError
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError
 from ..files import read_regular
-from ..pixels import AnyImage, Ends, Pixels, is_deep_png, is_whole_tiff, one_of_many, scale_of, upright
+from ..pixels import (
+    AnyImage,
+    Ends,
+    Pixels,
+    is_deep_png,
+    is_whole_tiff,
+    one_of_many,
+    scale_of,
+    upright,
+    will_be_reduced,
+)
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -100,6 +110,8 @@ def _from_pillow(content: bytes, name: str) -> AnyImage:
             Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which else ends what is lifted here
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         _require_size(image.size, name)
+        if will_be_reduced(image):
+            raise InvalidImage(f"{name} holds colors of 16 bits as {image.format}; save it as PNG, TIFF or .npy")
         image.load()
         found = upright(image, name)
         # A photo's second picture, as phones add one, is no page of it; what follows a first may be cut short.
