@@ -29,8 +29,15 @@ _LEAD = (
 )
 _LAYERS = (
     "At the layer called input a map has a value for each pixel. At other layers one square stands for one place "
-    "of the layer: the deeper the layer, the coarser its map."
+    "of the layer: the deeper the layer, the coarser its map. Its color is {}."
 )
+_CHANNELS = {  # what a map makes of a place's channels
+    "mean": "the mean of the channels there, in which those for and against the class may cancel",
+    "sum": "the sum of the channels there, in which those for and against the class may cancel",
+    "abs_sum": "the sum of the magnitudes of the channels there, whether they speak for or against the class",
+    "abs_max": "the largest magnitude of the channels there, whether it speaks for or against the class",
+    "positive_sum": "the sum of the channels there that speak for the class",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class ExplainPage:
             title = "What variants make of the network's strided convolutions"
             tables.append(Table.of(["variant", "strided convolutions"], of, title, prose=True))
         caution = [Section("What to bear in mind", warnings=told)] if told else []
-        return [*caution, Section("What the maps show", [_LAYERS], tables)]
+        layers = _LAYERS.format(_CHANNELS[run.request.heatmap["channels"]])
+        return [*caution, Section("What the maps show", [layers], tables)]
 
     def photo(self, facts: PhotoFacts) -> Section:
         """One photo: what it was taken for, and its maps."""
