@@ -564,7 +564,8 @@ def test_a_file_without_a_network_is_refused(model_file, function, error, cause)
 
 def test_only_functions_that_make_a_network_by_themselves_are_named(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from torch import nn\nfrom torchvision.models import ResNet\n\nnet = nn.ReLU()\n")
+    imports = "from torch import nn\nfrom torchvision.models import ResNet, resnet18\n"
+    path.write_text(f"{imports}\nnet = nn.ReLU()\n")
     with pytest.raises(InvalidModel, match=r"has no function network; net is a model, .*return net"):
         load_model(f"{path}:network")
     path.write_text(f"{path.read_text()}\n\ndef make(width=3):\n    return net\n")

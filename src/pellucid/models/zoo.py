@@ -437,9 +437,10 @@ def _making(path: str, known: Mapping[str, Any], name: str) -> Callable[[], Any]
     public = {other: value for other, value in known.items() if other[0] != "_"}
     models = [other for other, value in public.items() if isinstance(value, nn.Module)]
     makers = [other for other, value in public.items() if _is_maker(value)]
-    if models and not makers:
+    own = [other for other in makers if getattr(public[other], "__module__", "") == known.get("__name__")]
+    if models and not own:
         raise InvalidModel(f"{path} has no function {name}; {models[0]} is a model, {_wrap(models[0], models[0])}")
-    raise UnknownName(f"function in {path}", name, makers)
+    raise UnknownName(f"function in {path}", name, own or makers)
 
 
 def _wrap(name: str, made: str) -> str:
