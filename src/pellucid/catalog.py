@@ -194,6 +194,7 @@ _IN_FILE = "file "  # before a function's place, where its hexadecimal digits st
 _WORD = re.compile(  # an unquoted word after =, or what is quoted
     r"""'[^']*'|"[^"]*"|=\s*(?!(?:True|False|None)\s*[,)])(?P<word>[^\W\d]\w*(?:\.\w+)*)(?=\s*[,)])"""
 )
+_SEPARATORS = ";|+/&"  # what is taken for the comma between two names, and is none
 _LONGEST, _DEEPEST = 2000, 100  # characters of a text, and levels of what is nested in it
 SURROGATE = ".safetensors"  # how the path of a surrogate's file ends
 
@@ -293,10 +294,33 @@ def _parsed(text: str, kind: str = "method") -> ast.expr:
     try:
         tree = ast.parse(_as_python(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null characters
-        raise refusal from error
+        why = _mistake(text, kind)
+        raise (InvalidParameter(f"{brief(text)} is no {kind}: {why}") if why else refusal) from error
     if _depth(tree) > _DEEPEST:
         raise refusal
     return tree
+
+
+def _mistake(text: str, kind: str) -> str:
+    """What is amiss in a text that stands for nothing: a bracket, or what is between names; else empty."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            return "a bracket is closed that was not opened"
+        if depth == 0 and (letter.isspace() or letter in _SEPARATORS):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if depth:
+        return "a bracket is not closed"
+    known = METRICS if kind == "metric" else {**METHODS, **COMBINATORS}
+    names = [part for part in parts if part]
+    if len(names) < 2 or not all(name.partition("(")[0] in known for name in names):
+        return ""
+    if names[0] in COMBINATORS:
+        return f"write {names[0]}({names[1]})"
+    return f"it names several: in a command separate {kind}s by a comma, {','.join(names)}"
 
 
 def _as_python(text: str) -> str:
@@ -359,8 +383,11 @@ def _call(node: ast.expr, kind: str = "method") -> tuple[str, ast.expr | None, d
     if isinstance(node, ast.Name):
         return node.id, None, {}
     if isinstance(node, ast.BinOp):  # a name with a hyphen, such as grad-cam
+        text = ast.unparse(node)
+        if why := _mistake(text, kind):
+            raise InvalidParameter(f"{brief(text)} is no {kind}: {why}")
         known = METRICS if kind == "metric" else [*METHODS, *COMBINATORS]
-        raise UnknownName(kind, ast.unparse(node).replace(" ", ""), known)
+        raise UnknownName(kind, text.replace(" ", ""), known)
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or len(node.args) > 1:
         text = ast.unparse(node)
         if re.fullmatch(r"\w+( - \w+)+", text):  # a name with dashes, which Python takes for a difference

@@ -380,7 +380,16 @@ BAD = {
     "method": (["photo0.png", "--methods", "gradiant"], {}, "did you mean gradient"),
     "no_method": (["photo0.png", "--methods", ","], {}, "no method is named"),
     "no_variant": (["photo0.png", "--variant", ""], {}, "no variant is named; see: pellucid list variants"),
-    "brackets": (["photo0.png", "--methods", "smoothed(gradient"], {}, "'smoothed(gradient' is no method"),
+    "brackets": (
+        ["photo0.png", "--methods", "smoothed(gradient"],
+        {},
+        "'smoothed(gradient' is no method: a bracket is not closed",
+    ),
+    "semicolon": (
+        ["photo0.png", "--methods", "gradient;gradcam(layer=x)"],
+        {},
+        "it names several: in a command separate methods by a comma, gradient,gradcam(layer=x)",
+    ),
     "parameter": (["photo0.png", "--methods", "rectgrad(q=101)"], {}, "101"),
     "parameter_name": (["photo0.png", "--methods", "smoothgrad(sample=3)"], {}, "sample"),
     "rule": (["photo0.png", "--methods", "gradient,rectgrad_prr"], {}, "met no operation of its kind"),
@@ -421,6 +430,10 @@ MODELS = {
     ),
     "integers": ("pl.Classifier(network(), lambda logits: logits.long())", "the model returns torch.int64"),
     "detached": ("pl.Classifier(network(), lambda logits: logits.detach())", "the logits carry no gradient"),
+    "compared": (
+        "pl.Classifier(network(), lambda x: (x > 0).float())",
+        "such as a comparison (x > 0) or argmax, at",
+    ),
     "channels": (
         "nn.Sequential(nn.Conv2d(1, 4, 3), *network()[1:])",
         "the model fails on images of shape (1, 3, 32, 32)",

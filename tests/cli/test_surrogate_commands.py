@@ -372,6 +372,10 @@ def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
     result = run(*same, "--epochs", 2)
     assert result.exit_code == 0, result.output
     assert "s.safetensors was finished already; nothing was computed" in " ".join(result.stdout.split())
+    (tmp_path / "s.checkpoint").mkdir()  # what a kill left after the last step
+    (tmp_path / "s.checkpoint/epoch-00002.safetensors").touch()
+    assert run(*same, "--epochs", 2).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
     result = run(*same, "--epochs", 1)
     assert result.exit_code == 2
     told = " ".join(result.stderr.split())

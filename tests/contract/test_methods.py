@@ -343,6 +343,16 @@ def test_rules_that_meet_nothing_raise(images: torch.Tensor) -> None:
         ("__import__('os').system('true')", InvalidParameter, "is no method"),
         ("gradient(absolute=open('x'))", InvalidParameter, "no plain value"),
         ("gradient +", InvalidParameter, "is no method"),
+        ("gradient gradcam", InvalidParameter, "separate methods by a comma, gradient,gradcam"),
+        (
+            "smoothed(gradient, samples=2) | edges",
+            InvalidParameter,
+            r"comma, smoothed\(gradient, samples=2\),edges",
+        ),
+        ("smoothed gradient", InvalidParameter, r"write smoothed\(gradient\)"),
+        ("smoothed(gradient", InvalidParameter, "a bracket is not closed"),
+        ("gradient)", InvalidParameter, "a bracket is closed that was not opened"),
+        ("", InvalidParameter, "is no method; write a name"),
     ],
 )
 def test_bad_method_texts(text: str, error: type[Exception], message: str) -> None:

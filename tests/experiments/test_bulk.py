@@ -195,14 +195,15 @@ def test_an_image_that_was_changed_is_explained_anew(photos, tmp_path):
 
 
 def test_other_settings_and_other_folders_are_refused(photos, tmp_path):
-    write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps")
+    write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps", command="pellucid maps files maps")
     with pytest.raises(
         OutputNotWritable, match="maps holds other maps: seed is 0 there and 1 here; choose another"
     ):
         write_maps(spec(photos / "files", methods=["edges"], seed=1), tmp_path / "maps")
     with pytest.raises(OutputNotWritable, match=r"files holds 0\.png but no maps"):
         write_maps(spec(photos / "files"), photos / "files")
-    with pytest.raises(InvalidData, match="a run of another command"):
+    way = rf"a run of pellucid maps: see pellucid show {tmp_path / 'maps'} -o pictures, or give a run of pellucid"
+    with pytest.raises(InvalidData, match=way):
         benchmark(read_spec(None, SMALL_SPEC), tmp_path / "maps")
     benchmark(read_spec(None, SMALL_SPEC), tmp_path / "run")
     with pytest.raises(OutputNotWritable, match="run holds a run of another command"):

@@ -27,7 +27,7 @@ from pellucid.errors import (
 )
 from pellucid.experiments import inputs
 from pellucid.experiments.cells import run_cell
-from pellucid.experiments.inputs import annotated, moved_boxes
+from pellucid.experiments.inputs import annotated, moved_boxes, require_object
 from pellucid.experiments.planning import plan
 from pellucid.experiments.spec import read_spec
 from pellucid.metrics.base import Measured, Metric, VariantMetric
@@ -393,6 +393,13 @@ def photos(tmp_path):
 def test_what_cannot_work_is_refused_by_the_plan(changed, error, message):
     with pytest.raises(error, match=message):
         plan(spec(**changed))
+
+
+def test_a_mask_of_another_size_is_refused_with_the_way_out():
+    sample = Sample("it", Image.new("RGB", (32, 24)), None, Image.new("L", (16, 16), 255))
+    way = "give masks of the photos' own size, since they go through the same resizing and cropping"
+    with pytest.raises(InvalidData, match=f"the mask of it is 16x16, not 32x24; {way}"):
+        require_object(sample, load_model("shapes-resnet"))
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,7 @@ def test_other_folders_and_files_are_refused_and_left_alone(tmp_path):
     for place, error, message in [
         ("letters", OutputNotWritable, "holds dear.txt but no run of pellucid benchmark"),
         ("letters/dear.txt", OutputNotWritable, "holds a file but no run"),
-        ("explained", InvalidData, "a run of another command"),
+        ("explained", InvalidData, "a run of another command; choose another folder"),
         ("broken", InvalidData, "run.json is damaged"),
     ]:
         with pytest.raises(error, match=message):

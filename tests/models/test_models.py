@@ -489,8 +489,10 @@ def test_unknown_names_have_near_ones():
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(InvalidParameter, match="device='nowhere'"):
+    with pytest.raises(InvalidParameter, match=r"device='nowhere' cannot be used .*; give 'cpu'") as refused:
         load_model("selu-cnn", device="nowhere")
+    assert refused.value.command.startswith("--device nowhere cannot be used (")
+    assert refused.value.command.endswith("; leave out --device to compute on the processor")
 
 
 FILE = """
@@ -502,6 +504,12 @@ from torchvision import transforms
 
 def net():
     return torch.nn.Sequential(torch.nn.Conv2d(3, WIDTH, 3), torch.nn.Flatten(), torch.nn.Linear(WIDTH * 4, 2))
+
+class Sized(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+made = torch.nn.ReLU()
 
 def compiled():
     return torch.jit.trace(net(), torch.zeros(1, 3, 4, 4))
@@ -522,7 +530,7 @@ def model_file(tmp_path):
     return path
 
 
-def test_a_file_s_factory(model_file):
+def test_a_file_s_function(model_file):
     loaded = load_model(f"{model_file}:net", classes=["a", "b"])
     assert loaded.model[0].out_channels == 5
     assert (loaded.preprocess, loaded.classes) == (IMAGENET, ("a", "b"))
@@ -543,17 +551,37 @@ def test_a_file_s_own_preprocess(model_file):
 
 
 @pytest.mark.parametrize(
-    ("factory", "error", "cause"),
+    ("function", "error", "cause"),
     [
         (":nett", UnknownName, "did you mean net"),
-        ("", InvalidModel, "names no factory"),
+        ("", InvalidModel, "names no function"),
+        (
+            ":Sized",
+            InvalidModel,
+            r"Sized in .*mine.py needs width, .*write 'def network\(\): return Sized\(...\)'",
+        ),
+        (":made", InvalidModel, r"made in .*mine.py is a model, .*write 'def network\(\): return made'"),
         (":nothing", InvalidModel, "returned NoneType"),
         (":failing", InvalidModel, "RuntimeError: out of cheese"),
     ],
 )
-def test_a_file_without_a_network_is_refused(model_file, factory, error, cause):
+def test_a_file_without_a_network_is_refused(model_file, function, error, cause):
     with pytest.raises(error, match=cause):
-        load_model(f"{model_file}{factory}")
+        load_model(f"{model_file}{function}")
+
+
+def test_only_functions_that_make_a_network_by_themselves_are_named(tmp_path):
+    path = tmp_path / "mine.py"
+    imports = "from torch import nn\nfrom torchvision.models import ResNet, resnet18\n"
+    path.write_text(f"{imports}\nnet = nn.ReLU()\n")
+    with pytest.raises(InvalidModel, match=r"has no function network; net is a model, .*return net"):
+        load_model(f"{path}:network")
+    path.write_text(f"{path.read_text()}\n\ndef make(width=3):\n    return net\n")
+    with pytest.raises(UnknownName, match=r"unknown function in .* 'network'; known: make$"):
+        load_model(f"{path}:network")
+    path.write_text("from torch import nn\n\nnetwork = nn.ReLU()\n")
+    with pytest.raises(InvalidModel, match=r"write 'def made\(\): return network' there, and name made"):
+        load_model(f"{path}:network")
 
 
 def test_a_file_that_is_missing_or_broken_is_refused(tmp_path):

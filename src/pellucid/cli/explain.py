@@ -45,7 +45,7 @@ def explain(
         typer.Option(
             metavar="MODEL",
             help="A name of `pellucid list models`, `timm:NAME`, `hf:NAME`, `hf:FOLDER` or "
-            "`path/to/file.py:factory`.",
+            "`path/to/file.py:function`.",
         ),
     ] = "resnet50",
     weights: Annotated[

@@ -77,7 +77,7 @@ def list_models() -> None:
         source = PAPER_MODELS[name].source if name in PAPER_MODELS else "torchvision"
         table.add_row(name, escape(source) + (" (weights included)" if name in BUNDLED else ""))
     show_whole(table)
-    say("Also timm:NAME, hf:NAME or hf:FOLDER, and path/to/file.py:factory for a network of your own.")
+    say("Also timm:NAME, hf:NAME or hf:FOLDER, and path/to/file.py:function for a network of your own.")
 
 
 @listing.command("variants")

@@ -264,7 +264,10 @@ def require_object(sample: Sample, loaded: LoadedModel) -> None:
     width, height = sample.image.size
     if sample.mask is not None and sample.mask.size != (width, height):
         found = f"{sample.mask.size[0]}x{sample.mask.size[1]}"
-        raise InvalidData(f"the mask of {sample.name} is {found}, not {width}x{height}")
+        raise InvalidData(
+            f"the mask of {sample.name} is {found}, not {width}x{height}; give masks of the photos' own size, "
+            "since they go through the same resizing and cropping (to resize them: mask.resize(size, NEAREST))"
+        )
     if mask is None:
         box_mask(sample.boxes or (), (height, width), repr(sample.name))
         width, height = loaded.preprocess.display(sample.image).size

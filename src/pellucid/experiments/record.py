@@ -146,9 +146,7 @@ class RunRecord(BaseModel):
                 f"{url}/{RUN} is damaged ({error}); run the same benchmark again, which keeps what is finished"
             ) from error
         if not isinstance(told, dict) or not {"identity", "hash", "cells"} <= told.keys():
-            raise InvalidData(
-                f"{url} holds a run of another command than pellucid benchmark; choose another folder"
-            )
+            raise InvalidData(f"{url} holds {_another(told, url)}, or give a run of pellucid benchmark")
         try:
             return cls.model_validate(told)
         except ValidationError as error:
@@ -162,6 +160,22 @@ class RunRecord(BaseModel):
     def content(self) -> bytes:
         """The content of the run.json that says this."""
         return sealed(self.model_dump(mode="json"))
+
+
+_SHOWN = {  # how runs of other commands are looked at
+    "explain": "open {}/report.html",
+    "demo": "open {}/report.html",
+    "maps": "see pellucid show {} -o pictures",
+}
+
+
+def _another(told: Any, url: str) -> str:
+    """Whose run a folder holds that is no benchmark's, by its run.json, and how it is looked at."""
+    words = str(told.get("command", "")).split() if isinstance(told, dict) else []
+    command = words[1] if len(words) > 1 else ""
+    if command not in _SHOWN:
+        return "a run of another command; choose another folder"
+    return f"a run of pellucid {command}: {_SHOWN[command].format(url)}"
 
 
 # What makes two runs the same.

@@ -24,6 +24,8 @@ from ..sampling import Baseline, reference_images
 from ..undo import Guard
 from .checks import not_finite, require_in_range, same_logits
 
+_STEP = "takes a step without a gradient, such as a comparison (x > 0) or argmax,"
+
 
 @dataclass(frozen=True)
 class Points:
@@ -135,12 +137,13 @@ class Network:
 
     def _gradients(self, score: Tensor, activations: Activations, layers: Sequence[str]) -> dict[str, Tensor]:
         for layer in [layer for layer in layers if layer in activations and not activations[layer].requires_grad]:
-            self._refuse(layer, f"layer {layer!r} runs under torch.no_grad, so no gradient reaches it")
+            self._refuse(layer, f"layer {layer!r} runs under torch.no_grad or {_STEP} so no gradient reaches it")
         wanted = [layer for layer, value in activations.items() if value.requires_grad]
         if not score.requires_grad:
             raise InvalidModel(
-                "the logits carry no gradient: the model detaches them, or runs under torch.no_grad or "
-                "torch.inference_mode; let it run with gradients"
+                "the logits carry no gradient: the model detaches them, runs under torch.no_grad or "
+                f"torch.inference_mode, or {_STEP} at its end; let it run with gradients, or explain what comes "
+                "before that step"
             )
         found = torch.autograd.grad(score, [activations[layer] for layer in wanted], allow_unused=True)
         gradients = {
@@ -150,7 +153,7 @@ class Network:
             self._refuse(
                 layer,
                 f"no gradient reaches layer {layer!r}: the explained class does not depend on it, or part of the "
-                "model detaches or runs under torch.no_grad",
+                f"model detaches, runs under torch.no_grad or {_STEP} on the way",
             )
         return gradients
 

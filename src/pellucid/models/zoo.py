@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -184,7 +185,7 @@ def load_model(
     Args:
         name: one of :func:`model_names`; ``"timm:NAME"`` for a network of timm; ``"hf:NAME"`` or
             ``"hf:FOLDER"`` for an image classifier of Hugging Face, with its image processor and class names,
-            from safetensors alone; or ``"path/to/file.py:factory"``, a file that is run and whose ``factory()``
+            from safetensors alone; or ``"path/to/file.py:function"``, a file that is run and whose ``function()``
             returns the network. The file may also hold ``preprocess``, a :class:`Preprocess`, a torchvision
             ``Compose`` (``understood``), or any function of an image (:class:`CustomPreprocess`; without it
             ImageNet's); ``classes``, the class names; and ``output``, where the logits are (:class:`Classifier`).
@@ -202,7 +203,7 @@ def load_model(
         seed: of a random initialization; the global random state is left as it was.
 
     Raises:
-        UnknownName: no such network, factory or named weights.
+        UnknownName: no such network, function or named weights.
         InvalidModel: no Python network (such as TorchScript), one that cannot be run at every place, or timm is
             not installed.
         InvalidWeights: a file that is missing, broken, unsafe, not finite or of another network, or a
@@ -277,7 +278,7 @@ def _inside(name: str) -> str:
     inside = name.removeprefix(_DENSE)
     if inside.startswith((_DENSE, _HUGGING_FACE)) or re.search(r"\.py(:|$)", inside):
         raise InvalidModel(
-            f"{name!r}: after {_DENSE} comes a network's name; a file's factory can return Segmentation"
+            f"{name!r}: after {_DENSE} comes a network's name; a file's function can return Segmentation"
         )
     return inside
 
@@ -319,7 +320,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def _sizes(count: int | None) -> dict[str, Any]:
-    """The argument of a factory that sets the number of classes, if one was asked for."""
+    """The argument that sets a network's number of classes, if one was asked for."""
     return {} if count is None else {"num_classes": count}
 
 
@@ -415,18 +416,16 @@ def _from_hugging_face(found: HuggingFace) -> Architecture:
 
 
 def _from_file(name: str) -> Architecture:
-    """The network that a Python file's factory returns."""
-    path, _, factory = name.rpartition(":")
-    if not path or factory.endswith(".py"):
-        raise InvalidModel(f"{name!r} names no factory; write it as 'path/to/file.py:factory'")
-    module = run_file(Path(path), InvalidModel, "model file", "factory")
-    if not callable(getattr(module, factory, None)):
-        functions = [known for known, value in vars(module).items() if callable(value) and known[0] != "_"]
-        raise UnknownName(f"factory in {path}", factory, functions)
+    """The network that a Python file's function returns."""
+    path, _, function = name.rpartition(":")
+    if not path or function.endswith(".py"):
+        raise InvalidModel(f"{name!r} names no function; write it as 'path/to/file.py:function'")
+    module = run_file(Path(path), InvalidModel, "model file", "function")
+    make = _making(path, vars(module), function)
 
     def build(count: int | None) -> nn.Module:
         try:
-            model = getattr(module, factory)()
+            model = make()
         except Exception as error:
             raise InvalidModel(f"{name} failed: {type(error).__name__}: {error}") from error
         if isinstance(model, torch.jit.ScriptModule):
@@ -445,6 +444,45 @@ def _from_file(name: str) -> Architecture:
         names_outputs=True,
         assumption="" if hasattr(module, "preprocess") else "the model's file has no preprocess",
     )
+
+
+def _making(path: str, known: Mapping[str, Any], name: str) -> Callable[[], Any]:
+    """The function of this name among those that a file holds, if it makes a network without being told more."""
+    found = known.get(name)
+    if isinstance(found, nn.Module):
+        raise InvalidModel(f"{name} in {path} is a model, {_wrap(name, name)}")
+    if callable(found):
+        if needed := _needed(found):
+            raise InvalidModel(f"{name} in {path} needs {', '.join(needed)}, {_wrap(name, f'{name}(...)')}")
+        return cast("Callable[[], Any]", found)
+    public = {other: value for other, value in known.items() if other[0] != "_"}
+    models = [other for other, value in public.items() if isinstance(value, nn.Module)]
+    makers = [other for other, value in public.items() if _is_maker(value)]
+    own = [other for other in makers if getattr(public[other], "__module__", "") == known.get("__name__")]
+    if models and not own:
+        raise InvalidModel(f"{path} has no function {name}; {models[0]} is a model, {_wrap(models[0], models[0])}")
+    raise UnknownName(f"function in {path}", name, own or makers)
+
+
+def _wrap(name: str, made: str) -> str:
+    """How what makes no network by itself is put into a function that does."""
+    function = "network" if name != "network" else "made"
+    return f"and no function that makes one: write 'def {function}(): return {made}' there, and name {function}"
+
+
+def _is_maker(value: Any) -> bool:
+    """Whether a value can be called as it is, and is no model, which would want images."""
+    return callable(value) and not isinstance(value, nn.Module) and not _needed(value)
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a call cannot leave out."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of what is no Python
+        return []
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in parameters if one.default is inspect.Parameter.empty and one.kind not in free]
 
 
 # Weights.
@@ -488,4 +526,7 @@ def _on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise InvalidParameter(f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]})") from error
+        why = f"cannot be used ({str(error).splitlines()[0]})"
+        refusal = InvalidParameter(f"device={str(device)!r} {why}; give 'cpu' to compute on the processor")
+        refusal.command = f"--device {device} {why}; leave out --device to compute on the processor"
+        raise refusal from error

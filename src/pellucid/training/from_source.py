@@ -315,4 +315,7 @@ def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callabl
     if known != asked:
         difference = first_difference(known, dict(asked))
         raise OutputNotWritable(f"{there} holds a finished training of other settings: {difference}; {way_out}")
+    if there.with_suffix(".checkpoint").is_dir():  # it was killed as it removed them
+        with checkpoints_beside(there):
+            pass
     return True
