@@ -342,6 +342,18 @@ def test_a_poor_stand_in_is_told_and_never_put_first_in_silence(rays):
         assert told == ("forward" in best and not card.findings[0].lead.floors)
 
 
+def test_the_order_of_classes_is_doubted_where_no_prediction_is_the_label(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = pl.load_model("shapes-resnet").classes
+    given = ["--model", "shapes-resnet", "--images", "shapes:8", "--methods", "random", "--layers", "input"]
+    told = "0 of 8 images are predicted as their label: is the order of classes right?"
+    for order in (classes, (*classes[1:], classes[0])):
+        more = ["--classes", ",".join(order), "--metrics", "insertion(steps=2)", "-o", order[0]]
+        ended = CliRunner().invoke(app, ["benchmark", *given, *more])
+        assert ended.exit_code == 0, ended.output
+        assert (told in ended.stderr) is (order != classes)
+
+
 def test_scores_of_probabilities_are_said_to_be_squeezed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     layers = "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.Softmax(1)"

@@ -26,7 +26,7 @@ from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
-from .noticing import Counts, count_odd, oddities, of_images, of_model
+from .noticing import Counts, count_odd, mislabeled, oddities, of_images, of_model
 from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
@@ -195,9 +195,16 @@ def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[s
         told = [] if model.randomized else list(of_model(loaded))
         told += of_images(odd[model.key])
         wrong: dict[str, str] = {}
+        labels, predicted, classes = [], [], 0
         for batch in inputs.batches(parsed.spec, model.key, 0, parsed.spec.images_per_cell or DEFAULT_CUT):
             logits = batch.scorer(ORIGINAL).logits_of(batch.images)
             wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
+            if batch.labels is not None:
+                labels += batch.labels.tolist()
+                predicted += logits.argmax(1).tolist()
+                classes = logits.shape[1]
+        if not model.randomized and (loaded.weights != "random" or ".py:" in loaded.name):
+            told += mislabeled(labels, predicted, classes, "image", "label")
         if "softmax" in wrong and parsed.spec.score == "softmax":
             wrong["softmax"] += (
                 "; scores are a softmax of them and so squeezed: --score logits takes them as they are"
