@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -91,9 +92,15 @@ def first_logits(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InvalidModel: whatever the model raises, which is named; or as ``logits_in``.
     """
+    with failures_named(images), torch.no_grad():
+        return logits_in(model(placed(images.clone(), model)))  # its first operation may be in place
+
+
+@contextmanager
+def failures_named(images: Tensor) -> Iterator[None]:
+    """Name whatever a model of the user's raises on images (``InvalidModel``), but for a lack of memory."""
     try:
-        with torch.no_grad():
-            return logits_in(model(placed(images.clone(), model)))  # its first operation may be in place
+        yield
     except PellucidError:
         raise
     except Exception as error:  # code of the user's raises anything

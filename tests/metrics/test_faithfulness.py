@@ -403,5 +403,7 @@ def test_what_is_no_bound_of_rows_and_what_takes_no_images_is_told():
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(InvalidParameter, match=r"(?s)max_batch=.*give a whole number"):
         Scorer(nn.Flatten().eval(), max_batch=images.numpy()).scores(images)
-    with pytest.raises(InvalidModel, match=r"cannot be run on images \(2, 3, 8, 8\): mat1 and mat2"):
+    with pytest.raises(
+        InvalidModel, match=r"fails on images of shape \(2, 3, 8, 8\): RuntimeError: mat1 and mat2"
+    ):
         Scorer(nn.Linear(2, 2).eval()).scores(images)

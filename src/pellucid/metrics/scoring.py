@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import InvalidModel, require_choice
+from ..errors import require_choice
 from ..layers import explainable
 from ..methods.checks import not_finite, require_images
-from ..outputs import logits_in, probabilities
+from ..outputs import failures_named, logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting, is_out_of_memory, most_rows
 from ..rules.base import Rule, Rules
 from ..undo import Guard
@@ -119,13 +119,8 @@ class Scorer:
                 if is_out_of_memory(error):
                     raise
                 self._channels_last = False
-        try:
+        with failures_named(rows):
             return self._run(rows.clone(memory_format=torch.contiguous_format))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            said = (str(error).splitlines() or [""])[0]
-            raise InvalidModel(f"the model cannot be run on images {tuple(rows.shape)}: {said}") from error
 
     def _run(self, rows: Tensor) -> Tensor:
         """Logits of rows that are the model's own, since its first operation may be in place.
