@@ -826,7 +826,10 @@ def test_what_a_poor_stand_in_does_is_told_in_figures(work):
     assert "a poor stand-in" in verdict_on(0, 0.5, 10)
     assert "a fair stand-in" in verdict_on(10, 1.0, 10)
     assert "close to the original" in verdict_on(1, 0.99, 10)
-    close, poor = "up to 5 points and 95% as the original", "more than 15 points or fewer than 80% as the original"
+    close, poor = (
+        "up to 5 points and 95 % as the original",
+        "more than 15 points or fewer than 80 % as the original",
+    )
     assert verdict_on(10, 1.0, 10).endswith(f"(close is {close}; poor is {poor})")
     assert verdict_on(46, 1.0, 10).endswith(f"({poor})")
     assert verdict_on(0, 1.0, 10).endswith(f"({close})")

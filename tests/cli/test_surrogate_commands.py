@@ -367,6 +367,8 @@ def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
     file = tmp_path / "s.safetensors"
     shutil.copy(trained[0], file)
     before = file.read_bytes()
+    monkeypatch.chdir(tmp_path)  # what else comes into the folder is none of the training's
+    (tmp_path / "shapes-resnet").mkdir()
     monkeypatch.setattr("pellucid.training.from_source.load_model", no_training)
     same = ("train", *NETWORK, "--images", "shapes:24", "--batch-size", 8, "--lr", 3e-3, "-o", file)
     result = run(*same, "--epochs", 2)
@@ -375,7 +377,7 @@ def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
     (tmp_path / "s.checkpoint").mkdir()  # what a kill left after the last step
     (tmp_path / "s.checkpoint/epoch-00002.safetensors").touch()
     assert run(*same, "--epochs", 2).exit_code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == {"s.safetensors", "shapes-resnet"}
     result = run(*same, "--epochs", 1)
     assert result.exit_code == 2
     told = " ".join(result.stderr.split())

@@ -262,10 +262,10 @@ def verdict_on(points: float, same: float, count: int, noun: str = "image") -> s
     """Whether maps of another network speak for the original one; a few images may be alike by chance."""
     if count < ENOUGH:
         return f"too few for a verdict, which takes {counted(ENOUGH, noun)}"
-    close = f"up to {_CLOSE[0]:g} points and {_CLOSE[1]:.0%} as the original"
+    close = f"up to {_CLOSE[0]:g} points and {100 * _CLOSE[1]:g} % as the original"
     if points <= _CLOSE[0] and same >= _CLOSE[1]:
         return f"close to the original, so that its maps speak for it ({close})"
-    poor = f"more than {_POOR[0]:g} points or fewer than {_POOR[1]:.0%} as the original"
+    poor = f"more than {_POOR[0]:g} points or fewer than {100 * _POOR[1]:g} % as the original"
     if is_poor(points, same):
         return f"a poor stand-in, whose maps do not explain the original network ({poor})"
     return f"a fair stand-in; mind the difference (close is {close}; poor is {poor})"

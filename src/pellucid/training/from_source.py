@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,8 +89,8 @@ class NetworkSettings(Checked):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What its files' names may stand for."""
-        return (self.name, self.source, self.test)
+        """Where its images may lie."""
+        return (self.source, self.test)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -116,8 +115,9 @@ class SurrogateSettings(Checked):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What its files' names may stand for."""
-        return (self.model, self.weights or "", *self.source)
+        """Where its model, weights and images may lie; a model's name is no place."""
+        path, is_file, _ = self.model.rpartition(".py:")
+        return (f"{path}.py" if is_file else "", self.weights or "", *self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,8 +288,8 @@ def train_paths(settings: SurrogateSettings, output: Path, device: str, advance:
 def _asked(settings: NetworkSettings | SurrogateSettings, output: Path) -> dict[str, Any]:
     """What tells a training from another: its settings, and the content of what they name but the ``output``."""
     own = (output, output.with_suffix(".json"))
-    files = [re.sub(r"\.py:.*", ".py", place) for place in settings.places]
-    return {**settings.model_dump(mode="json"), "content": [content(one, own) for one in files]}
+    found = [content(place, own) if place else "" for place in settings.places]
+    return {**settings.model_dump(mode="json"), "content": found}
 
 
 def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> bool:
