@@ -15,6 +15,7 @@ from pellucid.outputs import (
     answer,
     class_names,
     class_numbers,
+    class_of,
     likelihoods,
     logits_in,
     probabilities,
@@ -157,6 +158,23 @@ def test_targets_by_name():
         pl.method("gradient")(network(), x, "ant")
     with pytest.raises(InvalidTarget, match=r"any of the classes 0 \(a, x\), 1 \(b, x\)"):
         answer("x", ("a, x", "b, x"))
+
+
+def test_a_number_that_is_a_class_s_name_is_that_class():
+    model, x = network(), images()
+    model.classes = ("0", "1", "10", "2", "03")  # as folders stand in order
+    gradient = pl.method("gradient")
+    assert gradient(model, x, ["2", "03"]).targets.tolist() == [3, 4]
+    assert gradient(model, x, [2, "4"]).targets.tolist() == [2, 4]  # no class is called 4
+    expected, other = (attributed(model, x, [number] * 2)["input"] for number in (3, 1))
+    assert relative_error(gradient(model, x, "2")["input"], expected) < 1e-12
+    assert relative_error(gradient(model, x, "2 - 1")["input"], expected - other) < 1e-12
+    assert [class_of(text, model.classes) for text in ("2", " 2 ", "10", "3")] == [3, 3, 2, 3]
+
+
+def test_a_name_of_two_classes_is_refused():
+    with pytest.raises(InvalidTarget, match=r"any of the classes 1 \(crane\), 2 \(crane\)"):
+        answer("crane", ("eel", "crane", "crane"))  # the bird and the machine
 
 
 def test_a_difference_of_classes():

@@ -211,6 +211,15 @@ def remembered(model: nn.Module, what: str, with_weights: bool = False) -> dict[
     Seen without a run are its modules, their plain settings, and which tensors they hold; ``with_weights`` also
     whether any of these was overwritten.
     """
+    state = seen_of(model, with_weights)
+    known = _REMEMBERED.setdefault(model, {})
+    if what not in known or known[what][0] != state:
+        known[what] = state, {}
+    return known[what][1]
+
+
+def seen_of(model: nn.Module, with_weights: bool) -> list[Any]:
+    """What is seen of a model without a run (``remembered``): two that differ are of a model that was changed."""
     state: list[Any] = []
     for module in model.modules():
         state.append(id(module))
@@ -219,10 +228,7 @@ def remembered(model: nn.Module, what: str, with_weights: bool = False) -> dict[
         state += map(id, tensors)
         if with_weights:
             state += [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
-    known = _REMEMBERED.setdefault(model, {})
-    if what not in known or known[what][0] != state:
-        known[what] = state, {}
-    return known[what][1]
+    return state
 
 
 _PLAIN = {bool, int, float, str, type(None)}

@@ -301,25 +301,31 @@ def ends_of(text: str) -> str | tuple[str, str]:
 
 
 def answer(text: str, classes: Names) -> int | Answer:
-    """What a text asks for: a class number or name, ``tabby - tiger cat``, or ``path/to/file.py:function``.
+    """What a text asks for: a class name or number, ``tabby - tiger cat``, or ``path/to/file.py:function``.
 
-    The function takes what the model returns and gives one value for each image (B,).
+    A number that is a class's name, as of folders, is that class. The function takes what the model returns and
+    gives one value for each image (B,).
 
     Raises:
         InvalidTarget: a name where the model has none; no such file, or it fails.
         UnknownName: no such class or function, with the nearest ones that are there.
     """
-    if re.search(r"\.py(:|$)", text):
+    is_name = text in (classes or ())
+    if not is_name and re.search(r"\.py(:|$)", text):
         return _function(text)
-    if text.strip().isdecimal():
-        if len(text.strip()) > _MOST_DIGITS:
-            raise InvalidTarget(f"target {brief(text)} is the number of no class")
-        return int(text)
     one, minus, other = text.partition(" - ")
-    if minus and text not in (classes or ()):
-        found = [int(name) if name.isdecimal() else class_number(name, classes) for name in (one, other)]
-        return Difference(*found)
-    return class_number(text, classes)
+    if minus and not is_name:
+        return Difference(_named_or_numbered(one, classes), _named_or_numbered(other, classes))
+    return _named_or_numbered(text, classes)
+
+
+def _named_or_numbered(text: str, classes: Names) -> int:
+    """The number of the class of this name or, where none has it, of this number."""
+    if not text.strip().isdecimal() or text.strip() in (classes or ()):
+        return class_number(text, classes)
+    if len(text.strip()) > _MOST_DIGITS:
+        raise InvalidTarget(f"target {brief(text)} is the number of no class")
+    return int(text)
 
 
 def class_of(text: str, classes: Names) -> int:
@@ -328,8 +334,6 @@ def class_of(text: str, classes: Names) -> int:
     Raises:
         InvalidTarget, UnknownName: as ``answer``; the text asks for no class.
     """
-    if text in (classes or ()):
-        return class_number(text, classes)
     found = answer(text, classes)
     if callable(found):
         raise InvalidTarget(f"{text!r} is no class")
@@ -348,10 +352,9 @@ def class_number(name: str, classes: Names) -> int:
             "--weights that come with names"
         )
         raise error
-    if name in classes:
-        return list(classes).index(name)
     wanted = name.strip().casefold()
-    fits = {number for number, known in enumerate(classes) if wanted == known.casefold()}
+    fits = {number for number, known in enumerate(classes) if name == known}
+    fits = fits or {number for number, known in enumerate(classes) if wanted == known.casefold()}
     fits = fits or {
         number
         for number, known in enumerate(classes)

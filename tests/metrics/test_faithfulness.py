@@ -389,6 +389,43 @@ def test_a_model_that_views_strides_is_scored_all_the_same() -> None:
     assert (scorer.rows, scorer.passes) == (3, 2)
 
 
+def test_a_model_that_reads_by_strides_is_scored_as_it_is() -> None:
+    """``as_strided``, and kernels of a model's own, read other pixels where channels lie last, without a word."""
+
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.as_strided((len(x), 3, 4, 4), (192, 64, 16, 2)).flatten(1))
+
+    model = Strided().double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    expected = model.head(images[..., ::2, ::2].flatten(1)).detach()
+    torch.testing.assert_close(Scorer(model, output="logits").scores(images), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_scores_are_of_the_images_and_the_weights_as_they_are_now() -> None:
+    """A scorer keeps what clean images scored, until somebody overwrites them or the model."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).double().eval()
+    images, maps = torch.randn(3, 3, 4, 4, dtype=torch.float64), torch.rand(3, 4, 4, dtype=torch.float64)
+    scorer = Scorer(model)
+
+    def wrong() -> float:
+        found, expected = (insertion(one, images, 1, maps, 4).scores for one in (scorer, Scorer(model)))
+        return float((found - expected).abs().max())
+
+    assert wrong() == 0
+    rows = scorer.rows
+    assert (wrong(), scorer.rows - rows) == (0, 3 + 3 * 3)  # the references and the steps alone
+    images.mul_(2)
+    assert wrong() == 0
+    with torch.no_grad():
+        model[1].weight.mul_(3)
+    assert wrong() == 0
+
+
 def test_bfloat16_scores_are_near_and_of_the_images_own_type() -> None:
     network, preprocess = pl.load_model("shapes-resnet")
     images = torch.stack([preprocess(sample.image) for sample in open_images("shapes:3")])

@@ -171,8 +171,9 @@ def spec_content(options: dict[str, Any]) -> dict[str, Any]:
         of_images["source"] = given["images"]
     if of_images:
         given["images"] = of_images
-    if "target" in given and given["target"].isdecimal():
-        given["target"] = int(given["target"])
+    target = given.get("target", "")
+    if target.isdecimal() and target == str(int(target)):  # else a name, such as 01
+        given["target"] = int(target)
     if "model" not in given:
         return given
     models, weights = given.pop("model"), given.pop("weights", None)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import require_choice
-from ..layers import explainable
-from ..methods.checks import not_finite, require_images
+from ..layers import explainable, remembered, seen_of
+from ..methods.checks import not_finite, require_images, same_logits
 from ..outputs import failures_named, logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting, is_out_of_memory, most_rows
 from ..rules.base import Rule, Rules
@@ -74,14 +74,17 @@ class Scorer:
         return self._scored(self.logits(images))
 
     def of(self, images: Tensor) -> Tensor:
-        """Scores of images that several ask about: run once for each tensor object, while that lives."""
+        """Scores of images that several ask about: run once for each tensor, until it or the model changes."""
         return self._scored(self.logits_of(images))
 
     def logits_of(self, images: Tensor) -> Tensor:
         """Logits of such images."""
-        if images not in self._known:
-            self._known[images] = self.logits(images)
-        logits: Tensor = self._known[images]
+        if images.is_inference():  # which tells nobody that it was overwritten
+            return self.logits(images)
+        state = images._version, seen_of(self.model, with_weights=True)
+        if images not in self._known or self._known[images][0] != state:
+            self._known[images] = state, self.logits(images)
+        logits: Tensor = self._known[images][1]
         return logits
 
     def followed(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -111,8 +114,8 @@ class Scorer:
 
     def _pass(self, rows: Tensor) -> Tensor:
         self.count(len(rows))
-        if self._channels_last and rows.device.type == "cpu":
-            # Convolutions without gradients run faster so. A model that takes strides for granted (.view) says so.
+        if self._channels_last and rows.device.type == "cpu" and takes_channels_last(self.model, rows[:1]):
+            # Convolutions without gradients run faster so. Larger batches may have other strides.
             try:
                 return self._run(rows.clone(memory_format=torch.channels_last))
             except RuntimeError as error:
@@ -145,3 +148,26 @@ class Scorer:
     def _require(self, finite: Tensor) -> None:
         if not bool(finite):
             raise not_finite(self.model, "a logit")
+
+
+def takes_channels_last(model: nn.Module, image: Tensor) -> bool:
+    """Whether a model answers the same where an image's (1, C, H, W) channels lie last in memory; tried once.
+
+    One that takes strides for granted fails (``view``) or reads other pixels (``as_strided``, kernels of its own).
+    """
+    known, trial = remembered(model, "channels last"), (image.shape, image.dtype)
+    if trial not in known:
+        known[trial] = _answers_alike(model, image)
+    return bool(known[trial])
+
+
+def _answers_alike(model: nn.Module, image: Tensor) -> bool:
+    forms = (torch.channels_last, torch.contiguous_format)
+    try:
+        with Guard() as guard, guard.inference(True):
+            last, first = (logits_in(model(image.clone(memory_format=form))) for form in forms)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return same_logits(last, first)
