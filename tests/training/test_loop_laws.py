@@ -486,7 +486,9 @@ def test_the_command_reads_folders_says_empty_classes_and_corrupt_images(tmp_pat
     assert len(safetensors.torch.load_file(output)["linear2.bias"]) == 3
     for path in (folder / "red").iterdir():
         path.write_bytes(b"broken")
-    result = run("train", "cifar-cnn", "--data", folder, "--epochs", 1, "--shuffle", "-o", output)
+    result = run(
+        "train", "cifar-cnn", "--data", folder, "--epochs", 1, "--shuffle", "-o", tmp_path / "other.safetensors"
+    )
     assert "no training image is of red" in result.stderr
 
 
@@ -534,6 +536,8 @@ def test_a_test_set_is_scored_and_chooses_nothing(tmp_path):
     colored_folder(tmp_path / "test", per_class=4)
     (tmp_path / "test" / "yellow").mkdir()
     os.rename(tmp_path / "test" / "red" / "00.png", tmp_path / "test" / "yellow" / "00.png")
-    result = run("train", "cifar-cnn", "--data", folder, "--test", test, "--shuffle", "-o", output)
+    result = run(
+        "train", "cifar-cnn", "--data", folder, "--test", test, "--shuffle", "-o", tmp_path / "other.safetensors"
+    )
     assert result.exit_code == 2
     assert "the images' class 'yellow' is none of the model's 3 classes" in result.stderr
