@@ -96,6 +96,25 @@ def test_maps_are_those_of_the_methods_in_half_precision(photos, tmp_path):
         assert row["map"].dtype == np.float32
 
 
+def test_the_smallest_maps_keep_their_values(photos, tmp_path):
+    """A gradient of 1e-42 is below what a single can divide by with all its digits."""
+    (tmp_path / "faint.py").write_text(
+        "import torch\n\n\nclass Faint(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = torch.nn.Conv2d(3, 3, 1)\n\n"
+        "    def forward(self, x):\n        return self.conv(x).square().mean((2, 3)).double() * 1e-36\n\n\n"
+        "def make():\n    torch.manual_seed(0)\n    return Faint().double().eval()\n"
+    )
+    faint = f"{tmp_path / 'faint.py'}:make"
+    asked = {"models": [faint], "methods": ["gradient"], "layers": ["input"], "target": 0}
+    write_maps(spec(photos / "files", **asked), tmp_path / "maps")
+    row = read_maps(tmp_path / "maps").iloc[0]
+    model, preprocess = load_model(faint)
+    image = preprocess(open_images(photos / "files")[0].image)[None]
+    exact = pl.heatmap(pl.method("gradient")(model, image, 0))[0].numpy()
+    assert 1e-43 < np.abs(exact).max() < 1e-40
+    np.testing.assert_allclose(row["map"], exact, rtol=0, atol=np.abs(exact).max() * 0.01 + 1e-45)
+
+
 def test_maps_do_not_depend_on_where_images_lie(photos, tmp_path):
     write_maps(spec(photos / "files"), tmp_path / "files")
     expected = values(tmp_path / "files")

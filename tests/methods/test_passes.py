@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import OutOfMemory
+from pellucid.errors import InvalidLayer, OutOfMemory, SkippedLayerWarning
 from pellucid.metrics.sensitivity import fgsm
 from pellucid.passes import rows_per_pass
 from tests.networks import images, seeded
@@ -69,3 +69,45 @@ def test_a_single_row_that_does_not_fit_is_said() -> None:
     for max_batch, told in (("auto", "does not hold one image of 8 x 8"), (4, "max_batch=4: .* give 'auto'")):
         with pytest.raises(OutOfMemory, match=told):
             pl.Gradient()(hungry(0), images(2), 0, max_batch=max_batch)
+
+
+class Choosy(nn.Module):
+    """``more`` runs for the images alone whose mean feature is above a bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.bound = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.stem(x))
+        chosen = h.mean((1, 2, 3)) > self.bound
+        if bool(chosen.any()):
+            h = h.index_put((chosen,), self.more(h[chosen]))
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("text", ["gradient", "gradcam", "smoothed(gradient, samples=2, space=layer)"])
+@pytest.mark.parametrize("max_batch", [64, 1])
+def test_a_layer_that_runs_for_some_images_alone_has_no_map(text: str, max_batch: int) -> None:
+    model, x = seeded(Choosy, 0), images()
+    means = torch.relu(model.stem(x)).mean((1, 2, 3)).sort(descending=True)
+    model.bound = float(means.values[:2].detach().mean())
+    x = x[means.indices]  # the first runs it, the others do not
+    with pytest.raises(InvalidLayer, match=r"gives 1 row for|did not run"):
+        pl.method(text)(model, x, 1, "more", max_batch=max_batch)
+    with pytest.warns(SkippedLayerWarning, match="some images alone"):
+        found = pl.method(text)(model, x, 1, ["stem", "mor*"], max_batch=max_batch)
+    assert list(found) == ["stem"]
+    assert pl.method(text)(model, x[:1], 1, "more")["more"].shape[:2] == (1, 4)
+
+
+def test_a_layer_that_runs_for_some_draws_alone_has_no_map() -> None:
+    """The draws that miss it would be missing from the mean, whatever they do to the class."""
+    model, x = seeded(Choosy, 0), images()[:1]
+    model.bound = float(torch.relu(model.stem(x)).mean())  # noise lifts it here and lowers it there
+    with pytest.warns(SkippedLayerWarning, match="some images alone"):
+        found = pl.method("smoothed(gradient, samples=6)")(model, x, 1, ["stem", "mor*"])
+    assert list(found) == ["stem"]
+    found = pl.method("smoothed(gradient, samples=6)")(model, x, 1, ["stem", "mor*"], max_batch=1)
+    assert list(found) == ["stem"]

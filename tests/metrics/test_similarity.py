@@ -27,6 +27,15 @@ def test_c15_ssim_of_ramps(a: torch.Tensor, b: torch.Tensor, double: float, sing
     assert ssim(b, a).item() == pytest.approx(ssim(a, b).item(), abs=1e-15)
 
 
+def test_ssim_of_maps_far_from_zero_is_that_of_doubles() -> None:
+    """Maps in single precision around 100 that span 0.001: their squares differ by less than rounding."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (100 + torch.rand(2, 20, 24, generator=generator) / 1000 for _ in range(2))
+    expected = ssim(a.double(), b.double(), 0.002)
+    assert float((ssim(a, b, 0.002) - expected).abs().max()) < 1e-5
+    assert float(expected.abs().max()) < 0.2
+
+
 @pytest.mark.parametrize("data_range", [2.0, 1.0])
 def test_c15_ssim_of_zeros_and_ones_is_the_luminance_term(data_range: float) -> None:
     zeros, ones = torch.zeros(1, 32, 32, dtype=torch.float64), torch.ones(1, 32, 32, dtype=torch.float64)

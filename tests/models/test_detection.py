@@ -84,6 +84,16 @@ def test_a_box_that_is_not_found_has_no_score():
     assert Detection(model, half, overlap=0.51)(x).sigmoid().max() < 1e-5
 
 
+def test_a_box_of_another_label_is_none_whatever_the_overlap():
+    x = images(3)
+    assert torch.allclose(Detection(detector(), [[0, 0, 4, 4]], [3], overlap=0)(x).sigmoid(), x.new_tensor(1e-6))
+    expected = detector().scores(x)[:, [1]]  # the first of its label, however far
+    assert torch.allclose(Detection(detector(), [[0, 6, 2, 8]], [2], overlap=0)(x).sigmoid(), expected)
+    for overlap in (-0.1, 50, float("nan")):
+        with pytest.raises(InvalidParameter, match="from 0 to 1"):
+            Detection(detector(), [[0, 0, 4, 4]], overlap=overlap)
+
+
 def test_deletion_follows_the_box():
     model, x = detector(), images(2)
     wrapped = Detection(model, [[0, 0, 4, 4]])

@@ -43,6 +43,12 @@ def test_a_maps_pixels_are_in_the_picture_each_as_large_as_the_others():
     assert max(areas) <= min(areas) + 600  # beside the bar of colors
 
 
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_a_map_is_drawn_alike_whatever_its_size(size):
+    values = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    assert pl.show(values * size).file("png") == pl.show(values).file("png")
+
+
 def test_methods_and_layers_are_columns_and_images_rows(model, images):
     found = {
         name: pl.method(name)(model, images, layers=("input", "0")) for name in ("gradient", "input_x_gradient")

@@ -830,3 +830,33 @@ def test_one_minus_a_gate_is_a_gate() -> None:
     expected = torch.zeros_like(x)
     expected[0, 1, 1, 0] = (1 - torch.sigmoid(x[0, 0, 1, 0])) * torch.tanh(x[0, 1, 1, 0])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+class Product(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+class ProductOfTwo(nn.Module):
+    """A product that is a layer: relevance is halved below it, not at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.product, self.head = Product(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.product(self.a(x), self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["lrp_epsilon", "attnlrp"])
+@pytest.mark.parametrize("layers", [["product"], ["a", "product"]])
+def test_relevance_at_a_product_is_whole(method: str, layers: list[str]) -> None:
+    torch.manual_seed(0)
+    model, x = ProductOfTwo().double().eval(), images()
+    found = pl.method(method)(model, x, 1, layers)
+    y = model.a(x) * model.b(x)
+    expected = y * model.head.weight[1][:, None, None] / y[0, 0].numel()
+    assert relative_error(found["product"], expected.detach()) < 1e-3  # epsilon takes the rest
+    if "a" in found:
+        assert relative_error(found["a"], expected.detach() / 2) < 1e-3

@@ -1,5 +1,7 @@
 """Rectified Gradient, its padding trick and its redistribution (facts of the paper and its released code)."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,6 +219,18 @@ def test_padding_trick_keeps_the_inside() -> None:
     assert trick(Convolved(1, 0), torch.ones(1, 1, 4, 4), 0)["input"].sum() == 16
     pointwise = pl.Gradient(rules=(pl.PaddingTrick(pointwise=True),))
     assert pointwise(Convolved(1, 0), torch.ones(1, 1, 4, 4), 0)["input"].sum() == 4
+
+
+@pytest.mark.parametrize("layers", [["conv2"], ["conv1", "conv2"]])
+def test_the_gradient_at_a_padded_convolution_has_its_border(layers: list[str]) -> None:
+    """What arrives there is masked on its way down: the map is the same whether a lower layer has one, too."""
+    torch.manual_seed(0)
+    conv1, conv2, head = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 1)
+    parts = OrderedDict(conv1=conv1, conv2=conv2, act=nn.ReLU(inplace=True), flat=nn.Flatten(), head=head)
+    model, x = nn.Sequential(parts).double().eval(), torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    expected = head.weight.view(4, 4, 4) * (conv2(conv1(x)) > 0)
+    found = pl.Gradient(rules=(pl.PaddingTrick(),))(model, x, 0, layers)
+    torch.testing.assert_close(found["conv2"], expected.detach(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

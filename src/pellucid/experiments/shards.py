@@ -240,9 +240,10 @@ def _layer_rows(
     spec: Spec, case: Case, layer: str, known: Mapping[str, str], positions: Sequence[int], loaded: LoadedModel
 ) -> pyarrow.Table:
     """The maps of one layer: float16 of at most 1 in magnitude, which times ``scale`` is the map."""
-    maps = heatmap(case.attributions[layer], None, spec.channels).float()
-    scales = maps.abs().amax((1, 2))
-    values = (maps / scales.clamp_min(float(np.finfo(np.float32).tiny))[:, None, None]).half().cpu().numpy()
+    # Scaled as doubles: of the smallest numbers a single has too few digits to divide by.
+    maps = heatmap(case.attributions[layer], None, spec.channels).cpu().double()
+    scales = maps.abs().amax((1, 2)).float()
+    values = (maps / scales.masked_fill(scales == 0, 1)[:, None, None]).half().numpy()
     targets = case.attributions.targets
     is_softmax, scorer = spec.score == "softmax", case.scorer
     told = likelihoods(scorer.logits_of(case.images)) if is_softmax else scorer.of(case.images)
@@ -253,7 +254,7 @@ def _layer_rows(
         "target": [loaded.class_name(number) for number in targets.tolist()],
         "score": scores.float().cpu().numpy(),
         "shape": [values.shape[1:]] * len(values),
-        "scale": scales.cpu().numpy(),
+        "scale": scales.numpy(),
         "data": [one.astype("<f2").tobytes() for one in values],
         "position": np.array(positions, np.int32),
         **{name: [text] * len(values) for name, text in known.items()},

@@ -7,6 +7,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -338,7 +339,7 @@ class Method(ABC):
             points = Points(network.images[origin], origin, tuple(keys[row] for row in rows))
             parts.append(self._evaluate(network, self.samplings, points, layers))
         attributions, residuals, prefixes = {}, {}, {}
-        for layer in [layer for layer in layers if layer in parts[0]]:
+        for layer in _whole(layers, parts):
             attribution = _joined([part[layer].attribution for part in parts])
             size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
             network.require_finite(size, layer)
@@ -467,14 +468,18 @@ class _Fold:
         self._sampling, self._rows = sampling, rows
         self._sums: dict[str, tuple[Tensor, ...]] = {}
         self._expected: dict[str, Tensor] = {}
+        self._added: Counter[str] = Counter()  # how often something was added, by layer
 
     @property
     def layers(self) -> list[str]:
-        return list(self._sums)
+        """Those of which no draw is missing, as one would be where a layer runs for some draws alone."""
+        most = max(self._added.values(), default=0)
+        return [layer for layer in self._sums if self._added[layer] == most]
 
     def add(self, estimates: dict[str, Estimate], row: Tensor, draw: Tensor, summed: bool) -> None:
         """Add what the draws of the rows gave, or, if ``summed``, their weighted sums for each distinct row."""
         into = row.unique() if summed else row
+        self._added.update(estimates.keys())
         for layer, estimate in estimates.items():
             found = estimate.attribution
             terms = (found,) if summed else self._sampling.terms(found, draw)
@@ -562,6 +567,16 @@ def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
     if len(seed) != len(images):
         raise InvalidParameter(f"{len(seed)} seeds for {len(images)} images; give one for all or one per image")
     return tuple(int(value) for value in seed)
+
+
+def _whole(layers: Sequence[str], parts: Sequence[Mapping[str, Estimate]]) -> list[str]:
+    """The layers that ran for all parts of the images; those that ran for some are warned of."""
+    ran = [layer for layer in layers if any(layer in part for part in parts)]
+    whole = [layer for layer in ran if all(layer in part for part in parts)]
+    for layer in [layer for layer in ran if layer not in whole]:
+        why = f"layer {layer!r} runs for some images alone; it has no map"
+        warnings.warn(SkippedLayerWarning(why, layer), stacklevel=5)
+    return whole
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

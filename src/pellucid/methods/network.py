@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarning
+from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarning, counted
 from ..layers import INPUT, Activations, captured
 from ..layouts import Layout
 from ..outputs import logits_in
@@ -312,7 +312,19 @@ class Network:
         for layer in layers:
             if layer != INPUT and layer not in activations and layer in self.required:
                 raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")
+        if len(images):  # none where rows enter above
+            self._require_rows(activations, len(images))
         return activations, logits
+
+    def _require_rows(self, activations: Activations, count: int) -> None:
+        """Refuse layers that do not give a row for each image."""
+        for layer in [layer for layer, value in activations.items() if value.shape[:1] != (count,)]:
+            rows = counted(activations.pop(layer).shape[:1].numel(), "row")
+            self._refuse(
+                layer,
+                f"layer {layer!r} gives {rows} for {counted(count, 'image')}, as one that runs for some images "
+                "alone, so which row is whose is unknown; name the block that holds it",
+            )
 
     def _scores(self, logits: Tensor, origin: Tensor) -> Tensor:
         if not self._in_range:  # once: on a GPU the comparison waits for the device

@@ -44,9 +44,13 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     a, b = _pair(a, b, WINDOW, "SSIM's window")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     sample = WINDOW**2 / (WINDOW**2 - 1)
+    # Variances of centered maps: squares of what is far from 0 would cancel.
+    center_a, center_b = (maps.mean((-2, -1), keepdim=True) for maps in (a, b))
+    a, b = a - center_a, b - center_b
     mean_a, mean_b = _windowed(a), _windowed(b)
     variances = sample * (_windowed(a * a) + _windowed(b * b) - mean_a**2 - mean_b**2)
     covariance = sample * (_windowed(a * b) - mean_a * mean_b)
+    mean_a, mean_b = mean_a + center_a, mean_b + center_b
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
 

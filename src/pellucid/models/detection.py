@@ -33,7 +33,7 @@ class Detection(Sharing):
         read: what the model returns -> (boxes, scores, labels) of each image, where it returns something else.
 
     Raises:
-        InvalidParameter: boxes without an area, as many labels as boxes are not given.
+        InvalidParameter: boxes without an area, as many labels as boxes are not given, an overlap beyond 0 to 1.
         InvalidModel: when run: an output of another kind.
     """
 
@@ -55,6 +55,8 @@ class Detection(Sharing):
             raise InvalidParameter(f"boxes={boxes!r}: give (x0, y0, x1, y1) for each, with x0 < x1 and y0 < y1")
         if labels is not None and len(labels) != len(given):
             raise InvalidParameter(f"{len(labels)} labels for {len(given)} boxes; give one for each")
+        if not 0 <= overlap <= 1:
+            raise InvalidParameter(f"overlap={overlap}: give the least intersection over union, from 0 to 1")
         super().__init__(explainable(model))
         self._keep(boxes=given, labels=labels, overlap=overlap, read=read)
 
@@ -74,7 +76,7 @@ class Detection(Sharing):
         overlaps = box_iou(self.boxes.to(boxes), boxes.detach())
         for number, here in enumerate(overlaps):
             if self.labels is not None:
-                here = here * (labels == self.labels[number])
+                here = here.masked_fill(labels != self.labels[number], -1)  # less than no overlap
             best = int(here.argmax()) if len(here) else 0
             counts = len(here) > 0 and bool(here[best] >= self.overlap)
             score = scores[best] if counts else (scores * 0).sum()  # which carries a gradient of zeros

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -85,7 +86,8 @@ def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, float] | None) -> NDArray[Any]:
-    values = values.detach().float().cpu()
+    # Doubles stay what they are: a single may not hold what is tiny or huge.
+    values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
     if values.dim() not in (3, 4):
         raise InvalidParameter(
             f"the attribution {name!r} has the shape {tuple(values.shape)}, which is no map; show others"

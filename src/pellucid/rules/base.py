@@ -193,6 +193,22 @@ def transform_gradient(x: Tensor, transform: Run) -> Tensor:
     return result
 
 
+def transform_arriving(y: Tensor, transform: Run) -> None:
+    """Have the gradient that arrives at an operation's output go on, below it, as ``transform(gradient)``.
+
+    The output itself stays, so that what follows may overwrite it, as a ReLU in place does. The hook is the
+    operation's: one of the tensor would also change the gradient that is asked for at the output, but only where
+    none is asked for below.
+    """
+    node, place = y.grad_fn, y.output_nr
+
+    def before(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return *gradients[:place], transform(gradients[place]), *gradients[place + 1 :]
+
+    if node is not None:
+        node.register_prehook(before)
+
+
 class Rules(TorchFunctionMode):
     """Applies rules to every matching operation while active.
 

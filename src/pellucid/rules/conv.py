@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..errors import require_choice
-from .base import Rule, Run, transform_gradient
+from .base import Rule, Run, transform_arriving, transform_gradient
 from .operations import Operation
 
 Direction = Literal[1, -1]
@@ -36,8 +36,7 @@ class PaddingTrick(Rule):
                 operation.notes.add(
                     f"{self} lets nothing through maps of two pixels or less, which are all border"
                 )
-            # A hook, not transform_gradient: what follows may well be a ReLU in place.
-            y.register_hook(_without_border)
+            transform_arriving(y, _without_border)
         return y
 
     def _is_padded(self, operation: Operation) -> bool:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidImage, InvalidParameter, RuleWarning, require_choice
-from .base import BackwardRule, Rule, Run, is_differentiated
+from .base import BackwardRule, Rule, Run, is_differentiated, transform_arriving
 from .operations import ACTIVATIONS, AFFINE, PRODUCTS, Operation
 
 Share = Literal["gate", "half"]
@@ -297,8 +297,7 @@ class AttentionLRP(Rule):
             constant = [x.detach() if gate == max(gated) else x for x, gate in zip(factors, gated, strict=True)]
             return _written(operation, x, operation.run(*constant))
         number, y = sum(map(is_differentiated, factors)), run(x.clone() if operation.inplace else x)
-        # A hook, not transform_gradient: what follows may well be a sum in place.
-        y.register_hook(lambda gradient: gradient / number)
+        transform_arriving(y, lambda gradient: gradient / number)
         return _written(operation, x, y)
 
 
