@@ -156,6 +156,15 @@ def test_each_method_stands_at_its_own_best_layer():
     assert best.summary.loc[key("elsewhere", "deep"), ["rank", "shared"]].tolist() == [1, True]
 
 
+def test_a_map_that_is_the_image_is_no_choice_beside_others():
+    """Of a method made for hidden layers, whose map at the input is best by the metric."""
+    values = {KEY: [9.0] * 3, key(layer="deep"): [1.0] * 3, key("alone"): [2.0] * 3}
+    found = Statistics.of(results(values))
+    assert list(found.best.values.index) == [KEY, key("alone")]
+    of_hidden = replace(found, hidden=(KEY[2], "alone"))
+    assert list(of_hidden.best.values.index) == [key(layer="deep"), key("alone")]
+
+
 def test_each_half_of_the_images_is_checked_at_the_layer_that_is_best_on_the_other():
     """The first image alone makes "deep" better: on the second and fourth "input" is, where others are checked."""
     values = {KEY: [1.0, 2.0, 1.5, 2.5], key(layer="deep"): [9.0, 1.0, 1.0, 1.25]}

@@ -31,7 +31,7 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "CanceledMapWarning": (
         "has channels that cancel, so their signed mean shows nothing,",
-        "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as input_x_gradient",
+        "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as deeplift",
     ),
     "ImageMapWarning": (
         "weighs the image's own channels, so its map is the image in other colors,",

@@ -88,6 +88,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
         method_files=files,
         command=command,
         noticed=noticed,
+        hidden=tuple(text for text, method in parsed.methods.items() if method.is_for_hidden),
     )
     return Plan(spec, cells, record)
 

@@ -79,6 +79,7 @@ class RunRecord(BaseModel):
         noticed: of each model, sentences on what makes its maps say less than they seem to.
         poor: of each model, the variants under which it answers too differently for maps to speak for it; none of
             fewer than 10 images. Known from the parts (``with_answers``).
+        hidden: the methods that are made for hidden layers, whose maps at the input are the image's own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,6 +97,7 @@ class RunRecord(BaseModel):
     command: str = ""
     noticed: Mapping[str, tuple[str, ...]] = {}
     poor: Mapping[str, tuple[str, ...]] = {}
+    hidden: tuple[str, ...] = ()
 
     @field_validator("spec")
     @classmethod

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GROUP = ["model", "variant", "method", "layer", "metric"]
 CONTENDER = ["model", "variant", "method", "metric"]
 UNCHANGED = "original"  # the variant that the others are compared with, where no method is graded
+_INPUT = "input"
 POINTS = 57  # of a curve that are kept at most
 WHOLE_VARIANT = ""  # the null method and layer of what grades a variant as a whole: an index takes no null
 
@@ -45,6 +46,7 @@ class Statistics:
         missing: like ``values``: whether the image was measured without a defined value.
         points: the curves, like ``values`` with the levels ``at`` and ``step`` added.
         checked: where each row has a layer of its own (``best``), the values by which differences are checked.
+        hidden: methods whose maps at the input are the image's own, which is no layer to be best at.
     """
 
     metrics: Mapping[str, MetricRecord]
@@ -53,6 +55,7 @@ class Statistics:
     missing: pd.DataFrame
     points: pd.DataFrame
     checked: pd.DataFrame | None = None
+    hidden: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, results: Results) -> Statistics:
@@ -77,6 +80,7 @@ class Statistics:
             _wide(long, GROUP, images),
             _wide(gone, GROUP, images) == 1,
             _wide(curves, [*GROUP, "at", "step"], images),
+            hidden=results.record.hidden,
         )
 
     @cached_property
@@ -86,12 +90,15 @@ class Statistics:
         What is chosen by values is flattered by them, the more, the more layers there are. So who is better is
         told by two comparisons that must agree: at the layers named, and where each half of the images is judged
         at the layer that is best on the other half (``checked``), which is no more often wrong than for one layer.
+        Grad-CAM's map at the input, which is the image, is no choice beside others.
         A layer is a choice where at least nine tenths as many images are defined as at the best known one.
         """
         keys = self.values.index.to_frame(index=False)
         values = self.values.to_numpy()
         named, chosen = [], []
         for key, group in keys.groupby(CONTENDER, sort=False):
+            if key[2] in self.hidden and (group["layer"] != _INPUT).any():
+                group = group[group["layer"] != _INPUT]
             place, each = best_row(values[group.index], self.metrics[key[-1]].higher_is_better)
             named.append(group.index[place])
             chosen.append(group.index.to_numpy()[each])

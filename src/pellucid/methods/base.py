@@ -663,7 +663,7 @@ def _warn_if_canceled(layer: str, maps: Tensor) -> None:
         message = (
             f"at {layer!r} the channels of the attribution cancel everywhere in {images} of {len(maps)} images, "
             "as a gradient's do below a layer norm, so their signed mean or sum shows nothing: take "
-            "heatmap(channels='abs_sum'), or another method, such as input_x_gradient"
+            "heatmap(channels='abs_sum'), or another method, such as deeplift"
         )
         warnings.warn(CanceledMapWarning(message, layer), stacklevel=5)
 
