@@ -126,6 +126,17 @@ def test_wrappers_are_taken_off():
         pl.method("gradient")(3, x, 0)
 
 
+def test_hooks_of_a_wrapper_are_refused():
+    """They would be left out, and the map be another model's."""
+    wrapped = nn.DataParallel(network())
+    for register in (wrapped.register_forward_hook, wrapped.register_forward_pre_hook):
+        hook = register(lambda *_: None)
+        with pytest.raises(InvalidModel, match="DataParallel around the model has forward hooks"):
+            pl.method("gradient")(wrapped, images(), 0)
+        hook.remove()
+    assert pl.method("gradient")(wrapped, images(), 0)
+
+
 class Trainable(Returning):
     def __init__(self):
         super().__init__(lambda z: z)

@@ -152,12 +152,16 @@ def unwrapped(model: Any) -> nn.Module:
     """The module itself: inside ``torch.compile``, DataParallel and DistributedDataParallel, or a ``LoadedModel``.
 
     Raises:
-        InvalidModel: it is no module.
+        InvalidModel: it is no module, or what is taken off has hooks, without which the answer may be another.
     """
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        return unwrapped(model._orig_mod)
-    if isinstance(model, _WRAPPERS):
-        return unwrapped(model.module)
+    is_compiled = isinstance(model, torch._dynamo.eval_frame.OptimizedModule)
+    if is_compiled or isinstance(model, _WRAPPERS):
+        if model._forward_hooks or model._forward_pre_hooks:
+            raise InvalidModel(
+                f"{type(model).__name__} around the model has forward hooks, which would not run; register them "
+                "on the model inside"
+            )
+        return unwrapped(model._orig_mod if is_compiled else model.module)
     if isinstance(model, nn.Module):
         return model
     inside = getattr(model, "model", None)

@@ -1247,10 +1247,7 @@ def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
     told = "gradient has channels that cancel, so their signed mean shows nothing, at 0 for some photos"
     assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
     assert told in page()
-    assert (
-        "Its color is the mean of the channels there, in which those for and against the class may cancel."
-        in page()
-    )
+    assert "Its color is the mean of the channels there, in which those of opposite signs may cancel." in page()
     assert (
         told
         not in explain("photo0.png", "--layers", "0", "--channels", "abs_sum", model="normed.py:network").stderr

@@ -32,11 +32,11 @@ _LAYERS = (
     "of the layer: the deeper the layer, the coarser its map. Its color is {}."
 )
 _CHANNELS = {  # what a map makes of a place's channels
-    "mean": "the mean of the channels there, in which those for and against the class may cancel",
-    "sum": "the sum of the channels there, in which those for and against the class may cancel",
-    "abs_sum": "the sum of the magnitudes of the channels there, whether they speak for or against the class",
-    "abs_max": "the largest magnitude of the channels there, whether it speaks for or against the class",
-    "positive_sum": "the sum of the channels there that speak for the class",
+    "mean": "the mean of the channels there, in which those of opposite signs may cancel",
+    "sum": "the sum of the channels there, in which those of opposite signs may cancel",
+    "abs_sum": "the sum of the magnitudes of the channels there, of either sign",
+    "abs_max": "the largest magnitude of the channels there, of either sign",
+    "positive_sum": "the sum of the channels there that are positive",
 }
 
 

@@ -183,8 +183,9 @@ class _Work:
             step = part.step
             if known and known.identity != identity:
                 step = f"{step} again ({first_difference(known.identity, identity)})"
-                _remove(output)
                 state.seconds.pop(part.step, None)
+            if known and (known.finished or known.identity != identity):  # what is left of it is of no use
+                _remove(output)
             state.trained[part.key] = begun = StartedTraining(identity=identity, finished=False)
             state.write()
             with _at(part.step), state.timed(part.step):
