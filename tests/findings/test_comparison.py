@@ -8,7 +8,7 @@ import pytest
 from pellucid.errors import InvalidData
 from pellucid.findings.comparison import classes_apart, compare
 from pellucid.findings.intervals import interval
-from tests.tables import NAN, results
+from tests.tables import FACTS, NAN, results
 
 NOISE = np.array([0.02, -0.02, 0.03, -0.03, 0.01, -0.01, 0.04, -0.04])
 
@@ -36,6 +36,18 @@ def test_the_interval_is_that_of_the_differences():
     found = compare(run({("a", "insertion"): first}), run({("a", "insertion"): second})).iloc[0]
     low, high = interval((second - first)[None])
     assert (found["low"], found["high"]) == pytest.approx((low[0], high[0]), rel=1e-9)
+
+
+def test_no_interval_is_wider_than_values_can_be_apart():
+    """Of shares of 0 and 1 a difference lies between -1 and 1, whatever the skew of eight."""
+    key, shares = ("net", "original", "a", "input", "insertion"), [1.0] * 7 + [0.0]
+    ended = {**FACTS, "insertion": FACTS["insertion"].model_copy(update={"ends": (0.0, 1.0)})}
+    [found] = compare(results({key: [0.0] * 8}, facts=ended), results({key: shares}, facts=ended)).to_dict(
+        "records"
+    )
+    low, high = interval(np.array([shares]))
+    assert high[0] > 1
+    assert (found["low"], found["high"]) == (pytest.approx(low[0]), 1.0)
 
 
 def test_only_images_with_both_values_count_and_both_means_are_over_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -59,7 +60,15 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     )
     higher = np.array([one.record.metrics[key[-1]].higher_is_better for key in keys])
     signs = rows.pop("sign") * np.where(higher, 1, -1)
+    spans = np.array([_span(one.record.metrics[key[-1]].ends) for key in keys])
+    rows["low"], rows["high"] = np.maximum(rows["low"], -spans), np.minimum(rows["high"], spans)
     return rows.assign(verdict=[_verdict(*pair) for pair in zip(signs, rows["images"], strict=True)])
+
+
+def _span(ends: tuple[float | None, float | None]) -> float:
+    """How far two values between these ends can be apart."""
+    least, most = ends
+    return math.inf if least is None or most is None else most - least
 
 
 def _verdict(sign: int, images: int) -> str:
