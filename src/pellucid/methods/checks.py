@@ -67,11 +67,12 @@ def _scaling(images: Tensor, preprocess: Any, normalized: bool) -> str:
         where = "in the function that prepares them" if is_own else "(in commands, of float images: --scale 0,255)"
         return f"divide by 255 {where}"
     low, high = (float(f"{end:.4g}") for end in (low, high))
-    where = (
-        "in the function that prepares them"
-        if is_own
-        else f"(in commands, by these images' own ends: --scale={low:g},{high:g})"
-    )
+    if is_own:
+        where = "in the function that prepares them"
+    elif normalized:
+        where = f"(in commands, by these images' own ends: --scale={low:g},{high:g})"
+    else:  # what the numbers were before a preprocess nobody can tell
+        where = "(by Preprocess(scale=(low, high)), the ends of the numbers in your files)"
     return f"bring the range of values that it was trained with to [0, 1] {where}"
 
 
