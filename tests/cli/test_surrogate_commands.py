@@ -140,8 +140,26 @@ def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(train
     result = run("evaluate", trained[0], *NETWORK, "--images", tmp_path, "--layers", "layer2.0")
     assert result.exit_code == 0, result.output
     assert "top-1" not in result.stdout
+    assert "the images' classes are not called as the model's; name their folders so" in result.stderr
     assert "difference of the explained class's probability" in result.stdout
     assert "of 2 images: too few for a verdict, which takes 10 images" in " ".join(result.stdout.split())
+
+
+def test_folders_called_as_some_of_the_models_classes_are_labels(trained, tmp_path):
+    """Of two folders class 1 is another than the model's class 1."""
+    source = open_images("shapes:24")
+    names, right = sorted({source.classes[sample.label] for sample in source})[-2:], []
+    loaded = pl.load_model("shapes-resnet")
+    for number, sample in enumerate(source):
+        if (name := source.classes[sample.label]) in names:
+            (tmp_path / name).mkdir(exist_ok=True)
+            sample.image.save(tmp_path / name / f"{number}.png")
+            right.append(loaded.classes[loaded.model(loaded.preprocess(sample.image)[None]).argmax()] == name)
+    result = run("evaluate", trained[0], *NETWORK, "--images", tmp_path, "--layers", "layer2.0")
+    assert result.exit_code == 0, result.output
+    assert sum(right) > len(right) / 2
+    assert f"top-1 original: {sum(right) / len(right):.2%}" in result.stdout
+    assert "not called as the model's" not in result.stderr
 
 
 def test_broken_images_are_left_out_and_named(trained, tmp_path):

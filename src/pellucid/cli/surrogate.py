@@ -138,9 +138,15 @@ def _evaluate(
     known = load_surrogate(file)
     loaded = load_model(model, weights)
     sources = opened(images, limit, label_column)
-    # A data set may number its classes otherwise than the model, unless it names the very same ones.
-    same = all(one.classes is not None and one.classes == loaded.classes for one in sources.values())
-    labeled = label_column is not None or same
+    # A data set may number its classes otherwise than the model, unless it names some of the model's.
+    named = all(set(one.classes or ("",)) <= set(loaded.classes or ()) for one in sources.values())
+    labeled = label_column is not None or named
+    if not labeled and any(one.classes for one in sources.values()):
+        say(
+            "note: how often each is right is not told, since the images' classes are not called as the model's; "
+            "name their folders so",
+            err=True,
+        )
     metrics = ["prediction_difference", _AT_TARGET, "total_variation", *(["top1"] if labeled else [])]
     left_out = {place: _unusable(source, labeled) for place, source in sources.items()}
     reasons = [reason for wrong in left_out.values() for reason in wrong.values()]
