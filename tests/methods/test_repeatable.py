@@ -574,3 +574,42 @@ def test_a_model_that_answers_otherwise_with_gradients_is_refused(asks) -> None:
     model = seeded(Branching)
     with pytest.raises(InvalidModel, match="other logits where gradients are asked for"):
         pl.method("gradient")(model, images(2, 8), 0)
+
+
+class Reordered(nn.Module):
+    """A layer ``part`` whose rows stand in another order than the images, as where these are sorted by size."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.conv, self.part, self.head = nn.Conv2d(3, 4, 3), nn.Identity(), nn.Linear(4, 3)
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.arange(len(x))
+        if self.order == "reversed":
+            order = order.flip(0)
+        elif self.order == "sorted":
+            order = x.mean((1, 2, 3)).argsort()
+        h = self.conv(x)
+        if self.order == "mixed":
+            h = h - h.mean(0, keepdim=True).detach() + h.mean(0, keepdim=True)
+            mean = h.mean(0, keepdim=True)
+            h = self.part(h - mean) + mean
+        else:
+            h = self.part(h[order])[order.argsort()]
+        return self.head(h.tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("order", ["reversed", "sorted", "mixed"])
+def test_a_layer_whose_rows_are_not_the_images_in_their_order_is_refused(order: str) -> None:
+    model, x = seeded(lambda: Reordered(order)), images(4, 8)
+    with pytest.raises(InvalidLayer, match="layer 'part' gives an image another row beside other images"):
+        pl.method("gradient")(model, x, 0, "part")
+    with pytest.warns(SkippedLayerWarning, match="another row"):
+        assert list(pl.method("gradient")(model, x, 0, ["conv", "p*"])) == ["conv"]
+
+
+def test_a_layer_whose_rows_the_model_reorders_can_be_explained_alone() -> None:
+    model, x = seeded(lambda: Reordered("reversed")), images(4, 8)
+    alone = pl.method("gradient")(model, x, 0, "part", max_batch=1)["part"]
+    assert torch.equal(alone, pl.method("gradient")(seeded(lambda: Reordered("")), x, 0, "part")["part"])

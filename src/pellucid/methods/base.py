@@ -53,7 +53,7 @@ from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .checks import asked, predicted, require_images, require_targets
 from .network import Network, Points
-from .repeatable import disturbed, require_repeatable
+from .repeatable import require_repeatable, unexplainable
 
 # A complete attribution may miss its sum by this share of it before a warning is due.
 TOLERANCE = 0.05
@@ -61,10 +61,6 @@ TOLERANCE = 0.05
 # Attributions in files and notebooks.
 _FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
 _SHOWN = 4  # images
-_DISTURBED = (
-    "the model writes into the output of layer {!r} by another name, as into a tensor that it is a view of, so "
-    "that it cannot be captured without changing what the model answers; name another layer"
-)
 _TRIED = 4  # images whose sums are compared without a variant
 # Of a pattern under a variant: places a side, and how far places differ, in means and in standard errors.
 _LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
@@ -315,8 +311,9 @@ class Method(ABC):
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)
-        for layer in disturbed(model, asking.answering, chosen, images[:1]):
-            _refuse_or_skip(layer, chosen.pop(layer), _DISTURBED.format(layer), 5)
+        whys = unexplainable(model, asking.answering, tuple(chosen), images[:1], max_batch == 1)
+        for layer, why in whys.items():
+            _refuse_or_skip(layer, chosen.pop(layer), why, 5)
         if targets is None or (isinstance(targets, str) and targets == "auto"):
             targets = predicted(model, images, max_batch)
         found = {} if self.gives_maps else _layouts(model, chosen, images, asking.layouts, max_batch)

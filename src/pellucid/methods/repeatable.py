@@ -22,7 +22,15 @@ from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
 from .checks import images_look_wrong, outputs_look_wrong, same_logits
 
-_DISTURBED = "disturbed"  # what is remembered of layers
+_UNEXPLAINABLE = "unexplainable"  # what is remembered of layers
+_DISTURBED = (
+    "the model writes into the output of layer {!r} by another name, as into a tensor that it is a view of, so "
+    "that it cannot be captured without changing what the model answers; name another layer"
+)
+_MIXED = (
+    "layer {!r} gives an image another row beside other images: the model reorders or mixes its images there, so "
+    "which row is whose is unknown; name another layer, or explain with max_batch=1"
+)
 TRIES = 100  # of a model that draws random numbers, until two differ
 
 # What was told of a model's images and outputs, by kind.
@@ -131,7 +139,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
     for trial, asked in _tried(model).items():
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     _TOLD[copy] = set(_TOLD.get(model, ()))
-    remembered(copy, _DISTURBED).update(remembered(model, _DISTURBED))
+    remembered(copy, _UNEXPLAINABLE).update(remembered(model, _UNEXPLAINABLE))
     take_over_layouts(copy, model)
 
 
@@ -186,26 +194,58 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
     return ""
 
 
-def disturbed(model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor) -> set[str]:
-    """The layers whose capture changes what the model answers for an image (1, C, H, W); tried once for each.
+def unexplainable(
+    model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor, alone: bool
+) -> dict[str, str]:
+    """Why layers cannot be explained, of those that cannot, tried with an image (1, C, H, W), once for each layer.
 
-    What writes into a layer's output afterwards by another name, as into a tensor that it is a view of, misses the
-    copy with which the model goes on.
+    A layer's capture may change what the model answers: what writes into its output afterwards by another name, as
+    into a tensor that it is a view of, misses the copy with which the model goes on. And a layer's rows may be in
+    another order than the images, or mix them, which later parts of the model undo; not if images run ``alone``.
     """
-    known: dict[Any, bool] = remembered(model, _DISTURBED)
-    size = image.shape[1:]
-    new = [layer for layer in layers if layer != INPUT and (layer, size) not in known]
+    known: dict[Any, str] = remembered(model, _UNEXPLAINABLE)
+    trial = (image.shape[1:], alone)
+    new = [layer for layer in layers if layer != INPUT and (layer, trial) not in known]
     if new:
         with torch.no_grad():
-            expected = logits_in(answering(image.clone()))
-            changed = [] if _answers_alike(model, answering, new, image, expected) else new
-            changed = [one for one in changed if not _answers_alike(model, answering, [one], image, expected)]
-        known.update({(layer, size): layer in changed for layer in new})
-    return {layer for layer in layers if known.get((layer, size))}
+            changed = _disturbed(model, answering, new, image)
+            mixed = set() if alone else _mixed(answering, model, [one for one in new if one not in changed], image)
+        whys = dict.fromkeys(mixed, _MIXED) | dict.fromkeys(changed, _DISTURBED)
+        known.update({(layer, trial): whys.get(layer, "").format(layer) for layer in new})
+    return {layer: known[layer, trial] for layer in layers if known.get((layer, trial))}
 
 
-def _answers_alike(
-    model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor, expected: Tensor
-) -> bool:
-    with captured(model, layers, strict=False):
-        return same_logits(logits_in(answering(image.clone())), expected)
+def _disturbed(model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
+    """The layers whose capture changes what the model answers for an image."""
+    expected = logits_in(answering(image.clone()))
+
+    def answers_alike(captures: Sequence[str]) -> bool:
+        with captured(model, captures, strict=False):
+            return same_logits(logits_in(answering(image.clone())), expected)
+
+    return set() if answers_alike(layers) else {layer for layer in layers if not answers_alike([layer])}
+
+
+def _mixed(answering: nn.Module, model: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
+    """The layers whose row for an image is another beside a second image, before it or behind it.
+
+    Two orders, since a model may sort its images.
+    """
+    second = -image.flip(-1)
+    found = []
+    for images in (image, torch.cat([image, second]), torch.cat([second, image])):
+        try:
+            with captured(model, layers, strict=False) as outputs:
+                answering(images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return set()  # a model for single images
+        # What does not give a row for each image is refused elsewhere.
+        found.append({layer: one for layer, one in outputs.items() if one.shape[:1] == images.shape[:1]})
+    one, before, behind = found
+    return {
+        layer
+        for layer in one.keys() & before.keys() & behind.keys()
+        if not same_logits(one[layer], before[layer][:1]) or not same_logits(one[layer], behind[layer][1:])
+    }
