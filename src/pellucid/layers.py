@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import InvalidLayer, InvalidModel, UnknownName, brief, counted
@@ -188,14 +189,22 @@ def explainable(model: Any) -> nn.Module:
         if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
             raise InvalidModel(f"{where} is compiled; put the module there that torch.compile was given")
         kept = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if ".quantized." in type(module).__module__ or any(tensor.is_quantized for tensor in kept):
+        if ".quantized." in type(module).__module__ or any(map(_is_quantized, kept)):
             raise InvalidModel(
-                f"{where} ({type(module).__name__}) is quantized to integers, through which no gradient passes; "
+                f"{where} ({type(module).__name__}) is quantized, so that gradients pass it by or not at all; "
                 "explain the model as it was before it was quantized"
             )
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             raise InvalidModel(f"{where} ({type(module).__name__}) is in training mode; call model.eval() first")
     return found
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    """Whether a tensor keeps real numbers as integers, or in a byte each, by torch or by a class of its own."""
+    if not tensor.is_floating_point() or not is_traceable_wrapper_subclass(tensor):
+        return tensor.is_quantized
+    inside = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return any(not one.is_floating_point() or one.element_size() == 1 or _is_quantized(one) for one in inside)
 
 
 def require_shapes(model: nn.Module) -> None:

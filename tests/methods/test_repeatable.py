@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -291,8 +292,48 @@ def test_models_quantized_to_integers_are_refused_by_name(way: str) -> None:
         net = tq.prepare(net)
         net(x)
         net = tq.convert(net)
-    with pytest.raises(InvalidModel, match=f"module '{name}' .* is quantized to integers"):
+    with pytest.raises(InvalidModel, match=f"module '{name}' .* is quantized"):
         pl.Gradient()(net, x, 0, "conv")
+
+
+class OfBytes(Tensor):
+    """A weight that is kept as bytes and a scale, as libraries for quantization keep theirs."""
+
+    @staticmethod
+    def __new__(cls, kept: Tensor, scale: Tensor) -> Any:
+        return Tensor._make_wrapper_subclass(cls, kept.shape, dtype=scale.dtype, device=kept.device)
+
+    def __init__(self, kept: Tensor, scale: Tensor) -> None:
+        self.kept, self.scale = kept, scale
+
+    def __tensor_flatten__(self) -> Any:
+        return ["kept", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inside: Any, _: Any, __: Any, ___: Any) -> OfBytes:
+        return OfBytes(inside["kept"], inside["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return OfBytes(args[0].kept, args[0].scale)
+        plain = [one.kept * one.scale if isinstance(one, OfBytes) else one for one in args]
+        return func(*plain, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_kept_as_bytes_by_a_class_of_their_own_are_refused(dtype: torch.dtype) -> None:
+    net, x = seeded(Floating).float(), images(2, 14).float()
+    net.head.weight = nn.Parameter(OfBytes((net.head.weight.detach() * 64).to(dtype), torch.tensor(1 / 64)), False)
+    with pytest.raises(InvalidModel, match=r"module 'head' .* is quantized"):
+        pl.Gradient()(net, x, 0, "conv")
+
+
+def test_weights_kept_as_numbers_by_a_class_of_their_own_are_explained() -> None:
+    net, x = seeded(Floating).float(), images(2, 14).float()
+    expected = pl.Gradient()(net, x, 0)["input"]
+    net.head.weight = nn.Parameter(OfBytes(net.head.weight.detach() * 64, torch.tensor(1 / 64)), False)
+    torch.testing.assert_close(pl.Gradient()(net, x, 0)["input"], expected)
 
 
 def test_noise_does_not_depend_on_the_default_precision() -> None:
