@@ -93,6 +93,10 @@ class InvalidModel(PellucidError, ValueError):
     """A model cannot be explained as it is: TorchScript, training mode, NaN weights, no logits."""
 
 
+class NotFinite(InvalidModel):
+    """A model's logits, or an attribution of it, hold NaN or infinity, as where weights are too large."""
+
+
 class InvalidWeights(PellucidError, ValueError):
     """A weights file cannot be read safely, or does not fit the model."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidParameter
+from pellucid.errors import InvalidModel, InvalidParameter
 from pellucid.methods.base import Attributions
 from pellucid.metrics.base import Case, Measured, Metric
 from pellucid.metrics.faithfulness import Deletion, Insertion, deletion, insertion
@@ -257,6 +257,30 @@ def test_an_image_that_a_copy_cannot_explain_is_left_out_of_that_step_alone(
     close(found.curve[~bright, 2], expected[~bright, 2])
     close(found.values[bright], expected[bright, 1])
     close(found.values[~bright], expected[~bright, 1:3].mean(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTraining(CascadeSpearman):
+    """Copies that cannot be explained, though nothing overflows in them."""
+
+    def copies(self, model: nn.Module):
+        for names, randomized in super().copies(model):
+            yield names, randomized.train()
+
+
+def test_a_copy_that_cannot_be_explained_for_another_reason_is_told(trained: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InvalidModel, match="training mode"):
+        InTraining(groups=("fc",)).measure(case_of(trained, images, layers=["input"]))
+
+
+def test_copies_made_within_inference_are_explained_as_others(trained: nn.Module, images: Tensor) -> None:
+    metric = CascadeSpearman(groups=GROUPS)
+    expected = metric.measure(case_of(trained, images))
+    with torch.inference_mode():
+        found = metric.measure(case_of(trained, images))
+    for layer in LAYERS:
+        assert not expected[layer].values.isnan().any()
+        close(found[layer].curve, expected[layer].curve)
 
 
 def test_values_do_not_depend_on_the_batch(trained: nn.Module, images: Tensor) -> None:

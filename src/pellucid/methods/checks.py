@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidImage, InvalidModel, InvalidTarget
+from ..errors import InvalidImage, InvalidTarget, NotFinite
 from ..outputs import Answering, Difference, Names, answer, are_shares, logits_in
 
 
-def not_finite(model: nn.Module, what: str, or_else: str = "") -> InvalidModel:
+def not_finite(model: nn.Module, what: str, or_else: str = "") -> NotFinite:
     """The error for values that are not finite, naming the parameter that is to blame if one is."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(value.isfinite().all()):
-            return InvalidModel(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
-    return InvalidModel(f"{what} is not finite though images and weights are; check the images' scale{or_else}")
+            return NotFinite(f"the model's {name!r} holds NaN or infinite values; load its weights anew")
+    return NotFinite(f"{what} is not finite though images and weights are; check the images' scale{or_else}")
 
 
 _LARGE = 20.0  # no normalized image has such values

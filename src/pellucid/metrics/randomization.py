@@ -143,6 +143,12 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
     return chosen
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy that can be differentiated, also where inference asks for it."""
+    with torch.inference_mode(False):
+        return deepcopy(model)
+
+
 def _normal(name: str, old: Tensor, key: int) -> Tensor:
     """Normal values with the mean and standard deviation of the old ones."""
     # Drawn in float32 on the CPU: the same on every device and in every precision.
@@ -161,24 +167,24 @@ def _steps(
 ) -> Iterator[_Step]:
     places = {name: place for place, (name, _) in enumerate(model.named_parameters())}
     names = tuple(chosen)
-    working = deepcopy(model)
+    working = _copy(model)
     for step, name in enumerate(names):
         so_far = names[: step + 1] if order == "cascading" else (name,)
         if order == "independent":
-            working = deepcopy(model)
+            working = _copy(model)
         parameters = dict(working.named_parameters())
         with torch.no_grad():
             for member in (member for group in (so_far if drift else (name,)) for member in chosen[group]):
                 key = fold_in(fold_in(seed, places[member]), step if drift else 0)
                 parameters[member].copy_(draw(member, parameters[member], key))
-        yield so_far, deepcopy(working)
+        yield so_far, _copy(working)
 
 
 def _then_all(
     steps: Iterable[_Step], model: nn.Module, names: tuple[str, ...], state: Mapping[str, Tensor]
 ) -> Iterator[_Step]:
     yield from steps
-    last = deepcopy(model)
+    last = _copy(model)
     with torch.no_grad():
         for name, old in last.state_dict().items():
             old.copy_(state[name])
@@ -187,7 +193,7 @@ def _then_all(
 
 def _reset(model: nn.Module, seed: int) -> nn.Module:
     """A copy whose modules ran their own initializers, each from its own seed; float32 on the CPU."""
-    fresh = deepcopy(model).cpu().float()
+    fresh = _copy(model).cpu().float()
     with torch.random.fork_rng(devices=[]):
         for place, (name, module) in enumerate(fresh.named_modules()):
             reset = getattr(module, "reset_parameters", None)

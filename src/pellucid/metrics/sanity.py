@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidModel, InvalidParameter, LayerWarning, require_choice
+from ..errors import InvalidParameter, LayerWarning, NotFinite, require_choice
 from ..heatmap import heatmap
 from ..methods.base import Attributions
 from ..methods.repeatable import take_over
@@ -114,13 +114,13 @@ class Cascade(SharedMetric):
 
 
 def _explained(case: Case, model: nn.Module, targets: Any) -> Attributions:
-    """A copy's attributions; zero for the images that it cannot explain."""
+    """A copy's attributions; zero for the images whose logits or gradients overflow in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerWarning)  # a random model's maps may be empty or incomplete
         try:
             return case.explain(model, targets=targets)
-        except InvalidModel:
-            # One image whose logits overflow does not spoil the others of its batch.
+        except NotFinite:
+            # One image does not spoil the others of its batch.
             rows = [_row(case, model, targets, slice(i, i + 1)) for i in range(len(case.images))]
     joined = {layer: torch.cat([row[layer] for row in rows]) for layer in case.layers}
     return Attributions(joined, torch.cat([row.targets for row in rows]))
@@ -130,7 +130,7 @@ def _row(case: Case, model: nn.Module, targets: Any, one: slice) -> Attributions
     try:
         classes = targets if isinstance(targets, str) else targets[one]
         return case.explain(model, case.images[one], classes, case.seeds and case.seeds[one])
-    except InvalidModel:
+    except NotFinite:
         empty = {layer: torch.zeros_like(value[one]) for layer, value in case.attributions.items()}
         return Attributions(empty, case.targets[one])
 
