@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InvalidParameter, require_choice
+from .errors import InvalidMap, InvalidParameter, require_choice
 from .kinds import of_kinds
 
 Channels = Literal["sum", "mean", "abs_sum", "abs_max", "positive_sum"]
@@ -30,6 +30,13 @@ def require_values(values: Tensor, name: str, forms: Mapping[int, str]) -> None:
         )
 
 
+def require_finite_maps(maps: Tensor, name: str = "the map") -> None:
+    """Raise ``InvalidMap`` for an image's map that is not finite, which would get a color or an order."""
+    broken = (~maps.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise InvalidMap(f"{name} of image {broken[0]} holds NaN or infinite values; clean or leave it out")
+
+
 @of_kinds
 def heatmap(
     attribution: Tensor | Mapping[str, Tensor],
@@ -45,10 +52,11 @@ def heatmap(
     ``size`` (H, W) up-samples, ``nearest`` as in the papers or ``bilinear``; ``clip`` gives two percentiles
     for ``clip_percentiles``, applied before up-sampling. A map that varies by no more than the rounding of its
     sums over channels has one value, its mean, or 0 where that is rounding, too (``cancels``): what orders its
-    places is no finding.
+    places is no finding. Halves are reduced, and given, in float32.
 
     Raises:
         InvalidParameter: an unknown reduction or up-sampling, a shape that is not (B, C, h, w), several layers.
+        InvalidMap: values that are not finite, or too large to be summed over channels.
     """
     require_choice("channels", channels, Channels)
     require_choice("upsampling", upsampling, Upsampling)
@@ -57,7 +65,14 @@ def heatmap(
     require_values(attribution, "attribution", {4: "(batch, channels, h, w)"})
     if size is not None and min(size) < 1:
         raise InvalidParameter(f"size={size}: give a height and a width of at least 1")
-    reduced = _leveled(_reduced(attribution, channels), _reduced(attribution.abs(), channels))
+    attribution = attribution.to(torch.promote_types(attribution.dtype, torch.float32))  # halves overflow in sums
+    magnitudes = _reduced(attribution.abs(), channels)
+    if not bool(magnitudes.isfinite().all()):
+        require_finite_maps(attribution, "the attribution")
+        raise InvalidMap(
+            f"the attribution's sums over channels overflow in {attribution.dtype}; scale it, or give doubles"
+        )
+    reduced = _leveled(_reduced(attribution, channels), magnitudes)
     if clip is not None:
         reduced = clip_percentiles(reduced, *clip)
     if size is None or tuple(size) == tuple(reduced.shape[-2:]):
@@ -120,6 +135,7 @@ def clip_percentiles(maps: Tensor, low: float, high: float) -> Tensor:
     positive, else the percentile itself. (0.5, 99.5) is "without threshold", (95, 99.5) "with threshold".
     """
     require_values(maps, "maps", _MAPS)
+    require_finite_maps(maps)
     if not 0 <= low <= high <= 100:
         raise InvalidParameter(f"percentiles {low}, {high}: give 0 <= low <= high <= 100")
     rows = maps.flatten(1)
@@ -147,6 +163,7 @@ def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 9
     """
     require_choice("display", display, Display)
     require_values(maps, "maps", _MAPS)
+    require_finite_maps(maps)
     if not 0 <= percentile <= 100:
         raise InvalidParameter(f"percentile={percentile}: give one from 0 to 100")
     rows = maps.flatten(1)

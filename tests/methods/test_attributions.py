@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 import pellucid as pl
-from pellucid.errors import InvalidData, InvalidImage, InvalidLayer, InvalidParameter, OutputNotWritable
+from pellucid.errors import (
+    InvalidData,
+    InvalidImage,
+    InvalidLayer,
+    InvalidMap,
+    InvalidParameter,
+    OutputNotWritable,
+)
 from pellucid.methods.base import Attributions
 from tests.networks import photos_for_strided, seeded, strided
 
@@ -100,6 +107,40 @@ def test_the_heatmap_of_attributions_is_that_of_their_only_layer(model, images):
     assert torch.equal(pl.heatmap(one), pl.heatmap(one["input"]))
     with pytest.raises(InvalidParameter, match=r"layers 'input', '0'; give those of one, attributions\['LAYER'\]"):
         pl.heatmap(two)
+
+
+def test_halves_are_reduced_in_single_precision():
+    values = torch.tensor([-6e4, 3e4]).expand(1, 3, 1, 2)  # sums beyond 65504, the most of a half
+    exact = {"mean": [-6e4, 3e4], "sum": [-18e4, 9e4], "abs_sum": [18e4, 9e4], "positive_sum": [0, 9e4]}
+    for channels, expected in exact.items():
+        found = pl.heatmap(values.half(), channels=channels)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, torch.tensor([[expected]], dtype=torch.float32), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("use", [pl.heatmap, pl.show])
+def test_what_is_not_finite_is_no_attribution(use, value):
+    broken = torch.ones(2, 3, 4, 4)
+    broken[1, 2, 0, 0] = value
+    with pytest.raises(InvalidMap, match=r"of image 1 holds NaN or infinite values"):
+        use(broken)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("use", [pl.show, pl.normalize, lambda maps: pl.clip_percentiles(maps, 5, 95)])
+def test_what_is_not_finite_is_no_map(use, value):
+    broken = torch.ones(2, 4, 4)
+    broken[1, 0, 0] = value
+    with pytest.raises(InvalidMap, match=r"of image 1 holds NaN or infinite values"):
+        use(broken)
+
+
+def test_sums_over_channels_that_overflow_are_no_map():
+    large = torch.tensor([2e38, -1e38]).expand(1, 3, 1, 2)
+    with pytest.raises(InvalidMap, match=r"sums over channels overflow in torch\.float32"):
+        pl.heatmap(large)
+    torch.testing.assert_close(pl.heatmap(large.double()), large[:, 0].double())
 
 
 def test_layers_may_be_the_models_modules(model, images):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InvalidParameter, counted
-from ..heatmap import Channels, heatmap
+from ..heatmap import Channels, heatmap, require_finite_maps
 from ..methods.base import Attributions
 from ..outputs import class_names, ends_of
 from ..pixels import picture
@@ -92,6 +92,7 @@ def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, floa
         raise InvalidParameter(
             f"the attribution {name!r} has the shape {tuple(values.shape)}, which is no map; show others"
         )
+    require_finite_maps(values, f"the attribution {name!r}")
     found: NDArray[Any] = (values if values.dim() == 3 else heatmap(values, None, channels, clip=clip)).numpy()
     return found
 
