@@ -192,6 +192,16 @@ def test_a_pixel_belongs_to_a_box_if_its_centre_does() -> None:
     assert box_mask([(-0.4, -0.4, 4.4, 3.4)], (3, 4)).all()  # rounding may overshoot
 
 
+def test_boxes_lie_in_the_same_place_whatever_torchs_default_type() -> None:
+    torch.set_default_dtype(torch.bfloat16)  # which holds no half of a pixel from 128 on
+    try:
+        found = box_mask([(150, 200, 251, 303)], (400, 300))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.sum() == 101 * 103
+    assert found[200:303, 150:251].all()
+
+
 def test_boxes_stand_in_for_masks() -> None:
     boxed = case(MAP[None], boxes=[[(2.0, 0.0, 3.0, 2.0)]])
     assert object_masks(boxed).equal(OBJECT[None])

@@ -856,3 +856,16 @@ def test_a_preprocess_that_fails_is_named(model_file):
     model_file.write_text(FILE.format(preprocess="preprocess = lambda image: image.none_such"))
     with pytest.raises(InvalidImage, match="preprocess failed on a picture of 300 x 260: AttributeError"):
         load_model(f"{model_file}:net").preprocess(picture())
+
+
+def test_pixels_are_singles_whatever_torchs_default_type():
+    photo = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    preprocess = pl.Preprocess(resize=None, crop=None, mean=None, std=None)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = preprocess(photo)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = torch.arange(48, dtype=torch.float32).view(4, 4, 3).permute(2, 0, 1) / 255
+    assert torch.equal(found, expected)
+    assert found.is_contiguous()

@@ -64,7 +64,8 @@ def _objects(case: Case) -> Tensor:
 def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image") -> Tensor:
     """The union of boxes as a mask (H, W): the pixels whose centers lie inside one; ``InvalidData`` as above."""
     height, width = size
-    rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    # In double, whatever torch's default: a half holds no half of a pixel from 1024 on.
+    rows, columns = (torch.arange(side, dtype=torch.float64) + 0.5 for side in size)
     mask = torch.zeros(height, width, dtype=torch.bool)
     try:
         corners = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
@@ -80,7 +81,7 @@ def box_mask(boxes: Sequence[Box], size: tuple[int, int], name: str = "the image
                 f"box {box} of {name} leaves the image of {width}x{height} pixels; scale boxes with their "
                 "images and cut them at the border"
             )
-        mask |= (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+        mask |= ((rows >= y0) & (rows < y1))[:, None] & (columns >= x0) & (columns < x1)
     return mask
 
 

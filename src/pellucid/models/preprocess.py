@@ -112,7 +112,9 @@ class Preprocess:
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
         if isinstance(image, Image.Image) and self.channels in _MODES:
-            pixels: Tensor = transforms.to_tensor(self._moved(image.convert(_MODES[self.channels])))
+            # As numbers first: to_tensor gives torch's default type, which may be a half.
+            whole = transforms.pil_to_tensor(self._moved(image.convert(_MODES[self.channels])))
+            pixels: Tensor = whole.contiguous().to(torch.float32) / 255
             return (
                 pixels if self.scale is None else (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
             )
