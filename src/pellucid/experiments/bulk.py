@@ -26,10 +26,9 @@ from ..folders import Folder
 from ..kinds import require_kind
 from ..layers import explainable, select_layers
 from . import inputs
-from .cells import layers_noted
 from .noticing import added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
-from .record import Change, hashed, versions
+from .record import Change, Note, hashed, versions
 from .runners import Advance, Runner, inline
 from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
@@ -73,9 +72,9 @@ class MapsRun:
         return {name: reason for shard in self.shards.values() for name, reason in shard.skipped.items()}
 
     @property
-    def notes(self) -> dict[tuple[str, str], list[str]]:
-        """The layers of each warning and method."""
-        return layers_noted(note for shard in self.shards.values() for note in shard.notes)
+    def notes(self) -> list[Note]:
+        """The warnings that arose while methods explained the images, each once."""
+        return list(dict.fromkeys(note for shard in self.shards.values() for note in shard.notes))
 
     @property
     def noticed(self) -> list[str]:
