@@ -33,7 +33,7 @@ from ..files import no_file, open_regular, require_regular
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels, image_of
-from .reading import read_image
+from .reading import mask_of, read_image
 from .shapes import ShapesDataset
 
 Box = tuple[float, float, float, float]
@@ -469,9 +469,14 @@ def _row_sample(
         name,
         _cell_image(row[image_column], name, folder),
         label,
-        None if mask is None else _cell_image(mask, f"the mask of {name}", folder).convert("L"),
+        None if mask is None else _mask_of(lambda called: _cell_image(mask, called, folder), name),
         None if boxes is None else tuple(require_kind(_Boxes, boxes, f"{name}: boxes", InvalidData)),
     )
+
+
+def _mask_of(read: Callable[[str], AnyImage], name: str) -> Image.Image:
+    called = f"the mask of {name}"
+    return mask_of(read(called), called)
 
 
 def _label(given: Any, place: str, column: str, classes: Classes) -> int | None:
@@ -570,7 +575,7 @@ def _from_dataset(dataset: Any, name: str, label_column: str | None = None) -> S
             here,
             _picture(image, here),
             None if label is None else _whole(label, here),
-            None if mask is None else _picture(mask, f"the mask of {here}").convert("L"),
+            None if mask is None else _mask_of(lambda called: _picture(mask, called), here),
         )
 
     classes = getattr(dataset, "classes", None)
