@@ -281,6 +281,18 @@ def test_arrays_of_a_folder_without_images(tmp_path):
         assert open_images(tmp_path).names == ["a.png"]
 
 
+@pytest.mark.parametrize("kind", ["uint16", "uint8"])
+def test_an_image_that_uses_little_of_its_bits_is_told_in_python_too(kind):
+    preprocess = Preprocess(**AS_IT_IS, channels=1)
+    greatest = np.iinfo(kind).max
+    dark = np.array([[0, greatest // 4 - 1]], kind).repeat(2, 0)
+    with pytest.warns(InputWarning, match=r"little of what their bits can hold.*seeing\(scale=\(low, high\)\)"):
+        preprocess(dark)
+    preprocess(np.array([[0, greatest // 4 + 1]], kind).repeat(2, 0))  # warnings are errors here
+    Preprocess(**AS_IT_IS, channels=1, scale=(0, greatest / 4))(dark)
+    preprocess(np.zeros((2, 2), np.float32))
+
+
 def test_packages_that_are_missing_are_named(monkeypatch):
     content = tiff(numbers(5, 7, 3))
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)

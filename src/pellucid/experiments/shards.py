@@ -23,6 +23,7 @@ from ..folders import Folder
 from ..heatmap import heatmap
 from ..methods.checks import looks_wrong
 from ..metrics.base import Case
+from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
 from ..passes import most_rows
@@ -198,7 +199,7 @@ def _reader(spec: Spec, source: Source, loaded: LoadedModel) -> Callable[[int], 
             sample = source[position]
             if spec.target == "label" and sample.label is None:
                 raise InvalidData("it has no label to explain")
-            pixels = loaded.preprocess(sample.image)
+            pixels = pixels_of(loaded.preprocess, sample.image)
             if not bool(pixels.isfinite().all()):
                 raise InvalidImage("the model's preprocess gave NaN or infinite values")
             return sample, pixels
