@@ -279,6 +279,13 @@ def test_arrays_of_a_folder_without_images(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.warns(InputWarning, match=r"arrays beside the images are left out \(1, such as b.npy\)"):
         assert open_images(tmp_path).names == ["a.png"]
+    with pytest.warns(InputWarning, match="arrays beside the images are left out"):
+        assert open_images(f"file://{tmp_path}").names == ["a.png"]
+    (tmp_path / "a.png").unlink()
+    assert open_images(f"file://{tmp_path}").names == ["b.npy"]
+    (tmp_path / "c.tar").write_bytes(b"")
+    with pytest.warns(InputWarning, match="tables and tars beside the arrays are left out .1, such as c.tar"):
+        assert open_images(tmp_path).names == ["b.npy"]
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint8"])
