@@ -31,7 +31,7 @@ from pellucid.errors import (
 )
 from pellucid.experiments import runners
 from pellucid.experiments.cells import table as as_table
-from pellucid.experiments.record import Answered, with_answers
+from pellucid.experiments.record import Answered, Note, with_answers
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
@@ -107,7 +107,8 @@ def test_a_run_is_run_json_and_one_part_for_each_cell(tmp_path):
     assert results.missing == []
     assert len(results.table) == 4 * 2 * 2 * 2
     assert results.pictures["kind"].tolist() == ["photo"] + ["map"] * 4
-    assert results.failed == results.notes == {}
+    assert results.failed == {}
+    assert results.notes == ()
 
 
 def test_results_are_read_without_torch(tmp_path):
@@ -522,9 +523,26 @@ class Loud(Metric):
 def test_warnings_of_the_method_are_gathered_and_those_of_metrics_are_not(tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.METRICS, "loud", Loud)
     empty = "rectgrad(tau=1e30)"
-    results = benchmark(spec(methods=["gradient", empty]), tmp_path / "run")
-    assert results.notes == {(EmptyMapWarning.__name__, empty): ["input", "layer2.0"]}
-    assert benchmark(spec(methods=["input_x_gradient"], metrics=["loud"]), tmp_path / "loud").notes == {}
+    wanted = spec(methods=["gradient", empty], variants=["original", "backward"])
+    results = benchmark(wanted, tmp_path / "run")
+    expected = results.notes
+    assert [note for note in expected if note.method == empty] == [
+        Note(EmptyMapWarning.__name__, empty, layer, variant, "shapes-resnet")
+        for variant in ("original", "backward")
+        for layer in ("input", "layer2.0")
+    ]
+    # They are kept with the run: what is read later, or finished already, tells them too.
+    assert Results.read(tmp_path / "run").notes == expected
+    assert benchmark(wanted, tmp_path / "run").notes == expected
+    assert benchmark(spec(methods=["input_x_gradient"], metrics=["loud"]), tmp_path / "loud").notes == ()
+
+
+def test_parts_without_warnings_are_as_those_of_earlier_versions(tmp_path):
+    benchmark(spec(methods=["gradient"], variants=["original"]), tmp_path / "run")
+    for part in (tmp_path / "run" / "parts").glob("*.parquet"):
+        assert b"pellucid.noted" not in pyarrow.parquet.read_schema(part).metadata
+    assert Results.read(tmp_path / "run").notes == ()
+    assert not Results.read(tmp_path / "run").missing
 
 
 @pytest.mark.parametrize(

@@ -856,3 +856,15 @@ def test_a_preprocess_that_fails_is_named(model_file):
     model_file.write_text(FILE.format(preprocess="preprocess = lambda image: image.none_such"))
     with pytest.raises(InvalidImage, match="preprocess failed on a picture of 300 x 260: AttributeError"):
         load_model(f"{model_file}:net").preprocess(picture())
+
+
+def test_what_is_seen_is_called_as_on_the_command_line():
+    loaded = load_model("shapes-resnet").seeing(display=(3, 2, 1))
+    assert loaded.preprocess.bands == (3, 2, 1)
+    assert loaded.seeing(display=[2]).preprocess.bands == (2,)
+    with pytest.raises(UnknownName, match="argument of seeing 'bands'; known: display, preprocess, scale"):
+        loaded.seeing(bands=(3, 2, 1))
+    with pytest.raises(UnknownName, match="unknown argument of load_model 'clases'; did you mean classes"):
+        load_model("shapes-resnet", clases=["a"])
+    with pytest.raises(InvalidParameter, match="seeing: display"):
+        loaded.seeing(display="3,2,1")
