@@ -411,7 +411,6 @@ BY_HAND: dict[str, tuple[Activation, Activation]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("net", NETWORKS)
 @pytest.mark.parametrize("name", BY_HAND)
