@@ -249,6 +249,7 @@ def flipped(path, place):
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pellucid.errors.DamagedFileWarning")
 def test_a_flipped_byte_never_gives_other_values(tmp_path):
     """The values are right, or the cell counts as missing: of any byte of a part, of pictures or of run.json."""
@@ -260,7 +261,7 @@ def test_a_flipped_byte_never_gives_other_values(tmp_path):
     noticed = 0
     for path in files:
         content = path.read_bytes()
-        for _ in range(150):
+        for _ in range(50):
             path.write_bytes(flipped(path, generator.randrange(1 << 30)))
             try:
                 found = Results.read(run)
@@ -273,7 +274,7 @@ def test_a_flipped_byte_never_gives_other_values(tmp_path):
                 assert len(found.table) == 32 - 8 * len(found.missing)
                 noticed += bool(found.missing) or len(found.pictures) < len(whole.pictures)
             path.write_bytes(content)
-    assert noticed > 350  # what is not read, such as a writer's name, may change
+    assert noticed > 115  # what is not read, such as a writer's name, may change
 
 
 @pytest.mark.filterwarnings("ignore::pellucid.errors.DamagedFileWarning")
@@ -308,6 +309,7 @@ def slow():
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(tmp_path, computed):
     undisturbed = benchmark(slow(), tmp_path / "undisturbed")
     total = len(undisturbed.record.cells)

@@ -149,6 +149,7 @@ def test_the_shapes_net_reduces_by_strided_convolutions_alone():
     assert sides == [32, 16, 8]
 
 
+@pytest.mark.slow
 def test_the_bundled_weights_are_as_good_as_they_say():
     loaded = load_model("shapes-resnet")
     facts = json.loads(zoo.BUNDLED["shapes-resnet"].with_suffix(".json").read_text())
@@ -634,6 +635,7 @@ def test_timm_missing_says_how_to_install_it(monkeypatch):
 # Real weights.
 
 
+@pytest.mark.slow
 def test_real_weights_score_as_they_should(real_data):
     weights = real_data / "weights" / "resnet18-imagenet.safetensors.gz"
     loaded = load_model("resnet18", weights=pathlib.Path(weights))
@@ -768,6 +770,7 @@ def test_facts_of_a_wrong_kind_beside_weights_are_named(tmp_path, name):
         read_facts(tmp_path / "w.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "data", "known"),
     [
@@ -784,6 +787,7 @@ def test_released_weights_fit_and_know_their_images(real_data, name, file, data,
     assert accuracy(model, images, preprocess) == pytest.approx(known, abs=0.04)
 
 
+@pytest.mark.slow
 def test_robust_weights_withstand_what_plain_ones_do_not(real_data):
     images = open_images(real_data / "data/mnist/test.parquet")[:100]
     found = {}
