@@ -422,9 +422,9 @@ def test_weights_of_the_images_own_get_their_gradient_under_gamma() -> None:
     squares = seeded(lambda: Once(lambda x, w: F.linear(x.flatten(1), w[:, None] * x[0].flatten()), 5))
     head, x = nn.Sequential(squares, nn.Linear(5, 3)).double().eval(), images(1, 4)
     leaf = x.clone().requires_grad_()
-    above = pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1, layers="0")["0"]
+    above = pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1, layers="0", max_batch=1)["0"]
     (wanted,) = torch.autograd.grad(squares(leaf), leaf, above)
-    assert relative_error(pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1)["input"], wanted) < 1e-13
+    assert relative_error(pl.Gradient(rules=(pl.GammaLRP(),))(head, x, 1, max_batch=1)["input"], wanted) < 1e-13
 
 
 def test_a_product_of_two_activations_is_no_linear_layer() -> None:
