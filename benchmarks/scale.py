@@ -4,11 +4,12 @@
     python benchmarks/scale.py --part bulk --images FOLDER [--weights FILE] [--count 100] [--explain 50]
     python benchmarks/scale.py --part many [--cells 10000]
 
-``ray``: cells of some seconds (ResNet-18, 224 x 224, one thread), in this process, by one Ray worker of one
-processor and by two, in turns; Ray is connected and its workers have started before. ``bulk``: photos read,
-decoded and explained by ``gradient`` and 20 steps of integrated gradients at the input and 8 blocks, by hand with
-plain autograd and by ``write_maps``, in turns; and how long ``pellucid explain`` takes for some of them. ``many``:
-what ten thousand small cells leave in the memory of the driver and in Ray's object store.
+``ray``: cells of some seconds (ResNet-18, 224 x 224, one thread), in this process, in two that know nothing of
+each other, by one Ray worker of one processor and by two, in turns; Ray is connected and its workers have started
+before. ``bulk``: photos read, decoded and explained by ``gradient`` and 20 steps of integrated gradients at the
+input and 8 blocks, by hand with plain autograd and by ``write_maps``, in turns; and how long ``pellucid explain``
+takes for some of them. ``many``: what ten thousand small cells leave in the memory of the driver and in Ray's
+object store.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -51,48 +54,70 @@ def in_turns(works: dict[str, Callable[[], float | None]], runs: int) -> dict[st
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
+def cells_spec(cells: int) -> pl.Spec:
+    """Cells of two images and some seconds each."""
+    return pl.read_spec(
+        None,
+        {"models": [{"name": "resnet18", "weights": "random"}], "methods": ["integrated(gradient, steps=20)"]}
+        | {"images": f"shapes:{2 * cells}", "metrics": ["total_variation"], "layers": ["input"]}
+        | {"images_per_cell": 2, "pictures": 0},
+    )
+
+
+def run_alone(cells: int, folder: str) -> None:
+    """Cells in this process, by one thread."""
+    torch.set_num_threads(1)
+    pl.benchmark(cells_spec(cells), folder)
+
+
 def ray_part(runs: int, cells: int) -> None:
-    """One process, one worker, two workers."""
+    """One process, two that know nothing of each other, one worker, two workers."""
     import ray
     from ray.cluster_utils import Cluster
 
-    torch.set_num_threads(1)
-    spec = pl.read_spec(
-        None,
-        {"models": [{"name": "resnet18", "weights": "random"}], "images": f"shapes:{2 * cells}"}
-        | {"methods": ["integrated(gradient, steps=20)"], "layers": ["input"], "metrics": ["total_variation"]}
-        | {"images_per_cell": 2, "pictures": 0},
-    )
     folder, number = Path(tempfile.mkdtemp()), count()
     clusters = []
     for workers in (1, 2):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False})
         clusters.append(cluster)
 
+    def place() -> str:
+        return str(folder / str(next(number)))
+
     def by(address: str) -> Callable[[], float]:
         def work() -> float:
             """Less the start of workers: from the first cell, which is run before, to the last."""
             ray.init(address, logging_level="ERROR", log_to_driver=False)
             try:
-                few = spec.model_copy(update={"images": spec.images.model_copy(update={"count": 4})})
-                pl.benchmark(few, folder / str(next(number)), runner=pl.on_ray())
+                pl.benchmark(cells_spec(2), place(), runner=pl.on_ray())
                 begun = perf_counter()
-                pl.benchmark(spec, folder / str(next(number)), runner=pl.on_ray())
+                pl.benchmark(cells_spec(cells), place(), runner=pl.on_ray())
                 return perf_counter() - begun
             finally:
                 ray.shutdown()
 
         return work
 
-    def alone() -> None:
-        pl.benchmark(spec, folder / str(next(number)))
+    def by_hand() -> float:
+        """Half of the cells in each of two processes: what the machine itself makes of two at once."""
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            list(pool.map(run_alone, [1, 1], [place(), place()]))
+            begun = perf_counter()
+            list(pool.map(run_alone, [cells // 2, cells - cells // 2], [place(), place()]))
+            return perf_counter() - begun
 
-    works = {"one process": alone, "one worker": by(clusters[0].address), "two workers": by(clusters[1].address)}
+    works = {
+        "one process": lambda: run_alone(cells, place()),
+        "two processes": by_hand,
+        "one worker": by(clusters[0].address),
+        "two workers": by(clusters[1].address),
+    }
     median = in_turns(works, runs)
     for cluster in clusters:
         cluster.shutdown()
     print(f"{cells} cells, {median['one process'] / cells:.1f} s each in one process")
     print(f"one worker / one process: {median['one worker'] / median['one process']:.3f} (to reach: <= 1.05)")
+    print(f"one process / two processes: {median['one process'] / median['two processes']:.2f}, the machine's own")
     print(f"one worker / two workers: {median['one worker'] / median['two workers']:.2f} (to reach: >= 1.8)")
 
 

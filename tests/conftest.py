@@ -7,6 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+# What takes long as a whole, beside the single tests that are marked: folders, files and what tests ask for. What
+# they try across rooms, on large networks, in a browser or on a cluster, the other tests hold to room by room.
+LONG = {
+    *("fuzz", "journeys", "reference", "trials"),
+    *("test_browser.py", "test_explain_browser.py", "test_memory.py", "test_remote.py"),
+    *("test_site.py", "test_snippets.py", "test_spellings.py"),
+}
+LONG_FIXTURES = {"cluster"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long as slow."""
+    for item in items:
+        if LONG & {item.path.parent.name, item.path.name} or LONG_FIXTURES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

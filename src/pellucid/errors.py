@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 _MOST_QUOTED = 100  # characters of an input in a message
+_MOST_SAID = 200  # of what code of the user's raised
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MOST_QUOTED
@@ -20,6 +21,13 @@ def brief(value: object) -> str:
     # Of a long text only the beginning is looked at; of what nests deeply only the outside.
     text = repr(value[: _MOST_QUOTED + 1]) if isinstance(value, str | bytes) else _REPR.repr(value)
     return text if len(text) <= _MOST_QUOTED else f"{text[: _MOST_QUOTED - 3]}..."
+
+
+def failure(error: BaseException) -> str:
+    """What code of the user's raised, within a message of one line: its kind, and how its text begins."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = line if len(line) <= _MOST_SAID else f"{line[: _MOST_SAID - 3]}..."
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def _cut(text: str, most: int) -> str:

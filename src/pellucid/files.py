@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputNotWritable, PellucidError
+from .errors import OutputNotWritable, PellucidError, failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -315,8 +315,8 @@ def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> 
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         specification.loader.exec_module(module)
-    except Exception as failure:
-        raise error(f"running {path} failed: {type(failure).__name__}: {failure}") from failure
+    except Exception as raised:
+        raise error(f"running {path} failed: {failure(raised)}") from raised
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module

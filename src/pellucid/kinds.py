@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .errors import InvalidParameter, PellucidError, brief
+from .errors import InvalidParameter, PellucidError, UnknownName, brief
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -33,12 +33,17 @@ def require_kind(kind: Any, value: object, place: str, error: type[PellucidError
 def of_kinds(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
     """A function that refuses arguments of other kinds than its annotations name (``InvalidParameter``).
 
-    NumPy's numbers count as Python's, and lists as tuples.
+    An argument that it does not have is told with those that it has (``UnknownName``). NumPy's numbers count as
+    Python's, and lists as tuples.
     """
     given = signature(function)
 
     @wraps(function)
     def checked(*arguments: _Given.args, **named: _Given.kwargs) -> _Result:
+        for name in named:
+            if name not in given.parameters:
+                known = [own for own in given.parameters if own not in ("self", "cls")]
+                raise UnknownName(f"argument of {function.__name__}", name, known)
         settings = given.bind(*arguments, **named).arguments
         require_settings(function, {name: as_plain(value) for name, value in settings.items()}, function.__name__)
         return function(*arguments, **named)

@@ -22,6 +22,7 @@ from .errors import (
     UnknownName,
     brief,
     counted,
+    failure,
     near_names,
     shortened,
 )
@@ -106,9 +107,8 @@ def failures_named(images: Tensor) -> Iterator[None]:
     except Exception as error:  # code of the user's raises anything
         if is_out_of_memory(error):
             raise
-        said = (str(error).splitlines() or [""])[0]
         raise InvalidModel(
-            f"the model fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {said}; "
+            f"the model fails on images of shape {tuple(images.shape)}: {failure(error)}; "
             "mend it, or give it a preprocess that makes what it takes"
         ) from error
 

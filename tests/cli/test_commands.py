@@ -93,6 +93,8 @@ def test_the_demonstration_is_one_page(tmp_path, monkeypatch):
     monkeypatch.setattr("pellucid.cli.demo._METHODS", ("gradient", "rectgrad(q=90)"))
     monkeypatch.setattr("pellucid.cli.demo._COUNT", 4)
     monkeypatch.setitem(_GRADED, "images", "shapes:4")
+    monkeypatch.setitem(_GRADED, "methods", ("random", "gradient", "gradcam"))
+    monkeypatch.setitem(_GRADED, "layers", ["layer2.1"])
     monkeypatch.setattr("pellucid.cli.demo._SHOWN", 1)
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output

@@ -17,35 +17,56 @@ metrics = ["total_variation"]
 """
 
 
-def run(tmp_path, act, *arguments):
-    program = f"""
+# Each way to end has a process of its own, forked from one that has imported what all of them need.
+PROGRAM = """
 import os, signal, sys
+from pellucid.cli.program import main
 from pellucid.experiments import runners
 
-def ended(*given, **named):
-    {act}
-
-runners.plan = ended
-from pellucid.cli.program import main
-main()
+acts, codes = sys.argv[1:], []
+for number, act in enumerate(acts):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(f"{number}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        runners.plan = lambda *given, **named: exec(act)
+        sys.argv[1:] = ["benchmark", "spec.toml", "-o", f"run-{number}"]
+        main()
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(*codes)
 """
-    command = [sys.executable, "-c", program, *arguments]
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The code and what was told of commands that end by each signal, and by code that exits."""
+    folder = tmp_path_factory.mktemp("ending")
+    (folder / "spec.toml").write_text(SPEC)
+    acts = {name: f"os.kill(os.getpid(), signal.{name})" for name in SIGNALS} | {"exit": "sys.exit(0)"}
     # What runs the tests may ignore interrupts, as a job in the background does, and what it starts would, too.
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, preexec_fn=listening)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *acts.values()],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=True,
+        preexec_fn=listening,
+    )
+    told = [(folder / f"{number}.txt").read_text() for number in range(len(acts))]
+    return dict(zip(acts, zip(map(int, done.stdout.split()), told, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_signal_ends_a_command_in_one_line(tmp_path, name):
-    (tmp_path / "spec.toml").write_text(SPEC)
-    ended = run(tmp_path, f"os.kill(os.getpid(), signal.{name})", "benchmark", "spec.toml", "-o", "run")
-    assert ended.returncode == 128 + getattr(signal, name)
-    assert ended.stderr.splitlines()[-1] == "stopped; the same command goes on"
-    assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_ends_a_command_in_one_line(ended, name):
+    code, told = ended[name]
+    assert code == 128 + getattr(signal, name)
+    assert told.splitlines()[-1] == "stopped; the same command goes on"
+    assert "Traceback" not in told
 
 
-def test_code_of_the_users_that_exits_is_an_error(tmp_path):
-    (tmp_path / "spec.toml").write_text(SPEC)
-    ended = run(tmp_path, "sys.exit(0)", "benchmark", "spec.toml", "-o", "run")
-    assert ended.returncode == 2
-    assert "called sys.exit(0)" in ended.stderr
+def test_code_of_the_users_that_exits_is_an_error(ended):
+    code, told = ended["exit"]
+    assert code == 2
+    assert "called sys.exit(0)" in told

@@ -41,6 +41,7 @@ with output.staged(folder) as draft:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [-1, 0, 1, 2, 3, 4])
 @pytest.mark.parametrize("before", ["nothing", "files", "run"])
 def test_a_killed_command_can_be_started_again(tmp_path, before, place):

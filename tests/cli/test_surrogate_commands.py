@@ -21,8 +21,10 @@ from pellucid.data.sources import open_images
 from pellucid.errors import InvalidParameter, InvalidWeights, UnknownName
 from pellucid.experiments.record import verdict_on
 from pellucid.experiments.store import Results
+from pellucid.folders import content
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.zoo import BUNDLED
+from pellucid.training.from_source import learned_from
 from pellucid.training.surrogates import SurrogateLearner, train_surrogate
 from pellucid.variants.surrogate import load_surrogate
 
@@ -175,6 +177,10 @@ def test_broken_images_are_left_out_and_named(trained, tmp_path):
     assert result.exit_code == 0, result.output
     assert "on 3 images" in result.stdout
     assert "1b.png" in result.stderr
+    assert f"note: the surrogate was trained on images of {tmp_path}, so that it answers better" in result.stderr
+    (tmp_path / "1b.png").unlink()  # other images are others
+    result = run("evaluate", output, *NETWORK, "--images", tmp_path, "--layers", "layer2.0")
+    assert "was trained on" not in result.stderr
 
 
 def test_a_surrogate_of_other_weights_or_of_another_network_is_refused(trained, tmp_path):
@@ -442,3 +448,20 @@ def test_the_same_network_is_trained_once(tmp_path, monkeypatch):
         assert result.exit_code == 2
         assert "of other settings" in " ".join(result.stderr.split())
     assert Path("images/cnn.safetensors").read_bytes() == before
+
+
+def test_images_that_a_training_learned_from_are_known(tmp_path):
+    """By the content of their place: the first that a network tells, those after two that a surrogate does."""
+    folder, other = tmp_path / "photos", tmp_path / "others"
+    for number, place in enumerate((folder, other)):
+        place.mkdir()
+        (place / "a.png").write_bytes(b"x" * (number + 1))
+    file, places = tmp_path / "w.safetensors", [str(folder), str(other), "shapes:4", "torchvision:CIFAR10"]
+    known = content(str(folder))
+    network = {"asked": {"name": "resnet18", "content": [known, content(str(other))]}}
+    assert learned_from(network, places, file) == [str(folder)]
+    surrogate = {"asked": {"model": "resnet18", "content": ["", "", known, "shapes:64", "torchvision:CIFAR10"]}}
+    assert learned_from(surrogate, places, file) == [str(folder), "shapes:4", "torchvision:CIFAR10"]
+    network["asked"]["content"] = ["torchvision:CIFAR10", ""]  # trained on another split
+    assert learned_from(network, places, file) == []
+    assert learned_from({}, places, file) == learned_from({"asked": 3}, places, file) == []

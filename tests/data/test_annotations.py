@@ -8,7 +8,7 @@ from PIL import Image
 
 from pellucid.data.annotations import annotated_with
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidData
+from pellucid.errors import InvalidData, InvalidImage
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
@@ -46,6 +46,10 @@ MASKS = {
     "colors": Image.fromarray(np.where(OBJECT[..., None], 255, 0).astype(np.uint8).repeat(3, 2)),
     "grey": Image.fromarray(np.where(OBJECT, 200, 90).astype(np.uint8)),
     "deep": Image.fromarray(np.where(OBJECT, 65535, 0).astype(np.uint16)),
+    "hundred": Image.fromarray(np.where(OBJECT, 100, 0).astype(np.uint8)),
+    "deep hundred": Image.fromarray(np.where(OBJECT, 100, 0).astype(np.uint16)),
+    "red": Image.fromarray(np.where(OBJECT[..., None], [200, 0, 0], 0).astype(np.uint8)),
+    "soft": Image.fromarray(np.where(OBJECT, 255, 40 * np.eye(6, 8)).astype(np.uint8)),
     "palette": palette(np.where(OBJECT, 1, 0)),
     "void": palette(np.where(OBJECT, 1, 0) + 255 * np.eye(6, 8, dtype=int) * ~OBJECT),
 }
@@ -87,6 +91,37 @@ def test_whole_names_go_before_those_without_their_endings(photos, tmp_path):
         written(tmp_path / "masks", f"cat/b.{ending}", MASKS["white"])
     with pytest.raises(InvalidData, match=r"cat/b.png and cat/b.tif both fit the image cat/b.jpg; leave one out"):
         annotated_with(open_images(photos), tmp_path / "masks")
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [0, 1, 21], [10, 20, 30], [1, 2, 2]])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_mask_of_several_things_is_refused(photos, tmp_path, values, kind):
+    numbers = np.resize(np.array(values, kind), (6, 8))
+    written(tmp_path / "masks", "cat/a.png", Image.fromarray(numbers))
+    told = ", ".join(map(str, dict.fromkeys(values)))
+    count = len(set(values))
+    said = rf"masks/cat/a.png holds {count} values \({told}\), .* save it with two"
+    with pytest.raises(InvalidImage, match=said):
+        annotated_with(open_images(photos), tmp_path / "masks")[0]
+    table = datasets_of(numbers)
+    with pytest.raises(InvalidImage, match=rf"the mask of .* holds {count} values \({told}\)"):
+        open_images(table)[0]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32])
+@pytest.mark.parametrize("inside", [1, 100, 255])
+def test_a_data_sets_mask_of_two_values_is_the_one_that_is_not_0(inside, kind):
+    mask = open_images(datasets_of(np.where(OBJECT, inside, 0).astype(kind)))[0].mask
+    np.testing.assert_array_equal(np.asarray(mask), np.where(OBJECT, 255, 0))
+
+
+def datasets_of(mask):
+    """A data set of one image with this mask."""
+
+    class Data(list):
+        classes = None
+
+    return Data([(Image.new("RGB", (8, 6)), 0, mask)])
 
 
 def test_a_palettes_mask_is_turned_as_its_file_says(photos, tmp_path):

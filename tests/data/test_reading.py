@@ -279,6 +279,25 @@ def test_arrays_of_a_folder_without_images(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.warns(InputWarning, match=r"arrays beside the images are left out \(1, such as b.npy\)"):
         assert open_images(tmp_path).names == ["a.png"]
+    with pytest.warns(InputWarning, match="arrays beside the images are left out"):
+        assert open_images(f"file://{tmp_path}").names == ["a.png"]
+    (tmp_path / "a.png").unlink()
+    assert open_images(f"file://{tmp_path}").names == ["b.npy"]
+    (tmp_path / "c.tar").write_bytes(b"")
+    with pytest.warns(InputWarning, match="tables and tars beside the arrays are left out .1, such as c.tar"):
+        assert open_images(tmp_path).names == ["b.npy"]
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint8"])
+def test_an_image_that_uses_little_of_its_bits_is_told_in_python_too(kind):
+    preprocess = Preprocess(**AS_IT_IS, channels=1)
+    greatest = np.iinfo(kind).max
+    dark = np.array([[0, greatest // 4 - 1]], kind).repeat(2, 0)
+    with pytest.warns(InputWarning, match=r"little of what their bits can hold.*seeing\(scale=\(low, high\)\)"):
+        preprocess(dark)
+    preprocess(np.array([[0, greatest // 4 + 1]], kind).repeat(2, 0))  # warnings are errors here
+    Preprocess(**AS_IT_IS, channels=1, scale=(0, greatest / 4))(dark)
+    preprocess(np.zeros((2, 2), np.float32))
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):

@@ -19,7 +19,7 @@ import pellucid as pl
 from pellucid.cli.program import app
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
-from pellucid.experiments.bulk import MANIFEST, _cut, read_maps, score_of, write_maps
+from pellucid.experiments.bulk import MANIFEST, _cut, class_explained, read_maps, score_of, write_maps
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.shards import read_ahead
 from pellucid.experiments.spec import MapsSpec, read_spec, spec_of
@@ -363,6 +363,27 @@ def test_a_score_is_told_as_explain_tells_it(photos, tmp_path):
     write_maps(spec(photos / "files", methods=["gradient"]), tmp_path / "a")
     write_maps(spec(photos / "files", methods=["gradient"], target="1 - 0"), tmp_path / "b")
     assert (score_of(tmp_path / "a"), score_of(tmp_path / "b")) == ("probability", "value")
+
+
+def test_a_class_that_is_called_as_a_difference_is_one(photos, tmp_path, monkeypatch):
+    names = ["square - large", *(f"class {number}" for number in range(1, 8))]
+    legends = []
+
+    def signs(methods, explained):
+        legends.append(explained)
+        return "", ""
+
+    monkeypatch.setattr("pellucid.cli.pictures.signs", signs)
+    for kind, expected in (("softmax", "probability"), ("logits", "value")):
+        model = {"name": "shapes-resnet", "classes": names}
+        given = spec(photos / "files", models=[model], methods=["gradient"], target=names[0], score=kind)
+        write_maps(given, tmp_path / kind)
+        assert (score_of(tmp_path / kind), class_explained(tmp_path / kind)) == (expected, True)
+        shown = CliRunner().invoke(app, ["show", str(tmp_path / kind), "-o", str(tmp_path / "out")])
+        assert shown.exit_code == 0, shown.output
+    assert set(legends) == {names[0]}
+    write_maps(spec(photos / "files", methods=["gradient"], target="1 - 0"), tmp_path / "difference")
+    assert not class_explained(tmp_path / "difference")
 
 
 def test_scores_of_a_model_of_probabilities_are_these(photos, tmp_path):

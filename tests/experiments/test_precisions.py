@@ -65,6 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXACT)
 def test_every_metric_takes_every_precision(place: Path, kind: str) -> None:
     metrics = [name for name, metric in METRICS.items() if not issubclass(metric, Retraining)]

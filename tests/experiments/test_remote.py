@@ -101,8 +101,16 @@ ERRORS = [
 PLACES = [("get", "run.json"), ("get", "parts"), ("list", "parts"), ("put", "run.json"), ("put", "parts")]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=" ".join)
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def met(errors):
+    """Each place with two of the errors, and each error at two places: one function asks again, whatever fails."""
+    return [
+        (PLACES[(index + shift) % len(PLACES)], errors[index % len(errors)])
+        for shift in (0, 2)
+        for index in range(len(PLACES))
+    ]
+
+
+@pytest.mark.parametrize(("place", "error"), met(ERRORS), ids=repr)
 def test_a_fault_that_passes_changes_nothing(place, error):
     Store.faults[place] = Fault(error, times=3)
     pd.testing.assert_frame_equal(benchmark(spec(), URL).table, whole(), check_exact=True)
@@ -117,17 +125,17 @@ def test_what_is_cut_short_is_read_again(part):
     assert Store.faults["get", part].met > 1
 
 
-@pytest.mark.parametrize("place", PLACES, ids=" ".join)
-@pytest.mark.parametrize(
-    ("error", "asked", "message"),
-    [
-        (ERRORS[0], 4, "Internal Server Error .500.; .*run the same command again once the place answers"),
-        (ERRORS[3], 4, "RuntimeError: cannot connect to endpoint; .*run the same command again once"),
-        (PermissionError("Access Denied"), 1, "Access Denied; .*give credentials that may (read|write)"),
-        (NoCredentialsError("Unable to locate credentials"), 1, "NoCredentialsError: Unable .*give credentials"),
-    ],
-)
-def test_a_fault_that_stays_is_told_in_one_line_and_healed_changes_nothing(place, error, asked, message):
+STAYING = [
+    (ERRORS[0], 4, "Internal Server Error .500.; .*run the same command again once the place answers"),
+    (ERRORS[3], 4, "RuntimeError: cannot connect to endpoint; .*run the same command again once"),
+    (PermissionError("Access Denied"), 1, "Access Denied; .*give credentials that may (read|write)"),
+    (NoCredentialsError("Unable to locate credentials"), 1, "NoCredentialsError: Unable .*give credentials"),
+]
+
+
+@pytest.mark.parametrize(("place", "staying"), met(STAYING), ids=repr)
+def test_a_fault_that_stays_is_told_in_one_line_and_healed_changes_nothing(place, staying):
+    error, asked, message = staying
     fault = Store.faults[place] = Fault(error)
     kind, verb = (OutputNotWritable, "write to") if place[0] == "put" else (InvalidData, "read")
     with pytest.raises(kind, match=f"cannot {verb} {URL}.*{message}") as raised:

@@ -293,6 +293,7 @@ def trained_epochs(monkeypatch):
     return epochs
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(data, tmp_path, monkeypatch, undisturbed):
     whole, total = undisturbed
     epochs = trained_epochs(monkeypatch)

@@ -15,6 +15,8 @@ from pellucid.findings.intervals import (
     mean,
     paired_ranks,
     quantile,
+    sign_test,
+    told_apart,
     without_each,
 )
 from tests.tables import NAN
@@ -122,3 +124,27 @@ def test_better_and_ranks_of_paired_rows():
     assert paired_ranks(values, True).tolist() == [1, 1, 3]
     assert paired_ranks(values, False).tolist() == [2, 2, 1]
     assert np.isnan(paired_ranks(np.array([[1.0, 2.0, NAN]]), True)).all()
+
+
+def test_hits_are_told_apart_by_the_exact_sign_test():
+    """Of 8 images one method hits all and the other one: 7 unequal pairs one way, p = 2 / 2^7."""
+    every, one, none = np.ones(8), np.array([1.0, 0, 0, 0, 0, 0, 0, 0]), np.zeros(8)
+    assert sign_test(7, 0) == 2 / 2**7
+    assert sign_test(1, 9) == pytest.approx(scipy.stats.binomtest(1, 10).pvalue, rel=1e-12)
+    assert sign_test(3, 3) == 1
+    assert sign_test(500, 500) == 1
+    assert better(np.stack([every, one, none]), True).tolist() == [[False, True, True], [False] * 3, [False] * 3]
+    assert paired_ranks(np.stack([every, one, none]), True).tolist() == [1, 2, 2]
+    assert paired_ranks(np.stack([every, one, none]), False).tolist() == [3, 1, 1]
+    few = np.stack([np.ones(5), np.zeros(5)])  # p = 2 / 2^5, however alike the differences are
+    assert paired_ranks(few, True).tolist() == [1, 1]
+    assert paired_ranks(np.stack([np.ones(6), np.zeros(6)]), True).tolist() == [1, 2]
+    gaps = np.stack([[1.0] * 7 + [NAN], [0.0] * 6 + [NAN, 0.0]])
+    assert paired_ranks(gaps, True).tolist() == [1, 2]  # the 6 that both have
+
+
+def test_no_more_hits_than_chance_are_told_apart():
+    hits = np.random.default_rng(0).integers(0, 2, (2, 4000, 12)).astype(float)
+    above, below, known = told_apart(*hits, 0.0)
+    assert known.all()
+    assert np.mean(above | below) <= 0.05

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pellucid.errors import InvalidParameter, UnknownName
+from pellucid.errors import InvalidParameter, LayerWarning, UnknownName
+from pellucid.experiments.record import Note
 from pellucid.findings.digits import decimals, interval_ends, number
 from pellucid.findings.ranking import Contender, Ranking
 from pellucid.findings.trust import trust_card
+from pellucid.findings.wording import notes_told
 from pellucid.report.tables import contender_rows
 from tests.tables import fact, results
 
@@ -384,3 +386,34 @@ def test_with_few_images_nothing_is_told_from_chance_and_no_method_is_called_bea
     told = trust_card(results(values)).findings[0].sentence
     assert told.startswith("With 4 images no method can be told from chance: a random map has insertion")
     assert "beats" not in told
+
+
+def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
+    empty = [
+        Note("EmptyMapWarning", "rectgrad", layer, variant, "net")
+        for variant in ("original", "backward")
+        for layer in ("a", "b", "c", "d")
+    ]
+    flat = Note("FlatMapWarning", "gradient", "e", "original", "net")
+    rule = Note("RuleWarning", "guided", "", "original", "net", "one product may be an activation")
+    told = notes_told([*empty, flat, rule])
+    assert told == [
+        "rectgrad under original and backward is zero everywhere at a, b, c, ... (1 more) for some images; "
+        "lower its threshold, if it has one, or choose another layer",
+        "gradient has one value at all places, so its map is of one color, at e for some images; only an average "
+        "over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
+        "guided: one product may be an activation",
+    ]
+    other = flat._replace(model="other")
+    assert [one.split(": ")[0] for one in notes_told([flat, other])] == ["net", "other"]
+
+
+def test_every_warning_about_a_layer_has_a_sentence():
+    kinds, found = [LayerWarning], set()
+    while kinds:
+        own = [kind for kind in kinds.pop().__subclasses__() if kind.__module__ == LayerWarning.__module__]
+        kinds += own
+        found |= {kind.__name__ for kind in own}
+    assert found
+    for name in found:
+        assert "gradient" in notes_told([Note(name, "gradient", "input")])[0]

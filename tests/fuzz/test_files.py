@@ -45,9 +45,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
 
 
-def written(kind: str, **settings: Any) -> bytes:
+def written(kind: str, pixels: np.ndarray = PIXELS, **settings: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(PIXELS).save(stream, kind, **settings)
+    Image.fromarray(pixels).save(stream, kind, **settings)
     return stream.getvalue()
 
 
@@ -77,9 +77,10 @@ def test_images(content: bytes, resize: Any) -> None:
 
 # Tables.
 
-png = written("PNG")
+png, blank = written("PNG"), written("PNG", PIXELS * 0 + 255)
 cells = st.one_of(
-    st.sampled_from([None, png, png[:40], b"", {"bytes": png, "path": "a.png"}, {"bytes": None, "path": "a.png"}]),
+    st.sampled_from([None, png, blank, png[:40], b""]),
+    st.sampled_from([{"bytes": png, "path": "a.png"}, {"bytes": None, "path": "a.png"}]),
     st.sampled_from(
         [{"bytes": None, "path": path} for path in ("/dev/zero", "../x", "pipe", "", "a\0b", "x" * 5000)]
     ),
@@ -136,7 +137,7 @@ def test_tables(place: Path, image: Any, label: Any, mask: Any, box: Any, told: 
 @tried
 @given(
     damaged(
-        table({"bytes": png, "path": "a.png"}, 1, png, [[0.0, 0.0, 5.0, 5.0]], {"label": {"names": ["a", "b"]}})
+        table({"bytes": png, "path": "a.png"}, 1, blank, [[0.0, 0.0, 5.0, 5.0]], {"label": {"names": ["a", "b"]}})
     )
 )
 def test_damaged_tables(place: Path, content: bytes) -> None:
@@ -357,7 +358,7 @@ def test_damaged_parts_of_runs(place: Path, rows: bytes) -> None:
 def test_what_is_damaged_here_is_sound_before(place: Path) -> None:
     assert answer(lambda: run(place, sealed(RUN), *SOUND)) is None
     (place / "sound.parquet").write_bytes(
-        table(png, 1, png, [[0.0, 0.0, 5.0, 5.0]], {"label": {"names": ["a", "b"]}})
+        table(png, 1, blank, [[0.0, 0.0, 5.0, 5.0]], {"label": {"names": ["a", "b"]}})
     )
     assert answer(lambda: read_all(place / "sound.parquet")) is None
     (place / "sound.safetensors").write_bytes(SURROGATE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -96,6 +97,12 @@ def maps(net: str, activations: list[Activation], method: pl.Method) -> dict[str
     return dict(method(model, images(2, 8), [1, 3], layers=LAYERS[net]))
 
 
+@cache
+def expected_maps(net: str, activations: tuple[Activation, ...], rule: str) -> dict[str, Tensor]:
+    """What several spellings are compared with, computed once."""
+    return maps(net, list(activations), RULES[rule])
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("net", NETWORKS)
 @pytest.mark.parametrize("form", ["separate modules", "one reused module", *SPELLINGS])
@@ -105,7 +112,7 @@ def test_every_spelling_of_relu_gives_the_same_map(net: str, form: str, rule: st
         "separate modules": [nn.ReLU() for _ in range(4)],
         "one reused module": [reused] * 4,
     }.get(form) or [SPELLINGS[form]] * 4
-    expected = maps(net, [F.relu] * 4, RULES[rule])
+    expected = expected_maps(net, (F.relu,) * 4, rule)
     found = maps(net, activations, RULES[rule])
     assert set(found) == set(LAYERS[net])
     for layer, value in expected.items():
@@ -125,7 +132,7 @@ def test_every_in_place_spelling_of_relu_gives_the_map_of_the_function_it_comput
         "separate in-place modules": [nn.ReLU(inplace=True) for _ in range(4)],
         "one reused in-place module": [reused] * 4,
     }.get(form) or [IN_PLACE[form]] * 4
-    expected = maps(net, [F.relu] * 4, RULES[rule])
+    expected = expected_maps(net, (F.relu,) * 4, rule)
     found = maps(net, activations, RULES[rule])
     for layer, value in expected.items():
         assert value.any()
@@ -134,8 +141,8 @@ def test_every_in_place_spelling_of_relu_gives_the_map_of_the_function_it_comput
 
 def test_spellings_may_be_mixed_in_one_network() -> None:
     mixed = [SPELLINGS["Tensor.clamp_min"], IN_PLACE["Tensor.relu_"], nn.ReLU(), torch.relu]
-    for method in RULES.values():
-        expected, found = maps("chain", [F.relu] * 4, method), maps("chain", mixed, method)
+    for rule, method in RULES.items():
+        expected, found = expected_maps("chain", (F.relu,) * 4, rule), maps("chain", mixed, method)
         for layer, value in expected.items():
             assert torch.equal(found[layer], value)
 
@@ -404,14 +411,16 @@ BY_HAND: dict[str, tuple[Activation, Activation]] = {
 }
 
 
-@pytest.mark.parametrize("rule", [*RULES, "deeplift"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("net", NETWORKS)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_an_activation_by_hand_gives_the_map_of_its_function(name: str, net: str, rule: str) -> None:
     """All four are written so, or one beside three ReLUs."""
     by_hand, function = BY_HAND[name]
-    for spelled, named in (([by_hand] * 4, [function] * 4), ([by_hand] + [F.relu] * 3, [function] + [F.relu] * 3)):
-        expected, found = (maps(net, activations, RULES[rule]) for activations in (named, spelled))
+    for count in (4, 1):
+        others = [F.relu] * (4 - count)
+        expected = expected_maps(net, (*[function] * count, *others), rule)
+        found = maps(net, [*[by_hand] * count, *others], RULES[rule])
         for layer, value in expected.items():
             if name == "x *= sigmoid(x)" and layer != "input":
                 continue

@@ -61,6 +61,7 @@ def test_integrated_gradients_of_a_quadratic_form() -> None:
     torch.testing.assert_close(found, torch.tensor([2.0, 7.0], dtype=torch.float64), rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

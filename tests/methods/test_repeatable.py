@@ -132,7 +132,7 @@ def test_a_repeatable_model_is_tried_once() -> None:
     method(net, x, 0)
     first = len(runs)
     method(net, x, 0)
-    assert len(runs) - first == first - 4 == 1
+    assert len(runs) - first == first - 5 == 1
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
@@ -151,7 +151,7 @@ def test_each_function_is_tried_once() -> None:
     def second(output: Tensor) -> Tensor:
         return output[:, 1]
 
-    for target, passes in ((second, 5), (second, 1), ("1 - 0", 1), (0, 1)):
+    for target, passes in ((second, 6), (second, 1), ("1 - 0", 1), (0, 1)):
         runs.clear()
         method(net, x, target)
         assert len(runs) == passes
@@ -615,6 +615,20 @@ def test_a_model_that_answers_otherwise_with_gradients_is_refused(asks) -> None:
     model = seeded(Branching)
     with pytest.raises(InvalidModel, match="other logits where gradients are asked for"):
         pl.method("gradient")(model, images(2, 8), 0)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_model_that_looks_at_one_image_of_a_batch_is_refused(place: int) -> None:
+    def with_one(h: Tensor) -> Tensor:
+        return h * h[place].mean()
+
+    model, x = seeded(lambda: Bottom(Always(with_one))), images(3, 8)
+    with pytest.raises(InvalidModel, match="depend on the images beside it, first at 'between'"):
+        pl.Gradient()(model, x, 0)
+    alone = pl.Gradient()(model, x, 0, max_batch=1)["input"]
+    leaf = x[:1].clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(leaf)[0, 0], leaf)
+    assert torch.allclose(alone[:1], wanted, rtol=1e-12, atol=0)
 
 
 class Reordered(nn.Module):

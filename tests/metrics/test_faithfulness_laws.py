@@ -176,6 +176,7 @@ def _shapes(count: int) -> tuple[nn.Module, Tensor, Tensor]:
         return model, images, model(images).argmax(1)
 
 
+@pytest.mark.slow
 def test_automatic_steps_on_a_trained_network() -> None:
     """Within 0.01 of each area of 224 steps, in the mean within 0.001, from a fifth of the forward passes."""
     model, images, targets = _shapes(4)

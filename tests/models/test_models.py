@@ -149,6 +149,7 @@ def test_the_shapes_net_reduces_by_strided_convolutions_alone():
     assert sides == [32, 16, 8]
 
 
+@pytest.mark.slow
 def test_the_bundled_weights_are_as_good_as_they_say():
     loaded = load_model("shapes-resnet")
     facts = json.loads(zoo.BUNDLED["shapes-resnet"].with_suffix(".json").read_text())
@@ -634,6 +635,7 @@ def test_timm_missing_says_how_to_install_it(monkeypatch):
 # Real weights.
 
 
+@pytest.mark.slow
 def test_real_weights_score_as_they_should(real_data):
     weights = real_data / "weights" / "resnet18-imagenet.safetensors.gz"
     loaded = load_model("resnet18", weights=pathlib.Path(weights))
@@ -768,6 +770,7 @@ def test_facts_of_a_wrong_kind_beside_weights_are_named(tmp_path, name):
         read_facts(tmp_path / "w.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "data", "known"),
     [
@@ -784,6 +787,7 @@ def test_released_weights_fit_and_know_their_images(real_data, name, file, data,
     assert accuracy(model, images, preprocess) == pytest.approx(known, abs=0.04)
 
 
+@pytest.mark.slow
 def test_robust_weights_withstand_what_plain_ones_do_not(real_data):
     images = open_images(real_data / "data/mnist/test.parquet")[:100]
     found = {}
@@ -869,3 +873,15 @@ def test_pixels_are_singles_whatever_torchs_default_type():
     expected = torch.arange(48, dtype=torch.float32).view(4, 4, 3).permute(2, 0, 1) / 255
     assert torch.equal(found, expected)
     assert found.is_contiguous()
+
+
+def test_what_is_seen_is_called_as_on_the_command_line():
+    loaded = load_model("shapes-resnet").seeing(display=(3, 2, 1))
+    assert loaded.preprocess.bands == (3, 2, 1)
+    assert loaded.seeing(display=[2]).preprocess.bands == (2,)
+    with pytest.raises(UnknownName, match="argument of seeing 'bands'; known: display, preprocess, scale"):
+        loaded.seeing(bands=(3, 2, 1))
+    with pytest.raises(UnknownName, match="unknown argument of load_model 'clases'; did you mean classes"):
+        load_model("shapes-resnet", clases=["a"])
+    with pytest.raises(InvalidParameter, match="seeing: display"):
+        loaded.seeing(display="3,2,1")

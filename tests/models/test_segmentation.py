@@ -229,6 +229,7 @@ def test_a_models_own_targets_whatever_the_batch() -> None:
     assert torch.equal(model.targets(images, max_batch=2), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
 def test_torchvision_networks(name: str) -> None:
     make = getattr(torchvision.models.segmentation, name)

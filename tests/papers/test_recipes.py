@@ -53,6 +53,12 @@ def bare(name):
 
 
 @lru_cache
+def can_be_randomized(name, group, way):
+    """Whether a network has what is drawn anew in it."""
+    return randomized(bare(name), group, way) is not None
+
+
+@lru_cache
 def layers(names, patterns):
     """The layers that experiments on these networks have rows of."""
     models = [bare(name) for name in names]
@@ -102,7 +108,7 @@ def test_all_that_experiments_name_exists(paper, scale):
                 catalog.variant(text)
         for model in spec.models:
             if model.randomized:
-                randomized(bare(model.name), model.randomized, model.way or "moments")
+                assert can_be_randomized(model.name, model.randomized, model.way or "moments")
         assert bool(spec.methods) == any(not metric.of_model for metric in metrics), part.key
         # Maps are graded and networks trained in separate runs.
         assert {isinstance(metric, Retraining) for metric in metrics} == {spec.training is not None}, part.key

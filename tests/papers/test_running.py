@@ -238,6 +238,7 @@ def test_a_network_that_is_gone_is_trained_again_to_the_same_weights(copied, ran
     pd.testing.assert_frame_equal(run.results["digits"].table, ran[1].results["digits"].table, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["network cnn", "surrogate paths", "experiment shapes"])
 def test_a_run_that_was_killed_goes_on_to_the_same_results(ran, digits, tmp_path, step):
     def kill(found, what, done, total):

@@ -274,7 +274,7 @@ def test_guided_backprop_and_deconvnet_equal_the_exact_formula_on_timm_networks(
     """Norm-free residual networks feed each ReLU's input to a skip: Captum's Deconvolution is lost there."""
     timm = pytest.importorskip("timm")
     model = randomise(timm.create_model(name, pretrained=False, num_classes=10))
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     layers = TIMM[name]
     with exactly(HOOKED[rule][1]):
         expected = attributed(model, x, TARGETS, layers)

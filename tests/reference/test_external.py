@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import InvalidLayer, InvalidMap, InvalidParameter, UnknownName
+from pellucid.errors import InvalidLayer, InvalidMap, InvalidParameter, UnknownName, failure
 from pellucid.experiments.spec import shown
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -116,6 +116,17 @@ BAD = {
     "one value each": (lambda model, images, targets: targets, "gives shape (3,) for 3 images"),
     "too few": (lambda model, images, targets: images[:1], "gives shape (1, 3, 64, 64) for 3 images"),
 }
+
+
+def test_what_a_function_raises_is_told_in_one_line(network: nn.Module, images: Tensor) -> None:
+    def talking(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        raise ValueError("\n" + "x" * 300 + "\nand more")
+
+    with pytest.raises(InvalidMap) as caught:
+        pl.External(function=talking, name="talking")(network, images, 0)
+    assert str(caught.value) == f"talking failed: ValueError: {'x' * 197}..."
+    assert failure(KeyError()) == "KeyError"
+    assert failure(RuntimeError("one\ntwo")) == "RuntimeError: one"
 
 
 @pytest.mark.parametrize("name", BAD)

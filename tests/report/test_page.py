@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import InvalidData
+from pellucid.experiments.record import Note
 from pellucid.findings.ranking import ranking
 from pellucid.findings.statistics import Statistics
 from pellucid.report import album, figures, tables
@@ -263,3 +264,12 @@ def test_a_charts_lines_are_where_their_numbers_are():
     np.testing.assert_allclose(points[len(points) // 2], (first + last) / 2, atol=0.11)
     places = [float(one) for one in re.findall(r'text-anchor: end[^"]*" x="([\d.]+)"[^>]*>[ab]<', svg)]
     assert last[0] - first[0] == pytest.approx(places[1] - places[0], abs=0.2)
+
+
+def test_what_is_to_be_known_of_maps_is_listed():
+    plain = plausible(variants=("original",), layers=("input",), shown=1)
+    assert "What to know of these maps" not in benchmark_page(plain)
+    note = Note("EmptyMapWarning", "gradient<b>", "input", "original", "net")
+    page = benchmark_page(replace(plain, notes=[note, note]))
+    assert page.count("What to know of these maps") == 1
+    assert page.count("gradient&lt;b&gt; is zero everywhere at input for some images; lower its threshold") == 1

@@ -297,6 +297,7 @@ def train_long(output):
     train_network("shapes-resnet", images_of(), output, images_of(seed=1), recipe=LONG, seed=3)
 
 
+@pytest.mark.slow
 def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(tmp_path):
     output, undisturbed = tmp_path / "killed.safetensors", tmp_path / "undisturbed.safetensors"
     server = multiprocessing.get_context("forkserver")
@@ -440,6 +441,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_real_digits(real_data, tmp_path):
     """2 000 of MNIST's images, three passes."""
     data, output = real_data / "data" / "mnist", tmp_path / "mnist.safetensors"

@@ -60,6 +60,7 @@ def paper_value(exhibit, recipe, method):
     return next(iter(exhibit.paper[recipe.label(method)].values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "tiny"])
 def test_five_raters_of_known_bias_fill_the_papers_two_tables(rating, maps_run, data):
     recipe = read_recipe("combination-methods")
@@ -166,6 +167,7 @@ def test_what_cannot_be_rated_is_refused(maps_run, run):
         RatingView.open(maps_run.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
 def test_maps_are_rated_by_keyboard_alone_and_gone_on_with(tab, rating, maps_run):  # noqa: F811
     def shown(page, place):

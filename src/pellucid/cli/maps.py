@@ -126,7 +126,7 @@ def show_command(
 
     Example: `pellucid show maps/ --image cat.jpg -o pictures`
     """
-    from ..experiments.bulk import read_maps, score_of, values_of
+    from ..experiments.bulk import class_explained, read_maps, score_of, values_of
     from ..files import file_name, writable
 
     for column, given in (("image", image), ("layer", layer)):
@@ -137,7 +137,7 @@ def show_command(
     found = read_maps(run, **{name: given for name, given in (("image", image), ("layer", layer)) if given})
     if found.empty:
         raise InvalidData(f"{run} has no maps of these images at these layers; leave out --image or --layer")
-    kind = score_of(run)
+    kind, is_class = score_of(run), class_explained(run)
     keys = ["source", "position", "image"]
     drawn = list(found.groupby(keys, sort=False, observed=True))[: None if image else _FIRST]
     with writable(output):
@@ -145,20 +145,20 @@ def show_command(
     files: list[str] = []
     for (source, position, name), rows in drawn:
         files.append(unused(f"{position:06d}-{file_name(str(Path(name).with_suffix('')))}", files))
-        _draw(run, source, position, rows, overlay, kind, output / f"{files[-1]}.png")
+        _draw(run, source, position, rows, overlay, (kind, is_class), output / f"{files[-1]}.png")
     say(f"wrote {counted(len(drawn), 'picture')} to {output}")
 
 
 def _draw(
-    run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, kind: str, path: Path
+    run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, of: tuple[str, bool], path: Path
 ) -> None:
-    """Draw one image's maps, and the photo if it can still be read."""
+    """Draw one image's maps, and the photo if it can still be read; ``of`` a kind of score, or of no class."""
     from ..experiments.bulk import photo_of
     from ..outputs import ends_of
     from ..report.figures import CaptionedPhoto, grid, write_figure
     from .pictures import signs
 
-    first = rows.iloc[0]
+    first, (kind, is_class) = rows.iloc[0], of
     layers = list(dict.fromkeys(rows["layer"]))
     parts = rows.groupby(["method", "variant"], sort=False, observed=True)
     by = {key: dict(zip(part["layer"], part["map"], strict=True)) for key, part in parts}
@@ -170,7 +170,7 @@ def _draw(
         say(f"note: without its photo: {error}", err=True)
     cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
-    explained = first["target"] if kind == "probability" else ends_of(first["target"])
+    explained = first["target"] if is_class else ends_of(first["target"])
     told, note = signs([method for method, _ in by], explained)
     figure = grid(
         cells, layers, names, photos, first["image"], overlay and bool(photos), explained=told, note=note

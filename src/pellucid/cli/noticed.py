@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..experiments.cells import layers_noted
 from ..experiments.noticing import mislabeled, of_images, of_model
-from ..experiments.record import Change
+from ..experiments.record import Change, Note
+from ..findings.wording import notes_told
 from ..models.zoo import outputs
 from .photos import PhotoFacts
 from .run import ExplainRun
-from .terminal import notes_told
 
 
 def noticed(run: ExplainRun) -> list[str]:
@@ -54,11 +53,15 @@ def _of_variants(run: ExplainRun) -> Iterator[str]:
 
 
 def _of_methods(run: ExplainRun) -> Iterator[str]:
-    for (warning, method), layers in layers_noted(run.found.notes).items():
-        told = notes_told({(warning, method): layers}, "photo")[0]
+    notes: dict[tuple[str, str], list[Note]] = {}
+    for note in run.found.notes:
+        notes.setdefault((note.warning, note.method), []).append(note)
+    for (warning, method), some in notes.items():
+        *others, told = notes_told(some, "photo")
+        yield from others
         if warning == "CompletenessWarning":
             names = [name for name, text in run.request.texts.items() if text == method]
-            residuals = _residuals(run.found.photos, names, layers)
+            residuals = _residuals(run.found.photos, names, [note.layer for note in some])
             if residuals:
                 largest = f"the largest is {max(map(abs, residuals)):.3g} logits"
                 told += f" ({largest}; run.json has each photo's among its residuals)"

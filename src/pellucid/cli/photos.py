@@ -16,6 +16,7 @@ from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
 from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError, percent
 from ..experiments.noticing import Odd, oddities
 from ..files import file_digest, file_name
+from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
 from ..report.figures import CaptionedPhoto, Map, Speaks
 from .output import unused
@@ -212,7 +213,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     sample, preprocess = place.source[place.index], loaded.preprocess
     sample = replace(sample, name=place.name or sample.name)
     try:
-        pixels = preprocess(sample.image)
+        pixels = pixels_of(preprocess, sample.image)
     except InvalidImage as error:
         raise error if sample.name in str(error) else InvalidImage(f"{sample.name}: {error}") from error
     if not bool(pixels.isfinite().all()):

@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning, PellucidError
-from ..experiments.cells import Note, noted, require_maps
+from ..experiments.cells import noted, require_maps
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
+from ..experiments.record import Note
 from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
@@ -301,7 +302,7 @@ class ExplainRun:
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
         notes: set[Note] = set()
-        with noted(self.request.texts[name], notes, self.request.heatmap["channels"]):
+        with noted(self.request.texts[name], notes, self.request.heatmap["channels"], variant):
             found = self.call(self.request.methods[name], variant, images, targets)
         known = self.found.notes
         known += [note for note in sorted(notes) if note not in known]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,6 +139,8 @@ def _evaluate(
     known = load_surrogate(file)
     loaded = load_model(model, weights)
     sources = opened(images, limit, label_column)
+    for sentence in _known_images(known.facts, file, model, weights, list(sources)):
+        say(f"note: {sentence}", err=True)
     # A data set may number its classes otherwise than the model, unless it names some of the model's.
     named = all(set(one.classes or ("",)) <= set(loaded.classes or ()) for one in sources.values())
     labeled = label_column is not None or named
@@ -184,6 +187,25 @@ def _evaluate(
     show_left_out("image", reasons)
     if output is not None:
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
+
+
+def _known_images(
+    facts: Mapping[str, Any], file: Path, model: str, weights: str | None, places: Sequence[str]
+) -> Iterator[str]:
+    """Which of the images the surrogate, or the network, was trained on, as far as their files tell."""
+    from ..files import told_whole
+    from ..training.from_source import learned_from
+
+    told = [("the surrogate", facts, file)]
+    if weights is not None:
+        with suppress(OSError, ValueError):  # none are beside the weights, or another program's
+            told.append((model, told_whole(Path(weights).with_suffix(".json")), Path(weights)))
+    for name, known, path in told:
+        for place in learned_from(known, places, path):
+            yield (
+                f"{name} was trained on images of {place}, so that it answers better here than on others; "
+                "evaluate on images that it has not seen"
+            )
 
 
 def _unusable(source: Source, labeled: bool) -> dict[str, str]:

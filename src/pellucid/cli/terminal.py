@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 from rich.console import Console
@@ -13,37 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from ..errors import PellucidError, counted, shortened
+from ..errors import counted
 
-_NOTES = {  # of a warning: what is the matter, and the way out
-    "CompletenessWarning": (
-        "misses the sum it should have by more than 5 % of it",
-        "some of the answer is in no place",  # where the method does not say more
-    ),
-    "EmptyMapWarning": ("is zero everywhere", "lower its threshold, if it has one, or choose another layer"),
-    "TokenWarning": (
-        "is zero at all places",
-        "only the class token is read after this layer: take the block before",
-    ),
-    "FlatMapWarning": (
-        "has one value at all places, so its map is of one color,",
-        "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
-    ),
-    "CanceledMapWarning": (
-        "has channels that cancel, so their signed mean shows nothing,",
-        "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as deeplift",
-    ),
-    "ImageMapWarning": (
-        "weighs the image's own channels, so its map is the image in other colors,",
-        "it is made for hidden layers: name those",
-    ),
-    "PatternWarning": (
-        "still has a lattice under a variant that should level it",
-        "at the input the first convolution prints it, which only backward_with_first and forward_with_first take "
-        "away; elsewhere something steps over places by an index, interpolate, reshape or a pooling",
-    ),
-    "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
-}
+if TYPE_CHECKING:
+    from ..experiments.record import Note
+
 ALREADY_FINISHED = "{} was finished already; nothing was computed"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
@@ -176,26 +150,8 @@ def show_noticed(sentences: Iterable[str], place: str = "") -> None:
         say(f"note: {place}{visible(sentence, '')}", err=True)
 
 
-def show_notes(notes: Mapping[tuple[str, str], Iterable[str]], noun: str, place: str = "") -> None:
+def show_notes(notes: Sequence[Note], noun: str, place: str = "") -> None:
     """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
-    for told in notes_told(notes, noun):
-        say(f"note: {place}{told}", err=True)
+    from ..findings.wording import notes_told
 
-
-def notes_told(notes: Mapping[tuple[str, str], Iterable[str]], noun: str) -> list[str]:
-    """Sentences about methods, from the layers by a warning's name and a method."""
-    return [
-        f"{method} {_NOTES[warning][0]} at {shortened(layers, 3)} for some {noun}s; {_way_out(warning, method)}"
-        for (warning, method), layers in notes.items()
-    ]
-
-
-def _way_out(warning: str, method: str) -> str:
-    """What to do; where a sum is missed a method itself says why."""
-    if warning == "CompletenessWarning":
-        from ..catalog import method as method_of
-
-        with suppress(PellucidError):
-            reason = method_of(method).promise[1]
-            return reason[:1].lower() + reason[1:]
-    return _NOTES[warning][1]
+    show_noticed(notes_told(notes, noun), place)

@@ -18,7 +18,7 @@ from ..errors import InvalidData, InvalidImage
 from ..files import no_file, open_regular, read_regular
 from ..folders import files_below
 from ..pixels import Pixels
-from .reading import read_image
+from .reading import mask_of, read_image
 from .sources import Box, Sample, Source
 
 _VOID = 255  # the index of a palette's mask that belongs to nothing, as VOC has it
@@ -33,8 +33,8 @@ def annotated_with(source: Source, masks: str | Path | None = None, boxes: str |
 
     Args:
         source: the images.
-        masks: a folder of images. The object is white, in images of 0 and 1 it is 1, and of a palette (as VOC's
-            masks) every index but 0 and 255.
+        masks: a folder of images. The object is white, where there are two values it is the one that is not 0,
+            and of a palette (as VOC's masks) every index but 0 and 255.
         boxes: a COCO file (.json), or a folder of VOC's .xml files.
 
     Raises:
@@ -102,15 +102,13 @@ def _mask(path: Path | None) -> Image.Image | None:
     except OSError as error:
         raise InvalidImage(f"the mask {path} cannot be read: {error.strerror or error}") from error
     image = read_image(content, f"the mask {path}")
-    if isinstance(image, Pixels):
-        values = image.values[..., 0].astype(float)
-        return _white(values > values.max() / 2 if values.max() > 1 else values > 0)
-    with Image.open(io.BytesIO(content)) as file:  # reading makes colors of a palette's indices
-        indices = np.asarray(ImageOps.exif_transpose(file)) if file.mode == "P" else None
+    indices = None
+    if not isinstance(image, Pixels):  # reading makes colors of a palette's indices
+        with Image.open(io.BytesIO(content)) as file:
+            indices = np.asarray(ImageOps.exif_transpose(file)) if file.mode == "P" else None
     if indices is not None:
         return _white((indices != 0) & (indices != _VOID))
-    gray = np.asarray(image.convert("L"))
-    return _white(gray > (0 if gray.max(initial=0) <= 1 else 127))
+    return _white(np.asarray(mask_of(image, f"the mask {path}")) > 127)
 
 
 def _white(found: np.ndarray) -> Image.Image:

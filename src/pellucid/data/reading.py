@@ -21,7 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
-from ..errors import InvalidImage, PellucidError
+from ..errors import InvalidImage, PellucidError, counted, shortened
 from ..files import read_regular
 from ..pixels import (
     AnyImage,
@@ -37,6 +37,7 @@ from ..pixels import (
 
 # Pillow knows more, some of which start other programs or are rarely looked after.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_WHITISH = 0.9  # of white: what the greatest value of a mask with soft edges is at least
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DEFLATED, _HEADER, _GROUP = (
     b"1.2.840.10008.1.2.1.99",
@@ -90,6 +91,33 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
         raise
     except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
         raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def mask_of(image: AnyImage, name: str) -> Image.Image:
+    """A mask as gray of 8 bits, white on the object.
+
+    Of two values the object has the one that is not 0, whatever it is, or the light one beside a dark one. Of
+    more, as of soft edges, the greatest must be about white; else they may number several things.
+
+    Raises:
+        InvalidImage: it cannot be told which values are the object.
+    """
+    if isinstance(image, Pixels):
+        values, white = image.values[..., 0], 0.0 if image.scale is None else image.scale[1]
+    else:
+        values, white = np.asarray(image.convert("L")), 255.0
+    found = np.unique(values)
+    low, high = found[0], found[-1]
+    if np.isfinite(found).all() and low >= 0:
+        if len(found) == 1 or (len(found) == 2 and (low == 0 or low <= white / 2 < high)):
+            return Image.fromarray(np.where((values == high) & (values != 0), 255, 0).astype(np.uint8))
+        if _WHITISH * white <= high <= white:
+            return Image.fromarray((255 * (values / white)).round().astype(np.uint8))
+    told = [f"{value:g}" for value in found.tolist()]
+    raise InvalidImage(
+        f"{name} holds {counted(len(told), 'value')} ({shortened(told, 6)}), and nothing tells which are the "
+        "object; save it with two: 0 outside and 255 on the object"
+    )
 
 
 def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:

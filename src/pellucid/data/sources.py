@@ -33,7 +33,7 @@ from ..files import no_file, open_regular, require_regular
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
 from ..pixels import AnyImage, Pixels, image_of
-from .reading import read_image
+from .reading import mask_of, read_image
 from .shapes import ShapesDataset
 
 Box = tuple[float, float, float, float]
@@ -41,6 +41,7 @@ Classes = tuple[str, ...] | None
 
 SUFFIXES = (".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ARRAYS = (".npy", ".npz")  # of a folder without images
+_TABLES = "tables and tars"  # what files of many images are called
 SHARDS = (".parquet", ".tar")  # files of many images
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -169,20 +170,12 @@ def _from_files(paths: Sequence[Path], base: Path | None = None, classes: Classe
 
 
 def _from_folder(folder: Path, label_column: str | None) -> Source:
-    """All images of a folder, or else all its arrays or Parquet files."""
-    files = files_below(folder, (*SUFFIXES, *_ARRAYS, *SHARDS))
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    arrays = [path for path in files if path.suffix.lower() in _ARRAYS]
-    if images and arrays:  # they may be anything that belongs to the images
-        warnings.warn(
-            InputWarning(
-                f"{folder}: arrays beside the images are left out ({len(arrays)}, such as {arrays[0].name}); to "
-                "explain arrays, name them or a folder of them alone"
-            ),
-            stacklevel=3,
-        )
-    images = images or arrays
-    shards = [path for path in files if path.suffix in SHARDS]
+    """All images of a folder, or else all its arrays, or its tables and tars."""
+    found = files_below(folder, (*SUFFIXES, *_ARRAYS, *SHARDS))
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    kind, names = _of_one_kind(list(files), folder)
+    paths = [files[name] for name in names]
+    images, shards = ([], paths) if kind == _TABLES else (paths, [])
     if images:
         folders = {path.relative_to(folder).parts[0] for path in images}
         in_folders = all(path.parent != folder for path in images)
@@ -195,6 +188,26 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     )
 
 
+def _of_one_kind(names: Sequence[str], place: object) -> tuple[str, list[str]]:
+    """A folder's images, or else its arrays, or its tables and tars, and what they are called.
+
+    What lies beside them may be anything that belongs to them, so it is left out, and that is said.
+    """
+    kinds = {
+        "images": [name for name in names if name.lower().endswith(SUFFIXES)],
+        "arrays": [name for name in names if name.lower().endswith(_ARRAYS)],
+        _TABLES: [name for name in names if name.endswith(SHARDS)],
+    }
+    (kind, kept), *others = [(kind, some) for kind, some in kinds.items() if some] or [("", [])]
+    for other, left_out in others:
+        message = (
+            f"{place}: {other} beside the {kind} are left out ({len(left_out)}, such as "
+            f"{left_out[0].rpartition('/')[2]}); to explain {other}, name them or a folder of them alone"
+        )
+        warnings.warn(InputWarning(message), stacklevel=5)
+    return kind, kept
+
+
 def _from_shard(path: Path, label_column: str | None) -> Source:
     return _from_tar(path) if path.suffix == ".tar" else _from_parquet(path, label_column)
 
@@ -205,10 +218,10 @@ def _from_url(url: str, label_column: str | None) -> Source:
     if url.endswith(SHARDS):
         found = _from_shard(folder.fetch(""), label_column)
         return replace(found, read=partial(_read_fetched, folder, found))
-    names = [name for name in folder.files() if name.lower().endswith(SUFFIXES)]
-    if not names:
+    kind, names = _of_one_kind(list(folder.files()), url)
+    if not names or kind == _TABLES:
         raise InvalidData(
-            f"{url} holds no images; looked for {', '.join(SUFFIXES)}; a table or tar is named itself"
+            f"{url} holds no images; looked for {', '.join((*SUFFIXES, *_ARRAYS))}; a table or tar is named itself"
         )
 
     def read(position: int) -> Sample:
@@ -469,9 +482,14 @@ def _row_sample(
         name,
         _cell_image(row[image_column], name, folder),
         label,
-        None if mask is None else _cell_image(mask, f"the mask of {name}", folder).convert("L"),
+        None if mask is None else _mask_of(lambda called: _cell_image(mask, called, folder), name),
         None if boxes is None else tuple(require_kind(_Boxes, boxes, f"{name}: boxes", InvalidData)),
     )
+
+
+def _mask_of(read: Callable[[str], AnyImage], name: str) -> Image.Image:
+    called = f"the mask of {name}"
+    return mask_of(read(called), called)
 
 
 def _label(given: Any, place: str, column: str, classes: Classes) -> int | None:
@@ -570,7 +588,7 @@ def _from_dataset(dataset: Any, name: str, label_column: str | None = None) -> S
             here,
             _picture(image, here),
             None if label is None else _whole(label, here),
-            None if mask is None else _picture(mask, f"the mask of {here}").convert("L"),
+            None if mask is None else _mask_of(lambda called: _picture(mask, called), here),
         )
 
     classes = getattr(dataset, "classes", None)

@@ -25,11 +25,11 @@ from ..files import RUN, alone, file_name, require_regular, sealed, unsealed
 from ..folders import Folder
 from ..kinds import require_kind
 from ..layers import explainable, select_layers
+from ..outputs import Answering
 from . import inputs
-from .cells import layers_noted
 from .noticing import added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
-from .record import Change, hashed, versions
+from .record import Change, Note, hashed, versions
 from .runners import Advance, Runner, inline
 from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
@@ -73,9 +73,9 @@ class MapsRun:
         return {name: reason for shard in self.shards.values() for name, reason in shard.skipped.items()}
 
     @property
-    def notes(self) -> dict[tuple[str, str], list[str]]:
-        """The layers of each warning and method."""
-        return layers_noted(note for shard in self.shards.values() for note in shard.notes)
+    def notes(self) -> list[Note]:
+        """The warnings that arose while methods explained the images, each once."""
+        return list(dict.fromkeys(note for shard in self.shards.values() for note in shard.notes))
 
     @property
     def noticed(self) -> list[str]:
@@ -129,7 +129,9 @@ def write_maps(
         with nullcontext() if folder.local is None else alone(folder.local / LOCK, url):
             for place in ("", MAPS):
                 folder.clear_drafts(place)
-            facts = {"made_by": "pellucid", "command": command, "versions": versions(), "identity": identity}
+            facts: dict[str, Any] = {"made_by": "pellucid", "command": command, "versions": versions()}
+            facts |= {"identity": identity}
+            facts["is_class"] = not isinstance(inputs.model_of(spec, model.key).model, Answering)
             _claim(folder, facts | {"spec": spec.model_dump(mode="json")}, cells)
             shards = _finished(folder, cells)
             left = [cell for cell in cells if cell.id not in shards]
@@ -378,11 +380,24 @@ def values_of(url: str | os.PathLike[str], column: str) -> list[str]:
 
 def score_of(url: str | os.PathLike[str]) -> str:
     """What the scores of a data set's maps are: ``probability``, or ``value`` of what is no class."""
-    spec = require_kind(
-        MapsSpec, unsealed(Folder(url).read(RUN) or b"{}").get("spec"), f"{url}/{RUN}", InvalidData
-    )
-    is_class = not re.search(r" - |\.py(:|$)", spec.asked)
-    return "probability" if is_class and spec.score == "softmax" else "value"
+    told, spec = _told(url)
+    return "probability" if spec.score == "softmax" and _is_class(told, spec) else "value"
+
+
+def class_explained(url: str | os.PathLike[str]) -> bool:
+    """Whether a data set's maps explain classes; else a difference of two, or what a function makes."""
+    return _is_class(*_told(url))
+
+
+def _told(url: str | os.PathLike[str]) -> tuple[dict[str, Any], MapsSpec]:
+    """What a data set's run.json says, and the spec in it."""
+    told = unsealed(Folder(url).read(RUN) or b"{}")
+    return told, require_kind(MapsSpec, told.get("spec"), f"{url}/{RUN}: spec", InvalidData)
+
+
+def _is_class(told: Mapping[str, Any], spec: MapsSpec) -> bool:
+    """By what the model's names made of the target; earlier versions did not tell, so its text does."""
+    return bool(told.get("is_class", not re.search(r" - |\.py(:|$)", spec.asked)))
 
 
 def photo_of(url: str | os.PathLike[str], source: str, position: int) -> NDArray[np.uint8]:
@@ -391,8 +406,7 @@ def photo_of(url: str | os.PathLike[str], source: str, position: int) -> NDArray
     Raises:
         PellucidError: it, or the model, is no longer there.
     """
-    told = unsealed(Folder(url).read(RUN) or b"{}")
-    spec = require_kind(MapsSpec, told.get("spec"), f"{url}/{RUN}: spec", InvalidData)
+    _, spec = _told(url)
     images = spec.images
     sample = open_images(source, images.label_column, images.split, images.root)[position]
     preprocess = inputs.model_of(spec, spec.models[0].key).preprocess

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,16 @@ import numpy as np
 import pyarrow
 from torch import Tensor
 
-from ..errors import CanceledMapWarning, InputWarning, InvalidData, InvalidLayer, LayerWarning, PellucidError
+from ..errors import (
+    CanceledMapWarning,
+    InputWarning,
+    InvalidData,
+    InvalidLayer,
+    LayerWarning,
+    PellucidError,
+    PrecisionWarning,
+    RuleWarning,
+)
 from ..files import file_name
 from ..heatmap import SIGNED, heatmap
 from ..methods.base import Attributions, Method
@@ -27,11 +36,10 @@ from ..variants.base import ORIGINAL, Variant
 from . import inputs
 from .inputs import Batch
 from .noticing import change_under
-from .record import Answered, Change, versions
+from .record import Answered, Change, Note, versions
 from .spec import Spec
 from .store import PICTURE_ROWS, ROWS
 
-Note = tuple[str, str, str]  # warning, method, layer
 Row = dict[str, Any]
 
 
@@ -85,7 +93,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     pictures: list[Row] = []
     changes: list[Change | None] = []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
-        with noted(cell.method or cell.variant, notes, spec.channels):
+        with noted(cell.method or cell.variant, notes, spec.channels, cell.variant, cell.model):
             method = None if cell.method is None else parsed.methods[cell.method]
             case = case_of(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
         changes.append(change_under(case.variant, batch))
@@ -155,8 +163,8 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def noted(method: str, notes: set[Note], channels: str) -> Iterator[None]:
-    """Note a method's warnings about layers, for the end; let others through.
+def noted(method: str, notes: set[Note], channels: str, variant: str = "", model: str = "") -> Iterator[None]:
+    """Note a method's warnings about layers and rules, for the end; let others through.
 
     What looks wrong of images and outputs is told at the end, once for all methods. That channels cancel concerns
     maps of their signed sum alone.
@@ -169,17 +177,11 @@ def noted(method: str, notes: set[Note], channels: str) -> Iterator[None]:
         if isinstance(message, CanceledMapWarning) and channels not in SIGNED:
             continue
         if isinstance(message, LayerWarning):
-            notes.add((type(message).__name__, method, message.layer))
+            notes.add(Note(type(message).__name__, method, message.layer, variant, model))
+        elif isinstance(message, RuleWarning | PrecisionWarning):
+            notes.add(Note(type(message).__name__, method, "", variant, model, str(message)))
         elif not isinstance(message, InputWarning):
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
-
-
-def layers_noted(notes: Iterable[Sequence[str]]) -> dict[tuple[str, str], list[str]]:
-    """The layers of each warning and method, each once."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for warning, method, layer in notes:
-        found.setdefault((warning, method), {})[layer] = None
-    return {key: list(layers) for key, layers in found.items()}
 
 
 def _measured(case: Case, text: str, metric: Metric | VariantMetric) -> Mapping[Any, Measured]:

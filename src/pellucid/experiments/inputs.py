@@ -24,7 +24,7 @@ from ..metrics.localization import box_mask
 from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
 from ..models import zoo
-from ..models.preprocess import Preprocess
+from ..models.preprocess import Preprocess, pixels_of
 from ..models.zoo import LoadedModel, load_model
 from ..outputs import Sharing
 from ..passes import placed
@@ -102,7 +102,7 @@ def batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     loaded = model_of(spec, model)
     samples: dict[tuple[int, ...], list[tuple[Sample, Tensor]]] = {}
     for sample in labeled(spec, chosen(spec.images), loaded)[start:stop]:
-        pixels = loaded.preprocess(sample.image)
+        pixels = pixels_of(loaded.preprocess, sample.image)
         samples.setdefault(tuple(pixels.shape), []).append((sample, pixels))
     return [batch_of(spec, loaded, group) for group in samples.values()]
 

@@ -26,7 +26,6 @@ Odd = Mapping[str, tuple[str, str]]
 Counts = dict[str, list[Any]]
 """What is odd about the first image of a kind, what to do, and how many such images there are."""
 
-_LITTLE = 0.25  # of the values that an image's bits can hold
 _MUCH = 4  # times smaller
 _SEEN = 0.5  # of an image's area, within the crop
 _LABELED = 5  # images that tell whether classes are in another order
@@ -59,7 +58,7 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
         )
     if not isinstance(preprocess, Preprocess):
         return found
-    if isinstance(image, Pixels) and preprocess.scale is None and image.used() < _LITTLE:
+    if isinstance(image, Pixels) and preprocess.is_dark(image):
         ends = f"{int(image.values.min())},{int(image.values.max())}"
         what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
         found["dark"] = (

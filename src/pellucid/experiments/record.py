@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from platform import python_version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -17,6 +17,26 @@ from ..files import RUN, sealed, unsealed
 
 _MODELS = "weights and preprocess"  # what a reader calls the digests of models
 _LOADED = ("weights", "preprocess", "scale", "size", "randomized", "way")  # what of a model's spec decides them
+
+
+class Note(NamedTuple):
+    """A warning that arose while a method explained a cell's images.
+
+    Attributes:
+        warning: the name of its class.
+        method: the method's text.
+        layer: what it is about; empty where it is of no single layer.
+        variant: under which the method ran.
+        model: the model's key; empty where there is one.
+        text: the sentence itself, of a warning that is of no single layer.
+    """
+
+    warning: str
+    method: str
+    layer: str
+    variant: str = ""
+    model: str = ""
+    text: str = ""
 
 
 class DamagedRun(InvalidData):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import PellucidError
 from . import inputs
-from .cells import Cell, Finished, Note, layers_noted, photos, run_cell
+from .cells import Cell, Finished, photos, run_cell
 from .planning import plan
 from .shards import Shard, ShardCell, explain_shard
 from .spec import Spec
@@ -92,7 +92,6 @@ def benchmark(
         planned = plan(spec, None if store.local is None else store.local / SHARED, command)
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
-        notes: list[Note] = []
         with store.opened(planned.record):
             finished = store.finished(ids) - store.damaged_pictures(ids)
             if not store.has_photos():
@@ -102,8 +101,7 @@ def benchmark(
             for outcome in runner(planned.spec, [cell for cell in planned.cells if cell.id not in finished]):
                 if isinstance(outcome.finished, Finished):
                     gave = outcome.finished
-                    store.write(outcome.cell.id, gave.rows, gave.pictures, gave.answers)
-                    notes += sorted(gave.notes)
+                    store.write(outcome.cell.id, gave.rows, gave.pictures, gave.answers, gave.notes)
                 elif outcome.error is not None:
                     failed[outcome.cell.id] = outcome.reason
                 done += 1
@@ -111,4 +109,4 @@ def benchmark(
     finally:
         inputs.forget()
         images_of.cache_clear()
-    return replace(Results.read(output), failed=failed, notes=layers_noted(notes))
+    return replace(Results.read(output), failed=failed)

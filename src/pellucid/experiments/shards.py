@@ -23,14 +23,15 @@ from ..folders import Folder
 from ..heatmap import heatmap
 from ..methods.checks import looks_wrong
 from ..metrics.base import Case
+from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
 from ..passes import most_rows
 from ..variants.base import ORIGINAL
 from . import inputs
-from .cells import Note, case_of, noted
+from .cells import case_of, noted
 from .noticing import Counts, changes_of, count_odd, oddities, summed
-from .record import Change
+from .record import Change, Note
 from .spec import Spec
 from .store import TEXT
 
@@ -106,7 +107,7 @@ class Shard:
         try:
             with folder.reading(name) as file:
                 told = json.loads((pyarrow.parquet.read_metadata(file).metadata or {})[TOLD])
-            return cls(**{**told, "notes": [tuple(note) for note in told["notes"]]})
+            return cls(**{**told, "notes": [Note(*note) for note in told["notes"]]})
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -198,7 +199,7 @@ def _reader(spec: Spec, source: Source, loaded: LoadedModel) -> Callable[[int], 
             sample = source[position]
             if spec.target == "label" and sample.label is None:
                 raise InvalidData("it has no label to explain")
-            pixels = loaded.preprocess(sample.image)
+            pixels = pixels_of(loaded.preprocess, sample.image)
             if not bool(pixels.isfinite().all()):
                 raise InvalidImage("the model's preprocess gave NaN or infinite values")
             return sample, pixels
@@ -227,7 +228,7 @@ def _map_rows(
     parsed, tables = inputs.parsed(spec), []
     for variant_name, variant in parsed.variants.items():
         for method_name, method in parsed.methods.items():
-            with noted(method_name, notes, spec.channels):
+            with noted(method_name, notes, spec.channels, variant_name):
                 case = case_of(batch, variant, method)
             known = {"method": method_name, "variant": variant_name, "source": place}
             tables += [

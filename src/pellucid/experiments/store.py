@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import pandas
 import pyarrow
 import pyarrow.parquet
+from pydantic import TypeAdapter
 
 from ..errors import (
     DamagedFileWarning,
@@ -29,14 +31,15 @@ from ..errors import (
 from ..files import RUN, alone, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
-from .record import Answered, DamagedRun, RunRecord, with_answers
+from .record import Answered, DamagedRun, Note, RunRecord, with_answers
 
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
 CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of itself
-ANSWERED = b"pellucid.answered"  # and of how its variant answers
+ANSWERED, NOTED = b"pellucid.answered", b"pellucid.noted"  # and of how its variant answers, and its warnings
 _TOGETHER = 32  # pictures that are read together, where one is wanted
 _T = TypeVar("_T")
+_NOTES = TypeAdapter(list[Note])
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
 
@@ -83,7 +86,7 @@ class Results:
             variant, method, layer, data (PNG bytes of photos; of maps .npy bytes of float16 (h, w), scaled to a
             largest magnitude of 1).
         failed: what was wrong with cells that failed in the call that gave these results.
-        notes: what is to be known about methods in that call: (warning, method) -> layers.
+        notes: the warnings that arose while methods explained the images, each once.
     """
 
     table: pandas.DataFrame
@@ -91,7 +94,7 @@ class Results:
     pictures: pandas.DataFrame
     missing: Sequence[str] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[Note] = ()
 
     @classmethod
     def read(cls, url: str | os.PathLike[str], pictures: bool = True) -> Results:
@@ -122,7 +125,8 @@ class Results:
             table = _with_trainings(one_table({**parts, "": rated}, ROWS), record)
             questions = {name: QUESTIONS_OF_RATERS[name] for name in rated["metric"].unique().to_pylist()}
             record = record.model_copy(update={"metrics": questions | dict(record.metrics)})
-        return cls(table, record, shown, missing)
+        notes = dict.fromkeys(note for part in parts.values() for note in _notes(part))
+        return cls(table, record, shown, missing, notes=tuple(notes))
 
     def values(self, **where: str) -> pandas.DataFrame:
         """The values alone, without curves: a row for each model, variant, method, layer, metric and image.
@@ -286,11 +290,17 @@ class Store:
             yield
 
     def write(
-        self, cell: str, rows: pyarrow.Table, pictures: pyarrow.Table, answers: Answered | None = None
+        self,
+        cell: str,
+        rows: pyarrow.Table,
+        pictures: pyarrow.Table,
+        answers: Answered | None = None,
+        notes: Iterable[Note] = (),
     ) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         self.write_pictures(cell, pictures)
-        told = b"" if answers is None else answers.model_dump_json().encode()
+        told = {} if answers is None else {ANSWERED: answers.model_dump_json().encode()}
+        told |= {NOTED: json.dumps(sorted(notes)).encode()} if notes else {}
         self.folder.write(f"{PARTS}/{cell}.parquet", self._parquet(rows, told=told))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
@@ -301,8 +311,10 @@ class Store:
         else:
             self.folder.remove(name)
 
-    def _parquet(self, table: pyarrow.Table, together: int | None = None, told: bytes = b"") -> bytes:
-        facts = {CHECKSUM: checksum(table, told), RUN_HASH: self.run} | ({ANSWERED: told} if told else {})
+    def _parquet(
+        self, table: pyarrow.Table, together: int | None = None, told: Mapping[bytes, bytes] | None = None
+    ) -> bytes:
+        facts = {CHECKSUM: checksum(table, _beside(told or {})), RUN_HASH: self.run, **(told or {})}
         buffer = io.BytesIO()
         table = table.replace_schema_metadata(facts)
         pyarrow.parquet.write_table(table, buffer, compression="zstd", row_group_size=together)
@@ -377,12 +389,12 @@ class Store:
         told = table.schema.metadata or {}
         # Runs of earlier versions have neither.
         expected, run = told.get(CHECKSUM), told.get(RUN_HASH, self.run.encode())
-        found = checksum(table, told.get(ANSWERED, b""))
+        found = checksum(table, _beside(told))
         if expected not in (None, found) or not _completed(table, schema).schema.equals(schema):
             raise ValueError("it does not hold what was written")
         if run != self.run.encode():
             raise ValueError("it is of another run")
-        _answers(table)
+        _answers(table), _notes(table)
         return _completed(table, schema)
 
     def photographed(self) -> set[str]:
@@ -415,6 +427,17 @@ def _answers(part: pyarrow.Table) -> Answered | None:
     """What a part tells of how its variant answers, if it does; ``ValueError`` where that cannot be."""
     told = (part.schema.metadata or {}).get(ANSWERED)
     return None if told is None else Answered.model_validate_json(told)
+
+
+def _notes(part: pyarrow.Table) -> list[Note]:
+    """The warnings that a part tells of, none in earlier versions'; ``ValueError`` where that cannot be."""
+    told = (part.schema.metadata or {}).get(NOTED)
+    return [] if told is None else _NOTES.validate_json(told)
+
+
+def _beside(told: Mapping[bytes, bytes]) -> bytes:
+    """What a part tells beside its values, which its checksum is of too."""
+    return told.get(ANSWERED, b"") + told.get(NOTED, b"")
 
 
 def _completed(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:

@@ -37,9 +37,9 @@ from ..training.degradation import Counting, Degradation, DegradedImages, random
 from ..training.ensemble import train_ensemble
 from ..training.hyperparameters import Hyperparameters, hyperparameters_of
 from . import inputs
-from .cells import Finished, Note, Row, metric_rows, noted, table
+from .cells import Finished, Row, metric_rows, noted, table
 from .inputs import ParsedSpec
-from .record import hashed
+from .record import Note, hashed
 from .spec import Spec, Training
 from .store import PICTURE_ROWS, ROWS
 
@@ -306,7 +306,7 @@ class Trainings:
             asked = class_of(spec.asked, loaded.classes) if spec.asked else "auto"
             targets: Any = _as_numbered_by(loaded, images, labels) if spec.target == "label" else asked
             seeds = [fold_in(key, row) for row in rows.tolist()]
-            with noted(method, self.notes, spec.channels):
+            with noted(method, self.notes, spec.channels, variant, spec.models[0].key):
                 found = self.parsed.methods[method](
                     loaded.model, pixels, targets,
                     variant=self.parsed.variants[variant], seed=seeds, max_batch=spec.max_batch,

@@ -15,6 +15,7 @@ COVERAGE = 0.95
 ROUNDING = 1e-6  # of the largest value: a difference below it is float32 rounding, not a finding
 POWER = 0.8416  # the normal quantile of 80 %: how often as many values as ``deciding`` says would decide
 MOST = 1_000_000  # values, above which no number of them is told
+_MOST_EXACT = 1000  # unequal pairs of 0 and 1; of more, the interval says the same
 _ANGLES = np.linspace(0, math.pi / 2, 50_001)
 
 
@@ -80,8 +81,8 @@ def deciding(values: Numbers, bound: float, coverage: float = COVERAGE) -> float
 def better(values: Numbers, higher: bool, *others: Numbers) -> NDArray[np.bool_]:
     """Which row of values (M, N) is better than which: (M, M), True where row i is better than row j.
 
-    That is where the interval of their paired difference, over the images that both have, leaves out 0; and where
-    it does so in each of ``others``, other values of the same rows.
+    That is where they are ``told_apart``; and where they are so in each of ``others``, other values of the same
+    rows.
     """
     found = _better(values, higher)
     for other in others:
@@ -91,12 +92,40 @@ def better(values: Numbers, higher: bool, *others: Numbers) -> NDArray[np.bool_]
 
 def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
     first, second = np.triu_indices(len(values), 1)
-    low, high = interval(values[first] - values[second])
-    least = rounding_of(values)
-    wins, losses = (low > least, high < -least) if higher else (high < -least, low > least)
+    above, below, _ = told_apart(values[first], values[second], rounding_of(values))
+    wins, losses = (above, below) if higher else (below, above)
     found = np.zeros((len(values), len(values)), bool)
     found[first, second], found[second, first] = wins, losses
     return found
+
+
+def told_apart(
+    one: Numbers, other: Numbers, rounding: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each row (K, N) is above, or below, the same row of ``other``; and whether that can be asked (K,).
+
+    It is where the interval of their paired difference, over the images that both have, leaves out 0. Values of 0
+    and 1 alone are told apart by the exact sign test (McNemar's) instead: of few images their interval is as wide
+    as that of any values so skewed.
+    """
+    differences = one - other
+    low, high = interval(differences)
+    above, below = low > rounding, high < -rounding
+    are_hits = (np.isnan(differences) | (np.isin(one, (0, 1)) & np.isin(other, (0, 1)))).all(1)
+    for row in np.flatnonzero(are_hits):
+        up, down = (int((differences[row] == side).sum()) for side in (1, -1))
+        if up + down <= _MOST_EXACT:
+            is_sure = sign_test(up, down) <= 1 - COVERAGE
+            above[row], below[row] = is_sure and up > down, is_sure and down > up
+    return above, below, ~np.isnan(low)
+
+
+@lru_cache(maxsize=4096)
+def sign_test(up: int, down: int) -> float:
+    """How often chance alone would part so many unequal pairs at least as unevenly, whichever way."""
+    fewer, count = min(up, down), up + down
+    ways = sum(math.comb(count, number) for number in range(fewer + 1))
+    return min(1.0, float(2 * ways / 2**count))
 
 
 def paired_ranks(values: Numbers, higher: bool, *others: Numbers) -> Numbers:

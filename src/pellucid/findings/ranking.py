@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .digits import shared_decimals
-from .intervals import LEAST, Numbers, interval, rounding_of
+from .intervals import LEAST, Numbers, rounding_of, told_apart
 from .statistics import UNCHANGED, Statistics, is_of_variant
 
 # The methods that know nothing of the network, in words.
@@ -145,9 +145,9 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
 
 def _tied(numbers: Numbers, against: int) -> NDArray[np.bool_]:
     """Which rows (M, N) cannot be told from one of them."""
-    low, high = interval(numbers - numbers[against : against + 1])
-    rounding = rounding_of(numbers)
-    tied: NDArray[np.bool_] = (low <= rounding) & (high >= -rounding)
+    lead = np.broadcast_to(numbers[against : against + 1], numbers.shape)
+    above, below, known = told_apart(numbers, lead, rounding_of(numbers))
+    tied: NDArray[np.bool_] = known & ~above & ~below
     return tied
 
 

@@ -186,9 +186,8 @@ class Statistics:
         Columns: ``n`` known values, ``undefined`` ones, ``mean``, ``std`` (of the sample, NaN for one value),
         ``low`` and ``high`` of the mean's 95 % interval; ``difference`` to the reference method of the same
         variant over the ``paired`` images that both have, with ``difference_low`` and ``difference_high``;
-        ``rank`` among the methods of the same variant: 1 + how many are better, that is, whose paired
-        difference has an interval without 0; and whether it is ``shared``. Rows that grade a variant are compared
-        with the original.
+        ``rank`` among the methods of the same variant: 1 + how many are better (``intervals.told_apart``); and
+        whether it is ``shared``. Rows that grade a variant are compared with the original.
         """
         values = self.values.to_numpy()
         differences = values - self._references()

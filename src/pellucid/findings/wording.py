@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from ..errors import counted
+from ..errors import PellucidError, counted, shortened
+from ..experiments.record import Note
 from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
@@ -21,6 +23,35 @@ QUESTIONS = {
     "noise": "Is the map free of noise?",
     "edges": "Does the map show clear shapes?",
     "fidelity": "Does the changed network still answer as the original does?",
+}
+_NOTES = {  # of a warning: what is the matter, and the way out
+    "CompletenessWarning": (
+        "misses the sum it should have by more than 5 % of it",
+        "some of the answer is in no place",  # where the method does not say more
+    ),
+    "EmptyMapWarning": ("is zero everywhere", "lower its threshold, if it has one, or choose another layer"),
+    "TokenWarning": (
+        "is zero at all places",
+        "only the class token is read after this layer: take the block before",
+    ),
+    "FlatMapWarning": (
+        "has one value at all places, so its map is of one color,",
+        "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
+    ),
+    "CanceledMapWarning": (
+        "has channels that cancel, so their signed mean shows nothing,",
+        "below a layer norm a gradient's do: take --channels abs_sum, or another method, such as deeplift",
+    ),
+    "ImageMapWarning": (
+        "weighs the image's own channels, so its map is the image in other colors,",
+        "it is made for hidden layers: name those",
+    ),
+    "PatternWarning": (
+        "still has a lattice under a variant that should level it",
+        "at the input the first convolution prints it, which only backward_with_first and forward_with_first take "
+        "away; elsewhere something steps over places by an index, interpolate, reshape or a pooling",
+    ),
+    "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
 _NAMED = 4  # names in a sentence; the others are counted
 FEW = {"image": 10, "training": 3}  # values below which readers are warned
@@ -161,6 +192,41 @@ def explained(classes: Mapping[str, int]) -> str:
         return f"The maps explain one class: {next(iter(classes))}."
     names = [f"{name} ({counted(number, 'image')})" for name, number in classes.items()]
     return f"The maps explain {len(classes)} classes: {_few(names, _NAMED + 1)}."
+
+
+def notes_told(notes: Sequence[Note], noun: str = "image") -> list[str]:
+    """What is to be known about methods: a sentence for each warning and method, with its layers and variants.
+
+    A model is named where notes are of several, variants where they are not the network as it is.
+    """
+    layers: dict[tuple[str, ...], dict[str, None]] = {}
+    for note in notes:
+        key = (note.model, note.warning, note.method, note.text, note.variant)
+        layers.setdefault(key, {})[note.layer] = None
+    variants: dict[tuple[str, ...], list[str]] = {}
+    for (*of, variant), known in layers.items():
+        variants.setdefault((*of, *known), []).append(variant)
+    several = len({note.model for note in notes}) > 1
+    found = []
+    for (model, warning, method, text, *names), under in variants.items():
+        where = "" if {*under} <= {"", UNCHANGED} else f" under {_few(under, _NAMED)}"
+        told = f"{method}{where}: {text}"
+        if not text:
+            what, way_out = _NOTES[warning][0], _way_out(warning, method)
+            told = f"{method}{where} {what} at {shortened(names, 3)} for some {noun}s; {way_out}"
+        found.append(f"{model}: {told}" if several else told)
+    return found
+
+
+def _way_out(warning: str, method: str) -> str:
+    """What to do; where a sum is missed a method itself says why."""
+    if warning == "CompletenessWarning":
+        from ..catalog import method as method_of
+
+        with suppress(PellucidError):
+            reason = method_of(method).promise[1]
+            return reason[:1].lower() + reason[1:]
+    return _NOTES[warning][1]
 
 
 def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:

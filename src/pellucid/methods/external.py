@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidLayer, InvalidMap, PellucidError, UnknownName
+from ..errors import InvalidLayer, InvalidMap, PellucidError, UnknownName, failure
 from ..files import run_file
 from ..layers import INPUT
 from ..layouts import Layout
@@ -72,7 +72,7 @@ class External(Method):
         except PellucidError:
             raise
         except Exception as error:  # whatever a foreign function raises
-            raise InvalidMap(f"{self.called} failed: {type(error).__name__}: {error}") from error
+            raise InvalidMap(f"{self.called} failed: {failure(error)}") from error
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:

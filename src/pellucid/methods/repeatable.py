@@ -42,7 +42,7 @@ def require_repeatable(
 ) -> None:
     """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside another image.
 
-    Four passes over the first image, three if images are to run ``alone``: once for a model as it is
+    Five passes over the first image, three if images are to run ``alone``: once for a model as it is
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
@@ -96,9 +96,9 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
             "the model gives an image other logits where gradients are asked for, so its map would be of another "
             "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
         )
-    both = torch.cat([image, -image.flip(-1)])
-    if not alone and not same_logits(first, _first_of(model, both, first)):
-        where = _where(model, image, both)
+    beside = None if alone else _beside(model, image, first)
+    if beside is not None:
+        where = _where(model, image, *beside)
         if not where and isinstance(model, Answering):
             raise InvalidTarget(
                 "what the target function gives for an image depends on the images beside it, so would its map; "
@@ -106,7 +106,7 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
             )
         raise InvalidModel(
             f"the logits of an image depend on the images beside it{where}, so would its map; give normalizations "
-            "running statistics, or a model that treats images one by one"
+            "running statistics, or a model that treats images one by one, or explain with max_batch=1"
         )
     return first
 
@@ -171,25 +171,38 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _first_of(model: nn.Module, images: Tensor, otherwise: Tensor) -> Tensor:
-    """The first image's logits beside the others', or ``otherwise`` of a model for single images."""
-    try:
-        return _logits(model, images)[:1]
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        return otherwise
+def _beside(model: nn.Module, image: Tensor, first: Tensor) -> tuple[Tensor, int] | None:
+    """The images beside which an image has other logits than ``first``, and its place; None where it has the same.
+
+    Before a second image and behind it, since a model may look at the first or the last of them alone.
+    """
+    for place, images in enumerate(_pairs(image)):
+        try:
+            logits = _logits(model, images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return None  # a model for single images
+        if len(logits) == len(images) and not same_logits(first, logits[place : place + 1]):
+            return images, place
+    return None
 
 
-def _where(model: nn.Module, image: Tensor, beside: Tensor) -> str:
-    """The first module whose output for the image differs between two runs, as words for a message."""
+def _pairs(image: Tensor) -> tuple[Tensor, Tensor]:
+    """An image (1, C, H, W) before another one and behind it."""
+    other = -image.flip(-1)
+    return torch.cat([image, other]), torch.cat([other, image])
+
+
+def _where(model: nn.Module, image: Tensor, beside: Tensor, place: int = 0) -> str:
+    """The first module whose output for the image, at a place among others, differs from that alone, in words."""
     with module_outputs(model) as alone:
         model(image.clone())
     for _ in range(TRIES):
         with module_outputs(model) as again:
             model(beside.clone())
         for (name, one), (_, other) in zip(alone, again, strict=False):
-            if not same_logits(one, other[: len(one)]):
+            if not same_logits(one, other[place * len(one) : (place + 1) * len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
     return ""
 
@@ -231,12 +244,11 @@ def _mixed(answering: nn.Module, model: nn.Module, layers: Sequence[str], image:
 
     Two orders, since a model may sort its images.
     """
-    second = -image.flip(-1)
     found = []
-    for images in (image, torch.cat([image, second]), torch.cat([second, image])):
+    for images in (image, *_pairs(image)):
         try:
             with captured(model, layers, strict=False) as outputs:
-                answering(images)
+                answering(images.clone())
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

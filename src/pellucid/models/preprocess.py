@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from ..bounds import PIXELS
-from ..errors import InvalidImage, InvalidParameter, UnknownName, brief, require_count
+from ..errors import InputWarning, InvalidImage, InvalidParameter, UnknownName, brief, failure, require_count
 from ..files import run_file
 from ..kinds import as_plain, require_settings
 from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, picture, with_channels
@@ -24,6 +25,7 @@ from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, pi
 _PerChannel = tuple[float, ...]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+_LITTLE = 0.25  # of the values that an image's bits can hold
 _LATER = ("scale", "bands")  # settings that files of facts need not have
 
 
@@ -95,8 +97,23 @@ class Preprocess:
 
         Raises:
             InvalidImage: its channels do not fit, nothing tells its scale, or Pillow has read only a part of it.
+
+        Warns:
+            InputWarning: no scale is given, and the image uses little of what its bits can hold.
         """
-        return self.normalize(self._cropped(image_of(image)))
+        image = image_of(image)
+        pixels = self.quietly(image)
+        if self.is_dark(image):
+            warnings.warn(InputWarning(_DARK), stacklevel=2)
+        return pixels
+
+    def quietly(self, image: AnyImage) -> Tensor:
+        """The same where whoever asks tells of odd images at the end."""
+        return self.normalize(self._cropped(image))
+
+    def is_dark(self, image: AnyImage) -> bool:
+        """Whether an image uses so little of what its bits can hold that the model sees it nearly of one gray."""
+        return isinstance(image, Pixels) and self.scale is None and image.used() < _LITTLE
 
     def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
@@ -193,6 +210,18 @@ class Preprocess:
                 f"Preprocess: unknown setting {sorted(unknown)[0]!r} in {brief(dict(settings))}"
             )
         return cls(**settings)
+
+
+_DARK = (
+    "images use little of what their bits can hold, so the model sees them nearly of one gray: say which values "
+    "are black and white, those that it was trained with, by load_model(...).seeing(scale=(low, high)) or "
+    "Preprocess(scale=(low, high))"
+)
+
+
+def pixels_of(preprocess: Callable[[Any], Tensor], image: AnyImage) -> Tensor:
+    """What a model sees of an image, where whoever asks tells of odd images at the end."""
+    return preprocess.quietly(image) if isinstance(preprocess, Preprocess) else preprocess(image)
 
 
 IMAGENET = Preprocess()
@@ -315,9 +344,7 @@ class CustomPreprocess:
         try:
             return self.function(given)
         except Exception as error:  # the user's own code
-            raise InvalidImage(
-                f"the model file's preprocess failed on {what}: {type(error).__name__}: {error}"
-            ) from error
+            raise InvalidImage(f"the model file's preprocess failed on {what}: {failure(error)}") from error
 
     def display(self, image: GivenImage) -> Image.Image:
         """Return the input itself as a picture, stretched from its least to its greatest value.

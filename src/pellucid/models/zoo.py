@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, shortened
+from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, failure, shortened
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import layer_names, require_shapes, unwrapped
@@ -114,14 +114,16 @@ class LoadedModel:
             raise InvalidModel(f"{self.name} brings a preprocess of its own: set the size of its images there")
         return replace(self, preprocess=self.preprocess.at_size(side))
 
+    @of_kinds
     def seeing(
-        self, preprocess: str | None = None, scale: Ends | None = None, bands: tuple[int, ...] | None = None
+        self, preprocess: str | None = None, scale: Ends | None = None, display: tuple[int, ...] | None = None
     ) -> LoadedModel:
         """The model with images that go through something else; what is None stays as it is.
 
         Args:
             preprocess: in place of the model's own, as ``preprocess_named`` takes it.
-            scale, bands: of the ``Preprocess``.
+            scale: of the ``Preprocess``.
+            display: which channels are shown, one or three, numbered from 1: its ``bands``.
 
         Raises:
             InvalidParameter: a scale for a function of the user's own, which scales by itself.
@@ -129,8 +131,8 @@ class LoadedModel:
         found = self.preprocess
         if preprocess is not None:
             found = preprocess_named(preprocess, input_channels(self.model))
-        if bands is not None:
-            found = replace(found, bands=bands)
+        if display is not None:
+            found = replace(found, bands=tuple(display))
         if scale is not None:
             if not isinstance(found, Preprocess):
                 raise InvalidParameter(
@@ -427,7 +429,7 @@ def _from_file(name: str) -> Architecture:
         try:
             model = make()
         except Exception as error:
-            raise InvalidModel(f"{name} failed: {type(error).__name__}: {error}") from error
+            raise InvalidModel(f"{name} failed: {failure(error)}") from error
         if isinstance(model, torch.jit.ScriptModule):
             raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
         if not isinstance(model, nn.Module):

@@ -17,7 +17,7 @@ from ..errors import counted
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, is_of_variant, rows_at
 from ..findings.trust import trust_card
-from ..findings.wording import FEW, joined, judged_at
+from ..findings.wording import FEW, ended, joined, judged_at, notes_told
 from . import tables
 from .album import Album, color_key
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -117,6 +117,11 @@ class _BenchmarkPage:
             f"This run is unfinished: {missing} of {cells} cells are missing, so some methods are graded on fewer "
             "images than others. Run the same benchmark again to finish it."
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known about the methods' maps."""
+        return [ended(told) for told in notes_told(self.results.notes)]
 
     @property
     def measures(self) -> Table:

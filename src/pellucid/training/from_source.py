@@ -282,6 +282,26 @@ def train_paths(settings: SurrogateSettings, output: Path, device: str, advance:
     return trained
 
 
+def learned_from(facts: Mapping[str, Any], places: Sequence[str], file: Path) -> list[str]:
+    """Those of the places whose images a training learned from, as the ``facts`` in or beside its file tell.
+
+    A folder counts as the same by the names and sizes of its files, whatever it is called now.
+    """
+    asked = facts.get(_ASKED)
+    told = asked.get("content") if isinstance(asked, dict) else None
+    if not isinstance(asked, dict) or not isinstance(told, list):
+        return []
+    # A network's own named data sets have another split for training; a surrogate's are taken as they are here.
+    known = [one for one in told[:1] if str(one).startswith("sha256")] if "name" in asked else told[2:]
+    own = (file, file.with_suffix(".json"))
+    return [place for place in places if _drawn(content(place, own)) in map(_drawn, known)]
+
+
+def _drawn(told: object) -> str:
+    """What tells images from others; of shapes that are drawn, however many, the first are the same."""
+    return "shapes" if str(told).partition(":")[0] == "shapes" else str(told)
+
+
 # What is there already.
 
 
