@@ -332,6 +332,10 @@ def test_several_vectors_of_different_sizes_are_not_guessed_at() -> None:
     for output in ((features, logits), [logits, features]):
         with pytest.raises(InvalidModel, match=r"several vectors .* of sizes 5, 8; .*output=0"):
             tensor_in(output)
+    for loss in (torch.zeros(2), torch.zeros(())):  # of each image, or of all
+        with pytest.raises(InvalidModel, match=r"several vectors .* of sizes 1, 5; .*output=0"):
+            tensor_in((loss, logits))
+        assert tensor_in((logits, loss)) is logits
     assert tensor_in((logits, torch.ones(2, 5))) is logits
     assert tensor_in((logits, torch.ones(2, 8, 7, 7))) is logits
     assert tensor_in({"logits": logits, "features": features}) is logits

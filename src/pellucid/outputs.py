@@ -53,7 +53,9 @@ def tensor_in(output: Any) -> Tensor:
     if isinstance(output, tuple | list) and output:
         found = output[0]
         sizes = sorted({part.shape[1] for part in output if isinstance(part, Tensor) and part.dim() == 2})
-        if isinstance(found, Tensor) and found.dim() == 2 and len(sizes) > 1:
+        if isinstance(found, Tensor) and found.dim() < 2:  # one value, as a loss, beside vectors
+            sizes = sorted({1, *sizes})
+        if isinstance(found, Tensor) and found.dim() <= 2 and len(sizes) > 1:
             raise InvalidModel(
                 f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; say "
                 "which are the logits: pellucid.Classifier(model, output=0), or another index"

@@ -150,6 +150,60 @@ def test_boxes_of_coco(photos, tmp_path):
     assert found == {"cat/a.jpg": boxes, "cat/b.jpg": (), "dog/a.jpg": None}
 
 
+def test_boxes_of_an_image_of_another_size_are_refused(photos, tmp_path):
+    """The photos have 8 x 6 pixels; boxes of a larger original would lie inside of them, too, and elsewhere."""
+    sizes = {"cat/a.jpg": {"width": 8, "height": 6}, "cat/b.jpg": {"width": 0, "height": 0}, "dog/a.jpg": {}}
+    place = tmp_path / "boxes.json"
+
+    def read(sizes):
+        images = [{"id": name, "file_name": name} | size for name, size in sizes.items()]
+        coco = {"images": images, "annotations": [{"image_id": name, "bbox": [2, 1, 4, 3]} for name in sizes]}
+        place.write_text(json.dumps(coco))
+        return {sample.name: sample.boxes for sample in annotated_with(open_images(photos), boxes=place)}
+
+    assert set(read(sizes).values()) == {((2, 1, 6, 4),)}
+    for width, height in ((16, 12), (6, 8)):
+        sizes["cat/a.jpg"] = {"width": width, "height": height}
+        with pytest.raises(
+            InvalidData, match=rf"cat/a\.jpg are of an image of {width}x{height} pixels.*it has 8x6"
+        ):
+            read(sizes)
+
+
+@pytest.mark.parametrize(("size", "fits"), [("8 6", True), ("16 12", False), ("0 0", True)])
+def test_boxes_of_voc_tell_the_size_of_their_image(photos, tmp_path, size, fits):
+    (tmp_path / "voc").mkdir()
+    width, height = size.split()
+    told = f"<size><width>{width}</width><height>{height}</height></size></annotation>"
+    (tmp_path / "voc" / "b.xml").write_text(VOC.replace("</annotation>", told))
+    found = annotated_with(open_images(photos), boxes=tmp_path / "voc")
+    if fits:
+        assert found[1].boxes == ((2, 1, 6, 4),)
+    else:
+        with pytest.raises(InvalidData, match="are of an image of 16x12 pixels"):
+            found[1]
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "deep"])
+def test_masks_that_number_classes_are_refused(photos, tmp_path, kind):
+    """Of numbers 0, 15 and 255, which is void, the object would be what is void."""
+    numbers = np.zeros((12, 16), np.uint16 if kind == "deep" else np.uint8)
+    numbers[2:6, 3:8], numbers[8:12, 10:16] = 15, 255
+    image = Image.fromarray(numbers)
+    written(tmp_path / "masks", "cat/a.png", image if kind != "RGB" else image.convert("RGB"))
+    with pytest.raises(InvalidImage, match=r"a\.png holds 3 values \(0, 15, 255\), and nothing tells which"):
+        annotated_with(open_images(photos), tmp_path / "masks")[0]
+
+
+def test_gray_edges_between_black_and_white_are_no_numbers(photos, tmp_path):
+    smooth = np.zeros((12, 16), np.uint8)
+    smooth[2:8, 3:9] = 90  # an edge of one pixel
+    smooth[3:7, 4:8] = 255
+    written(tmp_path / "masks", "cat/a.png", Image.fromarray(smooth))
+    found = np.asarray(annotated_with(open_images(photos), tmp_path / "masks")[0].mask)
+    np.testing.assert_array_equal(found, np.where(smooth == 255, 255, 0))
+
+
 ENDS = "<xmin>3</xmin><ymin>2</ymin><xmax>6</xmax><ymax>4</ymax>"
 VOC = f"<annotation><object><name>cat</name><bndbox>{ENDS}</bndbox></object></annotation>"
 

@@ -23,6 +23,7 @@ from pellucid.errors import (
     InvalidImage,
     InvalidModel,
     InvalidParameter,
+    InvalidTarget,
     InvalidWeights,
     UnknownName,
     WeightsWarning,
@@ -682,6 +683,47 @@ def test_prefixes_that_do_not_fit_exactly_are_refused(tmp_path):
     short = {f"model.{name}": value for name, value in list(state.items())[:-1]}
     with pytest.raises(InvalidWeights, match="does not fit selu-cnn"):
         load_model("selu-cnn", written(short, tmp_path / "short.safetensors"))
+
+
+@pytest.mark.parametrize("beside", ["model_ema", "best_model", "net", "callbacks"])
+def test_other_weights_of_the_same_names_are_told(tmp_path, beside):
+    mean, last = (load_model("selu-cnn", seed=seed).model.state_dict() for seed in (2, 3))
+    other = {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in mean.items()}
+    nested = {"averaging": {"state": mean}} if beside == "callbacks" else other
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}}
+    torch.save({"model": last, beside: nested, "optimizer": optimizer}, tmp_path / "w.pth")
+    with pytest.warns(
+        WeightsWarning, match=rf"took the weights under 'model'; those .* under '{beside}' are left"
+    ):
+        found = load_model("selu-cnn", tmp_path / "w.pth").model
+    assert torch.equal(found.conv1.weight, last["conv1.weight"])
+
+
+def test_two_values_of_what_the_network_shares_are_refused(model_file):
+    tied = "\ndef tied():\n    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1))\n"
+    tied += "    model[1].weight = model[0].weight\n    return model\n"
+    model_file.write_text(FILE.format(preprocess="") + tied)
+    values = {f"{part}.weight": torch.full((3, 3, 1, 1), 1.0) for part in (0, 1)}
+    state = values | {f"{part}.bias": torch.zeros(3) for part in (0, 1)}
+    found = load_model(f"{model_file}:tied", written(state, model_file.parent / "same.safetensors")).model
+    assert bool((found[0].weight == 1).all())
+    state["0.weight"] = torch.full((3, 3, 1, 1), 2.0)
+    with pytest.raises(
+        InvalidWeights, match=r"0\.weight and 1\.weight are one tensor there, and two with different"
+    ):
+        load_model(f"{model_file}:tied", written(state, model_file.parent / "other.safetensors"))
+
+
+def test_names_of_another_number_of_classes_name_no_target(model_file):
+    images = torch.randn(2, 3, 4, 4)
+    for names in (("cat", "dog", "cow"), tuple("abcdefghijk")):
+        loaded = load_model(f"{model_file}:net", classes=names)
+        count = loaded.model(images).shape[1]
+        assert len(names) != count
+        assert pl.method("gradient")(loaded, images, 1).targets.tolist() == [1, 1]
+        for target in (names[1], f"{names[0]} - {names[1]}", [names[1], 0], pl.Difference(names[0], 1)):
+            with pytest.raises(InvalidTarget, match=rf"{len(names)} classes are named, and the model has {count}"):
+                pl.method("gradient")(loaded, images, target)
 
 
 def test_nested_dicts_of_weights(tmp_path):

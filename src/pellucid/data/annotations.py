@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,6 +23,13 @@ from .sources import Box, Sample, Source
 
 _VOID = 255  # the index of a palette's mask that belongs to nothing, as VOC has it
 _T = TypeVar("_T")
+
+
+class _Boxes(NamedTuple):
+    """The boxes of an image, and the width and height that it had, as far as its file of boxes tells."""
+
+    boxes: tuple[Box, ...]
+    size: tuple[int, int] | None
 
 
 def annotated_with(source: Source, masks: str | Path | None = None, boxes: str | Path | None = None) -> Source:
@@ -48,8 +55,19 @@ def annotated_with(source: Source, masks: str | Path | None = None, boxes: str |
         place = Path(boxes)
         known = _coco(place) if place.is_file() else _voc(place)
         found = _by_image(source, known, boxes)
-        source = _changed(source, lambda sample: replace(sample, boxes=found.get(sample.name)))
+        source = _changed(source, lambda sample: _boxed(sample, found.get(sample.name), place))
     return source
+
+
+def _boxed(sample: Sample, known: _Boxes | None, place: Path) -> Sample:
+    """The sample with its boxes, which must be of an image of its size."""
+    if known is not None and known.size not in (None, sample.image.size):
+        there, here = ("x".join(map(str, size or ())) for size in (known.size, sample.image.size))
+        raise InvalidData(
+            f"{place}: the boxes of {sample.name} are of an image of {there} pixels, and it has {here}; give the "
+            "image that was annotated, upright, or scale its boxes and their width and height with it"
+        )
+    return replace(sample, boxes=None if known is None else known.boxes)
 
 
 def _changed(source: Source, change: Callable[[Sample], Sample]) -> Source:
@@ -115,7 +133,7 @@ def _white(found: np.ndarray) -> Image.Image:
     return Image.fromarray(np.where(found, 255, 0).astype(np.uint8))
 
 
-def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
+def _coco(path: Path) -> dict[str, _Boxes]:
     """The boxes (x, y, width, height) of a COCO file by the images' file names, as (x0, y0, x1, y1)."""
     try:
         with open_regular(path) as file:
@@ -123,6 +141,7 @@ def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
         if not all(PurePath(name).name for name in names.values()):
             raise ValueError("an image has no name")
+        sizes = {names[image["id"]]: _size(image.get("width"), image.get("height")) for image in told["images"]}
         found: dict[str, list[Box]] = {name: [] for name in names.values()}
         for one in told["annotations"]:
             x, y, width, height = map(float, one["bbox"])
@@ -134,26 +153,34 @@ def _coco(path: Path) -> dict[str, tuple[Box, ...]]:
             f"{path} is no COCO file of boxes ({type(error).__name__}: {error}); it needs images with id and "
             "file_name, and annotations with image_id and bbox"
         ) from error
-    return {name: tuple(boxes) for name, boxes in found.items()}
+    return {name: _Boxes(tuple(boxes), sizes[name]) for name, boxes in found.items()}
 
 
-def _voc(folder: Path) -> dict[str, tuple[Box, ...]]:
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
+    """The size of an image; None where it is not told, as by some by zeros."""
+    size = int(float(width or 0)), int(float(height or 0))
+    return size if min(size) > 0 else None
+
+
+def _voc(folder: Path) -> dict[str, _Boxes]:
     """The boxes of a folder of VOC's .xml files, whose pixels count from 1 and whose ends are inside."""
     if not folder.is_dir():
         raise InvalidData(f"{no_file(folder, 'COCO file or folder of boxes')}; name one")
     return {path.name: _voc_boxes(path) for path in files_below(folder, (".xml",))}
 
 
-def _voc_boxes(path: Path) -> tuple[Box, ...]:
+def _voc_boxes(path: Path) -> _Boxes:
     try:
         with open_regular(path) as file:
             content = TEXT_FILE.read(file, str(path), InvalidData)
         if b"<!" in content.replace(b"<!--", b""):
             raise ValueError("it declares entities")  # which may be of any size
-        ends = [one.find("bndbox") for one in ElementTree.fromstring(content).iter("object")]
-        return tuple(
+        told = ElementTree.fromstring(content)
+        ends = [one.find("bndbox") for one in told.iter("object")]
+        boxes = tuple(
             (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax")) for box in ends
         )
+        return _Boxes(boxes, _size(told.findtext("size/width"), told.findtext("size/height")))
     except InvalidData:
         raise
     except (OSError, ValueError, TypeError, LookupError, ElementTree.ParseError) as error:

@@ -97,7 +97,8 @@ def mask_of(image: AnyImage, name: str) -> Image.Image:
     """A mask as gray of 8 bits, white on the object.
 
     Of two values the object has the one that is not 0, whatever it is, or the light one beside a dark one. Of
-    more, as of soft edges, the greatest must be about white; else they may number several things.
+    more, as of soft edges, the greatest must be about white, and some must be on edges alone; else they may number
+    several things.
 
     Raises:
         InvalidImage: it cannot be told which values are the object.
@@ -111,13 +112,20 @@ def mask_of(image: AnyImage, name: str) -> Image.Image:
     if np.isfinite(found).all() and low >= 0:
         if len(found) == 1 or (len(found) == 2 and (low == 0 or low <= white / 2 < high)):
             return Image.fromarray(np.where((values == high) & (values != 0), 255, 0).astype(np.uint8))
-        if _WHITISH * white <= high <= white:
+        if _WHITISH * white <= high <= white and not _has_areas_of_all(values, len(found)):
             return Image.fromarray((255 * (values / white)).round().astype(np.uint8))
     told = [f"{value:g}" for value in found.tolist()]
     raise InvalidImage(
         f"{name} holds {counted(len(told), 'value')} ({shortened(told, 6)}), and nothing tells which are the "
         "object; save it with two: 0 outside and 255 on the object"
     )
+
+
+def _has_areas_of_all(values: np.ndarray, count: int) -> bool:
+    """Whether each of the values (H, W), as many as ``count``, is that of four pixels in a square."""
+    corner = values[:-1, :-1]
+    is_level = (corner == values[1:, :-1]) & (corner == values[:-1, 1:]) & (corner == values[1:, 1:])
+    return len(np.unique(corner[is_level])) == count
 
 
 def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:

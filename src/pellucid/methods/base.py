@@ -41,7 +41,7 @@ from ..heatmap import cancels
 from ..kinds import require_kind
 from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
-from ..outputs import class_names
+from ..outputs import Names, class_names
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting, placed, rows_per_pass
 from ..rules.base import Rule
 from ..rules.conv import SmoothedDownsampling
@@ -51,7 +51,7 @@ from ..sampling import Noise, Path, Sampling
 from ..seeds import fold_in
 from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
-from .checks import asked, predicted, require_images, require_targets
+from .checks import are_named, asked, predicted, require_images, require_names, require_targets
 from .network import Network, Points
 from .repeatable import require_repeatable, unexplainable
 
@@ -185,6 +185,7 @@ class _Asking:
     layouts: Mapping[str, Layout]
     keys: tuple[int, ...]
     answer: str  # what is asked of the model if that is no class
+    names: Names  # of the model's classes, where targets are given by them
     preprocess: Any  # what images should have gone through, where the model tells it
 
 
@@ -296,18 +297,21 @@ class Method(ABC):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             _warn_if_half(images)
             text = targets if isinstance(targets, str) else getattr(targets, "__name__", None) or brief(targets)
-            answering, targets = asked(model, targets, names)
+            given, (answering, targets) = targets, asked(model, targets, names)
             answer = "" if answering is model else text
             declared = {name: layout(one) if isinstance(one, str) else one for name, one in told.items()}
             asking = _Asking(
-                model, answering, rules, images, targets, layers, declared, _keys(seed, images), answer, preprocess
-            )
+                model, answering, rules, images, targets, layers, declared, _keys(seed, images), answer,
+                names if are_named(given) else None, preprocess,
+            )  # fmt: skip
             return fitting(model, images, max_batch, partial(self._explain, asking))
 
     def _network(self, asking: _Asking, max_batch: int) -> tuple[Network, tuple[str, ...]]:
         """The network that is asked, whose passes see at most ``max_batch`` rows, and the layers to explain."""
         model, images, targets, layers = asking.model, asking.images, asking.targets, asking.layers
         require_repeatable(model, images, asking.answering, max_batch == 1, asking.preprocess)
+        if asking.names is not None:
+            require_names(asking.names, model, images[:1])
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidTarget, NotFinite
-from ..outputs import Answering, Difference, Names, answer, are_shares, logits_in
+from ..outputs import Answering, Difference, Names, answer, are_shares, first_logits, logits_in
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> NotFinite:
@@ -152,6 +153,27 @@ def asked(model: nn.Module, targets: Any, classes: Names) -> tuple[nn.Module, An
     if isinstance(targets, Difference):
         targets = targets.numbered(classes)
     return (Answering(model, targets), 0) if callable(targets) else (model, targets)
+
+
+def are_named(targets: Any) -> bool:
+    """Whether some target is a class, or a difference of classes, by name."""
+    if isinstance(targets, list | tuple):
+        return any(map(are_named, targets))
+    if isinstance(targets, Difference):
+        return isinstance(targets.one, str) or isinstance(targets.other, str)
+    return isinstance(targets, str) and targets != "auto" and ".py" not in targets
+
+
+def require_names(names: Sequence[str], model: nn.Module, image: Tensor) -> None:
+    """Raise ``InvalidTarget`` unless a model gives an image (1, C, H, W) as many logits as its classes have names.
+
+    Else the names are of other classes, and so would be what is explained.
+    """
+    count = first_logits(model, image).shape[1]
+    if len(names) != count:
+        raise InvalidTarget(
+            f"{len(names)} classes are named, and the model has {count}; name each, or give the target's number"
+        )
 
 
 def require_targets(targets: Any, images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> _StateDict:
     """Read a file of weights as tensors by name; no code of the file is run.
 
     Accepts weights nested under "state_dict", "model", "model_state_dict" or "net", and the names of DataParallel,
-    torch.compile and old DenseNets.
+    torch.compile and old DenseNets. Weights of the same names beside them, as moving averages, are warned of.
 
     Raises:
         InvalidWeights: missing, empty, truncated, of another format, not plain tensors, or not finite.
@@ -171,7 +171,10 @@ def _nested(content: Any, path: Path) -> _StateDict:
     """The tensors by name in what a file holds."""
     for _ in _NESTING:
         inside = [key for key in _NESTING if isinstance(content, Mapping) and _is_nested(content, key)]
-        content = content[inside[0]] if inside else content
+        if not inside:
+            break
+        _tell_of_others(content, inside[0], path)
+        content = content[inside[0]]
     if not isinstance(content, Mapping) or not content:
         raise InvalidWeights(f"{path} holds no tensors by name; save model.state_dict()")
     for name, value in content.items():
@@ -189,6 +192,30 @@ _NESTING = ("state_dict", "model", "model_state_dict", "net")
 
 def _is_nested(content: Mapping[str, Any], key: str) -> bool:
     return isinstance(content.get(key), Mapping)
+
+
+def _tell_of_others(content: Mapping[str, Any], taken: str, path: Path) -> None:
+    """Warn of what else in a checkpoint holds the same network's weights, such as their moving average."""
+    wanted = _tensor_names(content[taken])
+    others = [
+        key
+        for key, value in content.items()
+        if key != taken and isinstance(value, Mapping) and wanted and wanted <= _tensor_names(value)
+    ]
+    if others:
+        told = (
+            f"{path}: took the weights under {taken!r}; those of the same names under "
+            f"{shortened(map(repr, others), 3)} are left out: save alone the weights that are meant"
+        )
+        warnings.warn(WeightsWarning(told), stacklevel=4)
+
+
+def _tensor_names(content: Any, depth: int = len(_NESTING)) -> set[str]:
+    """What tensors in mappings within each other are called, without what DataParallel puts before."""
+    if not depth or not isinstance(content, Mapping):
+        return set()
+    own = {str(name).removeprefix("module.") for name, value in content.items() if isinstance(value, Tensor)}
+    return own.union(*(_tensor_names(value, depth - 1) for value in content.values()))
 
 
 def renamed(state: _StateDict, model: nn.Module, path: Path) -> _StateDict:
@@ -267,6 +294,21 @@ def check_fit(model: nn.Module, state: _StateDict, name: str, path: Path) -> Non
             f"{path} does not fit {name}: {found}. The file has {len(state)} tensors of {there:,} "
             f"values, {name} {len(own)} of {here:,}; name the network that was trained"
         )
+    _refuse_untied(own, state, name, path)
+
+
+def _refuse_untied(own: Mapping[str, Tensor], state: _StateDict, name: str, path: Path) -> None:
+    """Refuse different values for what is one tensor in the network, of which the last would be taken."""
+    first: dict[tuple[Any, ...], str] = {}
+    for key, value in own.items():
+        other = first.setdefault((value.data_ptr(), value.shape, value.stride()), key)
+        if not value.data_ptr() or other == key:
+            continue
+        if not torch.equal(*(state.get(one, value).to(value.dtype) for one in (key, other))):
+            raise InvalidWeights(
+                f"{path} does not fit {name}: {other} and {key} are one tensor there, and two with different "
+                "values in the file; name the network that was trained"
+            )
 
 
 def _forms(state: Mapping[str, Tensor]) -> dict[str, str]:
