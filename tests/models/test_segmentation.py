@@ -459,9 +459,9 @@ def test_the_small_unet_is_explained_as_any_segmentation_model() -> None:
     assert sum(value.numel() for value in loaded.model.parameters()) == first + doubles + 16 * 2 + 2
 
     network = randomise(UNetByName())
-    model, images, targets = Segmentation(network, pooling="predicted"), random_images(2, 32), [1, 0]
+    model, images, targets = Segmentation(network), random_images(2, 32), [1, 0]
     layers = ["layer1", "layer2", "layer3", "layer4"]
-    expected = attributed(Pooled(network, "predicted"), images, targets, [f"dense.{layer}" for layer in layers])
+    expected = attributed(Pooled(network, "mean"), images, targets, [f"dense.{layer}" for layer in layers])
     found = pl.Gradient()(model, images, targets, ["input", *layers])
     for layer in ["input", *layers]:
         assert relative_error(found[layer], expected[layer if layer == "input" else f"dense.{layer}"]) < 1e-12
@@ -469,3 +469,6 @@ def test_the_small_unet_is_explained_as_any_segmentation_model() -> None:
     smoothed = pl.Gradient()(model, images, targets, layers, variant="backward")
     assert not torch.equal(smoothed["layer3"], found["layer3"])  # below a strided convolution
     assert torch.equal(smoothed["layer4"], found["layer4"])
+    deep = pl.DeepLift()(model, images, targets, ["input"])["input"]
+    differences = (model(images) - model(torch.zeros_like(images)))[[0, 1], targets]
+    assert torch.allclose(deep.sum((1, 2, 3)), differences, rtol=1e-9)

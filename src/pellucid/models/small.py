@@ -301,8 +301,8 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 def unet(num_classes: int = 2) -> Segmentation:
-    """Build a small U-Net, explained by the mean logit of a class over the pixels where it is predicted."""
-    return Segmentation(UNet(num_classes).eval(), pooling="predicted")
+    """Build a small U-Net, explained by a class's mean logit over the pixels: (B, 3, H, W) -> (B, num_classes)."""
+    return Segmentation(UNet(num_classes).eval())
 
 
 def _stage(
