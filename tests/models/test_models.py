@@ -53,7 +53,7 @@ def test_a_network_is_frozen_in_eval_mode_and_takes_its_own_images(name):
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     logits = model(preprocess(picture())[None])
-    outputs = {"shapes-resnet": 8, "tiny-resnet18": 200}
+    outputs = {"shapes-resnet": 8, "tiny-resnet18": 200, "unet": 2}
     assert logits.shape == (1, outputs.get(name, 10 if name in PAPER_MODELS else 1000))
 
 

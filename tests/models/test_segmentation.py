@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 import pellucid as pl
@@ -13,6 +14,7 @@ from pellucid.errors import InvalidImage, InvalidModel, InvalidParameter, Invali
 from pellucid.metrics.faithfulness import insertion
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.segmentation import Dense, Segmentation, segmentation_targets
+from pellucid.models.small import UNet as UNetByName
 from tests.networks import attributed, randomise, relative_error, seeded
 from tests.networks import images as random_images
 
@@ -442,3 +444,32 @@ def test_a_pixel_and_a_region_are_explained():
             pl.Segmentation(model, region=region)(x)
     with pytest.raises(InvalidParameter, match="with a pixel in it"):
         pl.Segmentation(model, region=torch.zeros(8, 8))
+
+
+# The small U-Net by name.
+
+
+def test_the_small_unet_is_explained_as_any_segmentation_model() -> None:
+    loaded = pl.load_model("unet", seed=1)
+    assert isinstance(loaded.model, Segmentation)
+    dense = pl.load_model("unet", classes=3, seed=1).model.dense(torch.rand(2, 3, 40, 56))
+    assert dense.shape == (2, 3, 40, 56)
+    assert loaded.preprocess(Image.new("RGB", (320, 256))).shape == (3, 256, 256)
+    first, stages = 27 * 16 + 32, [(16, 16), (16, 32), (32, 64), (64, 128), (192, 64), (96, 32), (48, 16)]
+    doubles = sum(9 * (inside + out) * out + 4 * out for inside, out in stages)
+    assert sum(value.numel() for value in loaded.model.parameters()) == first + doubles + 16 * 2 + 2
+
+    network = randomise(UNetByName())
+    model, images, targets = Segmentation(network), random_images(2, 32), [1, 0]
+    layers = ["layer1", "layer2", "layer3", "layer4"]
+    expected = attributed(Pooled(network, "mean"), images, targets, [f"dense.{layer}" for layer in layers])
+    found = pl.Gradient()(model, images, targets, ["input", *layers])
+    for layer in ["input", *layers]:
+        assert relative_error(found[layer], expected[layer if layer == "input" else f"dense.{layer}"]) < 1e-12
+    assert [found[layer].shape[-1] for layer in layers] == [16, 8, 4, 2]
+    smoothed = pl.Gradient()(model, images, targets, layers, variant="backward")
+    assert not torch.equal(smoothed["layer3"], found["layer3"])  # below a strided convolution
+    assert torch.equal(smoothed["layer4"], found["layer4"])
+    deep = pl.DeepLift()(model, images, targets, ["input"])["input"]
+    differences = (model(images) - model(torch.zeros_like(images)))[[0, 1], targets]
+    assert torch.allclose(deep.sum((1, 2, 3)), differences, rtol=1e-9)

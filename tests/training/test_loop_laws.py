@@ -1,5 +1,7 @@
 """Training: what a naive loop does, taken up where it was ended, together as alone, and on real images."""
 
+import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -8,11 +10,15 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 from typer.testing import CliRunner
 
 from pellucid.cli import app
@@ -26,8 +32,8 @@ from pellucid.seeds import fold_in
 from pellucid.training.classifiers import ClassifierLearner, accuracy, train
 from pellucid.training.degradation import Degradation, DegradedImages, random_ranks
 from pellucid.training.ensemble import fastest, train_ensemble
-from pellucid.training.from_source import train_network
-from pellucid.training.hyperparameters import HYPERPARAMETERS, Hyperparameters, one_cycle
+from pellucid.training.from_source import NetworkSettings, train_classifier, train_network
+from pellucid.training.hyperparameters import AUGMENTATIONS, HYPERPARAMETERS, Hyperparameters, one_cycle
 from pellucid.training.networks import Stacked
 
 HALF = Preprocess(None, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -68,6 +74,24 @@ def equal(one, other, within=0.0):
         assert torch.allclose(value, other[name], rtol=0, atol=within), name
 
 
+def masks_of(count=14, seed=0):
+    """Bright squares on dark ground, and where they are."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(count, 8, 8, dtype=torch.long)
+    for mask, corner in zip(labels, torch.randint(5, (count, 2), generator=draw).tolist(), strict=True):
+        mask[corner[0] : corner[0] + 4, corner[1] : corner[1] + 3] = 1
+    pixels = torch.randint(128, (count, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    return LabeledImages.of(pixels + 100 * labels[:, None].byte(), labels)
+
+
+def dense_net(seed=0):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+        ).double()
+
+
 # The loop.
 
 
@@ -103,6 +127,58 @@ def test_the_weights_are_those_of_a_loop_written_by_hand(recipe, make):
             F.cross_entropy(by_hand(pixels), images.labels[rows]).backward()
             optimizer.step()
     equal(trained.state_dict(), by_hand.state_dict(), within=1e-12)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "symmetry", "crop_flip"])
+def test_labels_of_pixels_are_learnt_and_move_as_the_pixels_do(augmentation):
+    recipe = replace(QUICK, optimizer="adam", schedule="constant", weight_decay=0.0, augmentation=augmentation)
+    images, held_out, trained, by_hand = masks_of(), masks_of(seed=1), dense_net(), dense_net().train()
+    report = train(trained, images, held_out, recipe, seed=7, preprocess=HALF)
+    optimizer = torch.optim.Adam(by_hand.parameters(), 1e-2)
+    for epoch in range(3):
+        draw = torch.Generator().manual_seed(fold_in(7, epoch))
+        order = torch.randperm(14, generator=draw)
+        for start in range(0, 14, 4):
+            rows, state = order[start : start + 4], draw.get_state()
+            pixels = AUGMENTATIONS[augmentation](images.pixels[rows].double() / 255, draw)
+            masks = AUGMENTATIONS[augmentation](
+                images.labels[rows][:, None].double(), torch.Generator().set_state(state)
+            )[:, 0].long()
+            loss, logits = 0.0, by_hand((pixels - 0.5) / 0.25)
+            for row, column in itertools.product(range(8), range(8)):
+                loss = loss + F.cross_entropy(logits[:, :, row, column], masks[:, row, column]) / 64
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    equal(trained.state_dict(), by_hand.state_dict(), within=1e-12)
+    by_hand.eval()
+    right = by_hand((held_out.pixels.double() / 255 - 0.5) / 0.25).argmax(1) == held_out.labels
+    assert report.accuracy == accuracy(trained, held_out, HALF) == right.double().mean().item()
+    items = [(pixels / 255, mask) for pixels, mask in images]  # any data set of such pairs
+    again = dense_net()
+    train(again, items, held_out, recipe, seed=7, preprocess=HALF)
+    equal(again.state_dict(), trained.state_dict(), within=1e-6)
+
+
+def test_a_training_on_labels_of_pixels_is_taken_up_where_it_was_ended(tmp_path):
+    recipe, sets = replace(QUICK, augmentation="symmetry"), (masks_of(), masks_of(seed=1))
+    undisturbed, ended, resumed = dense_net(), dense_net(), dense_net()
+    train(undisturbed, *sets, recipe)
+    with pytest.raises(Ended):
+        train(ended, *sets, recipe, checkpoint=tmp_path, progress=end_at(6))
+    train(resumed, *sets, recipe, checkpoint=tmp_path)
+    equal(resumed.state_dict(), undisturbed.state_dict())
+
+
+def test_labels_that_do_not_fit_a_networks_places_are_refused():
+    with pytest.raises(InvalidData, match="label 1 is out of range: the network's 1 outputs"):
+        train(nn.Conv2d(3, 1, 1), masks_of(), masks_of(), QUICK)
+    with pytest.raises(InvalidData, match=r"logits \(2, 2, 4, 4\) for labels \(2, 8, 8\)"):
+        train(nn.Conv2d(3, 2, 1, stride=2), masks_of(), masks_of(), QUICK)
+    with pytest.raises(InvalidData, match=r"logits \(2, 3\) for labels \(2, 8, 8\)"):
+        train(net(), masks_of(), masks_of(), QUICK)
+    with pytest.raises(InvalidData, match=r"logits \(2, 2, 8, 8\) for labels \(2,\)"):
+        train(dense_net(), images_of(), images_of(), QUICK)
 
 
 def test_bfloat16_is_autocast_and_the_weights_stay_in_full_precision():
@@ -522,6 +598,58 @@ def test_images_enter_at_the_size_asked_and_the_weights_know_it(tmp_path):
     assert images.pixels.shape[2:] == (16, 16)
     facts = json.loads(output.with_suffix(".json").read_text())
     assert facts["accuracy"] == accuracy(loaded.model, images, loaded.preprocess)
+
+
+def table_of_masks(path, count=20, masks=True, size=(40, 32)):
+    """A dark disk on bright ground in each image, at another place, and its mask."""
+    rows = []
+    for number in range(count):
+        y, x = np.ogrid[: size[1], : size[0]]
+        disk = (x - 8 - number) ** 2 + (y - 16) ** 2 < 36
+        cells = [Image.fromarray(np.where(disk, 60, 200).astype(np.uint8)).convert("RGB")]
+        cells += [Image.fromarray(np.where(disk, 255, 0).astype(np.uint8))] if masks else []
+        rows.append([{"bytes": png(cell), "path": None} for cell in cells])
+    names = ["image", "mask"] if masks else ["image"]
+    table = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=True)}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    return path
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_segmentation_model_learns_masks_and_every_nth_image_is_held_out(tmp_path):
+    table, output = table_of_masks(tmp_path / "masks.parquet"), tmp_path / "unet.safetensors"
+    settings = NetworkSettings(name="unet", source=str(table), size=32, held_out=5, epochs=15)
+    trained = train_classifier(settings, output, "cpu", lambda *told: None)
+    source, preprocess = open_images(table), settings.preprocess
+    kept = [number for number in range(20) if number % 5]
+    assert trained.train_set.rows.tolist() == list(range(16))
+    for images, positions in ((trained.train_set, kept), (trained.validation_set, range(0, 20, 5))):
+        for (pixels, mask), position in zip(images, positions, strict=True):
+            sample = source[position]
+            assert pixels.equal(pil_to_tensor(preprocess.display(sample.image)))
+            assert mask.equal(torch.from_numpy(np.asarray(sample.mask)[:, 4:36] // 255))  # the middle
+    loaded, facts = load_model("unet", output), json.loads(output.with_suffix(".json").read_text())
+    assert loaded.preprocess == preprocess
+    assert loaded.classes == ("background", "object")
+    held_out = torch.stack([preprocess(source[position].image) for position in range(0, 20, 5)])
+    right = loaded.model.dense(held_out).argmax(1) == trained.validation_set.labels
+    assert facts["accuracy"] == trained.report.accuracy == pytest.approx(right.double().mean().item(), abs=1e-3)
+    assert facts["accuracy"] > 1 - trained.validation_set.labels.double().mean()  # more than the ground's share
+    assert train_classifier(settings, output, "cpu", lambda *told: None) is None
+
+
+def test_images_without_masks_are_refused_by_a_segmentation_model(tmp_path):
+    table = table_of_masks(tmp_path / "plain.parquet", masks=False)
+    result = run("train", "unet", "--data", table, "-o", tmp_path / "unet.safetensors")
+    assert result.exit_code == 2
+    assert "row-00 has no mask, which a segmentation model learns from" in " ".join(result.stderr.split())
+    with pytest.raises(ValueError, match="held_out is of a source without a test"):
+        NetworkSettings(name="unet", source="a", test="b", held_out=5)
 
 
 def test_a_test_set_is_scored_and_chooses_nothing(tmp_path):

@@ -23,7 +23,11 @@ def train_command(
         typer.Argument(metavar="NAME", help="A network (`pellucid list models`), or shapes for shapes-resnet."),
     ],
     data: Annotated[
-        str, typer.Option(metavar="SRC", help="Labelled images: a folder of classes, Parquet, torchvision:NAME.")
+        str,
+        typer.Option(
+            metavar="SRC",
+            help="Labelled images: a folder of classes, Parquet (of unet with masks), torchvision:NAME.",
+        ),
     ] = "",
     test: Annotated[
         str, typer.Option(metavar="SRC", help="Images scored in the end; torchvision's own if left out.")

@@ -26,16 +26,17 @@ from ..seeds import fold_in
 from .sources import Sample, Source
 
 MEMORY = 2 << 30  # bytes of pixels kept in memory; more go into a file that the system pages in
+OF_MASKS = ("background", "object")  # the classes of pixels
 IMAGES_AT_ONCE = 1024  # images worked on at a time where all are gone through
 
 
 @dataclass(frozen=True, eq=False)
-class LabeledImages(Dataset[tuple[Tensor, int]]):
+class LabeledImages(Dataset[tuple[Tensor, int | Tensor]]):
     """Images as bytes, with their labels; an item is ``(image (C, H, W) uint8, label)``.
 
     Attributes:
         pixels: (M, C, H, W) uint8, in memory or mapped from a file.
-        all_labels: (M,) int64.
+        all_labels: (M,) int64; or a class for each pixel (M, H, W), whole numbers of any type.
         rows: (N,) which of the M images belong to this set, in its order.
         classes: the class names by label; empty where unknown.
         skipped: why images of the source were left out, one message each.
@@ -51,7 +52,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
 
     @classmethod
     def of(cls, pixels: Tensor, labels: Tensor, classes: Sequence[str] = ()) -> LabeledImages:
-        """Take tensors as they are: ``pixels`` (N, C, H, W) uint8 and integer ``labels`` (N,).
+        """Take tensors as they are: ``pixels`` (N, C, H, W) uint8 and integer ``labels`` (N,) or (N, H, W).
 
         Raises:
             InvalidData: other types or shapes, or no images.
@@ -64,13 +65,13 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
             or labels.is_complex()
             or pixels.dtype != torch.uint8
             or pixels.dim() != 4
-            or labels.shape != pixels.shape[:1]
+            or labels.shape not in (pixels.shape[:1], (len(pixels), *pixels.shape[2:]))
             or not len(pixels)
         ):
             raise InvalidData(
                 f"images of {pixels.dtype} {tuple(pixels.shape)} with labels of {labels.dtype} "
                 f"{tuple(labels.shape)}; "
-                "give bytes (N, C, H, W), N at least 1, and as many whole numbers as labels"
+                "give bytes (N, C, H, W), N at least 1, and as many whole numbers as labels, or as many as pixels"
             )
         return cls(pixels, labels.long(), torch.arange(len(pixels)), tuple(names))
 
@@ -80,18 +81,19 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         row = self.rows[index]
-        return self.pixels[row], int(self.all_labels[row])
+        label = self.all_labels[row]
+        return self.pixels[row], label if label.dim() else int(label)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) uint8 and labels (B,) at these indices of the set, on the pixels' device."""
+        """Images (B, C, H, W) uint8 and their labels at these indices of the set, on the pixels' device."""
         rows = self.rows[indices].to(self.pixels.device)
         return self.pixels[rows], self.all_labels[rows]
 
     @property
     def labels(self) -> Tensor:
-        """The labels (N,) in the set's order."""
+        """The labels (N,) or (N, H, W) in the set's order."""
         return self.all_labels[self.rows.to(self.all_labels.device)]
 
     @cached_property
@@ -174,6 +176,7 @@ def load_images(
     memory: int = MEMORY,
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    object_mask: Callable[[Image.Image], Tensor] | None = None,
 ) -> LabeledImages:
     """Decode every image of a source once; images that cannot be read are left out and named.
 
@@ -186,24 +189,43 @@ def load_images(
             which vanishes with the set.
         folder: where that file goes; None is the system's folder for temporary files.
         progress: called after every image with the images done and all images.
+        object_mask: crops a sample's mask as ``display`` does its image, such as ``Preprocess.object_mask``; the
+            labels are then those of the pixels, 1 on the object, and every sample needs a mask instead.
 
     Raises:
         OutputNotWritable: the file does not fit into its folder.
-        InvalidData: a sample without a label, images of differing sizes, or no image that can be read.
+        InvalidData: a sample without a label or mask, images of differing sizes, or no image that can be read.
     """
 
     def cropped(sample: Sample) -> Tensor:
-        if sample.label is None:
+        if sample.label is None and object_mask is None:
             raise InvalidData(
                 f"{sample.name} has no label; name the column of labels, or sort images into folders"
             )
         pixels: Tensor = pil_to_tensor(display(require_picture(sample.image, "training")))
-        return pixels
+        if object_mask is None:
+            return pixels
+        return torch.cat([pixels, object_mask(_require_mask(sample))[None].to(pixels.dtype)])
 
     positions = range(len(source)) if positions is None else positions
     whole, labels, skipped = decode(source, positions, cropped, InvalidData, memory, folder, progress)
-    rows, known = torch.arange(len(whole)), torch.tensor(labels)
-    return LabeledImages(whole, known, rows, source.classes or (), tuple(skipped), origin)
+    rows = torch.arange(len(whole))
+    if object_mask is not None:
+        return LabeledImages(whole[:, :-1], whole[:, -1], rows, OF_MASKS, tuple(skipped), origin)
+    return LabeledImages(whole, torch.tensor(labels), rows, source.classes or (), tuple(skipped), origin)
+
+
+def _require_mask(sample: Sample) -> Image.Image:
+    """The mask of a sample, which must be there and of the image's size (``InvalidData``)."""
+    if sample.mask is None:
+        raise InvalidData(
+            f"{sample.name} has no mask, which a segmentation model learns from; give a table with the columns "
+            "image and mask, or another network"
+        )
+    if sample.mask.size != sample.image.size:
+        sizes = ["x".join(map(str, size)) for size in (sample.mask.size, sample.image.size)]
+        raise InvalidData(f"the mask of {sample.name} is {sizes[0]}, not {sizes[1]}, the image's size")
+    return sample.mask
 
 
 def decode(

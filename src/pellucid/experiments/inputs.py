@@ -11,8 +11,6 @@ from itertools import pairwise
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from .. import catalog
 from ..data.annotations import annotated_with
@@ -32,9 +30,6 @@ from ..seeds import fold_in
 from ..training.criteria import Retraining
 from ..variants.base import Variant
 from .spec import Images, Model, Spec, shown
-
-# RectGrad's masks: gray below 200 is background (released code); exact masks are black and white anyway.
-OBJECT = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,25 +207,9 @@ def annotated(sample: Sample, loaded: LoadedModel) -> tuple[int | None, Tensor |
     preprocess = loaded.preprocess
     if not isinstance(preprocess, Preprocess):
         return sample.label, None, None
-    mask = (
-        None if sample.mask is None else _moved(sample.mask.point(lambda gray: 255 * (gray >= OBJECT)), preprocess)
-    )
+    mask = None if sample.mask is None else preprocess.object_mask(sample.mask)
     boxes = None if sample.boxes is None else moved_boxes(sample.boxes, sample.image.size, preprocess)
-    return sample.label, None if mask is None else transforms.pil_to_tensor(mask)[0] > 0, boxes
-
-
-def _moved(mask: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """A mask resized (nearest, so it stays exact) and cropped like its image."""
-    mask = _resized(mask, preprocess)
-    return mask if preprocess.crop is None else transforms.center_crop(mask, [preprocess.crop])
-
-
-def _resized(mask: Image.Image, preprocess: Preprocess) -> Image.Image:
-    if preprocess.resize is None:
-        return mask
-    size = [preprocess.resize] if isinstance(preprocess.resize, int) else list(preprocess.resize)
-    resized: Image.Image = transforms.resize(mask, size, InterpolationMode.NEAREST)
-    return resized
+    return sample.label, mask, boxes
 
 
 def moved_boxes(boxes: Sequence[Box], size: tuple[int, int], preprocess: Preprocess) -> tuple[Box, ...]:
@@ -238,7 +217,8 @@ def moved_boxes(boxes: Sequence[Box], size: tuple[int, int], preprocess: Preproc
 
     A box is cut at the crop's border; one that lies beyond it is left out.
     """
-    resized, crop = _resized(Image.new("L", size), preprocess).size, preprocess.crop
+    crop = preprocess.crop
+    resized = replace(preprocess, crop=None).object_mask(Image.new("L", size)).shape[::-1]
     offsets = [0 if crop is None else _offset(length, crop) for length in resized]
     ends = [length if crop is None else crop for length in resized]
 

@@ -24,6 +24,9 @@ from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, pi
 
 _PerChannel = tuple[float, ...]
 
+# RectGrad's masks: gray below 200 is background (released code); exact masks are black and white anyway.
+OBJECT = 200
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 _LITTLE = 0.25  # of the values that an image's bits can hold
 _LATER = ("scale", "bands")  # settings that files of facts need not have
@@ -140,12 +143,19 @@ class Preprocess:
         moved: Tensor = self._moved(with_channels(given, self.channels, self.scale))
         return moved
 
-    def _moved(self, image: Any) -> Any:
+    def object_mask(self, mask: Image.Image) -> Tensor:
+        """Where a gray mask shows the object (H, W), resized (nearest, so it stays exact) and cropped likewise."""
+        moved = self._moved(mask.point(lambda gray: 255 * (gray >= OBJECT)), "nearest")
+        shown: Tensor = transforms.pil_to_tensor(moved)[0] > 0
+        return shown
+
+    def _moved(self, image: Any, interpolation: str | None = None) -> Any:
         """A picture, or pixels, resized and cropped."""
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
             self._require_size(image.shape[:-3:-1] if isinstance(image, Tensor) else image.size)
-            image = transforms.resize(image, size, InterpolationMode(self.interpolation), antialias=True)
+            mode = InterpolationMode(interpolation or self.interpolation)
+            image = transforms.resize(image, size, mode, antialias=True)
         return image if self.crop is None else transforms.center_crop(image, [self.crop])
 
     def _require_size(self, size: Sequence[int]) -> None:

@@ -117,6 +117,11 @@ class Segmentation(Sharing):
             return fitting(self, images, max_batch, targets)
 
 
+def dense_model(model: nn.Module) -> nn.Module:
+    """The dense model inside a :class:`Segmentation`, which is what learns; any other model as it is."""
+    return model._model if isinstance(model, Segmentation) else model
+
+
 class Dense(Sharing):
     """A classifier run at every place: (B, C, H, W) -> logits (B, K, h, w).
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .preprocess import Preprocess
+from .segmentation import Segmentation
 
 
 def _sequence(**layers: nn.Module) -> nn.Sequential:
@@ -249,6 +251,60 @@ class UnnormalizedResNet(nn.Module):
         return logits
 
 
+def _double(channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Two 3x3 convolutions, each normalized and rectified; the first has the stride."""
+    layers: list[nn.Module] = []
+    for inside, step in ((channels, stride), (out_channels, 1)):
+        convolution = nn.Conv2d(inside, out_channels, 3, stride=step, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """A small U-Net whose encoder reduces by strided convolutions: (B, 3, H, W) -> (B, num_classes, H, W) logits.
+
+    A 3x3 stem of stride 2, stages ``layer1`` to ``layer4`` of 16, 32, 64 and 128 channels, of which the last three
+    open with stride 2; the decoder doubles bilinearly and joins the stage of that size. So its maps show the
+    checkerboard of strided convolutions as those of a U-Net on a ResNet do.
+    """
+
+    def __init__(self, num_classes: int = 2, widths: tuple[int, int, int, int] = (16, 32, 64, 128)) -> None:
+        super().__init__()
+        first, second, third, fourth = widths
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.relu = nn.ReLU()
+        self.layer1 = _double(first, first)
+        self.layer2 = _double(first, second, stride=2)
+        self.layer3 = _double(second, third, stride=2)
+        self.layer4 = _double(third, fourth, stride=2)
+        self.up3 = _double(fourth + third, third)
+        self.up2 = _double(third + second, second)
+        self.up1 = _double(second + first, first)
+        self.head = nn.Conv2d(first, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of every pixel."""
+        first = self.layer1(self.relu(self.bn1(self.conv1(x))))
+        second = self.layer2(first)
+        third = self.layer3(second)
+        up = self.up3(torch.cat([_resized(self.layer4(third), third), third], 1))
+        up = self.up2(torch.cat([_resized(up, second), second], 1))
+        up = self.up1(torch.cat([_resized(up, first), first], 1))
+        return _resized(self.head(up), x)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    """The values bilinearly at another's height and width."""
+    return F.interpolate(x, (like.shape[-2], like.shape[-1]), mode="bilinear", align_corners=False)
+
+
+def unet(num_classes: int = 2) -> Segmentation:
+    """Build a small U-Net, explained by a class's mean logit over the pixels: (B, 3, H, W) -> (B, num_classes)."""
+    return Segmentation(UNet(num_classes).eval())
+
+
 def _stage(
     block: Callable[..., nn.Module], channels: int, out_channels: int, stride: int, count: int
 ) -> nn.Sequential:
@@ -323,6 +379,11 @@ PAPER_MODELS: dict[str, PaperModel] = {
         ShapesResNet,
         _small_images(64, 0.5, 0.25),
         "this project, for the procedural shapes; after He et al., Deep Residual Learning",
+    ),
+    "unet": PaperModel(
+        unet,
+        _small_images(256, 0.5, 0.25),
+        "this project, for cell nuclei; after Ronneberger et al., U-Net, with strided convolutions for pooling",
     ),
 }
 """The papers' networks by name. The MNIST mean and std of ``selu-cnn`` are the sanity-check report's: its own

@@ -74,4 +74,4 @@ def robust_accuracy(
         moved = attacked(pixels, loss, epsilon, steps, start)
         with torch.no_grad():
             right += int((model(preprocess.normalize(moved)).argmax(1) == labels).sum())
-    return right / total
+    return right / (total * labels[0].numel())  # of pixels, where these are labeled

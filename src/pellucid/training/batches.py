@@ -15,18 +15,24 @@ from .hyperparameters import Hyperparameters
 
 
 def fetch(images: Dataset[Any], indices: Tensor) -> tuple[Tensor, Tensor]:
-    """One batch of any data set: images (B, C, H, W) as they are, and labels (B,).
+    """One batch of any data set: images (B, C, H, W) as they are, and labels (B,), or of the pixels (B, H, W).
 
     A set with a method ``batch(indices)``, such as ``pellucid.data.labeled.LabeledImages``, is asked at once.
     """
     whole = getattr(images, "batch", None)
     if whole is not None:
         pixels, labels = whole(indices)
-        return pixels, labels
+        return pixels, labels.long()
     if isinstance(images, TensorDataset):
-        return images.tensors[0][indices], images.tensors[1][indices]
+        return images.tensors[0][indices], images.tensors[1][indices].long()
     items = [images[int(index)] for index in indices]
-    return torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
+    return torch.stack([item[0] for item in items]), torch.stack([_label(item[1]) for item in items])
+
+
+def _label(given: Any) -> Tensor:
+    """An image's label, or those of its pixels (H, W)."""
+    per_pixel = isinstance(given, Tensor) and given.dim() == 2
+    return given.long() if per_pixel else torch.tensor(int(given))
 
 
 def image_count(images: Dataset[Any]) -> int:
@@ -84,8 +90,9 @@ def check_set(images: Dataset[Any], outputs: int, recipe: Hyperparameters) -> tu
     if labels is None:
         return ()
     check_labels(labels, outputs)
-    counts = labels.bincount(minlength=outputs)
-    if not recipe.shuffle and bool((labels.diff() >= 0).all()) and int((counts > 0).sum()) > 1:
+    counts = labels.flatten().bincount(minlength=outputs)
+    in_order = labels.dim() == 1 and not recipe.shuffle and bool((labels.diff() >= 0).all())
+    if in_order and int((counts > 0).sum()) > 1:
         raise InvalidData(
             "train: the images come sorted by class and this recipe does not shuffle, so each batch would hold "
             "one class; train with shuffle=True (--shuffle)"

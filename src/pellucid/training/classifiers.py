@@ -1,4 +1,4 @@
-"""Train classifiers of any kind by cross-entropy, and write weights with the facts about them."""
+"""Train classifiers and segmentation models by cross-entropy, and write weights with the facts about them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from ..errors import InvalidData, InvalidParameter
 from ..files import file_digest, replace_file, sealed
 from ..models.preprocess import Preprocess
+from ..outputs import tensor_in
 from ..seeds import fold_in
 from .adversarial import attacked
 from .batches import check_labels, check_set, fetch, image_count, prepared, slices
@@ -77,17 +78,22 @@ def check_network(model: nn.Module, images: Dataset[Any], preprocess: Preprocess
     """Count a network's outputs by running two images, and tell whether its training draws random numbers."""
     if image_count(images) < 2:
         raise InvalidData(f"train: a training set of {image_count(images)} images; give 2 or more")
-    pixels, _ = fetch(images, torch.arange(2))
+    pixels, labels = fetch(images, torch.arange(2))
     pixels = prepared(pixels, preprocess, next(model.parameters()))
     was_training = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(pixels)
-            return logits.shape[1], draws(model, pixels)
+            logits, random = tensor_in(model.eval()(pixels)), draws(model, pixels)
     except (RuntimeError, ValueError) as error:
         raise InvalidData(f"train: the network cannot take images {tuple(pixels.shape[1:])}: {error}") from error
     finally:
         model.train(was_training)
+    if logits.shape != (2, logits.shape[1], *labels.shape[1:]):
+        raise InvalidData(
+            f"train: the network returns logits {tuple(logits.shape)} for labels {tuple(labels.shape)}; labels of "
+            "images want (batch, classes), those of pixels (batch, classes, height, width) of the images' size"
+        )
+    return logits.shape[1], random
 
 
 # The loop.
@@ -99,12 +105,13 @@ def accuracies(
 ) -> list[float]:
     """The share in [0, 1] of right answers of each network on its own set, in the mode it is in."""
     like = next(iter(networks.parameters().values()))
-    right, total = torch.zeros(networks.count, device=like.device), image_count(sets[0])
-    for indices in torch.arange(total).split(batch_size):
+    right, total = torch.zeros(networks.count, dtype=torch.long, device=like.device), 0
+    for indices in torch.arange(image_count(sets[0])).split(batch_size):
         pairs = [fetch(images, indices) for images in sets]
         pixels = torch.stack([prepared(pixels, preprocess, like) for pixels, _ in pairs])
         labels = torch.stack([labels for _, labels in pairs]).to(like.device)
-        right += (networks.logits(pixels).argmax(2) == labels).sum(1)
+        right += (networks.logits(pixels).argmax(2) == labels).flatten(1).sum(1)
+        total += labels[0].numel()
     return [int(count) / total for count in right]
 
 
@@ -113,6 +120,7 @@ def accuracy(
 ) -> float:
     """The share in [0, 1] of ``(image, label)`` whose largest logit is the label's; set eval mode before.
 
+    Where pixels are labeled, the share of pixels.
     Bytes or floats in [0, 1], which the ``preprocess`` normalizes; None where they are normalized already.
     """
     with torch.inference_mode():
@@ -274,12 +282,16 @@ class ClassifierLearner(Learner):
         return torch.randperm(count, generator=draw) if self.recipe.shuffle else torch.arange(count)
 
     def _batch(self, images: Dataset[Any], indices: Tensor, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1], augmented, and their labels."""
+        """Images in [0, 1], augmented, and their labels; those of pixels move as the pixels do."""
         pixels, labels = fetch(images, indices)
         if getattr(images, "labels", None) is None:
             check_labels(labels, self.outputs)
-        pixels = AUGMENTATIONS[self.recipe.augmentation](prepared(pixels, None, self.like), draw)
-        return pixels, labels.to(self.device)
+        augmented = AUGMENTATIONS[self.recipe.augmentation]
+        pixels, labels = prepared(pixels, None, self.like), labels.to(self.device)
+        if labels.dim() == 1:
+            return augmented(pixels, draw), labels
+        both = augmented(torch.cat([pixels, labels[:, None].to(pixels)], 1), draw)
+        return both[:, :-1], both[:, -1].long()
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """Images (networks, B, C, H, W) as the networks want them."""
@@ -306,11 +318,13 @@ class ClassifierLearner(Learner):
         return losses.detach().mean()
 
     def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy of each image (networks, B)."""
+        """The cross-entropy of each image (networks, B), the mean over its pixels where these are labeled."""
         half = in_bfloat16(self.recipe.precision, self.like)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             logits = self.networks.logits(images)
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none")
+        losses = losses.view(labels.shape)
+        return losses if losses.dim() == 2 else losses.flatten(2).mean(2)
 
     def _keep(self, found: Sequence[float]) -> None:
         """Copy the weights of each network whose accuracy is above that of every epoch before."""
@@ -342,9 +356,10 @@ def train(
     the recipe says otherwise.
 
     Args:
-        model: (B, C, H, W) -> (B, classes) logits.
+        model: (B, C, H, W) -> (B, classes) logits, or (B, classes, H, W) where pixels are labeled.
         train_set: a torch data set of ``(image, label, ...)``, bytes or floats in [0, 1]; further parts of an
-            item are ignored. Fastest is ``pellucid.data.labeled.LabeledImages``.
+            item are ignored. A label is a class, or a tensor of one for each pixel (H, W). Fastest is
+            ``pellucid.data.labeled.LabeledImages``.
         validation_set: likewise; it chooses the weights only where the recipe says ``keep="best"``.
         recipe: the settings; ``pellucid.training.hyperparameters`` has the papers'.
         seed: decides order, dropout and augmentation, not the initial weights.

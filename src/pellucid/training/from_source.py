@@ -18,6 +18,7 @@ from ..errors import InvalidData, OutputNotWritable, first_difference
 from ..files import told_whole
 from ..folders import content
 from ..models.preprocess import Preprocess
+from ..models.segmentation import dense_model
 from ..models.small import PAPER_MODELS
 from ..models.zoo import load_model, outputs, weights_facts
 from ..outputs import class_numbers
@@ -61,6 +62,7 @@ class NetworkSettings(Checked):
         name: as ``load_model`` takes it.
         source: labeled images, as ``open_images`` takes them; only shapes-resnet draws its own if it is left out.
         test: images scored in the end; of a named data set its own if left out.
+        held_out: instead, every n-th image of the source, from the first, is not learnt from but scored.
         label_column: the tables' column of labels.
         count: of the training images, drawn at random; None is all.
         size: pixels of a side at which images enter, cut to a square at the center; None is as the network's own.
@@ -79,12 +81,15 @@ class NetworkSettings(Checked):
     shuffle: bool | None = None
     precision: TrainingPrecision | None = None
     adversarial: float | None = None
+    held_out: Annotated[int, Field(strict=True, ge=2)] | None = None
     seed: Number = 0
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
         if not self.source and self.name != SHAPES:
             raise ValueError(f"{self.name} needs a source of images")
+        if self.held_out and (self.test or not self.source):
+            raise ValueError("held_out is of a source without a test; leave one out")
         return self
 
     @property
@@ -181,7 +186,8 @@ def train_network(
     Checkpoints stand in ``OUTPUT.checkpoint`` until the weights are written; the same call takes them up.
 
     Args:
-        name: as :func:`load_model` takes it; it gets one output for each class of the training set.
+        name: as :func:`load_model` takes it; it gets one output for each class of the training set. What is
+            explained as a ``Segmentation`` learns from labels of pixels.
         train_set: as :func:`train`; ``classes`` are its class names, where it has them.
         output: the .safetensors file to write.
         validation_set, test_set: scored after each epoch, and once, in the end.
@@ -196,13 +202,13 @@ def train_network(
     recipe = hyperparameters_of(name) if recipe is None else recipe
     classes = tuple(getattr(train_set, "classes", ()))
     loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
-    preprocess = preprocess_of(loaded) if preprocess is None else preprocess
+    preprocess, network = preprocess_of(loaded) if preprocess is None else preprocess, dense_model(loaded.model)
     if test_set is not None:
         check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
     with checkpoints_beside(output) as folder:
-        report = train(loaded.model, train_set, validation_set, recipe, seed, preprocess, folder, progress)
+        report = train(network, train_set, validation_set, recipe, seed, preprocess, folder, progress)
         if recipe.adversarial:
-            robust = robust_accuracy(loaded.model, validation_set, preprocess, recipe.adversarial, count=ATTACKED)
+            robust = robust_accuracy(network, validation_set, preprocess, recipe.adversarial, count=ATTACKED)
             report = replace(report, robust=robust)
         facts = {
             "model": name,
@@ -217,7 +223,7 @@ def train_network(
             **(about or {}),
         }
         if test_set is not None:
-            facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(loaded.model, test_set, preprocess)}
+            facts |= {"test_set": repr(test_set), "test_accuracy": accuracy(network, test_set, preprocess)}
         save_weights(loaded.model, output, facts)
     return report
 
@@ -227,21 +233,29 @@ def _train_and_test(
 ) -> tuple[LabeledImages, LabeledImages | None]:
     """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
 
-    def read(source: Any, split: str, count: int | None = None, classes: tuple[str, ...] = ()) -> LabeledImages:
+    preprocess, every = settings.preprocess, settings.held_out
+    model = load_model(settings.name, "random").model
+    object_mask = None if dense_model(model) is model else preprocess.object_mask
+
+    def read(
+        source: Any, split: str, count: int | None = None, classes: tuple[str, ...] = (), held_out: bool = False
+    ) -> LabeledImages:
         """Decode the images of one place, or as many, drawn at random, cropped as the network wants them.
 
-        Their labels are moved to ``classes``, if there are any.
+        Their labels are moved to ``classes``, if there are any; a segmentation model's are those of the pixels.
         """
         images = open_images(source, settings.label_column, split)
-        if images.classes and classes:
+        kept = [at for at in range(len(images)) if not every or (at % every == 0) == held_out]
+        if not object_mask and images.classes and classes:
             images = renumbered(images, class_numbers(images.classes, classes, len(classes)), classes)
         return load_images(
             images,
-            settings.preprocess.display,
+            preprocess.display,
             origin=f"{source} ({split})" if str(source).startswith(_WITH_TEST_SPLIT) else str(source),
-            positions=None if count is None else sorted(shuffled(len(images), settings.seed)[:count].tolist()),
+            positions=[kept[at] for at in sorted(shuffled(len(kept), settings.seed)[:count].tolist())],
             folder=folder,
             progress=lambda done, total: advance("reading images", done, total),
+            object_mask=object_mask,
         )
 
     if not settings.source:  # procedural shapes, as the included weights were trained and scored with
@@ -250,6 +264,8 @@ def _train_and_test(
         return read(drawn, "train"), read(held_out, "train")
     test = settings.source if not settings.test and settings.source.startswith(_WITH_TEST_SPLIT) else settings.test
     train_set = read(settings.source, "train", settings.count)
+    if every:
+        return train_set, read(settings.source, "train", held_out=True)
     return train_set, read(test, "test", classes=train_set.classes) if test else None
 
 
@@ -309,7 +325,10 @@ def _asked(settings: NetworkSettings | SurrogateSettings, output: Path) -> dict[
     """What tells a training from another: its settings, and the content of what they name but the ``output``."""
     own = (output, output.with_suffix(".json"))
     found = [content(place, own) if place else "" for place in settings.places]
-    return {**settings.model_dump(mode="json"), "content": found}
+    told = settings.model_dump(mode="json")
+    if told.get("held_out", 0) is None:  # trainings of earlier versions do not tell of it
+        del told["held_out"]
+    return {**told, "content": found}
 
 
 def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> bool:

@@ -204,6 +204,7 @@ HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "mnist-lenet5": replace(_CONSTANT, source="ours: the released weights came without settings"),
     "tiny-resnet18": _RESNET,
     "shapes-resnet": Hyperparameters(epochs=12, augmentation="symmetry"),
+    "unet": Hyperparameters(epochs=60, batch_size=8, augmentation="symmetry", validation=0.2),
 }  # fmt: skip
 """The papers' settings by network. Adebayo et al.'s regularized sanity-check CNN is
 ``replace(HYPERPARAMETERS["sanity-cnn"], weight_decay=1e-3, decayed=("conv?.weight", "linear1.weight"))``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import InvalidData
+from ..outputs import tensor_in
 
 
 class Networks:
@@ -25,12 +26,11 @@ class Networks:
         return dict(self.base.named_parameters())
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (networks, B, classes) of images (networks, B, C, H, W)."""
+        """Logits (networks, B, classes), or (networks, B, classes, H, W), of images (networks, B, C, H, W)."""
         batch = images[0]
         if torch.is_autocast_enabled(batch.device.type):  # bfloat16 convolves fastest channels-last
             batch = batch.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.base(batch)
-        return logits[None]
+        return tensor_in(self.base(batch))[None]
 
     def state(self) -> dict[str, Tensor]:
         """Weights and buffers by name, each (networks, ...); what is returned may change later."""
