@@ -192,6 +192,13 @@ def test_whiskers_span_the_table():
     assert "Fewer than 3 values give neither an interval nor a rank." in table.notes
 
 
+def test_a_whisker_of_one_number_stands_in_the_middle():
+    values = {("net", "original", name, "input", "insertion"): [1.0, 1.0, 1.0] for name in "ab"}
+    (table,) = tables.details(Statistics.of(results(values)), "net", "original", "input")
+    drawn = [row.cells[2].whisker for row in table.rows]
+    assert [(one.left, one.width, one.at) for one in drawn] == [(50, 0, 50), (50, 0, 50)]
+
+
 def test_a_card_draws_each_method_once_and_what_knows_nothing_last(run):
     lead = ranking(Statistics.of(run), "net", "input", "insertion(steps='auto')")
     rows = tables.contender_rows(lead)

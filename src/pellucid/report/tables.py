@@ -197,11 +197,16 @@ def _ends(low: float, high: float, places: int) -> str:
 
 
 def _whiskers(lows: Sequence[float], highs: Sequence[float], means: Sequence[float]) -> list[Whisker | None]:
-    """Intervals and means drawn on one scale, which all of them span; None where there is no interval."""
+    """Intervals and means drawn on one scale, which all of them span; None where there is no interval.
+
+    Where all are one number, it stands in the middle: neither end is its own.
+    """
     ends = np.array([lows, highs, means], float)
     known = ends[np.isfinite(ends)]
     first, last = (known.min(), known.max()) if len(known) else (0.0, 1.0)
-    shares = 100 * (ends - first) / (last - first or 1.0)
+    if first == last:
+        first, last = first - 1, last + 1
+    shares = 100 * (ends - first) / (last - first)
     return [
         Whisker(float(left), float(right - left), float(at)) if math.isfinite(left) else None
         for left, right, at in shares.T
