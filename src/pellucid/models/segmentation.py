@@ -151,7 +151,10 @@ _UNCHANGING = (nn.modules.dropout._DropoutNd, nn.Flatten, nn.Identity)  # in eva
 
 
 def _ends(classifier: nn.Module) -> tuple[str, str]:
-    """The names of the last block and of the linear layer, between which there is global pooling alone."""
+    """The names of the last block and of the linear layer, between which there is global pooling alone.
+
+    Of a chain that ends with the block, the chain: else its output, which may be explained, would lead nowhere.
+    """
     block = layer_names(classifier)[-1]
     leaves = [(name, part) for name, part in classifier.named_modules() if not list(part.children())]
     last = max((place for place, (name, _) in enumerate(leaves) if f"{name}.".startswith(f"{block}.")), default=-1)
@@ -162,6 +165,11 @@ def _ends(classifier: nn.Module) -> tuple[str, str]:
             f"{type(classifier).__name__} cannot be run at every place: its blocks are not followed by a global "
             "average pooling (nn.AdaptiveAvgPool2d) and one nn.Linear alone; take a ResNet or the like"
         )
+    chains = [block.rsplit(".", depth)[0] for depth in range(1, block.count(".") + 1)]
+    for chain in chains:
+        if type(classifier.get_submodule(chain)) is not nn.Sequential or after[0][0].startswith(f"{chain}."):
+            break
+        block = chain
     return block, after[1][0]
 
 
