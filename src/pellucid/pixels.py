@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import InvalidImage, InvalidParameter, PellucidError, brief
+from .errors import InvalidImage, InvalidParameter, PellucidError, brief, counted
 from .files import open_regular
 from .kinds import of_kinds
 
@@ -246,10 +246,11 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
         return torch.einsum("c,chw->hw", pixels.new_tensor(_GREY), pixels)[None]
     held = (
         f"; its file holds {image.frames} pages or frames, of which this is the first: save what are channels as "
-        "one .npy (height, width, channels)"
+        "one array (height, width, channels), a .npy or a TIFF of one page (tifffile: planarconfig='contig', "
+        "photometric='minisblack')"
     )
     raise InvalidImage(
-        f"{image.name} has {len(pixels)} channels, and the model's preprocess wants {channels}"
+        f"{image.name} has {counted(len(pixels), 'channel')}, and the model's preprocess wants {channels}"
         + (held if image.frames > 1 else "")
     )
 

@@ -66,6 +66,15 @@ def test_the_second_class_is_the_highest_but_the_explained() -> None:
     assert ClassChange(other="least").others(case(model, X, 3)).tolist() == [1]
 
 
+def test_what_explains_no_class_has_no_other_one() -> None:
+    """Else the maps of a difference would be compared with those of the classes 0 and another."""
+    one = case(linear(), X, "2 - 1")
+    with pytest.raises(InvalidTarget, match="explain '2 - 1', which is no class"):
+        ClassChange().measure(one)
+    with pytest.raises(InvalidTarget, match="no class of the model"):
+        pl.metric("cascade_ssim").measure(one)
+
+
 def test_random_classes_are_others_depend_on_the_seed_alone_and_are_reproducible() -> None:
     model = linear()
     images = X.expand(4, 1, 2, 2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import InvalidParameter, require_choice
+from ..errors import InvalidParameter, InvalidTarget, require_choice
 from ..heatmap import Channels, Upsampling, clip_percentiles, heatmap
 from ..layouts import Layout
 from ..methods.base import Attributions, Method
@@ -83,7 +83,16 @@ class Case:
 
     @property
     def targets(self) -> Tensor:
-        """The explained classes (B,)."""
+        """The explained classes (B,).
+
+        Raises:
+            InvalidTarget: what was explained is no class, but a difference or a function's value.
+        """
+        if self.attributions.answer:
+            raise InvalidTarget(
+                f"these maps explain {self.attributions.answer!r}, which is no class of the model, so that no "
+                "other can be explained beside it; explain pellucid.Classifier(model, target) at its one output"
+            )
         return self.attributions.targets
 
     @property

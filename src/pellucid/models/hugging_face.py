@@ -122,7 +122,8 @@ class HuggingFace:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raised = InvalidWeights if what == "weights" else InvalidModel
-            raise raised(f"hf:{self.place}: its {what} cannot be read ({reason})") from error
+            way_out = "" if self.is_folder else "; hf:FOLDER takes what was downloaded before, without a network"
+            raise raised(f"hf:{self.place}: its {what} cannot be read ({reason}){way_out}") from error
 
 
 def under_own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
