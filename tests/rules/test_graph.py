@@ -167,6 +167,14 @@ BY_HAND = {
     "relu, chosen": lambda x: torch.stack([torch.zeros_like(x), x], -1).gather(-1, (x > 0).long()[..., None])[
         ..., 0
     ],
+    "relu, by pooling a stack": lambda x: F.max_pool3d(torch.stack([x, torch.zeros_like(x)], 2), (2, 1, 1))[
+        :, :, 0
+    ],
+    "relu, as the last of the highest so far": lambda x: torch.stack([torch.zeros_like(x), x]).cummax(0)[0][1],
+    "relu, by a norm": lambda x: (x + torch.linalg.vector_norm(x[..., None], dim=-1)) / 2,
+    "relu, by a distance from 0": lambda x: (x + F.pairwise_distance(x[..., None], x[..., None] * 0, eps=0)) / 2,
+    "relu, by a steep softmax": lambda x: x * torch.stack([1e6 * x, torch.zeros_like(x)]).softmax(0)[0],
+    "relu, by a steep softplus": lambda x: torch.stack([1e6 * x, torch.zeros_like(x)]).logsumexp(0) / 1e6,
     "glu": lambda x: F.glu(torch.cat([x, x.flip(1)], 1), 1),
     "leaky relu, of two": lambda x: F.relu(x) - 0.1 * F.relu(-x),
     "leaky relu": lambda x: torch.maximum(x, 0.1 * x),
@@ -200,6 +208,9 @@ KNOWN = [
     lambda x: (y := summed(x)) - F.relu(y.roll(1, 1)),
     lambda x: F.relu(x - x.mean((2, 3), keepdim=True)) + x,
     lambda x: F.relu(x) * (x.square().sum(1, keepdim=True) + 1e-6).sqrt(),
+    lambda x: F.relu(x) * torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
+    lambda x: F.relu(x) * x.mean((2, 3), keepdim=True).softmax(1),
+    lambda x: F.max_pool2d(F.relu(x), 3, 1, 1),
 ]
 
 

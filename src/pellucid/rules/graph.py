@@ -8,6 +8,7 @@ from the logits back to the explained layers has a node for each of them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
@@ -52,7 +53,11 @@ _MATRIX_PRODUCTS = frozenset(
     {"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear", "SparseAddmm", "Trilinear"}
 )
 # Nodes that choose among what is stacked.
-_OF_STACKS = ("Amax", "Amin", "MaxBackward", "MinBackward", "Sort", "Topk", "Kthvalue", "Median", "Gather")
+_OF_STACKS = (
+    "Amax", "Amin", "MaxBackward", "MinBackward", "MaxPool", "Cummax", "Cummin", "Logsumexp", "Softmax", "Sort",
+    "Topk", "Kthvalue", "Median", "Gather",
+)  # fmt: skip
+_NORMS = ("Norm", "LinalgVectorNorm")  # of single values they are magnitudes
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
 _CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
@@ -306,7 +311,7 @@ def _alone(node: Any, names: tuple[str, ...] = ("",)) -> Any:
 
 
 def _clipped(path: Collection[Any]) -> set[str]:
-    """What is clipped at 0, or at other tensors, and the maxima of what was stacked for it."""
+    """What is clipped at 0, or at other tensors, maxima of what was stacked for it, and norms of single values."""
     found = set()
     for node in path:
         name = node.name()
@@ -317,6 +322,10 @@ def _clipped(path: Collection[Any]) -> set[str]:
         stacked = [one for one, _ in node.next_functions if one is not None and one.name().startswith("Stack")]
         if stacked and name.startswith(_OF_STACKS):
             found.add("max of a stack")
+        if name.startswith(_NORMS) and (below := node.next_functions[0][0]) is not None:
+            before, after = (one._input_metadata[0].shape for one in (below, node))
+            if math.prod(before) == math.prod(after):
+                found.add("norm of single values")
     return found
 
 
