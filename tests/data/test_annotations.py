@@ -184,6 +184,14 @@ def test_boxes_of_voc_tell_the_size_of_their_image(photos, tmp_path, size, fits)
             found[1]
 
 
+def test_boxes_of_an_image_without_end_are_refused(photos, tmp_path):
+    (tmp_path / "voc").mkdir()
+    told = "<size><width>inf</width><height>6</height></size></annotation>"
+    (tmp_path / "voc" / "b.xml").write_text(VOC.replace("</annotation>", told))
+    with pytest.raises(InvalidData, match=r"b\.xml"):
+        annotated_with(open_images(photos), boxes=tmp_path / "voc")[1]
+
+
 @pytest.mark.parametrize("kind", ["L", "RGB", "deep"])
 def test_masks_that_number_classes_are_refused(photos, tmp_path, kind):
     """Of numbers 0, 15 and 255, which is void, the object would be what is void."""

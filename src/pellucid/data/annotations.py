@@ -183,7 +183,7 @@ def _voc_boxes(path: Path) -> _Boxes:
         return _Boxes(boxes, _size(told.findtext("size/width"), told.findtext("size/height")))
     except InvalidData:
         raise
-    except (OSError, ValueError, TypeError, LookupError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, ElementTree.ParseError) as error:
         raise InvalidData(
             f"{path} is no VOC file of boxes ({error}); it needs object/bndbox with xmin, ymin, xmax, ymax"
         ) from error
