@@ -138,6 +138,16 @@ def test_a_repeatable_model_is_tried_once() -> None:
         method(net, x, 0)
 
 
+def test_a_models_classes_are_counted_once() -> None:
+    loaded, runs = pl.load_model("shapes-resnet"), []
+    x = torch.randn(2, 3, 64, 64)
+    method = pl.Gradient()
+    method(loaded, x, "star")
+    loaded.model.register_forward_hook(lambda *_: runs.append(1))
+    method(loaded, x, "star")
+    assert len(runs) == 1
+
+
 def test_each_function_is_tried_once() -> None:
     net, x = seeded(Bottom), images(2, 14)
     runs = []

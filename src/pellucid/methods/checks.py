@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidTarget, NotFinite
+from ..layers import remembered
 from ..outputs import Answering, Difference, Names, answer, are_shares, first_logits, logits_in
 
 
@@ -169,7 +170,10 @@ def require_names(names: Sequence[str], model: nn.Module, image: Tensor) -> None
 
     Else the names are of other classes, and so would be what is explained.
     """
-    count = first_logits(model, image).shape[1]
+    known, size = remembered(model, "classes"), image.shape[1:]
+    if size not in known:
+        known[size] = first_logits(model, image).shape[1]
+    count = known[size]
     if len(names) != count:
         raise InvalidTarget(
             f"{len(names)} classes are named, and the model has {count}; name each, or give the target's number"

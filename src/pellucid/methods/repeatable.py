@@ -222,7 +222,7 @@ def unexplainable(
     if new:
         with torch.no_grad():
             changed = _disturbed(model, answering, new, image)
-            mixed = set() if alone else _mixed(answering, model, [one for one in new if one not in changed], image)
+            mixed = set() if alone else _mixed(model, answering, [one for one in new if one not in changed], image)
         whys = dict.fromkeys(mixed, _MIXED) | dict.fromkeys(changed, _DISTURBED)
         known.update({(layer, trial): whys.get(layer, "").format(layer) for layer in new})
     return {layer: known[layer, trial] for layer in layers if known.get((layer, trial))}
@@ -239,7 +239,7 @@ def _disturbed(model: nn.Module, answering: nn.Module, layers: Sequence[str], im
     return set() if answers_alike(layers) else {layer for layer in layers if not answers_alike([layer])}
 
 
-def _mixed(answering: nn.Module, model: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
+def _mixed(model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
     """The layers whose row for an image is another beside a second image, before it or behind it.
 
     Two orders, since a model may sort its images.
