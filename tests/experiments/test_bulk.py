@@ -316,6 +316,9 @@ def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
     (tmp_path / "source" / "5.png").unlink()
     ended = CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *chosen[:2], "-o", str(tmp_path / "more")])
     assert ended.exit_code == 0
+    few = ["--limit", "2", "-o", str(tmp_path / "few")]
+    assert CliRunner().invoke(app, ["show", str(tmp_path / "maps"), *few]).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "few").iterdir()) == ["000000-0.png", "000001-1.png"]
 
 
 def test_progress_is_by_images_and_shards_are_small(photos, tmp_path):

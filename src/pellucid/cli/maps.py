@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas
 
 _OTHERS = ("output", "runner", "address", "cpus")
-_FIRST = 6  # images that are drawn
+_FIRST = 6  # images that are drawn where none is named
 
 
 def maps(
@@ -115,7 +115,10 @@ def show_command(
     run: Annotated[str, typer.Argument(metavar="MAPS", help="The output of `pellucid maps`.")],
     output: Annotated[Path, FOLDER],
     image: Annotated[
-        list[str] | None, typer.Option(help="Its name; may be repeated.", show_default="the first 6")
+        list[str] | None, typer.Option(help="Its name; may be repeated.", show_default="the first ones")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many images.", show_default="6; all that --image names")
     ] = None,
     layer: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="all")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the gray photo.")] = False,
@@ -139,7 +142,7 @@ def show_command(
         raise InvalidData(f"{run} has no maps of these images at these layers; leave out --image or --layer")
     kind, is_class = score_of(run), class_explained(run)
     keys = ["source", "position", "image"]
-    drawn = list(found.groupby(keys, sort=False, observed=True))[: None if image else _FIRST]
+    drawn = list(found.groupby(keys, sort=False, observed=True))[: limit or (None if image else _FIRST)]
     with writable(output):
         output.mkdir(parents=True, exist_ok=True)
     files: list[str] = []
