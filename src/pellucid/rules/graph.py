@@ -321,7 +321,7 @@ def _clipped(path: Collection[Any]) -> set[str]:
             found.add("clamp")
         stacked = [one for one, _ in node.next_functions if one is not None and one.name().startswith("Stack")]
         if stacked and name.startswith(_OF_STACKS):
-            found.add("max of a stack")
+            found.add("max, sort or softmax of a stack")
         if name.startswith(_NORMS) and (below := node.next_functions[0][0]) is not None:
             before, after = (one._input_metadata[0].shape for one in (below, node))
             if math.prod(before) == math.prod(after):
