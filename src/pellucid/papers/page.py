@@ -34,6 +34,7 @@ PICTURE_FOLDER = "pictures"
 LARGEST_PNG, LARGEST_SVG = 300_000, 150_000  # bytes of a picture
 MAP_PIXELS = 450_000  # of all maps of a grid: noise that size still fits
 MOST_LABELS = 3  # names that patterns stand for; of more the patterns are shown
+MOST_NAMES = 6  # that a picture is described by; of more their number is told
 HEADS = {"model": "Network", "metric": "Measure"}  # of columns that are not headed by their own key
 SCALES = {
     "smoke": "smoke: so small that it shows only that everything runs; its numbers mean nothing",
@@ -422,4 +423,4 @@ def in_words(panels: Sequence[Panel]) -> str:
 
 def across(names: Sequence[str], of: str) -> str:
     """By what a picture shows things: few names, or how many there are."""
-    return f"by {joined(list(names)) if len(names) <= MOST_LABELS else f'{len(names)} {of}s'}"
+    return f"by {joined(list(names)) if len(names) <= MOST_NAMES else f'{len(names)} {of}s'}"
