@@ -22,7 +22,8 @@ from .findings.comparison import compare
 from .findings.trust import TrustCard, trust_card
 from .heatmap import clip_percentiles, heatmap, normalize
 from .layers import layer_names
-from .methods.base import Attributions, Method
+from .methods.attributions import Attributions
+from .methods.base import Method
 from .methods.baselines import Edges, Random
 from .methods.cam import GradCAM
 from .methods.external import External

@@ -14,7 +14,7 @@ from pellucid.errors import (
     InvalidParameter,
     OutputNotWritable,
 )
-from pellucid.methods.base import Attributions
+from pellucid.methods.attributions import Attributions
 from tests.networks import photos_for_strided, seeded, strided
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pellucid as pl
 from pellucid.data.sources import open_images
 from pellucid.errors import InvalidModel, InvalidParameter
-from pellucid.methods.base import Attributions
+from pellucid.methods.attributions import Attributions
 from pellucid.metrics.base import Case, Measured, Metric
 from pellucid.metrics.faithfulness import Deletion, Insertion, deletion, insertion
 from pellucid.metrics.randomization import cascade

@@ -26,7 +26,8 @@ from ..experiments.record import Note
 from ..files import replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
-from ..methods.base import Attributions, Method
+from ..methods.attributions import Attributions
+from ..methods.base import Method
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, load_model

@@ -26,7 +26,8 @@ from ..errors import (
 )
 from ..files import file_name
 from ..heatmap import SIGNED, heatmap
-from ..methods.base import Attributions, Method
+from ..methods.attributions import Attributions
+from ..methods.base import Method
 from ..methods.checks import require_in_range
 from ..metrics.base import Case, Criterion, Measured, Metric, VariantMetric
 from ..metrics.scoring import Scorer

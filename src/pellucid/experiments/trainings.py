@@ -20,7 +20,7 @@ from ..data.sources import open_images
 from ..errors import InvalidData, InvalidMap, InvalidModel, InvalidParameter, PellucidError
 from ..files import file_name
 from ..heatmap import heatmap
-from ..methods.base import Attributions
+from ..methods.attributions import Attributions
 from ..metrics.base import Case, Measured
 from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess

@@ -3,173 +3,38 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from abc import ABC, abstractmethod
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
-from pathlib import Path as FilePath
 from typing import Any, ClassVar, Self, SupportsIndex, final
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bounds import GRADIENTS
-from ..errors import (
-    CanceledMapWarning,
-    CompletenessWarning,
-    EmptyMapWarning,
-    FlatMapWarning,
-    ImageMapWarning,
-    InvalidData,
-    InvalidLayer,
-    InvalidParameter,
-    PatternWarning,
-    PrecisionWarning,
-    SkippedLayerWarning,
-    TokenWarning,
-    brief,
-)
-from ..files import replace_file, sealed_tensors, unsealed_tensors
-from ..heatmap import cancels
+from ..errors import InvalidLayer, InvalidParameter, SkippedLayerWarning, brief
 from ..kinds import require_kind
 from ..layers import INPUT, LayerChoice, explainable, select_layers
 from ..layouts import Layout, layout, layouts_of
 from ..outputs import Names, class_names
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting, placed, rows_per_pass
 from ..rules.base import Rule
-from ..rules.conv import SmoothedDownsampling
 from ..rules.draws import Draws
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import Noise, Path, Sampling
 from ..seeds import fold_in
 from ..undo import Guard
 from ..variants.base import ORIGINAL, AnyVariant, as_variant
+from .attributions import Attributions, Estimate
+from .caveats import warn_if_half, warn_if_incomplete, warn_of_image, warn_of_map
 from .checks import are_named, asked, predicted, require_images, require_names, require_targets
 from .network import Network, Points
 from .repeatable import require_repeatable, unexplainable
 
-# A complete attribution may miss its sum by this share of it before a warning is due.
-TOLERANCE = 0.05
-
-# Attributions in files and notebooks.
-_FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
-_SHOWN = 4  # images
 _TRIED = 4  # images whose sums are compared without a variant
-# Of a pattern under a variant: places a side, and how far places differ, in means and in standard errors.
-_LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An attribution (n, ...) and, where the method promises completeness, what each should sum to (n,)."""
-
-    attribution: Tensor
-    expected: Tensor | None = None
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Attributions(Mapping[str, Tensor]):
-    """Attributions by layer, each (B, C, h, w), whatever the layer's own layout; (B, C) of a layer without places.
-
-    ``targets`` (B,) are the explained classes, 0 for a function of the output or a difference of classes, which
-    ``answer`` names. ``residuals`` holds, for the layers
-    of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
-    tokens are in the sum. Where a variant changes what propagates back, no sum is promised: ``unchecked`` then
-    says why there are no residuals. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no
-    place, such as a class token.
-    """
-
-    by_layer: dict[str, Tensor]
-    targets: Tensor
-    residuals: dict[str, Tensor] = field(default_factory=dict)
-    prefixes: dict[str, Tensor] = field(default_factory=dict)
-    answer: str = ""
-    unchecked: str = ""
-
-    def __getitem__(self, layer: str) -> Tensor:
-        return self.by_layer[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_layer)
-
-    def __len__(self) -> int:
-        return len(self.by_layer)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{layer}: {tuple(value.shape)}" for layer, value in self.items())
-        explained = f"target {self.answer!r}" if self.answer else f"targets {self.targets.tolist()}"
-        return f"Attributions({shapes}; {explained})"
-
-    def _repr_html_(self) -> str:
-        """Shapes, and a picture of the first images' maps, in a notebook."""
-        shown = {layer: value[:_SHOWN] for layer, value in self.items() if value.dim() == 4}
-        few = replace(self, by_layer=dict(list(shown.items())[: 2 * _SHOWN]), targets=self.targets[:_SHOWN])
-        text = f"<p><code>{escape(repr(self))}</code></p>"
-        if not few:
-            return text
-        picture = b64encode(few.plot().file("png")).decode()
-        style = f"max-width: 100%; width: {8 + 9 * len(few)}em"
-        return f'{text}<img alt="" style="{style}" src="data:image/png;base64,{picture}">'
-
-    def plot(self, images: Any = None, **settings: Any) -> Any:
-        """Draw the maps beside the images (B, C, H, W), as ``pellucid.show(attributions, images)`` does."""
-        import pellucid  # drawing lies above explaining: it is asked as a user would
-
-        return pellucid.show(self, images, **settings)
-
-    def to_numpy(self) -> dict[str, np.ndarray]:
-        """The attributions by layer as NumPy arrays, each (B, C, h, w); bfloat16 becomes float32."""
-        halves = {layer: value.detach().cpu() for layer, value in self.items()}
-        return {
-            layer: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-            for layer, value in halves.items()
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all to a .safetensors file with a checksum, in one move.
-
-        Raises:
-            InvalidParameter: a path of another ending.
-            OutputNotWritable: the folder is missing or cannot be written.
-        """
-        if FilePath(path).suffix != ".safetensors":
-            raise InvalidParameter(
-                f"{os.fspath(path)} does not end in .safetensors; to_numpy() gives arrays for numpy.savez"
-            )
-        parts = {name: getattr(self, name) for name in _PARTS}
-        tensors = {f"{part}/{layer}": value for part, layers in parts.items() for layer, value in layers.items()}
-        facts = {"format": _FORMAT, "layers": list(self), "answer": self.answer, "unchecked": self.unchecked}
-        replace_file(FilePath(path), sealed_tensors({"targets": self.targets} | tensors, facts))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Attributions:
-        """Read what ``save`` wrote, on the CPU.
-
-        Raises:
-            InvalidData: no such file; damaged, or of another kind.
-        """
-        try:
-            tensors, facts = unsealed_tensors(FilePath(path))
-            if facts.get("format") != _FORMAT:
-                raise ValueError("it holds something else")
-            targets, order = tensors.pop("targets"), facts["layers"]
-            found = {
-                part: {layer: tensors[f"{part}/{layer}"] for layer in order if f"{part}/{layer}" in tensors}
-                for part in _PARTS
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidData(
-                f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save"
-            ) from error
-        answer, unchecked = (str(facts.get(name, "")) for name in ("answer", "unchecked"))
-        return cls(targets=targets, **found, answer=answer, unchecked=unchecked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +160,7 @@ class Method(ABC):
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
-            _warn_if_half(images)
+            warn_if_half(images)
             text = targets if isinstance(targets, str) else getattr(targets, "__name__", None) or brief(targets)
             given, (answering, targets) = targets, asked(model, targets, names)
             answer = "" if answering is model else text
@@ -334,44 +199,32 @@ class Method(ABC):
 
     def _explain(self, asking: _Asking, max_batch: int) -> Attributions:
         network, layers = self._network(asking, max_batch)
-        keys, parts = asking.keys, []
-        for origin in torch.arange(len(network.images), device=network.images.device).split(network.max_batch):
-            rows = origin.tolist()
-            points = Points(network.images[origin], origin, tuple(keys[row] for row in rows))
-            parts.append(self._evaluate(network, self.samplings, points, layers))
-        attributions, residuals, prefixes = {}, {}, {}
+        parts = [
+            self._evaluate(network, self.samplings, points, layers)
+            for points in _parted(network.images, asking.keys, network.max_batch)
+        ]
+        found = Attributions({}, network.targets, answer=asking.answer)
         for layer in _whole(layers, parts):
-            attribution = _joined([part[layer].attribution for part in parts])
-            size = torch.linalg.vector_norm(attribution.flatten(1), ord=1, dim=1)
-            network.require_finite(size, layer)
-            # What was found in half precision may be reduced and compared in no less than single.
-            exact = torch.promote_types(network.images.dtype, torch.float32)
-            maps, prefix = network.split(layer, attribution.to(exact))
-            attributions[layer] = maps.contiguous()
-            if prefix.numel():
-                prefixes[layer] = prefix.contiguous()
-            expected = [part[layer].expected for part in parts]
-            if all(value is not None for value in expected):
-                wanted = _joined([value for value in expected if value is not None])
-                residuals[layer] = attribution.flatten(1).sum(1) - wanted
-                _warn_if_incomplete(layer, size, residuals[layer], wanted, self.promise)
-            thresholded = any(rule.alters_gradient for rule in self.backward_rules)
-            remedies = ["lower a threshold such as q"] if thresholded else []
-            if (
-                prefix.numel()
-                and not bool(maps.any())
-                and (bool(prefix.any()) or network.reads_prefix_alone(layer))
-            ):
-                _warn_of_prefix(layer, len(maps))
-            else:
-                _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
-                _warn_if_flat(layer, attributions[layer], size)
-                _warn_if_canceled(layer, attributions[layer])
-            _warn_if_patterned(layer, attributions[layer], asking.rules)
+            self._hand_out(network, layer, Estimate.joined([part[layer] for part in parts]), found)
         if self.is_for_hidden and INPUT in layers:
-            _warn_of_image(type(self).__name__)
-        unchecked = "" if residuals else self._unchecked(network, tuple(attributions), asking)
-        return Attributions(attributions, network.targets, residuals, prefixes, asking.answer, unchecked)
+            warn_of_image(type(self).__name__)
+        return found if found.residuals else replace(found, unchecked=self._unchecked(network, [*found], asking))
+
+    def _hand_out(self, network: Network, layer: str, estimate: Estimate, found: Attributions) -> None:
+        """Put a layer's attribution into what is handed out, and warn of what is wrong with it."""
+        network.require_finite(estimate.size, layer)
+        # What was found in half precision may be reduced and compared in no less than single.
+        exact = torch.promote_types(network.images.dtype, torch.float32)
+        maps, prefix = network.split(layer, estimate.attribution.to(exact))
+        found.by_layer[layer] = maps.contiguous()
+        if prefix.numel():
+            found.prefixes[layer] = prefix.contiguous()
+        if estimate.expected is not None:
+            found.residuals[layer] = estimate.residual
+            warn_if_incomplete(layer, estimate, self.promise)
+        thresholded = any(rule.alters_gradient for rule in self.backward_rules)
+        remedies = ["lower a threshold such as q"] if thresholded else []
+        warn_of_map(network, layer, maps, prefix, estimate.size, remedies)
 
     def _unchecked(self, network: Network, layers: Sequence[str], asking: _Asking) -> str:
         """Why no sum is promised of a method that by itself would promise one.
@@ -395,14 +248,9 @@ class Method(ABC):
                 targets=network.targets[:_TRIED],
                 _references={},
             )
-            origin = torch.arange(len(few.images), device=few.images.device).split(few.max_batch)[0]
-            points = Points(few.images[origin], origin, asking.keys[: len(origin)])
+            points = next(_parted(few.images, asking.keys, few.max_batch))
             for layer, estimate in self.leaf(few, points, layers).items():
-                found, expected = estimate.attribution.flatten(1), estimate.expected
-                assert expected is not None
-                size = torch.linalg.vector_norm(found, ord=1, dim=1)
-                residual = found.sum(1) - expected
-                _warn_if_incomplete(layer, size, residual, expected, self.promise, f"without {without} ")
+                warn_if_incomplete(layer, estimate, self.promise, f"without {without} ")
         return f"{without} changes what propagates back, so that no sum is promised"
 
     def _evaluate(
@@ -560,6 +408,12 @@ def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:
     warnings.warn(SkippedLayerWarning(why, layer), stacklevel=level)
 
 
+def _parted(images: Tensor, keys: Sequence[int], size: int) -> Iterator[Points]:
+    """The images as points, at most ``size`` at a time."""
+    for origin in torch.arange(len(images), device=images.device).split(size):
+        yield Points(images[origin], origin, tuple(keys[row] for row in origin.tolist()))
+
+
 def _keys(seed: int | Sequence[int], images: Tensor) -> tuple[int, ...]:
     if isinstance(seed, int):
         return (seed,) * len(images)
@@ -578,122 +432,3 @@ def _whole(layers: Sequence[str], parts: Sequence[Mapping[str, Estimate]]) -> li
         why = f"layer {layer!r} runs for some images alone; it has no map"
         warnings.warn(SkippedLayerWarning(why, layer), stacklevel=5)
     return whole
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _warn_if_half(images: Tensor) -> None:
-    device, dtype = images.device.type, images.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    if dtype in (torch.bfloat16, torch.float16):
-        message = (
-            f"the model computes in {str(dtype).removeprefix('torch.')}, whose gradients are off by about a tenth "
-            "of their size, at single pixels by up to half of the largest; for exact maps explain it in float32"
-        )
-        warnings.warn(PrecisionWarning(message), stacklevel=3)
-
-
-def _warn_if_incomplete(
-    layer: str, size: Tensor, residual: Tensor, expected: Tensor, promise: tuple[str, str], how: str = ""
-) -> None:
-    # Where logits hardly differ, the residual is held against the size of what cancels.
-    share = residual.abs() / torch.maximum(expected.abs(), size / 100).clamp_min(torch.finfo(expected.dtype).tiny)
-    worst = int(share.argmax())
-    if share[worst] > TOLERANCE:
-        cancels = bool(size[worst] / 100 > expected[worst].abs())
-        of = "a hundredth of the sum of magnitudes" if cancels else f"this {promise[0].rpartition(' ')[2]}"
-        message = (
-            f"at {layer!r} {how}the attribution of image {worst} sums to "
-            f"{float(expected[worst] + residual[worst]):.4g}, "
-            f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g}, "
-            f"{float(share[worst]):.1%} of {of}. {promise[1]}"
-        )
-        warnings.warn(CompletenessWarning(message, layer), stacklevel=5)
-
-
-def _warn_of_prefix(layer: str, images: int) -> None:
-    """Where a class token alone is read, no place has a gradient, whatever the method."""
-    message = (
-        f"at {layer!r} the attribution of {images} of {images} images is zero at all places: only the class token "
-        "is read after this layer; take the block before"
-    )
-    warnings.warn(TokenWarning(message, layer), stacklevel=5)
-
-
-def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
-    empty = (size == 0).nonzero()[:, 0].tolist()
-    if empty:
-        message = (
-            f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
-            f"(first: image {empty[0]}); {remedy}"
-        )
-        warnings.warn(EmptyMapWarning(message, layer), stacklevel=5)
-
-
-def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
-    if maps.dim() != 4 or maps[0, 0].numel() < 2:
-        return
-    maps = maps[size > 0]
-    # Two corners tell most maps apart, so that few are looked at whole.
-    if len(maps) and torch.equal(maps[..., 0, 0], maps[..., -1, -1]) and bool((maps == maps[..., :1, :1]).all()):
-        message = (
-            f"at {layer!r} the attribution has one value at all places of a channel, so its map is of one color: "
-            "only an average over places comes after the layer; take gradcam or input_x_gradient there, or an "
-            "earlier layer"
-        )
-        warnings.warn(FlatMapWarning(message, layer), stacklevel=5)
-
-
-def _warn_of_image(method: str) -> None:
-    message = (
-        f"at {INPUT!r} a map of {method} is the image's own channels, weighed, whatever the network looks at: "
-        "name hidden layers"
-    )
-    warnings.warn(ImageMapWarning(message, INPUT), stacklevel=5)
-
-
-def _warn_if_canceled(layer: str, maps: Tensor) -> None:
-    # The places of one row tell most maps apart, so that few are looked at whole.
-    if maps.dim() != 4 or maps.shape[1] == 1 or not bool(cancels(maps[:, :, maps.shape[2] // 2, None]).any()):
-        return
-    images = int(cancels(maps).sum())
-    if images:
-        message = (
-            f"at {layer!r} the channels of the attribution cancel everywhere in {images} of {len(maps)} images, "
-            "as a gradient's do below a layer norm, so their signed mean or sum shows nothing: take "
-            "heatmap(channels='abs_sum'), or another method, such as deeplift"
-        )
-        warnings.warn(CanceledMapWarning(message, layer), stacklevel=5)
-
-
-def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
-    """Warn where of each 2 x 2 or 3 x 3 places one still gets less than another, though a variant levels them."""
-    leaves_first = layer == INPUT and any(rule.leaves_first for rule in rules)
-    if not leaves_first and not any(isinstance(rule, SmoothedDownsampling) for rule in rules):
-        return
-    if maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
-        return
-    magnitude = maps.abs().mean((0, 1))
-    for period, other in ((2, "other"), (3, "third")):  # a step of 4 shows at 2
-        rows, columns = (side // period * period for side in magnitude.shape)
-        tiles = F.pixel_unshuffle(magnitude[None, :rows, :columns], period)
-        means, errors = tiles.mean((1, 2)), tiles.flatten(1).std(1) / math.sqrt(tiles[0].numel())
-        apart = means.max() - means.min()
-        if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
-            why = (
-                "the variant leaves the network's first convolution as it is; take backward_with_first or "
-                "forward_with_first, or a hidden layer"
-                if leaves_first
-                else "something above steps over places in a way that the variant leaves as it is, such as an "
-                "index, interpolate, reshape and permute, or a pooling (SmoothedDownsampling(pooling=True)); "
-                f"write it as x[:, :, ::{period}, ::{period}]"
-            )
-            message = (
-                f"at {layer!r} every {other} place still gets {float(means.min() / means.max()):.0%} of what its "
-                f"neighbor gets: {why}"
-            )
-            warnings.warn(PatternWarning(message, layer), stacklevel=5)
-            return

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..layers import INPUT
 from ..sampling import noise_like
-from .base import Estimate, Method
+from .attributions import Estimate
+from .base import Method
 from .network import Network, Points
 
 

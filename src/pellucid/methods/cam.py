@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import SkippedLayerWarning
 from ..layouts import Layout, last_map
-from .base import Estimate, Method
+from .attributions import Estimate
+from .base import Method
 from .network import Network, Points
 
 

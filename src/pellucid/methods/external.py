@@ -19,7 +19,8 @@ from ..layers import INPUT
 from ..layouts import Layout
 from ..rules.base import Rules
 from ..rules.norm import FrozenBatchNorm
-from .base import Estimate, Method
+from .attributions import Estimate
+from .base import Method
 from .network import Network, Points
 
 

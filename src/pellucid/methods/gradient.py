@@ -16,7 +16,8 @@ from ..rules.lrp import AttentionLRP, EpsilonLRP, GammaLRP, NormalizationLRP
 from ..rules.pool import ProportionalPooling
 from ..rules.relu import DeconvReLU, Gate, GuidedReLU, Interpolation, RectifiedReLU
 from ..sampling import Baseline, require_baseline
-from .base import Estimate, Method
+from .attributions import Estimate
+from .base import Method
 from .network import Network, Points
 
 MaxPool = Literal["rescale", "gradient"]

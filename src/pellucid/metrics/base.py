@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import InvalidParameter, InvalidTarget, require_choice
 from ..heatmap import Channels, Upsampling, clip_percentiles, heatmap
 from ..layouts import Layout
-from ..methods.base import Attributions, Method
+from ..methods.attributions import Attributions
+from ..methods.base import Method
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch
 from ..variants.base import ORIGINAL, Variant
 from .scoring import Scorer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, LayerWarning, NotFinite, require_choice
 from ..heatmap import heatmap
-from ..methods.base import Attributions
+from ..methods.attributions import Attributions
 from ..methods.repeatable import take_over
 from .base import Axis, Case, Measured, Metric, SharedMetric
 from .faithfulness import Deletion, Faithfulness, Insertion, StepCount

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidParameter, require_choice
-from ..methods.base import Attributions
+from ..methods.attributions import Attributions
 from ..methods.checks import require_in_range
 from ..outputs import logits_in
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InvalidParameter, counted
 from ..heatmap import Channels, heatmap, require_finite_maps
-from ..methods.base import Attributions
+from ..methods.attributions import Attributions
 from ..outputs import class_names, ends_of
 from ..pixels import picture
 from .figures import CaptionedPhoto, Drawing, Overlay, Speaks, grid
