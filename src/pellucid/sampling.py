@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from .errors import InvalidParameter, brief, require_choice, require_count
 from .passes import exact
@@ -259,6 +258,9 @@ def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
             )
         return reference
     if baseline == "blur":
+        # Torchvision takes as long to import as torch, and of all methods only this baseline needs it.
+        from torchvision.transforms.functional import gaussian_blur
+
         taps = min(31, 2 * (min(images.shape[-2:]) - 1) + 1)
         blurred: Tensor = gaussian_blur(images, [taps, taps], [5.0, 5.0])
         return blurred
