@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ _DIFFERENCES = {
     "difference at the target": "difference of the explained class's probability",
 }
 _AT_TARGET = "target_difference(at='explained')"
+_COMPARED = ("prediction_difference", _AT_TARGET, "total_variation")
 
 surrogate = typer.Typer(
     no_args_is_help=True, help="Train and evaluate bilinear paths in place of strided convolutions."
@@ -141,20 +142,10 @@ def _evaluate(
     sources = opened(images, limit, label_column)
     for sentence in _known_images(known.facts, file, model, weights, list(sources)):
         say(f"note: {sentence}", err=True)
-    # A data set may number its classes otherwise than the model, unless it names some of the model's.
-    named = all(set(one.classes or ("",)) <= set(loaded.classes or ()) for one in sources.values())
-    labeled = label_column is not None or named
-    if not labeled and any(one.classes for one in sources.values()):
-        say(
-            "note: how often each is right is not told, since the images' classes are not called as the model's; "
-            "name their folders so",
-            err=True,
-        )
-    metrics = ["prediction_difference", _AT_TARGET, "total_variation", *(["top1"] if labeled else [])]
+    labeled = label_column is not None or _call_classes_alike(sources.values(), loaded.classes or ())
     left_out = {place: _unusable(source, labeled) for place, source in sources.items()}
     reasons = [reason for wrong in left_out.values() for reason in wrong.values()]
-    kept = {place: len(source) - len(left_out[place]) for place, source in sources.items()}
-    if not any(kept.values()):
+    if len(reasons) == sum(map(len, sources.values())):
         raise InvalidImage(f"none of {len(reasons)} images can be read; the first: {reasons[0]}")
     with TemporaryDirectory() as folder:
         changed = Path(folder, "surrogate.safetensors")
@@ -164,7 +155,7 @@ def _evaluate(
             "methods": [method],
             "variants": ["original", str(changed)],
             "layers": parted(layers or ["all"]),
-            "metrics": metrics,
+            "metrics": [*_COMPARED, *(["top1"] if labeled else [])],
             "target": "label" if labeled else "scored",
             "pictures": 0,
             "seed": seed,
@@ -172,6 +163,7 @@ def _evaluate(
             "max_batch": bound,
             "device": chosen_device(device),
         }
+        kept = {place: len(source) - len(left_out[place]) for place, source in sources.items()}
         chosen = [
             {"source": place, "count": count, "skip": list(left_out[place]), "label_column": label_column}
             for place, count in kept.items()
@@ -187,6 +179,22 @@ def _evaluate(
     show_left_out("image", reasons)
     if output is not None:
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
+
+
+def _call_classes_alike(sources: Iterable[Source], classes: Sequence[str]) -> bool:
+    """Whether images name their classes as the model does: a data set may number them otherwise.
+
+    Of images that name others it is said that nobody can tell how often they are recognized.
+    """
+    called = [set(source.classes or ()) for source in sources]
+    alike = all(names and names <= set(classes) for names in called)
+    if not alike and any(called):
+        say(
+            "note: how often each is right is not told, since the images' classes are not called as the model's; "
+            "name their folders so",
+            err=True,
+        )
+    return alike
 
 
 def _known_images(
