@@ -11,8 +11,8 @@ import torch
 # they try across rooms, on large networks, in a browser or on a cluster, the other tests hold to room by room.
 LONG = {
     *("fuzz", "journeys", "reference", "trials"),
-    *("test_browser.py", "test_explain_browser.py", "test_memory.py", "test_remote.py"),
-    *("test_site.py", "test_snippets.py", "test_spellings.py"),
+    *("test_browser.py", "test_cost.py", "test_ending.py", "test_explain_browser.py", "test_memory.py"),
+    *("test_remote.py", "test_site.py", "test_snippets.py", "test_spellings.py"),
 }
 LONG_FIXTURES = {"cluster"}
 

@@ -1120,6 +1120,7 @@ def test_images_that_are_not_normalized_are_noticed(work):
     assert "not normalized" not in explain("photo0.png").stderr
 
 
+@pytest.mark.slow
 def test_a_large_tile_that_is_shrunk_is_told(work):
     Path("plain.py").write_text(TINY.partition("def preprocess")[0])
     Image.open("photo0.png").resize((1100, 1030)).save("tile.png")

@@ -115,6 +115,7 @@ def test_the_smallest_maps_keep_their_values(photos, tmp_path):
     np.testing.assert_allclose(row["map"], exact, rtol=0, atol=np.abs(exact).max() * 0.01 + 1e-45)
 
 
+@pytest.mark.slow
 def test_maps_do_not_depend_on_where_images_lie(photos, tmp_path):
     write_maps(spec(photos / "files"), tmp_path / "files")
     expected = values(tmp_path / "files")

@@ -511,6 +511,7 @@ def cascade_spec(*models):
     )
 
 
+@pytest.mark.slow
 def test_randomized_models_are_models_of_their_own():
     spec = cascade_spec(
         ("trained", {}),
@@ -575,6 +576,7 @@ def values(wanted):
     return rows[rows["at"].isna()].set_index(["layer", "image"])["value"].sort_index()
 
 
+@pytest.mark.slow
 def test_classes_by_name_differences_and_functions(tmp_path):
     names = load_model("shapes-resnet").classes
     wanted = spec(metrics=["total_variation", "deletion"], target=2)

@@ -225,6 +225,7 @@ def test_a_verdict_is_of_all_images_each_counted_once(tmp_path):
     assert "for 12 of 16 images: a poor" in first.noticed["net"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pellucid.errors.DamagedFileWarning")
 def test_what_parts_tell_of_a_variant_is_right_or_they_are_missing(tmp_path):
     run, generator = tmp_path / "run", random.Random(0)

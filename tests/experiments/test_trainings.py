@@ -157,6 +157,7 @@ def means(results):
 # What the maps know decides the curves.
 
 
+@pytest.mark.slow
 def test_a_map_that_knows_the_block_beats_random_and_its_inverse_loses(results):
     found, names = means(results), ("maps.py:block", "random", "maps.py:inverted")  # lower is better
     for metric, apart in (("roar", (0.3, 0.05)), ("kar", (0.1, 0.25)), ("random_removal", (0.1, 0.05))):

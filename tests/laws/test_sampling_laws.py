@@ -107,6 +107,7 @@ def test_rules_are_positively_homogeneous_in_the_logits_weight(seed: int, scale:
 # ------------------------------------------------------------------ samplings
 
 
+@pytest.mark.slow
 @few
 @given(seeds)
 def test_integrated_gradients_completeness_error_shrinks_with_steps(seed: int) -> None:

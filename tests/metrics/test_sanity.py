@@ -301,6 +301,7 @@ def test_copies_made_within_inference_are_explained_as_others(trained: nn.Module
         close(found[layer].curve, expected[layer].curve)
 
 
+@pytest.mark.slow
 def test_values_do_not_depend_on_the_batch(trained: nn.Module, images: Tensor) -> None:
     metrics = (*SIMILARITIES, CascadeInsertion(steps=2))
     whole = case_of(trained, images, metrics)

@@ -39,6 +39,7 @@ def web(written):
     return (written[0] / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_it_names_the_files_that_it_wrote(written):
     folder, files = written
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -61,6 +62,7 @@ def test_every_picture_of_the_markdown_is_there_and_small(written, text):
             assert min(picture.size) >= 300
 
 
+@pytest.mark.slow
 def test_photos_may_be_left_out(written, tmp_path):
     files = page.write_paper_page(example(), tmp_path, photos=False)
     assert [path.name for path in files] == [path.name for path in written[1]]
@@ -112,6 +114,7 @@ def test_the_differences_from_the_paper_stand_before_the_results_with_facts_abou
     assert "of other weights" not in text  # the weights of that name were used, not the file
 
 
+@pytest.mark.slow
 def test_a_run_at_the_papers_scale_says_so(tmp_path):
     recipe = RECIPE | {"experiments": [RECIPE["experiments"][0] | {"published": {}}]}
     page.write_paper_page(changed(scale="paper", recipe=Recipe.model_validate(recipe)), tmp_path)
@@ -152,6 +155,7 @@ def test_tables_have_our_numbers_over_the_papers(text):
     assert "*Ours \\[95 % interval\\], n = 12; below it the paper's.*" in text
 
 
+@pytest.mark.slow
 def test_a_step_is_compared_with_another_in_words(tmp_path):
     test = {"experiment": "all", "metric": "cascade_ssim", "method": "gradient", "layer": "input", "step": "conv1"}
     test |= {"variant": "original", "how": "difference", "against": {"step": "fc"}, "below": 0}
@@ -228,6 +232,7 @@ def changed(**settings):
     return dataclasses.replace(example(), **settings)
 
 
+@pytest.mark.slow
 def test_what_failed_or_was_not_run_is_said(tmp_path):
     whole = example().results["all"]
     record = whole.record.model_copy(update={"cells": ("a", "b")})
