@@ -1131,7 +1131,8 @@ def test_a_large_tile_that_is_shrunk_is_told(work):
         "from pellucid.models.preprocess import Preprocess\nwhole = Preprocess(None, None)\nsize = 3\n"
         "def mean(image):\n    import torch\n    return torch.full((3, 8, 8), 0.5)\n"
     )
-    for chosen, size in (("none", (1030, 1100)), ("own.py:whole", (1030, 1100)), ("own.py:mean", (8, 8))):
+    own = (1030, 1100)
+    for chosen, size in (("none", own), ("whole", own), ("own.py:whole", own), ("own.py:mean", (8, 8))):
         result = explain("tile.png", "--preprocess", chosen, model="plain.py:network")
         assert result.exit_code == 0, result.output
         assert "is resized" not in result.stderr
@@ -1141,7 +1142,7 @@ def test_a_large_tile_that_is_shrunk_is_told(work):
         exec(json.loads(Path("out/run.json").read_text())["python"], known)
         assert known["images"].shape[2:] == size
     for chosen, message in (
-        ("all", "give none, or"),
+        ("all", "give whole, none, or"),
         ("own.py:hole", "did you mean whole"),
         ("own.py:size", "is int; give"),
         ("no.py:f", "there is no file of a preprocess no.py"),

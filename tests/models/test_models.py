@@ -6,6 +6,7 @@ import math
 import pathlib
 import resource
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 import pellucid as pl
 from pellucid.data.labeled import load_images
@@ -28,6 +30,7 @@ from pellucid.errors import (
     UnknownName,
     WeightsWarning,
 )
+from pellucid.experiments.noticing import of_model
 from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
@@ -902,6 +905,28 @@ def test_a_preprocess_that_fails_is_named(model_file):
     model_file.write_text(FILE.format(preprocess="preprocess = lambda image: image.none_such"))
     with pytest.raises(InvalidImage, match="preprocess failed on a picture of 300 x 260: AttributeError"):
         load_model(f"{model_file}:net").preprocess(picture())
+
+
+def test_a_preprocess_without_the_models_normalization_is_told():
+    """The model's answers change with it; whole keeps it, and leaves the image's size alone."""
+
+    def told(loaded):
+        return [text for text in of_model(loaded) if "photos are" in text]
+
+    loaded = load_model("resnet18", weights="random")
+    whole = loaded.seeing("whole")
+    assert (whole.preprocess.mean, whole.preprocess.std) == (loaded.preprocess.mean, loaded.preprocess.std)
+    assert whole.preprocess(Image.new("RGB", (301, 257))).shape == (3, 257, 301)
+    assert told(loaded) == told(whole) == []
+    [left_out] = told(loaded.seeing("none"))
+    assert left_out.startswith(
+        "the model's own normalization is left out by preprocess none: photos are scaled to [0, 1]; say otherwise"
+    )
+    assert "--preprocess whole" in left_out
+    custom = replace(loaded, preprocess=CustomPreprocess(pil_to_tensor))
+    assert told(custom.seeing("none")) == []
+    with pytest.raises(pl.PellucidError, match="'whole' is for a Preprocess"):
+        custom.seeing("whole")
 
 
 def test_pixels_are_singles_whatever_torchs_default_type():

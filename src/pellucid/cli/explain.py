@@ -103,7 +103,8 @@ def explain(
     preprocess: Annotated[
         str | None,
         typer.Option(
-            metavar="none|FILE", help="What photos go through, in place of the model's own; or `file.py:name`."
+            metavar="whole|none|FILE",
+            help="What photos go through: the model's own unresized, scaling alone, or `file.py:name`.",
         ),
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the gray photo.")] = False,

@@ -67,20 +67,11 @@ def _python_program(request: Request, photos: Sequence[PhotoFacts], named: Seque
         request.target if request.target not in ("auto", "label") and not request.target.isdecimal() else None
     )
     targets: Any = by_name or [facts.target.number for facts in photos]
-    scaled = f"preprocess=replace(model.preprocess, scale={request.scale!r})"
-    scale = f"model = replace(model, {scaled})\n" if request.scale else ""
+    changed = {"preprocess": request.preprocess, "scale": request.scale or None}
+    settings = ", ".join(f"{name}={value!r}" for name, value in changed.items() if value is not None)
+    seeing = f"model = model.seeing({settings})\n" if settings else ""
     given = request.classes or named
     classes = "" if given is None else f", classes={list(given)!r}"
-    preprocess, imported = "", ""
-    if request.preprocess is not None:
-        imported = (
-            "from pellucid.models.preprocess import preprocess_named\n"
-            "from pellucid.models.zoo import input_channels\n"
-        )
-        preprocess = (
-            f"chosen = preprocess_named({request.preprocess!r}, input_channels(model.model))\n"
-            "model = replace(model, preprocess=chosen)\n"
-        )
     layouts = f", layouts={dict(request.layouts)!r}" if request.layouts else ""
     surrogates = _surrogate_files(request)
     variants = [
@@ -88,15 +79,13 @@ def _python_program(request: Request, photos: Sequence[PhotoFacts], named: Seque
         for name in request.variants
     ]
     return f"""\
-from dataclasses import replace
-
 import torch
 
 import pellucid as pl
-{imported}
+
 model = pl.load_model({request.model!r}, weights={request.weights!r}{classes}, device={request.device!r})
 photos = {places!r}
-{preprocess}{scale}samples = [pl.open_images(source)[index] for source, index in photos]
+{seeing}samples = [pl.open_images(source)[index] for source, index in photos]
 images = torch.stack([model.preprocess(sample.image) for sample in samples])
 targets = {targets!r}
 variants = {{{", ".join(variants)}}}

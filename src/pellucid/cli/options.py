@@ -35,7 +35,7 @@ CpusOption = Annotated[
 ]
 ScaleOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="As for `explain`.")]
 DisplayOption = Annotated[str | None, typer.Option(metavar="mean|BANDS", help="As for `explain`.")]
-PreprocessOption = Annotated[str | None, typer.Option(metavar="none|FILE", help="As for `explain`.")]
+PreprocessOption = Annotated[str | None, typer.Option(metavar="whole|none|FILE", help="As for `explain`.")]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
 
 

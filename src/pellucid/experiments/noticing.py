@@ -44,7 +44,7 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
     if loaded.assumption:
         yield (
             f"{loaded.assumption}: photos are {loaded.preprocess.in_words}; "
-            "say otherwise by --preprocess none or FILE.py:NAME"
+            "say otherwise by --preprocess whole, none or FILE.py:NAME"
         )
 
 
@@ -70,7 +70,7 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
         found[", ".join(lost)] = (
             f"{what}, so {' and '.join(lost.values())}",
-            "cut it into tiles, or give --preprocess",
+            "cut it into tiles, or give --preprocess whole",
         )
     if recolored := preprocess.recolored(image):
         found[recolored] = (f"{sample.name} {recolored}", "")

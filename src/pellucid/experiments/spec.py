@@ -59,7 +59,7 @@ class Model(Part):
     Attributes:
         name, weights, classes: as ``load_model`` takes them; a file of names stands alone.
         alias: what tables call it.
-        preprocess: what images go through in place of the model's own, ``"none"`` or ``path/to/file.py:name``.
+        preprocess: what images go through, if not the model's own: ``"whole"``, ``"none"`` or ``file.py:name``.
         scale: the values that become 0 and 1, of images of 16 bits and others; None is what their type tells.
         display: how images of other channels than RGB are shown, ``"mean"`` or one or three channels from 1.
         size: pixels of a side at which images enter, cut to a square at the center; None is as the model's own.

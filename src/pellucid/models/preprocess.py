@@ -371,18 +371,27 @@ class CustomPreprocess:
 AnyPreprocess = Preprocess | CustomPreprocess
 
 
-def preprocess_named(text: str, channels: int) -> AnyPreprocess:
-    """``"none"``, which scales to [0, 1] alone, or ``"path/to/file.py:name"``, a ``Preprocess`` or a function.
+def preprocess_named(text: str, own: AnyPreprocess, channels: int) -> AnyPreprocess:
+    """What images go through in place of a model's ``own``: ``"whole"``, ``"none"`` or ``"path/to/file.py:name"``.
+
+    ``"whole"`` is the model's own without resizing and cropping, ``"none"`` scales to [0, 1] alone; a file's is a
+    ``Preprocess`` or a function.
 
     Raises:
-        InvalidParameter: another text; no such file or name, or it is neither.
+        InvalidParameter: another text; no such file or name, or it is neither; a function that is to be whole.
         UnknownName: the file has no such name.
     """
+    if text == "whole":
+        if isinstance(own, Preprocess):
+            return replace(own, resize=None, crop=None)
+        raise InvalidParameter(
+            "preprocess 'whole' is for a Preprocess; the model's file has a function of its own"
+        )
     if text == "none":
         return Preprocess(resize=None, crop=None, mean=None, std=None, channels=channels)
     path, _, name = text.rpartition(":")
     if not path.endswith(".py"):
-        raise InvalidParameter(f"preprocess {text!r}: give none, or path/to/file.py:name")
+        raise InvalidParameter(f"preprocess {text!r}: give whole, none, or path/to/file.py:name")
     module = run_file(Path(path), InvalidParameter, "file of a preprocess", "name")
     if not hasattr(module, name):
         raise UnknownName(f"preprocess in {path}", name, [known for known in vars(module) if known[0] != "_"])

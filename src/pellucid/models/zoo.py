@@ -128,9 +128,13 @@ class LoadedModel:
         Raises:
             InvalidParameter: a scale for a function of the user's own, which scales by itself.
         """
-        found = self.preprocess
+        found, assumption = self.preprocess, self.assumption
         if preprocess is not None:
-            found = preprocess_named(preprocess, input_channels(self.model))
+            found = preprocess_named(preprocess, self.preprocess, input_channels(self.model))
+            before, after = (one.mean if isinstance(one, Preprocess) else () for one in (self.preprocess, found))
+            is_left_out = bool(before) and after is None and not assumption
+            told = f"the model's own normalization is left out by preprocess {preprocess}"
+            assumption = told if is_left_out else ""
         if display is not None:
             found = replace(found, bands=tuple(display))
         if scale is not None:
@@ -140,7 +144,7 @@ class LoadedModel:
                     "scale the values there, or take another by --preprocess"
                 )
             found = replace(found, scale=scale)
-        return replace(self, preprocess=found, assumption=self.assumption if preprocess is None else "")
+        return replace(self, preprocess=found, assumption=assumption)
 
 
 @dataclass(frozen=True)
