@@ -294,8 +294,10 @@ def test_the_commands_write_maps_and_draw_them(photos, tmp_path):
     (tmp_path / "source" / "3.png").write_bytes(b"no image")
     options = ["--model", "shapes-resnet", "--layers", "layer2.0,layer3.0", "--methods", "gradient,gradcam"]
     asked = [str(tmp_path / "source"), str(tmp_path / "maps"), *options]
-    for command in (["maps"], ["explain", "--bulk"]):  # the second finds all finished
-        ended = CliRunner().invoke(app, [*command, *asked])
+    by_option = [asked[0], "-o", *asked[1:]]
+    # Those behind the first find all finished.
+    for command in (["maps", *asked], ["explain", "--bulk", *asked], ["maps", *by_option]):
+        ended = CliRunner().invoke(app, command)
         assert ended.exit_code == 1, ended.output
         assert f"24 maps of 6 images in 7 shards, in {tmp_path / 'maps'}" in ended.output
         assert "left out 1 image:\n" in ended.output

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidData, PellucidError, UnknownName, counted, percent
+from ..errors import InvalidData, InvalidParameter, PellucidError, UnknownName, counted, percent
 from .benchmark import spec_content
 from .options import (
     AS_FOR_EXPLAIN,
@@ -31,7 +31,7 @@ from .terminal import progress, say, show_left_out, show_notes, show_noticed
 if TYPE_CHECKING:
     import pandas
 
-_OTHERS = ("output", "runner", "address", "cpus")
+_OTHERS = ("output", "place", "runner", "address", "cpus")
 _FIRST = 6  # images that are drawn where none is named
 
 
@@ -41,7 +41,12 @@ def maps(
         str,
         typer.Argument(metavar="INPUT", help="A folder or URL of images, .parquet tables or webdataset's .tar."),
     ],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or fsspec URL of the maps.")],
+    output: Annotated[
+        str | None, typer.Argument(metavar="OUTPUT", help="The folder or fsspec URL of the maps.")
+    ] = None,
+    place: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUTPUT", help="The same, as other commands take it.")
+    ] = None,
     model: ModelOption = "resnet50",
     weights: WeightsOption = None,
     classes: Annotated[str | None, AS_FOR_EXPLAIN] = None,
@@ -87,6 +92,9 @@ def maps(
     from ..experiments.bulk import write_maps
     from ..experiments.spec import MapsSpec, spec_of
 
+    if (output is None) == (place is None):
+        raise InvalidParameter("give the folder or URL of the maps once, as the second name or by -o")
+    output = output or place or ""
     options = {name: value for name, value in ctx.params.items() if name not in _OTHERS}
     given = {"model": [model], "weights": weights and [weights], "classes": classes and [classes]}
     lists = {"methods": methods or ["gradient"], "layers": layers or None, "variant": variant or None}
