@@ -181,12 +181,10 @@ def test_the_included_network_is_explained_with_class_names(work):
 
 def test_folders_tables_and_drawn_images_are_photos_too(work):
     assert explain(work, "--limit", 2).exit_code == 0
-    assert (
-        run(
-            "explain", "shapes:5", "--limit", 1, "--model", "shapes-resnet", "--target", "label", "-o", "b"
-        ).exit_code
-        == 0
-    )
+    asked = ("--limit", 1, "--model", "shapes-resnet", "--target", "label", "-o", "b")
+    ended = run("explain", "shapes:5", *asked)
+    assert ended.exit_code == 0
+    assert "of shapes:5 the first 1 of 5 photos, perhaps of few of its classes, are explained" in ended.stderr
     [photo] = json.loads(Path("b/run.json").read_text())["photos"]
     assert photo["target"]["name"] == "circle"
 

@@ -16,6 +16,7 @@ from .run import ExplainRun
 def noticed(run: ExplainRun) -> list[str]:
     """All that whoever looks at the maps should know."""
     parts = (
+        run.cut,
         _of_model(run),
         of_images(run.found.odd, "photo"),
         _of_variants(run),

@@ -153,23 +153,27 @@ class Photo:
         return CaptionedPhoto(self.picture, text, self.sample.name)
 
 
-def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], list[str]]:
-    """Every photo's place, and what was wrong with the sources that cannot be opened.
+def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], list[str], list[str]]:
+    """Every photo's place, what was wrong with the sources that cannot be opened, and of which some are left out.
 
     Raises:
         InvalidData: labels are to be explained, and are of no classes of the model.
     """
     places: list[Place] = []
-    wrong = []
+    wrong, cut = [], []
     for spec in dict.fromkeys(request.photos):
         try:
-            source = open_images(spec, request.label_column)[: request.limit]
+            source = open_images(spec, request.label_column)
         except PellucidError as error:
             wrong.append(str(error))
             continue
         numbers, classes = _numbers(source, request, loaded)
+        if request.limit is not None and request.limit < len(source) and source.classes:
+            of = f"the first {request.limit} of {len(source)} photos, perhaps of few of its classes"
+            cut.append(f"of {spec} {of}, are explained; name each class's folder to take so many of each")
+        source = source[: request.limit]
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
-    return _told_apart(places), wrong
+    return _told_apart(places), wrong, cut
 
 
 def _told_apart(places: Sequence[Place]) -> list[Place]:

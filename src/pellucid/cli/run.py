@@ -98,6 +98,7 @@ class ExplainRun:
     folder: Path
     places: Sequence[Place]
     left_out: list[str]  # what was wrong with photos that cannot be read
+    cut: list[str]  # of which folders and tables the first photos alone are explained
     found: Explained
     pictures: Pictures
     named_by_folders: bool = False  # whether the classes are called as the photos' folders are
@@ -113,11 +114,11 @@ class ExplainRun:
             loaded = loaded.asked(request.target)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
-        places, wrong = find_photos(request, named)
+        places, wrong, cut = find_photos(request, named)
         found = Explained.read(folder, _digest_of(named))
         found.methods = list(request.texts.values())
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
-        return cls(request, loaded, named, folder, places, wrong, found, pictures)
+        return cls(request, loaded, named, folder, places, wrong, cut, found, pictures)
 
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
