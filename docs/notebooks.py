@@ -42,9 +42,10 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
 
 
 def on_post_build(config: Any) -> None:
-    """Put the notebooks beside their pages."""
-    for path in FOLDER.glob("*.ipynb"):
-        shutil.copy(path, Path(config["site_dir"]) / "notebooks" / path.name)
+    """Put the notebooks beside their pages, and the pages' text, which llms.txt names."""
+    docs = FOLDER.parent
+    for path in [*docs.rglob("*.ipynb"), *docs.rglob("*.md")]:
+        shutil.copy(path, Path(config["site_dir"], path.relative_to(docs)))
 
 
 def as_markdown(notebook: Any, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
+
+
+def test_what_the_list_for_machines_names_is_there(site: Path) -> None:
+    named = re.findall(r"\]\(([^)#]+)", (site / "llms.txt").read_text())
+    assert [target for target in named if not (site / target).is_file()] == []
 
 
 @pytest.fixture(scope="module")
