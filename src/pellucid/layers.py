@@ -168,7 +168,8 @@ def unwrapped(model: Any) -> nn.Module:
     inside = getattr(model, "model", None)
     if isinstance(inside, nn.Module):
         return unwrapped(inside)
-    raise InvalidModel(f"the model is {type(model).__name__}; give a torch.nn.Module")
+    way_out = f"load it: pl.load_model({model!r})" if isinstance(model, str) else "give a torch.nn.Module"
+    raise InvalidModel(f"the model is {type(model).__name__}; {way_out}")
 
 
 def explainable(model: Any) -> nn.Module:

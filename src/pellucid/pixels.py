@@ -131,6 +131,11 @@ def image_of(given: object, name: str = "the image") -> AnyImage:
         return given
     if isinstance(given, np.ndarray):
         return Pixels.of(given, name)
+    if isinstance(given, list | tuple):
+        raise InvalidImage(
+            f"{name} is {type(given).__name__} of {len(given)}; give one at a time, such as "
+            "torch.stack([preprocess(image) for image in images])"
+        )
     if not isinstance(given, Image.Image):
         raise InvalidImage(
             f"{name} is {type(given).__name__}; give a Pillow image, an array (H, W), (H, W, C) or (C, H, W), or "

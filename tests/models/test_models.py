@@ -952,3 +952,24 @@ def test_what_is_seen_is_called_as_on_the_command_line():
         load_model("shapes-resnet", clases=["a"])
     with pytest.raises(InvalidParameter, match="seeing: display"):
         loaded.seeing(display="3,2,1")
+
+
+def test_a_loaded_model_answers_and_is_shown_briefly():
+    loaded, images = load_model("shapes-resnet"), open_images("shapes:3")
+    batch = torch.stack([loaded.preprocess(sample.image) for sample in images])
+    assert torch.equal(loaded(batch), loaded.model(batch))
+    assert "Conv2d" not in repr(loaded)
+    assert repr(images) == f"<3 images: {', '.join(images.names)}>"
+    with pytest.raises(pl.PellucidError, match=r"list of 3; give one at a time, such as torch.stack"):
+        loaded.preprocess([sample.image for sample in images])
+    with pytest.raises(pl.PellucidError, match=r"load it: pl.load_model\('resnet18'\)"):
+        pl.Gradient()("resnet18", batch)
+
+
+def test_images_of_two_wrong_scales_are_both_told():
+    """Each kind is told once for a model: pixels before normalization, and bytes."""
+    loaded = load_model("shapes-resnet")
+    pixels = torch.rand(1, 3, 64, 64)
+    for images, told in ((pixels, "before the model's normalization"), (255 * pixels, "values up to 25")):
+        with pytest.warns(pl.InputWarning, match=told):
+            pl.Gradient()(loaded, images, 0)

@@ -66,6 +66,8 @@ class Commands(TyperGroup):
         try:
             with warnings.catch_warnings(), _ended_by_signals():
                 warnings.showwarning = _shown_once()
+                # Of what a user's file does with a picture's pixels, which nobody writes to.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return super().invoke(ctx)
         except _USAGE_ERROR as error:  # of options: what was typed is quoted
             vars(error)["message"] = visible(str(vars(error).get("message", "")))

@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ..bounds import IMAGES, require_unpacked
-from ..errors import InputWarning, InvalidData, InvalidImage, UnknownName, brief, shortened
+from ..errors import InputWarning, InvalidData, InvalidImage, UnknownName, brief, counted, shortened
 from ..files import no_file, open_regular, require_regular
 from ..folders import Folder, files_below
 from ..kinds import of_kinds, require_kind
@@ -70,7 +70,7 @@ class Sample:
     file: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source(Sequence[Sample]):
     """A sequence of samples, each read when it is asked for; ``source[:10]`` is a source too.
 
@@ -88,6 +88,9 @@ class Source(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<{counted(len(self), 'image')}: {shortened(self.names, 4)}>"
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...

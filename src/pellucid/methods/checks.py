@@ -57,7 +57,7 @@ def images_look_wrong(images: Tensor, preprocess: Any = None, normalized: bool =
         sentence = (
             "the images lie in [0, 1], as before the model's normalization; give preprocess.normalize(images)"
         )
-        return {"scale": sentence}
+        return {"unnormalized": sentence}
     return {}
 
 

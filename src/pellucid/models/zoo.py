@@ -6,14 +6,14 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, failure, shortened
 from ..files import file_facts, run_file
@@ -58,12 +58,16 @@ class LoadedModel:
         assumption: why the preprocess is one that nobody gave; empty where the model or somebody says it.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     preprocess: Preprocess | CustomPreprocess
     name: str
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = field(default=None, repr=False)
     weights: str = "random"
     assumption: str = ""
+
+    def __call__(self, images: Tensor) -> Any:
+        """What the model returns for images (B, C, H, W) that went through ``preprocess``."""
+        return self.model(images)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.preprocess))
