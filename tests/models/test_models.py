@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import resource
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -676,6 +677,33 @@ def test_a_prefix_is_put_before_where_the_model_holds_the_network(model_file):
     with pytest.warns(WeightsWarning, match="put 'body.' before"):
         found = load_model(f"{model_file}:Held", path).model
     assert torch.equal(found.body[2].weight, state["2.weight"])
+
+
+def test_a_prefix_is_replaced_where_the_model_holds_the_network_under_another(model_file):
+    state = load_model(f"{model_file}:net").model.state_dict()
+    path = written({f"model.{name}": value for name, value in state.items()}, model_file.parent / "w.safetensors")
+    holding = "\ndef held():\n    return torch.nn.Sequential(net(), torch.nn.Identity())\n"
+    model_file.write_text(FILE.format(preprocess="") + holding)
+    with pytest.warns(WeightsWarning, match=r"took 'model\.' off and put '0\.' before the weights' names"):
+        found = load_model(f"{model_file}:held", path).model
+    assert torch.equal(found[0][2].weight, state["2.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_of_another_number_of_classes_are_told_by_it(model_file, tmp_path, prefix):
+    state = load_model(f"{model_file}:net").model.state_dict()
+    *_, weight, bias = state
+    count = len(state[bias])
+    state |= {weight: state[weight].repeat(3, 1), bias: state[bias].repeat(3)}
+    path = written({f"{prefix}{name}": value for name, value in state.items()}, tmp_path / "six.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeightsWarning)
+        with pytest.raises(InvalidWeights) as caught:
+            load_model(f"{model_file}:net", path)
+    assert "missing" not in str(caught.value)
+    assert f"{weight} is (6, " in str(caught.value)
+    told = f"the file is of a network of 6 outputs, {model_file}:net has {count}: build it with as many"
+    assert told in str(caught.value)
 
 
 def test_prefixes_that_do_not_fit_exactly_are_refused(tmp_path):

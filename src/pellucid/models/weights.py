@@ -228,34 +228,38 @@ def renamed(state: _StateDict, model: nn.Module, path: Path) -> _StateDict:
     Raises:
         InvalidWeights: two sets of weights fit, such as a network's and their moving average.
     """
-    own = {name: value.shape for name, value in model.state_dict().items() if not _is_counter(name)}
+    own = _shapes(model.state_dict())
     first = next(iter(own), "")
     if not own or own.keys() <= state.keys():
         return state
-    before = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
-    fitting = {prefix: part for prefix in before if _shapes(part := _below(state, prefix)) == own}
+    named: dict[tuple[str, str], _StateDict] = {}  # as the model names them, by what is taken off and put before
+    for put in ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]:
+        bare = first.removeprefix(put)
+        for off in {"", *(name.removesuffix(bare) for name in state if name.endswith(f".{bare}"))}:
+            part = {f"{put}{name}": value for name, value in _below(state, off).items()}
+            if _shapes(part).keys() == own.keys():
+                named[off, put] = part
+    fitting = {how: part for how, part in named.items() if _shapes(part) == own}
     if len(fitting) > 1:
-        raise InvalidWeights(
-            f"{path}: the weights after each of {', '.join(map(repr, sorted(fitting)))} fit; save one"
-        )
-    for prefix, part in fitting.items():
-        rest = [name for name in state if not name.startswith(prefix)]
-        others = f"; left out: {shortened(rest, 3)}" if rest else ""
-        warnings.warn(WeightsWarning(f"{path}: took {prefix!r} off the weights' names{others}"), stacklevel=4)
-        return part
-    for prefix in {first[: end + 1] for end, letter in enumerate(first) if letter == "."}:
-        longer = {f"{prefix}{name}": value for name, value in state.items()}
-        if _shapes(longer) == own:
-            warnings.warn(WeightsWarning(f"{path}: put {prefix!r} before the weights' names"), stacklevel=4)
-            return longer
-    return state
+        after = ", ".join(repr(off) for off, _ in sorted(fitting))
+        raise InvalidWeights(f"{path}: the weights after each of {after} fit; save one")
+    if not fitting and len(named) != 1:
+        return state
+    # Where one way gives all names, but not all shapes, it is the shapes that are told.
+    [((off, put), part)] = (fitting or named).items()
+    rest = [name for name in state if not name.startswith(off)]
+    done = [f"took {off!r} off" if off else "", f"put {put!r} before" if put else ""]
+    others = f"; left out: {shortened(rest, 3)}" if rest else ""
+    told = f"{path}: {' and '.join(filter(None, done))} the weights' names{others}"
+    warnings.warn(WeightsWarning(told), stacklevel=4)
+    return part
 
 
 def _below(state: _StateDict, prefix: str) -> _StateDict:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _shapes(state: _StateDict) -> dict[str, torch.Size]:
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in state.items() if not _is_counter(name)}
 
 
@@ -292,9 +296,21 @@ def check_fit(model: nn.Module, state: _StateDict, name: str, path: Path) -> Non
         there, here = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (state, own))
         raise InvalidWeights(
             f"{path} does not fit {name}: {found}. The file has {len(state)} tensors of {there:,} "
-            f"values, {name} {len(own)} of {here:,}; name the network that was trained"
+            f"values, {name} {len(own)} of {here:,}; {_way_out(own, state, name)}"
         )
     _refuse_untied(own, state, name, path)
+
+
+def _way_out(own: Mapping[str, Tensor], state: _StateDict, name: str) -> str:
+    """What to do about weights that do not fit: often a last layer has another number of outputs."""
+    theirs, ours = _shapes(state), _shapes(own)
+    if theirs.keys() == ours.keys():
+        changed = [(theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]]
+        outputs = {(there[0], here[0]) if there and here else None for there, here in changed}
+        if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in changed):
+            for there, here in filter(None, outputs):
+                return f"the file is of a network of {there} outputs, {name} has {here}: build it with as many"
+    return "name the network that was trained"
 
 
 def _refuse_untied(own: Mapping[str, Tensor], state: _StateDict, name: str, path: Path) -> None:
