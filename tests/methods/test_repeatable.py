@@ -404,6 +404,8 @@ def test_differences_that_overflow_at_a_reference_of_zeros_name_another_baseline
     [
         (255, nn.Identity(), r"values up to 255, as of images that are not normalized.*divide by 255"),
         (1, nn.Softmax(1), "the outputs are probabilities; explain the model without its last softmax"),
+        (1, nn.Sigmoid(), "the outputs are probabilities; explain the model without its last sigmoid"),
+        (1, nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Flatten(0)), "without its last sigmoid"),
     ],
 )
 def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
@@ -414,6 +416,25 @@ def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
     assert len(caught) == 1
     gradient()(model, images, 0)  # a second warning would be an error here
     gradient()(model, images[..., :4], 0)
+
+
+@pytest.mark.parametrize("end", [nn.Hardsigmoid(), nn.Sequential(nn.Sigmoid(), nn.Linear(4, 3))])
+def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end))
+    with torch.no_grad():
+        for parameter in model[3].parameters():
+            parameter.fill_(0.1)
+    x = images(2, 5)
+    assert ((model(x) >= 0) & (model(x) <= 1)).all()
+    pl.Gradient()(model, x, 0)
+    pl.Gradient()(seeded(Bottom), images(2, 14), lambda logits: logits[:, 0].sigmoid())
+    assert not [one for one in recwarn if issubclass(one.category, InputWarning)]
+
+
+def test_two_answers_of_a_sigmoid_are_those_of_a_probability():
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Sigmoid(), nn.Flatten()))
+    with pytest.warns(InputWarning, match="without its last sigmoid"):
+        pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
 
 
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():

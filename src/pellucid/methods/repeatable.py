@@ -60,7 +60,7 @@ def require_repeatable(
         return
     with torch.no_grad():
         first = _tried_on(answering, images[:1], max_batch)
-    _tell(model, outputs_look_wrong(first))
+    _tell(model, outputs_look_wrong(images, first, model if function is None else None))
     with suppress(TypeError):  # a function that cannot be referred to weakly is tried each time
         _tried(model).setdefault(trial, WeakSet()).add(asked)
 
