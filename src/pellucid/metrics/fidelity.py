@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, require_choice
+from ..errors import InvalidData, InvalidModel, require_choice
 from ..methods.checks import require_in_range, require_targets
 from ..variants.base import ORIGINAL, Variant
 from .base import Axis, Case, Need, VariantMetric
@@ -65,6 +65,11 @@ class Top1(_Fidelity):
     def values(self, case: Case) -> Tensor:
         """Whether the true class wins."""
         probabilities = _probabilities(case, case.variant)
+        if probabilities.shape[1] < 2:
+            raise InvalidModel(
+                "the model has one class, so that none is wrong; give it two answers: "
+                "pellucid.Classifier(model, pellucid.two_answers)"
+            )
         return (probabilities.argmax(1) == _labels(case)).to(probabilities.dtype)
 
 
