@@ -66,10 +66,10 @@ class Top1(_Fidelity):
         """Whether the true class wins."""
         probabilities = _probabilities(case, case.variant)
         if probabilities.shape[1] < 2:
-            raise InvalidModel(
-                "the model has one class, so that none is wrong; give it two answers: "
-                "pellucid.Classifier(model, pellucid.two_answers)"
-            )
+            told = "the model has one class, so that none is wrong; give it two answers: "
+            error = InvalidModel(f"{told}pellucid.Classifier(model, pellucid.two_answers)")
+            error.command = f"{told}--classes no,yes"
+            raise error
         return (probabilities.argmax(1) == _labels(case)).to(probabilities.dtype)
 
 
