@@ -142,6 +142,57 @@ def test_what_does_not_depend_on_the_map_beats_nobody():
     assert found.sentence == "Nothing that was graded tells the maps apart."
 
 
+def on(images, mean):
+    """Values on some of twelve images, undefined on the others."""
+    values = np.full(12, np.nan)
+    values[images] = mean + NOISE[images]
+    return values
+
+
+def test_what_shares_no_image_with_the_first_is_neither_the_same_nor_behind():
+    some, others, every = slice(0, 6), slice(6, 12), slice(0, 12)
+
+    def card_of(**values):
+        return trust_card(
+            results({("net", "original", m, "input", "insertion"): v for m, v in values.items()}), "net"
+        )
+
+    for alike in (0, NOISE):  # also of constant values
+        two = card_of(gradient=on(others, 0.9) - alike, gradcam=on(some, 0.1) - alike)
+        assert two.findings[0].sentence.startswith(
+            "No method stands out among 2; the first, gradient, has insertion 0.9"
+        )
+        assert two.sentence == "Nothing that was graded tells the maps apart."
+    three = card_of(gradient=on(others, 0.9), random=on(some, 0.1), gradcam=on(every, 0.5))
+    assert methods(three.findings[0].lead.best) == ["gradient", "random"]
+    assert "beaten" not in three.findings[0].sentence
+
+
+def test_who_agrees_on_few_images_alone_is_not_the_same():
+    """0.5 on the three images of both, but 0.8 on average."""
+    more = on(slice(0, 12), 0.5) + 0.4 * (np.arange(12) >= 3)
+    table = {"gradient": more, "gradcam": on(slice(0, 3), 0.5)}
+    (found,) = trust_card(
+        results({("net", "original", m, "input", "insertion"): v for m, v in table.items()}), "net"
+    ).findings
+    assert "same" not in found.sentence
+
+
+def test_a_value_without_an_interval_is_told_of_the_images_that_have_it():
+    table = {"gradient": on(slice(0, 5), 0.8) - NOISE, "random": on(slice(0, 5), 0.3)}
+    (found,) = trust_card(
+        results({("net", "original", m, "input", "insertion"): v for m, v in table.items()}), "net"
+    ).findings
+    assert found.sentence.startswith("gradient is best: insertion 0.800 (on each of 5 images; score")
+
+
+def test_who_is_alone_is_not_best():
+    assert card({"gradient": 0.5}).sentence == "Nothing that was graded tells the maps apart."
+    values = {("net", "original", "random", "input", "insertion"): 0.3 + NOISE}
+    values["net", "original", "gradient", "input", "insertion"] = np.full(12, np.nan)
+    assert trust_card(results(values), "net").sentence == "Nothing that was graded tells the maps apart."
+
+
 def test_methods_that_cannot_be_graded_are_named():
     values = {("net", "original", "gradcam", "input", "insertion"): 0.8 + NOISE}
     values["net", "original", "gradient", "input", "insertion"] = np.full(12, np.nan)

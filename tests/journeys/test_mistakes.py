@@ -48,13 +48,14 @@ def test_a_model_in_training_mode_is_refused_in_python() -> None:
         pl.method("gradient")(model.train(), torch.randn(1, 3, 64, 64))
 
 
-def test_a_softmax_at_the_end_is_noticed() -> None:
+@pytest.mark.parametrize("end", ["Softmax(1)", "Sigmoid()"])
+def test_probabilities_at_the_end_are_noticed(end: str) -> None:
     write_model("model.py", "preprocess = Preprocess(resize=64, crop=64)")
     Path("model.py").write_text(
-        Path("model.py").read_text() + "\n\ndef sure():\n    return nn.Sequential(network(), nn.Softmax(1))\n"
+        Path("model.py").read_text() + "\n\ndef sure():\n    return nn.Sequential(network(), nn." + end + ")\n"
     )
     said = typed("pellucid explain photo.png --model model.py:sure -o out")
-    assert "the outputs are probabilities; explain the model without its last softmax" in said
+    assert f"the outputs are probabilities; explain the model without its last {end.lower()[:7]}" in said
 
 
 def test_images_up_to_255_are_noticed() -> None:

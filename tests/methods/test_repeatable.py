@@ -28,6 +28,7 @@ from pellucid.errors import (
 from pellucid.layouts import Layout, layouts_of
 from pellucid.methods.checks import images_look_wrong
 from pellucid.methods.gradient import gradient
+from pellucid.methods.repeatable import unexplainable
 from pellucid.models.preprocess import CustomPreprocess
 from pellucid.sampling import Noise, Sampling
 from tests.networks import images, seeded
@@ -146,6 +147,14 @@ def test_a_models_classes_are_counted_once() -> None:
     loaded.model.register_forward_hook(lambda *_: runs.append(1))
     method(loaded, x, "star")
     assert len(runs) == 1
+
+
+def test_layers_are_tried_in_four_passes() -> None:
+    net, x, runs = seeded(Bottom), images(2, 14), []
+    net.register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(2):
+        assert unexplainable(net, net, ["conv", "between"], x[:1], 64) == {}
+        assert len(runs) == 4
 
 
 def test_each_function_is_tried_once() -> None:
@@ -395,6 +404,8 @@ def test_differences_that_overflow_at_a_reference_of_zeros_name_another_baseline
     [
         (255, nn.Identity(), r"values up to 255, as of images that are not normalized.*divide by 255"),
         (1, nn.Softmax(1), "the outputs are probabilities; explain the model without its last softmax"),
+        (1, nn.Sigmoid(), "the outputs are probabilities; explain the model without its last sigmoid"),
+        (1, nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Flatten(0)), "without its last sigmoid"),
     ],
 )
 def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
@@ -405,6 +416,25 @@ def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
     assert len(caught) == 1
     gradient()(model, images, 0)  # a second warning would be an error here
     gradient()(model, images[..., :4], 0)
+
+
+@pytest.mark.parametrize("end", [nn.Hardsigmoid(), nn.Sequential(nn.Sigmoid(), nn.Linear(4, 3))])
+def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end))
+    with torch.no_grad():
+        for parameter in model[3].parameters():
+            parameter.fill_(0.1)
+    x = images(2, 5)
+    assert ((model(x) >= 0) & (model(x) <= 1)).all()
+    pl.Gradient()(model, x, 0)
+    pl.Gradient()(seeded(Bottom), images(2, 14), lambda logits: logits[:, 0].sigmoid())
+    assert not [one for one in recwarn if issubclass(one.category, InputWarning)]
+
+
+def test_two_answers_of_a_sigmoid_are_those_of_a_probability():
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Sigmoid(), nn.Flatten()))
+    with pytest.warns(InputWarning, match="without its last sigmoid"):
+        pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
 
 
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():
@@ -641,6 +671,27 @@ def test_a_model_that_looks_at_one_image_of_a_batch_is_refused(place: int) -> No
     assert torch.allclose(alone[:1], wanted, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("order", [[2, 3, 0, 1], [0, 2, 1, 3], [1, 0, 2, 3], [3, 0, 1, 2], [0, 1, 3, 2]])
+def test_a_model_that_moves_images_within_a_batch_is_refused(order: list[int]) -> None:
+    """Also by two places, or behind the first: what a batch of two images does not show."""
+
+    def moved(h: Tensor) -> Tensor:
+        return h[order] if len(h) == 4 else h
+
+    model, x = seeded(lambda: Bottom(Always(moved))), images(4, 8)
+    with pytest.raises(InvalidModel, match="depend on the images beside it, first at 'between'"):
+        pl.Gradient()(model, x, 0)
+
+
+@pytest.mark.parametrize("first", [torch.zeros(8), torch.linspace(-1, 1, 8)], ids=["zero", "odd"])
+def test_images_are_mixed_whatever_the_first_one_shows(first: Tensor) -> None:
+    """An image of zeros is its own opposite, as is one that changes sign where it is mirrored."""
+    model = seeded(lambda: Bottom(nn.BatchNorm2d(4, track_running_stats=False)))
+    x = torch.cat([first.double().expand(1, 3, 8, 8), images(2, 8)])
+    with pytest.raises(InvalidModel, match="depend on the images beside it, first at 'between'"):
+        pl.Gradient()(model, x, 0)
+
+
 class Reordered(nn.Module):
     """A layer ``part`` whose rows stand in another order than the images, as where these are sorted by size."""
 
@@ -653,6 +704,8 @@ class Reordered(nn.Module):
         order = torch.arange(len(x))
         if self.order == "reversed":
             order = order.flip(0)
+        elif self.order == "rolled":
+            order = order.roll(2)
         elif self.order == "sorted":
             order = x.mean((1, 2, 3)).argsort()
         h = self.conv(x)
@@ -665,7 +718,7 @@ class Reordered(nn.Module):
         return self.head(h.tanh().mean((2, 3)))
 
 
-@pytest.mark.parametrize("order", ["reversed", "sorted", "mixed"])
+@pytest.mark.parametrize("order", ["reversed", "rolled", "sorted", "mixed"])
 def test_a_layer_whose_rows_are_not_the_images_in_their_order_is_refused(order: str) -> None:
     model, x = seeded(lambda: Reordered(order)), images(4, 8)
     with pytest.raises(InvalidLayer, match="layer 'part' gives an image another row beside other images"):

@@ -68,6 +68,9 @@ def test_image_edges_are_where_the_image_changes() -> None:
     assert not image_edges(torch.ones(1, 3, 8, 8)).any()
     noise = torch.rand(2, 3, 20, 20, dtype=torch.float64)
     assert image_edges(noise, 0.25).flatten(1).sum(1).tolist() == [100, 100]
+    expected = image_edges(noise.float(), 0.25)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(image_edges(noise.float(), 0.25), expected)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5])

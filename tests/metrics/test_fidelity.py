@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import InvalidData, InvalidParameter, InvalidTarget
+from pellucid.errors import InvalidData, InvalidModel, InvalidParameter, InvalidTarget
 from pellucid.metrics.base import Case
 from pellucid.metrics.fidelity import PredictionDifference, TargetDifference, Top1
 from pellucid.metrics.scoring import Scorer
@@ -217,3 +217,18 @@ def test_bad_input_is_refused() -> None:
         Top1().values(case(labels=(0, 1, 3)))
     with pytest.raises(InvalidParameter, match="at='true'"):
         TargetDifference(at="true")
+
+
+def test_one_output_is_right_by_itself_of_no_image() -> None:
+    """The highest of one logit is the first, however sure the model is of yes."""
+
+    class Yes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 9 + x.mean((1, 2, 3))
+
+    x, none = torch.rand(3, 3, 4, 4), torch.zeros(3, dtype=torch.long)
+    explained = pl.Attributions({}, none)
+    with pytest.raises(InvalidModel, match="one class, so that none is wrong; give it two answers"):
+        Top1().values(Case(None, Yes().eval(), x, explained, Scorer(Yes().eval()), none, labels=none))
+    model = pl.Classifier(Yes().eval(), pl.two_answers)
+    assert Top1().values(Case(None, model, x, explained, Scorer(model), none, labels=none)).tolist() == [0, 0, 0]

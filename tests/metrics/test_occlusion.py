@@ -1,13 +1,14 @@
 """Feature-map occlusion by hand on linear layers, and against a loop over units, orders and levels."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pellucid as pl
-from pellucid.errors import InvalidData, InvalidLayer, InvalidModel, InvalidParameter
+from pellucid.errors import InvalidData, InvalidLayer, InvalidModel, InvalidParameter, NotFinite
 from pellucid.metrics.base import Case, Measured
 from pellucid.metrics.occlusion import BackgroundOcclusion, ObjectOcclusion, unit_masks
 from pellucid.metrics.scoring import Scorer
@@ -223,6 +224,92 @@ def test_what_cannot_be_occluded_is_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(32, 2)).double().eval()
     with pytest.raises(InvalidLayer, match=r"layer '0' gives shape \(1, 32\)"):
         BackgroundOcclusion().measure(case(flat, image, masks, ["0"]))
-    single = nn.Sequential(nn.Conv2d(2, 1, 4), nn.Flatten()).double().eval()
-    with pytest.raises(InvalidModel, match="one class"):
-        BackgroundOcclusion().measure(case(single, image, masks, ["input"]))
+    for single in (nn.Sequential(nn.Conv2d(2, 1, 4), nn.Flatten()), nn.Sequential(nn.Conv2d(2, 1, 4), Passing())):
+        with pytest.raises(InvalidModel, match="one class"):
+            BackgroundOcclusion().measure(case(single.double().eval(), image, masks, ["input"]))
+
+
+class Passing(nn.Module):
+    """Gives one number for each image (B,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten()
+
+
+class Returning(Sums):
+    """Returns its logits as ``form`` makes them."""
+
+    def __init__(self, body: nn.Module, form: Callable[[Tensor], object]) -> None:
+        super().__init__(body)
+        self.form = form
+
+    def forward(self, x: Tensor) -> object:
+        return self.form(super().forward(x))
+
+
+@pytest.mark.parametrize("form", [lambda logits: (logits, logits + 1), lambda logits: {"logits": logits}])
+def test_logits_are_found_in_what_the_model_returns(form) -> None:
+    model, image, masks = sums()
+    one = case(Returning(model.body, form).eval(), image, masks, ["body"])
+    assert ObjectOcclusion(levels=2, orders=1).measure(one)["body"].curve.tolist() == [[16.0, 0.0]]
+
+
+def test_a_rule_at_named_modules_finds_them() -> None:
+    """The scored model runs under its variant's rules by its own names."""
+    body = nn.Sequential(
+        nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, stride=2, padding=1)
+    )
+    model = Sums(body).double().eval()
+    images = random_images(2, 8, channels=2)
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    found = []
+    for rule in (pl.SmoothedDownsampling("forward"), pl.SmoothedDownsampling("forward").at("body.*")):
+        attributions = pl.Gradient()(model, images, 0, ["body.1"])
+        scorer = Scorer(model, rule)
+        one = Case(pl.Gradient(), model, images, attributions, scorer, attributions.targets, masks=masks)
+        found.append(BackgroundOcclusion(levels=3, orders=1).measure(one)["body.1"].curve)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+class Beside(Sums):
+    """Adds to class 0's logit the sum of each image that it sees, one after another, past the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        for number, image in enumerate(x):
+            logits = logits + image.sum() * (torch.arange(len(logits)) == number)[:, None] * torch.tensor([1, 0])
+        return logits
+
+
+def test_what_passes_a_layer_by_image_by_image_stays() -> None:
+    """Logits (32 + 48, 16): without the layer's background (8 + 48, 8)."""
+    model, image, masks = sums()
+    for count in (1, 3):
+        one = case(
+            Beside(model.body).eval(),
+            image.expand(count, -1, -1, -1).contiguous(),
+            masks.expand(count, -1, -1),
+            ["body"],
+        )
+        found = ObjectOcclusion(levels=2, orders=1).measure(one)["body"]
+        assert found.curve.tolist() == [[64.0, 48.0]] * count
+
+
+def test_logits_that_are_not_finite_are_no_missing_units() -> None:
+    """A class that divides by the sum of all units, which is 0 once they are."""
+    model, image, masks = sums()
+    one = case(Returning(model.body, lambda logits: logits / logits[:, 1:]).eval(), image, masks | True, ["body"])
+    with pytest.raises(NotFinite, match="once units of layer 'body' are 0"):
+        ObjectOcclusion(levels=2, orders=1).measure(one)
+
+
+@pytest.mark.parametrize("metric", [BackgroundOcclusion(levels=4, orders=3), pl.metric("insertion")])
+def test_what_is_scored_runs_outside_autocast(metric) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36 * 4, 3)).eval()
+    images = random_images(2, 14).float()
+    one = case(model, images, torch.ones(2, 14, 14).tril().bool(), ["0"])
+    expected = metric.measure(one)["0"].values
+    again = case(model, images, torch.ones(2, 14, 14).tril().bool(), ["0"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metric.measure(again)["0"].values, expected)

@@ -263,3 +263,5 @@ def test_bad_settings_are_refused() -> None:
         ClassChange(other=9).measure(case(linear(), X))
     with pytest.raises(InvalidModel, match="one class"):
         ClassChange().measure(case(linear(ROWS[:1]), X))
+    with pytest.raises(InvalidModel, match="one class, which no attack can change"):
+        AdversarialChange().measure(case(linear(ROWS[:1]), X))

@@ -70,6 +70,20 @@ def test_what_is_no_class_is_called_as_it_was_asked(model, images):
     assert not any("class" in text for text in told)
 
 
+def test_the_legend_claims_no_more_than_a_methods_sign_says(model, images):
+    """A guided gradient's or a random map's sign says nothing of the class; a layer's name is no method's."""
+    maps = pl.Gradient()(model, images, 0)
+
+    def told(shown):
+        return {one.text for one in pl.show(shown, images).texts}
+
+    assert {"for class 0", "against class 0"} <= told({"gradient": maps}) & told(maps) & told({"mine #1": maps})
+    assert {"positive", "negative"} <= told({"guided_backprop": maps, "random": maps})
+    both = told({"gradient": maps, "guided_backprop": maps})
+    assert "for class 0" in both
+    assert any("the sign of guided_backprop says nothing" in text for text in both)
+
+
 def test_images_beyond_the_most_are_counted(model, images):
     drawing = pl.Gradient()(model, images).plot(images, most=1)
     assert any("2 more images not shown" in one.text for one in drawing.texts)

@@ -280,3 +280,18 @@ def test_what_is_to_be_known_of_maps_is_listed():
     page = benchmark_page(replace(plain, notes=[note, note]))
     assert page.count("What to know of these maps") == 1
     assert page.count("gradient&lt;b&gt; is zero everywhere at input for some images; lower its threshold") == 1
+
+
+@pytest.mark.parametrize(
+    ("methods", "ends", "note"),
+    [
+        (("gradient", "random"), ("against the class", "for the class"), "The sign of random says nothing."),
+        (("gradient", "gradcam"), ("against the class", "for the class"), ""),
+        (("random", "guided_backprop"), ("negative", "positive"), ""),
+    ],
+)
+def test_colors_claim_no_more_than_signs_say(methods, ends, note):
+    text = benchmark_page(plausible(methods=methods))
+    assert all(f"<span>{end}</span>" in text for end in ends)
+    assert ("The sign of" in text) == bool(note)
+    assert note in text

@@ -13,14 +13,14 @@ from ..errors import counted
 from ..files import replace_file
 from ..findings.wording import begun, ended
 from ..models.zoo import weights_facts
-from ..report.album import BUDGET, color_key
+from ..report.album import BUDGET, color_key, signs
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
 from .lists import VARIANT_MEANINGS
 from .noticed import noticed
 from .output import origin
 from .photos import PhotoFacts
-from .pictures import Card, signs
+from .pictures import Card
 from .run import ExplainRun
 
 _LEAD = (

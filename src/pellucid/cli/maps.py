@@ -166,8 +166,8 @@ def _draw(
     """Draw one image's maps, and the photo if it can still be read; ``of`` a kind of score, or of no class."""
     from ..experiments.bulk import photo_of
     from ..outputs import ends_of
+    from ..report.album import signs
     from ..report.figures import CaptionedPhoto, grid, write_figure
-    from .pictures import signs
 
     first, (kind, is_class) = rows.iloc[0], of
     layers = list(dict.fromkeys(rows["layer"]))

@@ -10,11 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..catalog import has_sign
-from ..errors import shortened
 from ..files import replace_file, writable
-from ..report.album import LONGEST_SIDE, map_tile, pixels_uri
-from ..report.figures import Map, Speaks, grid, has_negative, upsampled, write_figure, write_map
+from ..report.album import LONGEST_SIDE, map_tile, pixels_uri, signs
+from ..report.figures import Map, grid, has_negative, upsampled, write_figure, write_map
 from ..report.pages import Tile
 from .output import UNFINISHED
 from .photos import Photo
@@ -149,17 +147,6 @@ class Pictures:
         self.drawn[name] = self.drawn.get(name, 0) + 1
         for suffix in self.kinds:
             write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")
-
-
-def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
-    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing.
-
-    Where no method's does, the ends speak for nothing.
-    """
-    without = [text for text in methods if not has_sign(text)]
-    if len(without) == len(methods):
-        return None, ""
-    return explained, f"the sign of {shortened(without, 3)} says nothing" if without else ""
 
 
 def _plain(name: str) -> str:

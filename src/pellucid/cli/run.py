@@ -186,7 +186,8 @@ class ExplainRun:
         predicted = classes.argmax(1)
         targets = self.targets(photos, predicted)
         require_in_range(targets, logits.shape[1])
-        self.found.wrong = looks_wrong(images, classes, self.loaded.preprocess, normalized=True) | self.found.wrong
+        wrong = looks_wrong(images, classes, self.loaded.preprocess, normalized=True, model=self.named.model)
+        self.found.wrong = wrong | self.found.wrong
         for row, photo in enumerate(photos):
             likeliest = classes[row].topk(min(_LIKELIEST, classes.shape[1])).indices.tolist()
             target = self.explained(logits[row], int(targets[row]))

@@ -199,17 +199,22 @@ def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[s
         labels, predicted, classes = [], [], 0
         for batch in inputs.batches(parsed.spec, model.key, 0, parsed.spec.images_per_cell or DEFAULT_CUT):
             logits = batch.scorer(ORIGINAL).logits_of(batch.images)
-            wrong = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True) | wrong
+            found = looks_wrong(batch.images, logits, loaded.preprocess, normalized=True, model=loaded.model)
+            wrong = found | wrong
             if batch.labels is not None:
                 labels += batch.labels.tolist()
                 predicted += logits.argmax(1).tolist()
                 classes = logits.shape[1]
         if not model.randomized and (loaded.weights != "random" or ".py:" in loaded.name):
             told += mislabeled(labels, predicted, classes, "image", "label")
-        if "softmax" in wrong and parsed.spec.score == "softmax":
-            wrong["softmax"] += (
-                "; scores are a softmax of them and so squeezed: --score logits takes them as they are"
-            )
+        through = {
+            "softmax": ("softmax",),
+            "sigmoid": ("softmax", "sigmoid"),
+        }  # of one output a softmax is a sigmoid
+        for kind in wrong.keys() & through.keys():
+            if parsed.spec.score in through[kind]:
+                again = f"; scores are a {kind} of them and so squeezed: --score logits takes them as they are"
+                wrong[kind] += again
         noticed[model.key] = (*told, *wrong.values())
     return noticed
 

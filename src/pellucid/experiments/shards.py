@@ -159,7 +159,8 @@ class _Written:
     def look_at(self, spec: Spec, batch: inputs.Batch) -> None:
         """Note what looks wrong of a batch's pixels and outputs, and how variants answer on it."""
         logits = batch.scorer(ORIGINAL).logits_of(batch.images)
-        self.wrong += looks_wrong(batch.images, logits, batch.loaded.preprocess, normalized=True).values()
+        loaded = batch.loaded
+        self.wrong += looks_wrong(batch.images, logits, loaded.preprocess, True, loaded.model).values()
         before = {name: Change(*one) for name, one in self.changes.items()}
         changes = summed([before, changes_of(inputs.parsed(spec), batch)])
         self.changes = {name: (one.points, one.same, one.count) for name, one in changes.items()}

@@ -92,17 +92,15 @@ def better(values: Numbers, higher: bool, *others: Numbers) -> NDArray[np.bool_]
 
 def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
     first, second = np.triu_indices(len(values), 1)
-    above, below, _ = told_apart(values[first], values[second], rounding_of(values))
+    above, below = told_apart(values[first], values[second], rounding_of(values))
     wins, losses = (above, below) if higher else (below, above)
     found = np.zeros((len(values), len(values)), bool)
     found[first, second], found[second, first] = wins, losses
     return found
 
 
-def told_apart(
-    one: Numbers, other: Numbers, rounding: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each row (K, N) is above, or below, the same row of ``other``; and whether that can be asked (K,).
+def told_apart(one: Numbers, other: Numbers, rounding: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each row (K, N) is above, or below, the same row of ``other``; neither where that cannot be asked.
 
     It is where the interval of their paired difference, over the images that both have, leaves out 0. Values of 0
     and 1 alone are told apart by the exact sign test (McNemar's) instead: of few images their interval is as wide
@@ -117,7 +115,7 @@ def told_apart(
         if up + down <= _MOST_EXACT:
             is_sure = sign_test(up, down) <= 1 - COVERAGE
             above[row], below[row] = is_sure and up > down, is_sure and down > up
-    return above, below, ~np.isnan(low)
+    return above, below
 
 
 @lru_cache(maxsize=4096)

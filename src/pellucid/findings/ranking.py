@@ -57,9 +57,9 @@ class Ranking:
         unit, higher_is_better: what the means are.
         contenders: method x variant with at least 3 defined values.
         best: those whose paired difference to the first has an interval that includes 0, at the layers named or
-            in the check (``Statistics.best``). Where variants are graded themselves (contenders without a
-            method), those so near to the original.
-        same: every contender has the same values, so that the metric does not tell maps apart.
+            in the check (``Statistics.best``), or none since too few images are both's. Where variants are graded
+            themselves (contenders without a method), those so near to the original.
+        same: every contender has the same values, and mean, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
         absent: methods that have maps at other layers alone.
         counted, most: what a value is of, an image or a training; how many the best known contender has.
@@ -100,8 +100,10 @@ class Ranking:
 
     @property
     def decided(self) -> bool:
-        """Whether the metric tells maps apart at all."""
-        return bool(self.contenders) and not self.same and not self.of_variants
+        """Whether the metric tells maps apart at all, or those of methods from none that know nothing."""
+        is_method = any(not contender.floor for contender in self.contenders)
+        is_told = len(self.best) < len(self.contenders) or bool(self.floors)
+        return is_method and is_told and not self.same and not self.of_variants
 
     def agrees(self, other: Ranking) -> bool:
         """Whether the best of both have a contender in common, and both or neither beat the floors."""
@@ -132,7 +134,8 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     rounding = rounding_of(numbers)
     tied = _tied(numbers, against) | _tied(checked.loc[summary.index].to_numpy(), against)
     best = tuple(one for one, is_tied in zip(contenders, tied, strict=True) if is_tied)
-    same = len(numbers) > 1 and _spread(numbers) <= rounding
+    apart = max(_spread(numbers), float(np.ptp(summary["mean"])) if contenders else 0.0)
+    same = len(numbers) > 1 and apart <= rounding
     ungraded = tuple(
         name for name in measured if not is_of_variant(name) and name not in {one.method for one in contenders}
     )
@@ -144,14 +147,14 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
 
 
 def _tied(numbers: Numbers, against: int) -> NDArray[np.bool_]:
-    """Which rows (M, N) cannot be told from one of them."""
+    """Which rows (M, N) cannot be told from one of them, also for want of columns that both have."""
     lead = np.broadcast_to(numbers[against : against + 1], numbers.shape)
-    above, below, known = told_apart(numbers, lead, rounding_of(numbers))
-    tied: NDArray[np.bool_] = known & ~above & ~below
+    above, below = told_apart(numbers, lead, rounding_of(numbers))
+    tied: NDArray[np.bool_] = ~above & ~below
     return tied
 
 
 def _spread(numbers: Numbers) -> float:
-    """How far contenders differ on any image."""
+    """How far contenders differ on any image that two have."""
     differences = np.abs(numbers[:, None] - numbers[None])
     return float(np.nan_to_num(differences).max(initial=0))

@@ -332,7 +332,7 @@ def _number(lead: Ranking, one: Contender) -> str:
 def _told(lead: Ranking, one: Contender) -> str:
     """A mean with all that is needed to read it."""
     if one.low == one.high:
-        return f"{_number(lead, one)} (on every {lead.counted}; {_scale(lead)})"
+        return f"{_number(lead, one)} (on each of {counted(one.n, lead.counted)}; {_scale(lead)})"
     ends = " to ".join(interval_ends(one.low, one.high, lead.places))
     return f"{_number(lead, one)} (95 % interval {ends}; {_scale(lead)})"
 

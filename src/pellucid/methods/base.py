@@ -174,13 +174,14 @@ class Method(ABC):
     def _network(self, asking: _Asking, max_batch: int) -> tuple[Network, tuple[str, ...]]:
         """The network that is asked, whose passes see at most ``max_batch`` rows, and the layers to explain."""
         model, images, targets, layers = asking.model, asking.images, asking.targets, asking.layers
-        require_repeatable(model, images, asking.answering, max_batch == 1, asking.preprocess)
+        rows = rows_per_pass(max_batch, images)
+        require_repeatable(model, images, asking.answering, rows, asking.preprocess)
         if asking.names is not None:
             require_names(asking.names, model, images[:1])
         if layers is None:
             layers = self.default_layers(asking.answering, images, asking.layouts, max_batch)
         chosen = select_layers(model, layers)
-        whys = unexplainable(model, asking.answering, tuple(chosen), images[:1], max_batch == 1)
+        whys = unexplainable(model, asking.answering, tuple(chosen), images[:1], rows)
         for layer, why in whys.items():
             _refuse_or_skip(layer, chosen.pop(layer), why, 5)
         if targets is None or (isinstance(targets, str) and targets == "auto"):
@@ -191,7 +192,7 @@ class Method(ABC):
             asking.rules,
             images,
             require_targets(targets, images),
-            rows_per_pass(max_batch, images),
+            rows,
             frozenset(name for name, outright in chosen.items() if outright),
             {name: one for name, one in found.items() if one is not None},
         )

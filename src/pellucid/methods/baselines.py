@@ -61,4 +61,5 @@ def sobel(images: Tensor) -> Tensor:
     smooth, slope = images.new_tensor([1.0, 2.0, 1.0]) / 4, images.new_tensor([-1.0, 0.0, 1.0]) / 2
     flat = F.pad(images.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="replicate")
     kernels = torch.stack([smooth.outer(slope), slope.outer(smooth)]).unsqueeze(1)
-    return F.conv2d(flat, kernels).square().sum(1).sqrt().view_as(images)
+    with torch.autocast(images.device.type, enabled=False):
+        return F.conv2d(flat, kernels).square().sum(1).sqrt().view_as(images)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidImage, InvalidTarget, NotFinite
+from ..errors import InvalidImage, InvalidModel, InvalidTarget, NotFinite
 from ..layers import remembered
 from ..outputs import Answering, Difference, Names, answer, are_shares, first_logits, logits_in
+from ..passes import placed
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> NotFinite:
@@ -26,21 +28,53 @@ _BYTE = 255.5  # the most of 8 bits, but for rounding
 
 
 def looks_wrong(
-    images: Tensor, logits: Tensor, preprocess: Any = None, normalized: bool = False
+    images: Tensor, logits: Tensor, preprocess: Any = None, normalized: bool = False, model: Any = None
 ) -> dict[str, str]:
     """What in a model's images and logits (B, K) is likely a mistake: a sentence for each kind.
 
     ``preprocess`` is what the model's images should have gone through, where that is known; ``normalized`` says
     that they did.
     """
-    return outputs_look_wrong(logits) | images_look_wrong(images, preprocess, normalized)
+    return outputs_look_wrong(images, logits, model) | images_look_wrong(images, preprocess, normalized)
 
 
-def outputs_look_wrong(logits: Tensor) -> dict[str, str]:
+def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None = None) -> dict[str, str]:
     """What in a model's outputs (B, K) is likely a mistake, by kind."""
     if logits.shape[1] > 1 and are_shares(logits):
         return {"softmax": "the outputs are probabilities; explain the model without its last softmax"}
+    # Logits may be as small by chance, so that the model is asked what it ends in.
+    if model is not None and bool((logits.abs() <= 1).all()) and _ends_in_sigmoid(model, images[:1]):
+        return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
     return {}
+
+
+# What shapes logits, and makes two answers of one.
+_VIEWS = (
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Select",
+    "Slice",
+    "ToCopy",
+    "Cat",
+    "Div",
+    "Neg",
+)
+
+
+def _ends_in_sigmoid(model: nn.Module, image: Tensor) -> bool:
+    """Whether a model's logits are those of a sigmoid, whatever their shape; tried once."""
+    known = remembered(model, "ends in sigmoid")
+    if () not in known:
+        known[()] = False
+        with suppress(InvalidModel, RuntimeError), torch.inference_mode(False), torch.enable_grad():
+            step = logits_in(model(placed(image.clone(), model).requires_grad_())).grad_fn
+            while step is not None and step.name().rstrip("0123456789") in {f"{name}Backward" for name in _VIEWS}:
+                step = step.next_functions[0][0]
+            known[()] = step is not None and step.name().startswith("SigmoidBackward")
+    return bool(known[()])
 
 
 def images_look_wrong(images: Tensor, preprocess: Any = None, normalized: bool = False) -> dict[str, str]:

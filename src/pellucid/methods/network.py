@@ -83,9 +83,18 @@ class Network:
 
     def forward(self, points: Points, layers: Sequence[str]) -> Passed:
         """Activations and explained logits at the points, without gradients."""
-        with torch.no_grad():
-            activations, logits = self._run(points.values, points, layers)
+        activations, logits = self.logits(points, layers)
         return Passed(activations, {}, self._scores(logits, points.origin))
+
+    def logits(self, points: Points, layers: Sequence[str] = ()) -> tuple[Activations, Tensor]:
+        """Activations, and logits of all classes (n, classes), at the points, without gradients."""
+        with torch.no_grad():
+            return self._run(points.values, points, layers)
+
+    def span(self, layer: str) -> None:
+        """Have rows that enter at a layer run beside their images, since something from below passes it by."""
+        self._entered.discard(layer)
+        self._spanned.add(layer)
 
     def gradients(self, points: Points, layers: Sequence[str], reference: Baseline | None = None) -> Passed:
         """Gradients of the explained logits at all layers, from one forward and one backward pass.
@@ -248,8 +257,7 @@ class Network:
             return
         found = self.forward(points, ()).scores
         if points.layer in self._entered and not same_logits(found, points.scores):
-            self._entered.remove(points.layer)
-            self._spanned.add(points.layer)
+            self.span(points.layer)
 
     def _run(
         self,

@@ -7,7 +7,7 @@ normalization without running statistics or a function of the model's own all sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,6 +20,7 @@ from ..layers import INPUT, captured, module_outputs, remembered
 from ..layouts import take_over_layouts
 from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
+from ..sampling import noise_like
 from .checks import images_look_wrong, outputs_look_wrong, same_logits
 
 _UNEXPLAINABLE = "unexplainable"  # what is remembered of layers
@@ -32,24 +33,25 @@ _MIXED = (
     "which row is whose is unknown; name another layer, or explain with max_batch=1"
 )
 TRIES = 100  # of a model that draws random numbers, until two differ
+_BESIDE = 4  # images of a batch that is tried: two would hide rows that move by two places
 
 # What was told of a model's images and outputs, by kind.
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def require_repeatable(
-    model: nn.Module, images: Tensor, answering: nn.Module, alone: bool, preprocess: Any = None
+    model: nn.Module, images: Tensor, answering: nn.Module, max_batch: int, preprocess: Any = None
 ) -> None:
-    """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside another image.
+    """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside other images.
 
-    Five passes over the first image, three if images are to run ``alone``: once for a model as it is
+    Five passes over the first image, three if a ``max_batch`` of 1 has images run alone: once for a model as it is
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
     wrong, of these or of later images, is warned of, each kind once for a model.
     """
     _tell(model, images_look_wrong(images, preprocess))
-    trial = (images.shape[1:], images.dtype, images.device, alone)
+    trial = (images.shape[1:], images.dtype, images.device, min(max_batch, _BESIDE))
     function = answering.function if isinstance(answering, Answering) else None
     if isinstance(function, Difference):  # of two logits of an image, so neither random nor mixing
         answering, function = model, None
@@ -57,8 +59,8 @@ def require_repeatable(
     if _is_among(asked, _tried(model).get(trial, ())):
         return
     with torch.no_grad():
-        first = _tried_on(answering, images[:1], alone)
-    _tell(model, outputs_look_wrong(first))
+        first = _tried_on(answering, images[:1], max_batch)
+    _tell(model, outputs_look_wrong(images, first, model if function is None else None))
     with suppress(TypeError):  # a function that cannot be referred to weakly is tried each time
         _tried(model).setdefault(trial, WeakSet()).add(asked)
 
@@ -72,8 +74,8 @@ def _tell(model: nn.Module, found: Mapping[str, str]) -> None:
             warnings.warn(InputWarning(sentence), stacklevel=7)
 
 
-def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
-    """The logits of an image, found to be the same on a second run and, unless ``alone``, beside another image."""
+def _tried_on(model: nn.Module, image: Tensor, max_batch: int) -> Tensor:
+    """The logits of an image, found to be the same on a second run and beside others, where any are."""
     changed, first = _changed_by_a_run(model, image)
     if changed:
         raise InvalidModel(
@@ -96,7 +98,7 @@ def _tried_on(model: nn.Module, image: Tensor, alone: bool) -> Tensor:
             "the model gives an image other logits where gradients are asked for, so its map would be of another "
             "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
         )
-    beside = None if alone else _beside(model, image, first)
+    beside = _beside(model, image, first, max_batch)
     if beside is not None:
         where = _where(model, image, *beside)
         if not where and isinstance(model, Answering):
@@ -171,27 +173,36 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _beside(model: nn.Module, image: Tensor, first: Tensor) -> tuple[Tensor, int] | None:
-    """The images beside which an image has other logits than ``first``, and its place; None where it has the same.
-
-    Before a second image and behind it, since a model may look at the first or the last of them alone.
-    """
-    for place, images in enumerate(_pairs(image)):
+def _beside(model: nn.Module, image: Tensor, first: Tensor, max_batch: int) -> tuple[Tensor, int] | None:
+    """The images beside which an image has other logits than ``first``, and its place; None where none are."""
+    for images, places in _batches(image, max_batch):
         try:
             logits = _logits(model, images)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             return None  # a model for single images
-        if len(logits) == len(images) and not same_logits(first, logits[place : place + 1]):
-            return images, place
+        for place in places if len(logits) == len(images) else ():
+            if not same_logits(first, logits[place : place + 1]):
+                return images, place
     return None
 
 
-def _pairs(image: Tensor) -> tuple[Tensor, Tensor]:
-    """An image (1, C, H, W) before another one and behind it."""
-    other = -image.flip(-1)
-    return torch.cat([image, other]), torch.cat([other, image])
+def _batches(image: Tensor, max_batch: int) -> Iterator[tuple[Tensor, list[int]]]:
+    """An image (1, C, H, W) in batches of others, and its places there; none if a batch holds one image.
+
+    First before all others, then between and behind them, since a model may sort its images, move them, or look at
+    the first or the last of them alone. The others are neither the image nor one another, whatever it shows.
+    """
+    count = min(max_batch, _BESIDE)
+    if count == 1:
+        return
+    keys = range(1, count)
+    noise = noise_like(image.expand(len(keys), -1, -1, -1), keys).view(-1, *image.shape[1:])
+    others = (noise * float(image.abs().amax() or 1) - image.flip(-1)).split(1)
+    yield torch.cat([image, *others]), [0]
+    places = [place for place in range(count) if place % 2 or place == count - 1]
+    yield torch.cat([image if place in places else others[place] for place in range(count)]), places
 
 
 def _where(model: nn.Module, image: Tensor, beside: Tensor, place: int = 0) -> str:
@@ -208,56 +219,62 @@ def _where(model: nn.Module, image: Tensor, beside: Tensor, place: int = 0) -> s
 
 
 def unexplainable(
-    model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor, alone: bool
+    model: nn.Module, answering: nn.Module, layers: Collection[str], image: Tensor, max_batch: int
 ) -> dict[str, str]:
     """Why layers cannot be explained, of those that cannot, tried with an image (1, C, H, W), once for each layer.
 
     A layer's capture may change what the model answers: what writes into its output afterwards by another name, as
     into a tensor that it is a view of, misses the copy with which the model goes on. And a layer's rows may be in
-    another order than the images, or mix them, which later parts of the model undo; not if images run ``alone``.
+    another order than the images, or mix them, which later parts of the model undo; not if images run alone.
     """
     known: dict[Any, str] = remembered(model, _UNEXPLAINABLE)
-    trial = (image.shape[1:], alone)
+    trial = (image.shape[1:], min(max_batch, _BESIDE))
     new = [layer for layer in layers if layer != INPUT and (layer, trial) not in known]
     if new:
         with torch.no_grad():
-            changed = _disturbed(model, answering, new, image)
-            mixed = set() if alone else _mixed(model, answering, [one for one in new if one not in changed], image)
+            alone, changed = _disturbed(model, answering, new, image)
+            mixed = _mixed(model, answering, alone, image, max_batch)
         whys = dict.fromkeys(mixed, _MIXED) | dict.fromkeys(changed, _DISTURBED)
         known.update({(layer, trial): whys.get(layer, "").format(layer) for layer in new})
     return {layer: known[layer, trial] for layer in layers if known.get((layer, trial))}
 
 
-def _disturbed(model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
-    """The layers whose capture changes what the model answers for an image."""
+def _disturbed(
+    model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What layers give for an image, but for those whose capture changes what the model answers; and these."""
     expected = logits_in(answering(image.clone()))
 
-    def answers_alike(captures: Sequence[str]) -> bool:
-        with captured(model, captures, strict=False):
-            return same_logits(logits_in(answering(image.clone())), expected)
+    def captures(chosen: Sequence[str]) -> dict[str, Tensor] | None:
+        with captured(model, chosen, strict=False) as outputs:
+            logits = logits_in(answering(image.clone()))
+        return outputs if same_logits(logits, expected) else None
 
-    return set() if answers_alike(layers) else {layer for layer in layers if not answers_alike([layer])}
+    found = captures(layers)
+    if found is not None:
+        return found, set()
+    each = {layer: captures([layer]) for layer in layers}
+    kept = {layer: one for outputs in each.values() for layer, one in (outputs or {}).items()}
+    return kept, {layer for layer, outputs in each.items() if outputs is None}
 
 
-def _mixed(model: nn.Module, answering: nn.Module, layers: Sequence[str], image: Tensor) -> set[str]:
-    """The layers whose row for an image is another beside a second image, before it or behind it.
-
-    Two orders, since a model may sort its images.
-    """
-    found = []
-    for images in (image, *_pairs(image)):
+def _mixed(
+    model: nn.Module, answering: nn.Module, alone: Mapping[str, Tensor], image: Tensor, max_batch: int
+) -> set[str]:
+    """The layers whose row for an image is another beside other images than ``alone``."""
+    mixed = set()
+    for images, places in _batches(image, max_batch):
         try:
-            with captured(model, layers, strict=False) as outputs:
+            with captured(model, list(alone), strict=False) as outputs:
                 answering(images.clone())
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             return set()  # a model for single images
-        # What does not give a row for each image is refused elsewhere.
-        found.append({layer: one for layer, one in outputs.items() if one.shape[:1] == images.shape[:1]})
-    one, before, behind = found
-    return {
-        layer
-        for layer in one.keys() & before.keys() & behind.keys()
-        if not same_logits(one[layer], before[layer][:1]) or not same_logits(one[layer], behind[layer][1:])
-    }
+        for layer, one in outputs.items():
+            # What does not give a row for each image is refused elsewhere.
+            if alone[layer].shape[:1] == (1,) and one.shape[:1] == images.shape[:1]:
+                rows = (one[place : place + 1] for place in places)
+                if not all(same_logits(alone[layer], row) for row in rows):
+                    mixed.add(layer)
+    return mixed

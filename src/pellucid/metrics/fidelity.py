@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, require_choice
+from ..errors import InvalidData, InvalidModel, require_choice
 from ..methods.checks import require_in_range, require_targets
 from ..variants.base import ORIGINAL, Variant
 from .base import Axis, Case, Need, VariantMetric
@@ -65,6 +65,11 @@ class Top1(_Fidelity):
     def values(self, case: Case) -> Tensor:
         """Whether the true class wins."""
         probabilities = _probabilities(case, case.variant)
+        if probabilities.shape[1] < 2:
+            told = "the model has one class, so that none is wrong; give it two answers: "
+            error = InvalidModel(f"{told}pellucid.Classifier(model, pellucid.two_answers)")
+            error.command = f"{told}--classes no,yes"
+            raise error
         return (probabilities.argmax(1) == _labels(case)).to(probabilities.dtype)
 
 

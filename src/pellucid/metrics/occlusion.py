@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InvalidLayer, InvalidModel, InvalidParameter, require_count
-from ..layers import INPUT
 from ..layouts import Layout, layouts_of
+from ..methods.checks import not_finite, require_in_range, same_logits
 from ..methods.network import Network, Points
 from ..passes import fitting
 from ..rules.norm import FrozenBatchNorm
@@ -22,9 +22,6 @@ from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric, Need
 from .localization import object_masks
 from .scoring import Scorer
-
-# The scored model stands alone in a Sequential, so that its logits are a layer's output like any other.
-_LOGITS = "0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +62,22 @@ class BackgroundOcclusion(Metric):
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value and one curve of margins per image and layer."""
         scorer = case.scorer
-        return fitting(scorer.model, case.images, scorer.max_batch, partial(self._bounded, case))
+        with torch.autocast(case.images.device.type, enabled=False):  # as what is scored runs
+            return fitting(scorer.model, case.images, scorer.max_batch, partial(self._bounded, case))
 
     def _bounded(self, case: Case, max_batch: int) -> Mapping[str, Measured]:
         scorer, rules = case.scorer, (*case.scorer.rules, FrozenBatchNorm())
-        network = Network(nn.Sequential(scorer.model), rules, case.images, case.scored, max_batch)
+        network = Network(scorer.model, rules, case.images, case.scored, max_batch)
         objects = object_masks(case)
-        activations = case.once(("activations", case.layers), lambda: _activations(case, network))
-        return {layer: self._measured(network, case, layer, activations[layer], objects) for layer in case.layers}
+        activations, clean = case.once(("activations", case.layers), lambda: _activations(case, network))
+        require_in_range(case.scored, clean.shape[1])
+        return {
+            layer: self._measured(network, case, layer, activations[layer], clean, objects)
+            for layer in case.layers
+        }
 
     def _measured(
-        self, network: Network, case: Case, layer: str, activations: Tensor, objects: Tensor
+        self, network: Network, case: Case, layer: str, activations: Tensor, clean: Tensor, objects: Tensor
     ) -> Measured:
         """The curve of every image, each its own rows through the network above the layer."""
         units = unit_masks(objects, activations, layer)
@@ -84,7 +86,13 @@ class BackgroundOcclusion(Metric):
         curves = []
         for index, (activation, chosen) in enumerate(zip(activations, units.expand_as(activations), strict=True)):
             above = partial(_logits_above, network, case.scorer, layer, index)
-            logits = self._mean_logits(activation, chosen, sequences, above, network.max_batch)
+            run = partial(self._mean_logits, activation, chosen, sequences, above, network.max_batch)
+            logits = run()
+            if not same_logits(logits[:1], clean[index, None]):  # what passes the layer by was left out
+                network.span(layer)
+                logits = run()
+            if not bool(logits.isfinite().all()):
+                raise not_finite(case.scorer.model, f"a logit, once units of layer {layer!r} are 0,")
             curves.append(_margins(logits, case.scored[index]))
         curve = torch.stack(curves)
         mean = torch.trapezoid(curve, dx=1 / (self.levels - 1))
@@ -132,35 +140,31 @@ def unit_masks(objects: Tensor, activations: Tensor, layer: str) -> Tensor:
     return share >= 0.5
 
 
-def _inside(layer: str) -> str:
-    return layer if layer == INPUT else f"{_LOGITS}.{layer}"
-
-
-def _activations(case: Case, network: Network) -> dict[str, Tensor]:
-    """The activations of all layers at the images, from one pass."""
-    layers, parts = [_inside(layer) for layer in case.layers], []
+def _activations(case: Case, network: Network) -> tuple[dict[str, Tensor], Tensor]:
+    """The activations of all layers at the images, and the images' logits, from one pass."""
+    parts, logits = [], []
     for origin in torch.arange(len(case.images), device=case.images.device).split(network.max_batch):
-        parts.append(network.forward(Points(case.images[origin], origin, ()), layers).activations)
+        activations, clean = network.logits(Points(case.images[origin], origin, ()), case.layers)
+        parts.append(activations)
+        logits.append(clean)
         case.scorer.count(len(origin))
     layouts = layouts_of(case.scorer.model, case.layers, case.images, {}, network.max_batch)
-    for layer, name in zip(case.layers, layers, strict=True):
-        if name not in parts[0]:
+    for layer in case.layers:
+        if layer not in parts[0]:
             raise InvalidLayer(f"layer {layer!r} did not run in the scored model; leave it out")
         if layouts[layer] not in (Layout(), Layout("bc")):
             raise InvalidLayer(
                 f"layer {layer!r} is {layouts[layer] or 'of unknown order'}; units are occluded at layers "
                 "(batch, channels, h, w) alone; leave it out"
             )
-    return {
-        layer: torch.cat([part[name] for part in parts]) for layer, name in zip(case.layers, layers, strict=True)
-    }
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in case.layers}, torch.cat(logits)
 
 
 def _logits_above(network: Network, scorer: Scorer, layer: str, image: int, rows: Tensor) -> Tensor:
     """Logits of activations of a layer (n, C, h, w) that stem from one image; the passes are counted."""
     origin = torch.full((len(rows),), image, device=rows.device)
     scorer.count(len(rows))
-    return network.forward(Points(rows, origin, (), _inside(layer)), (_LOGITS,)).activations[_LOGITS]
+    return network.logits(Points(rows, origin, (), layer))[1]
 
 
 def _random_sequences(activation: Tensor, orders: int, seed: int) -> Tensor:

@@ -50,7 +50,8 @@ def blurred(images: Tensor, kernel: _Kernel = "rise") -> Tensor:
     """
     channels = images.shape[1]
     weight = blur_kernel(kernel).to(images).expand(channels, 1, _SIDE, _SIDE)
-    return F.conv2d(images, weight, padding=_SIDE // 2, groups=channels)
+    with torch.autocast(images.device.type, enabled=False):
+        return F.conv2d(images, weight, padding=_SIDE // 2, groups=channels)
 
 
 @dataclass(frozen=True, eq=False)

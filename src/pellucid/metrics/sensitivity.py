@@ -138,7 +138,10 @@ class AdversarialChange(_Change):
 
     def _attack(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
         """The predicted classes before and after, and the attacked images."""
-        classes = _clean_logits(case).argmax(1)
+        logits = _clean_logits(case)
+        if logits.shape[1] < 2:
+            raise InvalidModel("the model has one class, which no attack can change")
+        classes = logits.argmax(1)
         rows = case.images.flatten(1)
         low, high = rows.amin(1), rows.amax(1)
         epsilon = self.epsilon * (high - low if self.relative else torch.ones_like(low))

@@ -30,7 +30,8 @@ class Segmentation(Sharing):
         background: the class of pixels that belong to no object; None if there is no such class.
         pooling: ``"mean"``, each class's mean logit over all pixels; ``"predicted"``, over the pixels where it
             is the highest, and over all pixels for a class that nowhere is (so that the highest pooled logit is
-            always a predicted class's). The choice of pixels has no gradient.
+            always a predicted class's). The choice of pixels has no gradient; and since it is another at a
+            reference, DeepLIFT and integrated gradients miss their sums: explain a ``region`` or the mean there.
         region: where to pool, instead: one pixel (row, column), or a mask (H, W), each of the images' size.
 
     Raises:

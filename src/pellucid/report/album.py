@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InvalidData
+from ..catalog import has_sign
+from ..errors import InvalidData, PellucidError, shortened
 from .figures import (
     Map,
     Overlay,
@@ -150,6 +152,24 @@ def color_key(signed: bool, explained: Speaks = "the class", overlay: Overlay | 
     """What the colors of a page's maps mean."""
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in color_bar(signed, overlay, 9)[0]]
     return ColorKey(colors, meanings(signed, explained))
+
+
+def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
+    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing.
+
+    Where no method's does, the ends speak for nothing.
+    """
+    without = [text for text in methods if not _has_sign(text)]
+    if len(without) == len(methods):
+        return None, ""
+    return explained, f"the sign of {shortened(without, 3)} says nothing" if without else ""
+
+
+def _has_sign(text: str) -> bool:
+    """As ``has_sign``, also of a name that is no method's text, which may be any."""
+    with suppress(PellucidError):
+        return has_sign(text)
+    return True
 
 
 def _known(data: bytes) -> Map:

@@ -19,8 +19,9 @@ from ..findings.statistics import Statistics, is_of_variant, rows_at
 from ..findings.trust import trust_card
 from ..findings.wording import FEW, ended, joined, judged_at, notes_told
 from . import tables
-from .album import Album, color_key
+from .album import Album, color_key, signs
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
+from .figures import Speaks
 from .pages import ColorKey, MapTable, Table, Tile, render
 
 if TYPE_CHECKING:
@@ -131,7 +132,17 @@ class _BenchmarkPage:
     @property
     def colors(self) -> ColorKey:
         """What the colors of the maps mean."""
-        return color_key(self.album.signed)
+        return color_key(self.album.signed, self._signs[0])
+
+    @property
+    def signless(self) -> str:
+        """Of which methods' maps a sign says nothing, as a sentence; empty where none has one, or all do."""
+        note = self._signs[1]
+        return f"{note[0].upper()}{note[1:]}." if note and self.album.signed else ""
+
+    @cached_property
+    def _signs(self) -> tuple[Speaks, str]:
+        return signs(self.methods, "the class")
 
     @cached_property
     def explained(self) -> Mapping[str, str]:

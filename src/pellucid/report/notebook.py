@@ -16,6 +16,7 @@ from ..heatmap import Channels, heatmap, require_finite_maps
 from ..methods.attributions import Attributions
 from ..outputs import class_names, ends_of
 from ..pixels import picture
+from .album import signs
 from .figures import CaptionedPhoto, Drawing, Overlay, Speaks, grid
 
 AnyMaps = Tensor | Mapping[str, "AnyMaps"]
@@ -64,6 +65,10 @@ def show(
     rows = range(min(max(count), most))
     left = max(count) - len(rows)
     captioned = [CaptionedPhoto(photo, name) for photo, name in zip(photos, names, strict=False)][: len(rows)]
+    methods = [str(name) for name in attributions] if _is_by_name(attributions) else []
+    explained, note = (
+        signs(methods, _speaks(attributions, names)) if methods else (_speaks(attributions, names), "")
+    )
     return grid(
         [[maps[row] for _, maps in columns] for row in rows],
         [name for name, _ in columns],
@@ -71,9 +76,14 @@ def show(
         captioned,
         f"{title} ({counted(left, 'more image')} not shown)".strip() if left else title,
         overlay,
-        explained=_speaks(attributions, names),
+        explained=explained,
         clip=clip,
+        note=note,
     )
+
+
+def _is_by_name(shown: AnyMaps) -> bool:
+    return isinstance(shown, Mapping) and not isinstance(shown, Attributions)
 
 
 def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -113,9 +123,7 @@ def _speaks(shown: AnyMaps, names: Sequence[str]) -> Speaks:
     """What positive values speak for; of a difference of classes, what negative ones do, too."""
     if len(set(names)) != 1 or not names[0]:
         return "the class"
-    first = (
-        next(iter(shown.values())) if isinstance(shown, Mapping) and not isinstance(shown, Attributions) else shown
-    )
+    first = next(iter(shown.values())) if isinstance(shown, Mapping) and _is_by_name(shown) else shown
     is_class = not getattr(first, "answer", "")
     return names[0] if is_class else ends_of(names[0])
 
