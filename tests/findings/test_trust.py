@@ -96,6 +96,23 @@ def test_beside_a_floor_stands_whether_it_is_beaten():
     assert notes({"random": 0.3, "gradcam": 0.3})["random"] == "not beaten"
 
 
+def test_whoever_is_behind_a_beaten_floor_is_not_among_the_best():
+    """Its values differ so much that it is not told from the first, and its mean is below the random map's."""
+    wide = 10 * np.roll(NOISE, 6)
+    values = {
+        ("net", "original", method, "input", "insertion"): mean + noise
+        for method, mean, noise in (
+            ("gradcam", 0.8, NOISE / 10),
+            ("random", 0.75, NOISE / 10),
+            ("gradient", 0.7, wide),
+        )
+    }
+    found = trust_card(results(values), "net").findings[0]
+    assert methods(found.lead.contenders) == ["gradcam", "random", "gradient"]
+    assert methods(found.lead.best) == ["gradcam"]
+    assert found.sentence.startswith("gradcam is best: ")
+
+
 def test_an_edge_filter_is_a_floor_of_its_own():
     found = verdict({"random": 0.1, "gradient": 0.5, "edges": 0.7})
     assert found.lead.floors == ("edges",)

@@ -57,7 +57,8 @@ class Ranking:
         unit, higher_is_better: what the means are.
         contenders: method x variant with at least 3 defined values.
         best: those whose paired difference to the first has an interval that includes 0, at the layers named or
-            in the check (``Statistics.best``), or none since too few images are both's. Where variants are graded
+            in the check (``Statistics.best``), or none since too few images are both's; of these the ones whose
+            mean no floor exceeds that is told from the first. Where variants are graded
             themselves (contenders without a method), those so near to the original.
         same: every contender has the same values, and mean, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
@@ -133,7 +134,10 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     against = originals[0] if originals else 0
     rounding = rounding_of(numbers)
     tied = _tied(numbers, against) | _tied(checked.loc[summary.index].to_numpy(), against)
-    best = tuple(one for one, is_tied in zip(contenders, tied, strict=True) if is_tied)
+    # Whoever's mean is behind that of a beaten floor is no best, however few images tell it from the first.
+    beaten = (place for place, one in enumerate(contenders) if one.floor and not tied[place])
+    before = next(beaten, len(contenders))
+    best = tuple(one for one, is_tied in zip(contenders[:before], tied, strict=False) if is_tied)
     apart = max(_spread(numbers), float(np.ptp(summary["mean"])) if contenders else 0.0)
     same = len(numbers) > 1 and apart <= rounding
     ungraded = tuple(
