@@ -39,7 +39,7 @@ def reproduce_command(
         list[str] | None, typer.Option(metavar="KEY,KEY", help="The tables and figures wanted; else all.")
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="`smoke` (under a minute), `cpu` (one to five hours on two cores) or `paper`.")
+        str, typer.Option(help="`smoke` (under a minute), `cpu` (one to six hours on two cores) or `paper`.")
     ] = "cpu",
     data: Annotated[
         list[str] | None,

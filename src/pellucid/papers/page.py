@@ -38,7 +38,7 @@ MOST_NAMES = 6  # that a picture is described by; of more their number is told
 HEADS = {"model": "Network", "metric": "Measure"}  # of columns that are not headed by their own key
 SCALES = {
     "smoke": "smoke: so small that it shows only that everything runs; its numbers mean nothing",
-    "cpu": "cpu: what two processor cores compute in one to five hours",
+    "cpu": "cpu: what two processor cores compute in one to six hours",
     "paper": "paper: the paper's own",
 }
 COMPARED_WITH = {"difference": "difference to", "ratio": "ratio to", "reduction": "reduction from"}
