@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from pellucid.cli import app, terminal
-from pellucid.cli.terminal import say, show_left_out, show_noticed, show_whole, visible
+from pellucid.cli.terminal import progress, say, show_left_out, show_noticed, show_whole, visible
 
 
 def table():
@@ -111,3 +111,12 @@ def test_a_narrow_terminal_gets_further_tables_that_begin_with_the_name(monkeypa
     assert [line.startswith("a-long-name-of-a-photo.png") for line in parts] == [False, True, False, True]
     assert "garbage truck" in parts[1]
     assert "99.9 %" in parts[3]
+
+
+def test_a_log_is_told_once_a_minute_how_far_it_is(monkeypatch, capsys):
+    seconds = iter([0, 1, 60, 119, 120])
+    monkeypatch.setattr(terminal, "monotonic", lambda: next(seconds))
+    with progress() as show:
+        for done in (1, 2.5, 3, 4):
+            show("explaining", done, 9)
+    assert capsys.readouterr().err.splitlines() == ["explaining: 2 of 9", "explaining: 4 of 9"]

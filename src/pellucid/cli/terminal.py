@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ALREADY_FINISHED = "{} was finished already; nothing was computed"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LOGGED = 60  # seconds from one line of progress in a log to the next
 _MOST_TOLD = 20  # images left out, or cells that failed, whose reasons are shown
 
 
@@ -49,7 +51,7 @@ class Show(Protocol):
 
 @contextmanager
 def progress() -> Iterator[Show]:
-    """Give a function that shows what is being done and how far it is, on a terminal's standard error.
+    """Give a function that shows what is done and how far it is: a bar on a terminal, in a log some lines.
 
     The time left is told by what is done after the first call, not by what an earlier run had done. An
     interruption is told how far it was, or what of it is kept.
@@ -58,10 +60,14 @@ def progress() -> Iterator[Show]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task, shown, place = bar.add_task("checking", total=None), (0.0, -1), ""
+        told = monotonic()
 
         def show(what: str, done: float, total: int, kept: str = "") -> None:
-            nonlocal shown, place
+            nonlocal shown, place, told
             place = kept or f"{int(done)} of {total}"
+            if bar.disable and (now := monotonic()) - told >= _LOGGED:
+                say(f"{what}: {int(done)} of {total}", err=True)
+                told = now
             if total != shown[1] or done < shown[0]:
                 bar.reset(task, total=total, completed=int(done))
             shown = (done, total)

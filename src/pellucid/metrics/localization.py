@@ -149,7 +149,7 @@ class EnergyOutside(MassOutside):
 
 @dataclass(frozen=True, kw_only=True)
 class PointingGame(_OnObjects):
-    """Whether the map's maximum lies on the object: 1 or 0.
+    """Whether the map's maximum lies on the object: 1 or 0, of several equal maxima the share that does.
 
     Where several pixels share the maximum, as in up-sampled maps, the value is the share of them that lie on the
     object: what breaking the tie at random gives on average. ``tolerance`` is the distance in pixels (of the
