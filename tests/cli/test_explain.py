@@ -686,6 +686,35 @@ def test_a_sign_that_says_nothing_has_no_for_and_against(work):
     assert "against class" in page()
 
 
+def test_one_scale_serves_all_photos_and_figures(work):
+    """Grad-CAM of a layer that is the photo's brightness less one half: negative in the dark photo alone."""
+    Path("brightness.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def network():\n"
+        "    first, last = nn.Conv2d(3, 1, 1), nn.Linear(1, 2)\n"
+        "    nn.init.constant_(first.weight, 1 / 3)\n    nn.init.constant_(first.bias, -0.5)\n"
+        "    last.weight.data = torch.tensor([[1.0], [-1.0]])\n"
+        "    return nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)\n"
+    )
+    slope = np.repeat(np.linspace(0, 80, 32 * 32).reshape(32, 32, 1), 3, 2)
+    for name, least in (("bright", 160), ("dark", 60)):
+        Image.fromarray((least + slope).astype(np.uint8)).save(f"{name}.png")
+    settings = ["bright.png", "dark.png", "--methods", "gradcam", "--layers", "0", "--target", "0"]
+    explain(*settings, "--preprocess", "none", "--pictures", "png,svg", model="brightness.py:network")
+    assert page().count("against class 0") == 2
+    assert "strongest" not in page().partition("What the maps show")[2].partition("Each map")[0]
+    for name, sides in (("bright", {True}), ("dark", {True, False})):
+        with Image.open(f"out/maps/{name}/gradcam/0-original.png") as picture:
+            colors = np.asarray(picture.convert("RGB")).astype(int)
+        assert {bool(red >= blue) for red, _, blue in colors.reshape(-1, 3)} == sides
+        assert colors[0, 0].sum() != 0  # nor black, which the other scale has for what is small
+    for more in (["--channels", "abs_sum"], ["--methods", "edges", "--layers", "input"]):
+        explain("bright.png", "--methods", "gradcam", "--layers", "0", *more, model="brightness.py:network")
+        assert ("strongest" in page()) == ("abs_sum" in more)
+    explain("bright.png", "--methods", "edges", "--layers", "input", model="brightness.py:network")
+    assert "strongest" in page()
+
+
 @pytest.mark.parametrize(
     ("labels", "predicted", "count", "told"),
     [

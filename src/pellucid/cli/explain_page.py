@@ -118,10 +118,10 @@ class ExplainPage:
         card, request = self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
         speaks, signless = signs(list(request.texts.values()), facts.target.speaks)
-        keys = [color_key(card.signed, speaks, request.overlay)]
+        keys = [color_key(request.signed, speaks, request.overlay)]
         note = scaling_note(request.heatmap["clip"], overlay=request.overlay)
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
-        note += f" {signless[0].upper()}{signless[1:]}." if signless and card.signed else ""
+        note += f" {signless[0].upper()}{signless[1:]}." if signless and request.signed else ""
         maps = [self.maps(card)]
         return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
 

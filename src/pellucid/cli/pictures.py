@@ -14,7 +14,7 @@ from ..catalog import has_sign
 from ..errors import shortened
 from ..files import replace_file, writable
 from ..report.album import LONGEST_SIDE, map_tile, pixels_uri
-from ..report.figures import Map, Speaks, grid, has_negative, upsampled, write_figure, write_map
+from ..report.figures import Map, Speaks, grid, upsampled, write_figure, write_map
 from ..report.pages import Tile
 from .output import UNFINISHED
 from .photos import Photo
@@ -27,14 +27,10 @@ _LARGE_SIDE = 448  # of these
 
 @dataclass(frozen=True)
 class Card:
-    """What a page shows of a photo: itself, its maps by method, layer and variant, and whether they are signed.
-
-    ``ratio`` is its width by its height.
-    """
+    """What a page shows of a photo: itself, its maps by method, layer and variant, and its width by its height."""
 
     photo: Tile
     maps: dict[tuple[str, str, str], Tile]
-    signed: bool
     ratio: float
 
     @classmethod
@@ -42,7 +38,7 @@ class Card:
         """A photo's card in a draft folder."""
         told = json.loads((folder / UNFINISHED / f"{key}.card").read_text())
         maps = {(method, layer, variant): Tile(**tile) for method, layer, variant, tile in told["maps"]}
-        return cls(Tile(**told["photo"]), maps, told["signed"], told["ratio"])
+        return cls(Tile(**told["photo"]), maps, told["ratio"])
 
 
 @dataclass
@@ -62,16 +58,16 @@ class Pictures:
 
     def write_card(self, photo: Photo) -> None:
         """Write what a page shows of a photo, so that an interrupted run need not draw it again."""
-        maps, signed = [], has_negative(photo.maps.values())
+        request, maps = self.request, []
         for (method, layer, variant), values in photo.maps.items():
-            words = f"{self.request.texts[method]} at {layer}, {variant}"
-            tile = map_tile(values, words, signed, photo.picture, self.request.overlay, self.side)
+            words = f"{request.texts[method]} at {layer}, {variant}"
+            tile = map_tile(values, words, request.signed, photo.picture, request.overlay, self.side)
             maps.append([method, layer, variant, asdict(tile)])
         seen = Tile(pixels_uri(photo.picture, self.side), photo.sample.name)
         with writable(self.folder):
             (self.folder / UNFINISHED).mkdir(exist_ok=True)
         height, width = photo.picture.shape[:2]
-        told = {"photo": asdict(seen), "maps": maps, "signed": signed, "ratio": width / height}
+        told = {"photo": asdict(seen), "maps": maps, "ratio": width / height}
         replace_file(self.folder / UNFINISHED / f"{photo.key}.card", json.dumps(told).encode())
 
     def draw(self, photos: Sequence[Photo]) -> None:
@@ -102,9 +98,8 @@ class Pictures:
                 for (method, layer, variant), values in photo.maps.items():
                     folder = self.folder / "maps" / photo.key / method
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_map(
-                        upsampled(values, photo.picture.shape[:2]), folder / f"{_plain(layer)}-{variant}.png"
-                    )
+                    enlarged = upsampled(values, photo.picture.shape[:2])
+                    write_map(enlarged, folder / f"{_plain(layer)}-{variant}.png", self.request.signed)
 
     def draw_methods(self, photos: Sequence[Photo], layer: str | None, variant: str) -> None:
         """Images x methods at one layer; None stands for the layer that each method chose."""
@@ -144,8 +139,8 @@ class Pictures:
         classes = {photo.facts.target.speaks for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
         told, note = signs([request.texts[method] for method in methods], explained)
-        clip = request.heatmap["clip"]
-        figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", told, clip, note)
+        clip, over = request.heatmap["clip"], request.overlay or False
+        figure = grid(cells, columns, rows, shown, title, over, "map", told, clip, note, request.signed)
         self.drawn[name] = self.drawn.get(name, 0) + 1
         for suffix in self.kinds:
             write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")

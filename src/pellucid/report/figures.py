@@ -88,10 +88,11 @@ def grid(
     explained: Speaks = "the class",
     clip: tuple[float, float] | None = None,
     note: str = "",
+    signed: bool | None = None,
 ) -> Drawing:
     """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
 
-    Colors are diverging and centered on 0 if some map has negative values. Long titles are wrapped.
+    Colors are diverging and centered on 0 if maps are ``signed``. Long titles are wrapped.
 
     Args:
         cells: for each row, one map (h, w) per column, enlarged to the photo's size without smoothing, or None.
@@ -103,13 +104,15 @@ def grid(
             ones speak for; None where a sign says nothing.
         clip: the percentiles at which the maps were clipped, for the legend.
         note: what else the legend says.
+        signed: whether values may be negative; None asks these maps. Figures that stand together say it, so that
+            one method has one scale in all of them.
 
     Raises:
         InvalidParameter: ragged rows, titles or photos that do not fit the cells, no map at all.
     """
     _require_table(cells, columns, rows, photos)
     maps = [cell for row in cells for cell in row if cell is not None]
-    signed = has_negative(maps)
+    signed = has_negative(maps) if signed is None else signed
     limit = _limit(np.concatenate([values.ravel() for values in maps])) if scale == "figure" else None
     size = photos[0].pixels.shape[:2] if photos else max((values.shape for values in maps), key=np.prod)
     across = [wrapped(text, _CELL, _LABEL) for text in columns]
@@ -170,13 +173,14 @@ def _saved(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_map(values: Map, path: Path) -> None:
-    """Write one map (H, W) as a .png of its own size, one pixel for each value.
+def write_map(values: Map, path: Path, signed: bool | None = None) -> None:
+    """Write one map (H, W) as a .png of its own size, one pixel for each value; ``signed`` as ``grid`` has it.
 
     Raises:
         OutputNotWritable: the file cannot be written.
     """
-    replace_file(path, encoded(Image.fromarray(colored(scaled(values), has_negative([values]))), "png"))
+    signed = has_negative([values]) if signed is None else signed
+    replace_file(path, encoded(Image.fromarray(colored(scaled(values), signed)), "png"))
 
 
 def encoded(picture: Image.Image, kind: str, **settings: int | bool) -> bytes:
