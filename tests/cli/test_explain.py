@@ -1264,6 +1264,7 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     result = explain("photo0.png", "--layers", "1")
     assert f"{told} 1 for some photos; only an average over places comes after" in result.stderr
     assert told in page()
+    assert "<small>one value</small>" in page()
 
 
 def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
@@ -1277,6 +1278,7 @@ def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
     told = "gradient has channels that cancel, so their signed mean shows nothing, at 0 for some photos"
     assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
     assert told in page()
+    assert "<small>zero everywhere</small>" in page()
     assert "Its color is the mean of the channels there, in which those of opposite signs may cancel." in page()
     assert (
         told
