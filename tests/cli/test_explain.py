@@ -565,11 +565,13 @@ def test_images_of_many_channels(work):
     values = np.random.default_rng(0).integers(0, 60000, (40, 50, 5)).astype(np.uint16)
     np.save("tile.npy", values)
     pictures = {}
-    for display in ("mean", "3,2,1", "4"):
+    told = {"mean": "the mean of the 5 channels", "3,2,1": "channels 3, 2 and 1", "4": "channel 4"}
+    for display, shown in told.items():
         result = explain("tile.npy", "--layers", "1.0", "--display", display, model="five.py:network")
         assert result.exit_code == 0, result.output
         assert "no preprocess: photos are resized to 256, cropped to 224 and scaled to [0, 1]" in result.stderr
         pictures[display] = colours("out/figure-methods-1.0-original-001.png")
+        assert f"Pictures of them show {shown}." in page()
     assert pictures["3,2,1"] > 10 * pictures["mean"]  # coloured noise
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["model"]["preprocess"]["channels"] == 5
@@ -582,6 +584,10 @@ def test_images_of_many_channels(work):
         assert message in result.stderr
     result = explain("photo0.png", model="five.py:network")
     assert "the image has 3 channels, and the model's preprocess wants 5" in result.stderr
+    explain("tile.npy", "--scale", "200,4200", model="five.py:network")
+    assert "cropped to 224 and scaled from [200, 4200] to [0, 1]. Pictures of them show the mean of" in page()
+    explain("photo0.png")
+    assert "Pictures of them" not in page()
 
 
 def test_layers_that_are_skipped_are_said(work):

@@ -12,7 +12,8 @@ from ..catalog import meaning
 from ..errors import counted
 from ..files import replace_file
 from ..findings.wording import begun, ended
-from ..models.zoo import weights_facts
+from ..models.preprocess import Preprocess, shown_of
+from ..models.zoo import input_channels, weights_facts
 from ..report.album import BUDGET, color_key
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
@@ -171,8 +172,12 @@ class ExplainPage:
             f" (sha256 {known['sha256'][:12]})" if "sha256" in known else ""
         )
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        preprocess = run.loaded.preprocess
+        channels = preprocess.channels if isinstance(preprocess, Preprocess) else input_channels(run.named.model)
+        shown = shown_of(preprocess, channels)
+        pictures = f" Pictures of them show {shown}." if shown else ""
         return (
-            f"Network {run.loaded.name}, {weights}. Photos were {run.loaded.preprocess.in_words}. "
+            f"Network {run.loaded.name}, {weights}. Photos were {preprocess.in_words}.{pictures} "
             f"Made by: {facts['command']} ({versions})"
         )
 
