@@ -238,7 +238,7 @@ def test_warnings_are_told_once_and_short(work):
     assert result.exit_code == 0, result.output
     assert result.stderr.count("misses the sum") == 1
     assert "(the largest is " in result.stderr
-    assert "for some photos; take more steps, another baseline" in result.stderr
+    assert "for all 2 photos; take more steps, another baseline" in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
     result = explain("photo0.png", "--methods", "lrp_epsilon")
     assert result.exit_code == 0, result.output
@@ -597,7 +597,7 @@ def test_layers_that_are_skipped_are_said(work):
     Path("pair.py").write_text(text.replace("def network", f"{pair}\n\n{first}\n\ndef network", 1))
     result = explain("photo0.png", "--layers", "[0-2]", model="pair.py:network")
     assert result.exit_code == 0, result.output
-    assert "note: gradient has no map at 2 for some photos; name another layer, or declare" in result.stderr
+    assert "note: gradient has no map at 2; name another layer, or declare" in result.stderr
 
 
 def test_a_softmax_at_the_end_is_noticed(work):
@@ -1268,9 +1268,13 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     told = "gradient has one value at all places, so its map is of one color, at"
     assert told not in result.stderr  # a rectifier comes after
     result = explain("photo0.png", "--layers", "1")
-    assert f"{told} 1 for some photos; only an average over places comes after" in result.stderr
+    assert f"{told} 1; only an average over places comes after" in result.stderr
     assert told in page()
     assert "<small>one value</small>" in page()
+    methods = ["--methods", "gradient,smoothed(gradient, samples=2)"]
+    result = explain("photo0.png", "photo1.png", *methods, "--layers", "1", "--no-pictures")
+    assert "each of gradient and smoothed(gradient, samples=2) has one value" in result.stderr
+    assert "1 for all 2 photos; only an average" in result.stderr
 
 
 def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
@@ -1281,7 +1285,7 @@ def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
         "def network():\n    torch.manual_seed(0)\n"
         "    return Net(nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3))\n"
     )
-    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0 for some photos"
+    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0; below"
     assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
     assert told in page()
     assert "<small>zero everywhere</small>" in page()
