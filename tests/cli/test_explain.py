@@ -2,11 +2,13 @@
 
 import csv
 import gzip
+import io
 import json
 import os
 import re
 import shlex
 import shutil
+from base64 import b64decode
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -26,7 +28,7 @@ from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
 from pellucid.cli.options import parted
 from pellucid.cli.photos import _file_hash
-from pellucid.cli.pictures import pages
+from pellucid.cli.pictures import Pictures, pages
 from pellucid.cli.request import Request, method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
@@ -811,6 +813,22 @@ def test_a_title_and_what_was_clipped_are_on_the_page(work):
     assert "clipped at percentiles 1 and 99" in page()
     assert "data:image/jpeg" in page().split("Explained:")[1]
     assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 1536), (10, 896), (40, 448), (41, 256)])
+def test_the_fewer_pictures_a_page_has_the_larger_they_are(count, side):
+    assert Pictures(None, Path(), {}, count).full_side == side
+
+
+@pytest.mark.parametrize("overlay", [[], ["--overlay"]])
+def test_a_large_map_is_whole_inside_the_page(work, overlay):
+    Image.open("photo0.png").resize((900, 600)).save("tile.png")
+    Path("plain.py").write_text(TINY.partition("def preprocess")[0])
+    explain("tile.png", "--preprocess", "none", "--layers", "input,1.0", *overlay, model="plain.py:network")
+    found = [b64decode(one) for one in re.findall(r'src="data:image/\w+;base64,([^"]+)"', page())]
+    sizes = [Image.open(io.BytesIO(one)).size for one in found]
+    assert sizes[:3] == [(900, 600), (448, 299), (900, 600)]  # the photo, the map at the input, and it whole
+    assert sizes[3:] == ([(448, 299), (900, 600)] if overlay else [(225, 150)])
 
 
 def test_many_photos_are_split_into_pages_that_name_each_other(work, monkeypatch):

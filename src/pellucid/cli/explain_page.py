@@ -30,7 +30,7 @@ _LEAD = (
 )
 _LAYERS = (
     "At the layer called input a map has a value for each pixel. At other layers one square stands for one place "
-    "of the layer: the deeper the layer, the coarser its map. Its color is {}."
+    "of the layer: the deeper the layer, the coarser its map. Its color is {}. A click enlarges a picture."
 )
 _CHANNELS = {  # what a map makes of a place's channels
     "mean": "the mean of the channels there, in which those of opposite signs may cancel",
@@ -67,7 +67,7 @@ class ExplainPage:
         size = 0
         for facts in self.run.found.photos:
             card = self.card(facts)
-            bytes_of = len(card.photo.uri) + sum(len(tile.uri) for tile in card.maps.values())
+            bytes_of = len(card.photo.uri) + sum(len(tile.uri) + len(tile.full) for tile in card.maps.values())
             if part and size + bytes_of > BUDGET:
                 yield part
                 part, size = [], 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..catalog import has_sign
 from ..errors import shortened
@@ -22,7 +26,7 @@ from .request import Request
 
 MOST_PHOTOS, _MOST_COLUMNS = 6, 7  # of the largest figure
 _FEW = 40  # maps of a page whose pictures may be large
-_LARGE_SIDE = 448  # of these
+_LARGE_SIDE, _FULL_SIDE = 448, 1536  # of these, and of what a click shows of them
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,28 @@ class Pictures:
         """The longest side of a page's pictures, in pixels."""
         return _LARGE_SIDE if self.count <= _FEW else LONGEST_SIDE
 
+    @property
+    def full_side(self) -> int:
+        """The longest side of what a click shows: the fewer pictures, the more of each may be inside the page."""
+        few = self.count <= _FEW
+        return min(_FULL_SIDE, int(_LARGE_SIDE * math.sqrt(_FEW / max(1, self.count)))) if few else self.side
+
+    def tile(self, values: Map, words: str, picture: NDArray[np.uint8]) -> Tile:
+        """A map as a page shows it; and whole, where it is larger than that."""
+        signed, overlay = self.request.signed, self.request.overlay
+        small = map_tile(values, words, signed, picture, overlay, self.side)
+        if self.full_side == self.side or max(values.shape if overlay is None else picture.shape[:2]) <= self.side:
+            return small
+        # Not one large picture: the screen would average colors, red and blue to violet, and not values.
+        return replace(small, full=map_tile(values, words, signed, picture, overlay, self.full_side).uri)
+
     def write_card(self, photo: Photo) -> None:
         """Write what a page shows of a photo, so that an interrupted run need not draw it again."""
         request, maps = self.request, []
         for (method, layer, variant), values in photo.maps.items():
             words = f"{request.texts[method]} at {layer}, {variant}"
-            tile = map_tile(values, words, request.signed, photo.picture, request.overlay, self.side)
-            maps.append([method, layer, variant, asdict(tile)])
-        seen = Tile(pixels_uri(photo.picture, self.side), photo.sample.name)
+            maps.append([method, layer, variant, asdict(self.tile(values, words, photo.picture))])
+        seen = Tile(pixels_uri(photo.picture, self.full_side), photo.sample.name)
         with writable(self.folder):
             (self.folder / UNFINISHED).mkdir(exist_ok=True)
         height, width = photo.picture.shape[:2]
