@@ -476,12 +476,15 @@ def test_bad_input_is_named_and_leaves_nothing(bad, case):
         ("photo0.png", "photo0.png is a file"),
         ("photo0.png/out", "photo0.png is a file; choose another"),
         (".", "no run"),
+        ("new/out.html", "new/out.html is called as a page is, and a folder is written; give new/out, whose page"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(work, place, message):
+    before = sorted(Path().iterdir())
     result = run("explain", "photo0.png", "--model", "no-such-model", "-o", place)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert sorted(Path().iterdir()) == before
 
 
 def test_an_error_that_is_not_the_users_keeps_its_traceback(work, monkeypatch):
@@ -810,7 +813,7 @@ def test_a_title_and_what_was_clipped_are_on_the_page(work):
     result = explain("photo0.png", "--title", "Ward 7 & 8", "--clip", "1,99", "--alpha", "0.3", "--contours")
     assert result.exit_code == 0, result.output
     assert "<h1>Ward 7 &amp; 8</h1>" in page()
-    assert "clipped at percentiles 1 and 99" in page()
+    assert "ach map is clipped at percentiles 1 and 99, then scaled to its own 99th percentile of the m" in page()
     assert "data:image/jpeg" in page().split("Explained:")[1]
     assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
 

@@ -144,9 +144,11 @@ def scaling_note(
     enclosed = (
         "lines enclose what is at least half as strong as the strongest; " if overlay and overlay.contours else ""
     )
-    whose = "all maps are scaled to their common" if shared else "each map is scaled to its own"
-    clipped = "" if clip is None else f"clipped at percentiles {clip[0]:g} and {clip[1]:g}; "
-    return f"{enclosed}{clipped}{whose} 99th percentile of magnitude"
+    which, whose = ("all maps are", "their common") if shared else ("each map is", "its own")
+    if clip is None:
+        return f"{enclosed}{which} scaled to {whose} 99th percentile of magnitude"
+    clipped = f"clipped at percentiles {clip[0]:g} and {clip[1]:g}"
+    return f"{enclosed}{which} {clipped}, then scaled to {whose} 99th percentile of the magnitudes that are left"
 
 
 def write_figure(figure: Figure | Drawing, path: Path, most: float = math.inf) -> None:
