@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import pellucid as pl
 from pellucid.data.shapes import SHAPE_NAMES, ShapesDataset
 from pellucid.models.preprocess import Preprocess
+from pellucid.report.album import signs
 from pellucid.report.figures import CaptionedPhoto, Drawing, grid, write_figure
 
 IMAGES = Path(__file__).parent / "images"
@@ -104,7 +105,9 @@ def methods() -> Drawing:
     for model, image, _ in rows:
         found = [pl.method(name)(model, image) for name in names]
         cells.append([pl.heatmap(next(iter(one.values())))[0].numpy() for one in found])
-    return grid(cells, names, (), [photo for _, _, photo in rows], "shapes-resnet")
+    told, note = signs(names, "the class")
+    photos = [photo for _, _, photo in rows]
+    return grid(cells, names, (), photos, "shapes-resnet", explained=told, note=note)
 
 
 def layers() -> Drawing:
@@ -127,7 +130,8 @@ def nestings() -> Drawing:
         "integrated(smoothed(guided_backprop, samples=8), steps=20)",
     )
     cells = [maps(text, model, image, ["layer2.1"])[0] for text in texts]
-    return grid([cells], texts, (), [photo], "layer2.1")
+    told, note = signs(texts, "the class")
+    return grid([cells], texts, (), [photo], "layer2.1", explained=told, note=note)
 
 
 def classes() -> Drawing:

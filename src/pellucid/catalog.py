@@ -48,12 +48,14 @@ class Entry:
 
     ``shows`` says in one plain sentence what is seen on a map; of text it is put together from its parts.
     ``has_sign``: whether what is positive speaks for the class, and what is negative against it.
+    ``goes_below_zero``: whether maps may have negative values at all.
     """
 
     made_of: Callable[..., Method] | str
     source: str
     shows: str = ""
     has_sign: bool = True
+    goes_below_zero: bool = True
 
     @property
     def formula(self) -> str:
@@ -80,6 +82,7 @@ METHODS: Mapping[str, Entry] = {
         f"{_SANITY}: an edge detector, blind to the model",
         "The edges of the photo, which know nothing of the network: a map of use tells more than they do.",
         has_sign=False,
+        goes_below_zero=False,
     ),
     "gradient": Entry(
         gradient,
@@ -234,13 +237,25 @@ def meaning(text: str) -> str:
 
 def has_sign(text: str) -> bool:
     """Whether the sign of a method's maps, given as text, says what speaks for the class and what against it."""
+    entry = _innermost(text)
+    return entry is None or entry.has_sign
+
+
+def may_be_negative(text: str) -> bool:
+    """Whether maps of a method, given as text, may have negative values, on whatever image."""
+    entry = _innermost(text)
+    return entry is None or entry.goes_below_zero
+
+
+def _innermost(text: str) -> Entry | None:
+    """The method of the catalogue that combinators wrap; None of a function of the user's."""
     if ".py:" in text:
-        return True
+        return None
     name, inner, _ = _call(_parsed(text))
     if name not in METHODS:
-        return inner is None or has_sign(ast.unparse(inner))
+        return None if inner is None else _innermost(ast.unparse(inner))
     entry = METHODS[name]
-    return has_sign(entry.formula) if entry.formula else entry.has_sign
+    return _innermost(entry.formula) if entry.formula else entry
 
 
 def _inside(node: ast.expr) -> str:

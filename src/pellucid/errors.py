@@ -138,11 +138,11 @@ class OutputNotWritable(PellucidError, OSError):
 
 
 class LayerWarning(UserWarning):
-    """Something to know about the attribution at one layer."""
+    """Something to know about the attribution at one layer, of so many of the call's images; None: of all."""
 
-    def __init__(self, message: str, layer: str) -> None:
+    def __init__(self, message: str, layer: str, images: int | None = None) -> None:
         super().__init__(message)
-        self.layer = layer
+        self.layer, self.images = layer, images
 
 
 class SkippedLayerWarning(LayerWarning):

@@ -2,11 +2,13 @@
 
 import csv
 import gzip
+import io
 import json
 import os
 import re
 import shlex
 import shutil
+from base64 import b64decode
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -26,7 +28,7 @@ from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
 from pellucid.cli.options import parted
 from pellucid.cli.photos import _file_hash
-from pellucid.cli.pictures import pages
+from pellucid.cli.pictures import Pictures, pages
 from pellucid.cli.request import Request, method_names
 from pellucid.cli.run import ExplainRun
 from pellucid.data.shapes import ShapesDataset
@@ -236,7 +238,7 @@ def test_warnings_are_told_once_and_short(work):
     assert result.exit_code == 0, result.output
     assert result.stderr.count("misses the sum") == 1
     assert "(the largest is " in result.stderr
-    assert "for some photos; take more steps, another baseline" in result.stderr
+    assert "for all 2 photos; take more steps, another baseline" in result.stderr
     assert "residuals" in Path("out/run.json").read_text()
     result = explain("photo0.png", "--methods", "lrp_epsilon")
     assert result.exit_code == 0, result.output
@@ -472,12 +474,15 @@ def test_bad_input_is_named_and_leaves_nothing(bad, case):
         ("photo0.png", "photo0.png is a file"),
         ("photo0.png/out", "photo0.png is a file; choose another"),
         (".", "no run"),
+        ("new/out.html", "new/out.html is called as a page is, and a folder is written; give new/out, whose page"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(work, place, message):
+    before = sorted(Path().iterdir())
     result = run("explain", "photo0.png", "--model", "no-such-model", "-o", place)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert sorted(Path().iterdir()) == before
 
 
 def test_an_error_that_is_not_the_users_keeps_its_traceback(work, monkeypatch):
@@ -563,11 +568,13 @@ def test_images_of_many_channels(work):
     values = np.random.default_rng(0).integers(0, 60000, (40, 50, 5)).astype(np.uint16)
     np.save("tile.npy", values)
     pictures = {}
-    for display in ("mean", "3,2,1", "4"):
+    told = {"mean": "the mean of the 5 channels", "3,2,1": "channels 3, 2 and 1", "4": "channel 4"}
+    for display, shown in told.items():
         result = explain("tile.npy", "--layers", "1.0", "--display", display, model="five.py:network")
         assert result.exit_code == 0, result.output
         assert "no preprocess: photos are resized to 256, cropped to 224 and scaled to [0, 1]" in result.stderr
         pictures[display] = colours("out/figure-methods-1.0-original-001.png")
+        assert f"Pictures of them show {shown}." in page()
     assert pictures["3,2,1"] > 10 * pictures["mean"]  # coloured noise
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["model"]["preprocess"]["channels"] == 5
@@ -580,6 +587,10 @@ def test_images_of_many_channels(work):
         assert message in result.stderr
     result = explain("photo0.png", model="five.py:network")
     assert "the image has 3 channels, and the model's preprocess wants 5" in result.stderr
+    explain("tile.npy", "--scale", "200,4200", model="five.py:network")
+    assert "cropped to 224 and scaled from [200, 4200] to [0, 1]. Pictures of them show the mean of" in page()
+    explain("photo0.png")
+    assert "Pictures of them" not in page()
 
 
 def test_layers_that_are_skipped_are_said(work):
@@ -589,7 +600,7 @@ def test_layers_that_are_skipped_are_said(work):
     Path("pair.py").write_text(text.replace("def network", f"{pair}\n\n{first}\n\ndef network", 1))
     result = explain("photo0.png", "--layers", "[0-2]", model="pair.py:network")
     assert result.exit_code == 0, result.output
-    assert "note: gradient has no map at 2 for some photos; name another layer, or declare" in result.stderr
+    assert "note: gradient has no map at 2; name another layer, or declare" in result.stderr
 
 
 def test_a_softmax_at_the_end_is_noticed(work):
@@ -684,6 +695,35 @@ def test_a_sign_that_says_nothing_has_no_for_and_against(work):
     assert "against class" in page()
 
 
+def test_one_scale_serves_all_photos_and_figures(work):
+    """Grad-CAM of a layer that is the photo's brightness less one half: negative in the dark photo alone."""
+    Path("brightness.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def network():\n"
+        "    first, last = nn.Conv2d(3, 1, 1), nn.Linear(1, 2)\n"
+        "    nn.init.constant_(first.weight, 1 / 3)\n    nn.init.constant_(first.bias, -0.5)\n"
+        "    last.weight.data = torch.tensor([[1.0], [-1.0]])\n"
+        "    return nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)\n"
+    )
+    slope = np.repeat(np.linspace(0, 80, 32 * 32).reshape(32, 32, 1), 3, 2)
+    for name, least in (("bright", 160), ("dark", 60)):
+        Image.fromarray((least + slope).astype(np.uint8)).save(f"{name}.png")
+    settings = ["bright.png", "dark.png", "--methods", "gradcam", "--layers", "0", "--target", "0"]
+    explain(*settings, "--preprocess", "none", "--pictures", "png,svg", model="brightness.py:network")
+    assert page().count("against class 0") == 2
+    assert "strongest" not in page().partition("What the maps show")[2].partition("Each map")[0]
+    for name, sides in (("bright", {True}), ("dark", {True, False})):
+        with Image.open(f"out/maps/{name}/gradcam/0-original.png") as picture:
+            colors = np.asarray(picture.convert("RGB")).astype(int)
+        assert {bool(red >= blue) for red, _, blue in colors.reshape(-1, 3)} == sides
+        assert colors[0, 0].sum() != 0  # nor black, which the other scale has for what is small
+    for more in (["--channels", "abs_sum"], ["--methods", "edges", "--layers", "input"]):
+        explain("bright.png", "--methods", "gradcam", "--layers", "0", *more, model="brightness.py:network")
+        assert ("strongest" in page()) == ("abs_sum" in more)
+    explain("bright.png", "--methods", "edges", "--layers", "input", model="brightness.py:network")
+    assert "strongest" in page()
+
+
 @pytest.mark.parametrize(
     ("labels", "predicted", "count", "told"),
     [
@@ -771,9 +811,25 @@ def test_a_title_and_what_was_clipped_are_on_the_page(work):
     result = explain("photo0.png", "--title", "Ward 7 & 8", "--clip", "1,99", "--alpha", "0.3", "--contours")
     assert result.exit_code == 0, result.output
     assert "<h1>Ward 7 &amp; 8</h1>" in page()
-    assert "clipped at percentiles 1 and 99" in page()
+    assert "ach map is clipped at percentiles 1 and 99, then scaled to its own 99th percentile of the m" in page()
     assert "data:image/jpeg" in page().split("Explained:")[1]
     assert "alpha=2.0: give a number" in explain("photo0.png", "--alpha", "2").stderr
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 1536), (10, 896), (40, 448), (41, 256)])
+def test_the_fewer_pictures_a_page_has_the_larger_they_are(count, side):
+    assert Pictures(None, Path(), {}, count).full_side == side
+
+
+@pytest.mark.parametrize("overlay", [[], ["--overlay"]])
+def test_a_large_map_is_whole_inside_the_page(work, overlay):
+    Image.open("photo0.png").resize((900, 600)).save("tile.png")
+    Path("plain.py").write_text(TINY.partition("def preprocess")[0])
+    explain("tile.png", "--preprocess", "none", "--layers", "input,1.0", *overlay, model="plain.py:network")
+    found = [b64decode(one) for one in re.findall(r'src="data:image/\w+;base64,([^"]+)"', page())]
+    sizes = [Image.open(io.BytesIO(one)).size for one in found]
+    assert sizes[:3] == [(900, 600), (448, 299), (900, 600)]  # the photo, the map at the input, and it whole
+    assert sizes[3:] == ([(448, 299), (900, 600)] if overlay else [(225, 150)])
 
 
 def test_many_photos_are_split_into_pages_that_name_each_other(work, monkeypatch):
@@ -1232,8 +1288,13 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     told = "gradient has one value at all places, so its map is of one color, at"
     assert told not in result.stderr  # a rectifier comes after
     result = explain("photo0.png", "--layers", "1")
-    assert f"{told} 1 for some photos; only an average over places comes after" in result.stderr
+    assert f"{told} 1; only an average over places comes after" in result.stderr
     assert told in page()
+    assert "<small>one value</small>" in page()
+    methods = ["--methods", "gradient,smoothed(gradient, samples=2)"]
+    result = explain("photo0.png", "photo1.png", *methods, "--layers", "1", "--no-pictures")
+    assert "each of gradient and smoothed(gradient, samples=2) has one value" in result.stderr
+    assert "1 for all 2 photos; only an average" in result.stderr
 
 
 def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
@@ -1244,9 +1305,10 @@ def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
         "def network():\n    torch.manual_seed(0)\n"
         "    return Net(nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3))\n"
     )
-    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0 for some photos"
+    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0; below"
     assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
     assert told in page()
+    assert "<small>zero everywhere</small>" in page()
     assert "Its color is the mean of the channels there, in which those of opposite signs may cancel." in page()
     assert (
         told

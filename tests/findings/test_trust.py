@@ -476,6 +476,23 @@ def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
     assert [one.split(": ")[0] for one in notes_told([flat, other])] == ["net", "other"]
 
 
+def test_what_is_alike_of_several_methods_is_told_once_and_of_how_many_images():
+    notes = [Note("FlatMapWarning", method, layer) for method in ("a", "b", "c") for layer in ("x", "y")]
+    rules = [Note("RuleWarning", method, "", text="a product") for method in ("a", "b")]
+    for numbers, told in (
+        ([5] * 6, "at x, y for all 5 photos; "),
+        ([2] * 6, "at x, y for 2 of 5 photos; "),
+        ([2, 3] * 3, "at x, y for up to 3 of 5 photos; "),
+    ):
+        flat, rule = notes_told([*notes, *rules], "photo", dict(zip(notes, numbers, strict=True)), 5)
+        flat_of = "each of a, b and c has one value at all places, so its map is of one color, "
+        assert flat.startswith(flat_of + told)
+        assert rule == "a and b: a product"
+    apart = notes_told(notes, "photo", dict(zip(notes, [5, 5, 5, 5, 1, 1], strict=True)), 5)
+    assert [one.split(" has")[0] for one in apart] == ["each of a and b", "c"]
+    assert "of one color, at x, y; " in notes_told(notes[:2], "photo", dict.fromkeys(notes, 1), 1)[0]
+
+
 def test_every_warning_about_a_layer_has_a_sentence():
     kinds, found = [LayerWarning], set()
     while kinds:

@@ -71,6 +71,34 @@ def test_every_photo_stands_with_its_maps_by_method_layer_and_variant(view):
         assert image.get_attribute("loading") is None  # few enough to be printed
 
 
+def test_a_click_enlarges_a_picture_until_the_next_elsewhere(view):
+    tab = view(viewport={"width": 1200, "height": 900})
+    for selector in (".maps img", ".seen img"):
+        small = box(tab, selector)["width"]
+        tab.locator(selector).first.click()
+        assert box(tab, selector)["width"] > 900 > 3 * small
+        tab.locator("h1").click()
+        assert box(tab, selector)["width"] == small
+
+
+def test_a_click_shows_a_large_map_whole(browser, tmp_path):  # noqa: F811
+    Image.effect_noise((900, 600), 60).convert("RGB").save(tmp_path / "photo.png")
+    (tmp_path / "tiny.py").write_text(TINY)
+    arguments = ["explain", str(tmp_path / "photo.png"), "--model", f"{tmp_path / 'tiny.py'}:network"]
+    arguments += ["--preprocess", "none", "--layers", "input", "--no-pictures", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    context = browser.new_context(offline=True, java_script_enabled=False, viewport={"width": 1200, "height": 900})
+    tab = context.new_page()
+    tab.goto((tmp_path / "out/report.html").as_uri())
+    small, whole = tab.locator(".maps img.small"), tab.locator(".maps img.full")
+    assert not whole.is_visible()
+    small.click()
+    assert whole.bounding_box()["width"] > 900 > 3 * small.bounding_box()["width"]
+    whole.click()
+    assert not whole.is_visible()
+    context.close()
+
+
 @pytest.mark.parametrize("size", [(80, 32), (32, 80)])
 def test_maps_have_the_shape_of_their_photo(browser, tmp_path, size):  # noqa: F811
     """Whatever the shape of a layer, here of 40 x 16 and 5 x 2 places, rounded up."""

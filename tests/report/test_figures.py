@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pellucid.errors import InvalidParameter, OutputNotWritable
-from pellucid.report import figures
+from pellucid.report import album, figures
 from pellucid.report.figures import CaptionedPhoto, Overlay, grid, text_width, wrapped, write_figure, write_map
-from pellucid.report.pages import Page, Picture, Section, Table, TableCell
+from pellucid.report.pages import MapTable, Page, Picture, Section, Table, TableCell, Tile
 
 CHECKERBOARD = np.indices((8, 8)).sum(0) % 2 * 2.0 - 1
 PHOTO = CaptionedPhoto(np.full((64, 64, 3), (10, 200, 30), np.uint8), "circle 99.3 %", "shape-0")
@@ -117,7 +117,7 @@ def test_unsigned_colors_grow_lighter():
 
 
 def test_shared_scaling_keeps_differences_between_maps(tmp_path):
-    weak, strong = np.full((4, 4), 0.1), np.full((4, 4), 1.0)
+    weak, strong = 0.1 * np.eye(4), np.eye(4)
     strongest = figures.colored(np.array([1.0]), signed=False)[0]
     own = pixels_of(drawn(tmp_path, [[weak, strong]], ["a", "b"]), strongest)
     shared = pixels_of(drawn(tmp_path, [[weak, strong]], ["a", "b"], scale="figure"), strongest)
@@ -185,6 +185,28 @@ def test_names_with_any_control_can_be_drawn(tmp_path, letter):
 
 def test_a_blank_map_and_an_empty_cell_can_be_drawn(tmp_path):
     assert drawn(tmp_path, [[np.zeros((4, 4)), None]], ["a", "b"]).min() < 255
+
+
+@pytest.mark.parametrize("value", [-3e-9, 2.0])
+def test_a_map_of_one_value_has_the_color_of_zero_and_says_so(tmp_path, value):
+    middle = figures.colored(np.zeros(1), signed=True)[0]
+    alike = np.full((8, 8), value)
+    assert (figures.colored(figures.scaled(alike), True) == middle).all()
+    assert (figures.colored(figures.scaled(alike * (1 + 1e-7 * CHECKERBOARD)), True) == middle).all()  # enlarged
+    assert (figures.colored(figures.scaled(alike * (1 + 1e-5 * CHECKERBOARD)), True) != middle).any()
+    told = {"one value": alike, "zero everywhere": 0 * alike, "": CHECKERBOARD}
+    for overlay in (False, True):
+        figure = grid([list(told.values())], ["a", "b", "c"], photos=[PHOTO], overlay=overlay)
+        assert [one.text for one in figure.texts if one.text in ("one value", "zero everywhere")] == list(told)[:2]
+    for words, values in told.items():
+        for over in (None, Overlay()):
+            tile = album.map_tile(values, "gradient", True, PHOTO.pixels, over)
+            assert (tile.note, tile.words) == (words, f"gradient: {words}" if words else "gradient")
+    page = Page("t", [], [Section("s", maps=[MapTable(["a"], [("r", [Tile("data:,", "m", note="one value")])])])])
+    assert "<small>one value</small>" in page.html()
+    shared = grid([[alike, 10 * CHECKERBOARD]], ["a", "b"], scale="figure")  # there it is told from other maps
+    assert len(np.unique(shared.pictures[0][-1].reshape(-1, 3), axis=0)) == 1
+    assert (np.abs(shared.pictures[0][-1][0, 0].astype(int) - middle).max() > 20) == (abs(value) > 0.1)
 
 
 @pytest.mark.parametrize(

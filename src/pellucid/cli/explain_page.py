@@ -12,7 +12,8 @@ from ..catalog import meaning
 from ..errors import counted
 from ..files import replace_file
 from ..findings.wording import begun, ended
-from ..models.zoo import weights_facts
+from ..models.preprocess import Preprocess, shown_of
+from ..models.zoo import input_channels, weights_facts
 from ..report.album import BUDGET, color_key, signs
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
@@ -29,7 +30,7 @@ _LEAD = (
 )
 _LAYERS = (
     "At the layer called input a map has a value for each pixel. At other layers one square stands for one place "
-    "of the layer: the deeper the layer, the coarser its map. Its color is {}."
+    "of the layer: the deeper the layer, the coarser its map. Its color is {}. A click enlarges a picture."
 )
 _CHANNELS = {  # what a map makes of a place's channels
     "mean": "the mean of the channels there, in which those of opposite signs may cancel",
@@ -66,7 +67,7 @@ class ExplainPage:
         size = 0
         for facts in self.run.found.photos:
             card = self.card(facts)
-            bytes_of = len(card.photo.uri) + sum(len(tile.uri) for tile in card.maps.values())
+            bytes_of = len(card.photo.uri) + sum(len(tile.uri) + len(tile.full) for tile in card.maps.values())
             if part and size + bytes_of > BUDGET:
                 yield part
                 part, size = [], 0
@@ -118,10 +119,10 @@ class ExplainPage:
         card, request = self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
         speaks, signless = signs(list(request.texts.values()), facts.target.speaks)
-        keys = [color_key(card.signed, speaks, request.overlay)]
+        keys = [color_key(request.signed, speaks, request.overlay)]
         note = scaling_note(request.heatmap["clip"], overlay=request.overlay)
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
-        note += f" {signless[0].upper()}{signless[1:]}." if signless and card.signed else ""
+        note += f" {signless[0].upper()}{signless[1:]}." if signless and request.signed else ""
         maps = [self.maps(card)]
         return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
 
@@ -171,8 +172,12 @@ class ExplainPage:
             f" (sha256 {known['sha256'][:12]})" if "sha256" in known else ""
         )
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        preprocess = run.loaded.preprocess
+        channels = preprocess.channels if isinstance(preprocess, Preprocess) else input_channels(run.named.model)
+        shown = shown_of(preprocess, channels)
+        pictures = f" Pictures of them show {shown}." if shown else ""
         return (
-            f"Network {run.loaded.name}, {weights}. Photos were {run.loaded.preprocess.in_words}. "
+            f"Network {run.loaded.name}, {weights}. Photos were {preprocess.in_words}.{pictures} "
             f"Made by: {facts['command']} ({versions})"
         )
 

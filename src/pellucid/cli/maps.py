@@ -139,6 +139,7 @@ def show_command(
     """
     from ..experiments.bulk import class_explained, read_maps, score_of, values_of
     from ..files import file_name, writable
+    from ..report.figures import has_negative
 
     for column, given in (("image", image), ("layer", layer)):
         known = values_of(run, column) if given else []
@@ -153,15 +154,23 @@ def show_command(
     drawn = list(found.groupby(keys, sort=False, observed=True))[: limit or (None if image else _FIRST)]
     with writable(output):
         output.mkdir(parents=True, exist_ok=True)
+    signed = has_negative(values for _, rows in drawn for values in rows["map"])  # one scale in all pictures
     files: list[str] = []
     for (source, position, name), rows in drawn:
         files.append(unused(f"{position:06d}-{file_name(str(Path(name).with_suffix('')))}", files))
-        _draw(run, source, position, rows, overlay, (kind, is_class), output / f"{files[-1]}.png")
+        _draw(run, source, position, rows, overlay, (kind, is_class), signed, output / f"{files[-1]}.png")
     say(f"wrote {counted(len(drawn), 'picture')} to {output}")
 
 
 def _draw(
-    run: str, source: str, position: int, rows: pandas.DataFrame, overlay: bool, of: tuple[str, bool], path: Path
+    run: str,
+    source: str,
+    position: int,
+    rows: pandas.DataFrame,
+    overlay: bool,
+    of: tuple[str, bool],
+    signed: bool,
+    path: Path,
 ) -> None:
     """Draw one image's maps, and the photo if it can still be read; ``of`` a kind of score, or of no class."""
     from ..experiments.bulk import photo_of
@@ -183,7 +192,6 @@ def _draw(
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
     explained = first["target"] if is_class else ends_of(first["target"])
     told, note = signs([method for method, _ in by], explained)
-    figure = grid(
-        cells, layers, names, photos, first["image"], overlay and bool(photos), explained=told, note=note
-    )
+    over = overlay and bool(photos)
+    figure = grid(cells, layers, names, photos, first["image"], over, explained=told, note=note, signed=signed)
     write_figure(figure, path)

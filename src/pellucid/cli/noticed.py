@@ -55,10 +55,12 @@ def _of_variants(run: ExplainRun) -> Iterator[str]:
 
 def _of_methods(run: ExplainRun) -> Iterator[str]:
     notes: dict[tuple[str, str], list[Note]] = {}
+    counts = dict(zip(run.found.notes, run.found.concerned, strict=True))
     for note in run.found.notes:
-        notes.setdefault((note.warning, note.method), []).append(note)
+        by_method = note.warning == "CompletenessWarning"  # by how much it is missed is told of each
+        notes.setdefault((note.warning, note.method if by_method else ""), []).append(note)
     for (warning, method), some in notes.items():
-        *others, told = notes_told(some, "photo")
+        *others, told = notes_told(some, "photo", counts, len(run.found.photos))
         yield from others
         if warning == "CompletenessWarning":
             names = [name for name, text in run.request.texts.items() if text == method]

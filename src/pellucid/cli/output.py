@@ -46,10 +46,15 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
     a ``key``, 16 hexadecimal digits: the same key gets it back, another is refused.
 
     Raises:
-        OutputNotWritable: it is a file, holds another run or other files, or cannot be written.
+        OutputNotWritable: it is a file or called as one, holds another run or other files, or cannot be written.
     """
     # Beside a new folder, but inside one that exists: it may be a mount point, which cannot be moved.
     beside = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if folder.suffix.lower() in (".html", ".htm") and not folder.is_dir():
+        raise OutputNotWritable(
+            f"{folder} is called as a page is, and a folder is written; give {folder.with_suffix('')}, "
+            "whose page will be report.html"
+        )
     if not beside.is_dir():
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
     _finish_moves(folder)

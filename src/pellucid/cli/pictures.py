@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..files import replace_file, writable
 from ..report.album import LONGEST_SIDE, map_tile, pixels_uri, signs
-from ..report.figures import Map, grid, has_negative, upsampled, write_figure, write_map
+from ..report.figures import Map, grid, upsampled, write_figure, write_map
 from ..report.pages import Tile
 from .output import UNFINISHED
 from .photos import Photo
@@ -20,19 +24,15 @@ from .request import Request
 
 MOST_PHOTOS, _MOST_COLUMNS = 6, 7  # of the largest figure
 _FEW = 40  # maps of a page whose pictures may be large
-_LARGE_SIDE = 448  # of these
+_LARGE_SIDE, _FULL_SIDE = 448, 1536  # of these, and of what a click shows of them
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a page shows of a photo: itself, its maps by method, layer and variant, and whether they are signed.
-
-    ``ratio`` is its width by its height.
-    """
+    """What a page shows of a photo: itself, its maps by method, layer and variant, and its width by its height."""
 
     photo: Tile
     maps: dict[tuple[str, str, str], Tile]
-    signed: bool
     ratio: float
 
     @classmethod
@@ -40,7 +40,7 @@ class Card:
         """A photo's card in a draft folder."""
         told = json.loads((folder / UNFINISHED / f"{key}.card").read_text())
         maps = {(method, layer, variant): Tile(**tile) for method, layer, variant, tile in told["maps"]}
-        return cls(Tile(**told["photo"]), maps, told["signed"], told["ratio"])
+        return cls(Tile(**told["photo"]), maps, told["ratio"])
 
 
 @dataclass
@@ -58,18 +58,32 @@ class Pictures:
         """The longest side of a page's pictures, in pixels."""
         return _LARGE_SIDE if self.count <= _FEW else LONGEST_SIDE
 
+    @property
+    def full_side(self) -> int:
+        """The longest side of what a click shows: the fewer pictures, the more of each may be inside the page."""
+        few = self.count <= _FEW
+        return min(_FULL_SIDE, int(_LARGE_SIDE * math.sqrt(_FEW / max(1, self.count)))) if few else self.side
+
+    def tile(self, values: Map, words: str, picture: NDArray[np.uint8]) -> Tile:
+        """A map as a page shows it; and whole, where it is larger than that."""
+        signed, overlay = self.request.signed, self.request.overlay
+        small = map_tile(values, words, signed, picture, overlay, self.side)
+        if self.full_side == self.side or max(values.shape if overlay is None else picture.shape[:2]) <= self.side:
+            return small
+        # Not one large picture: the screen would average colors, red and blue to violet, and not values.
+        return replace(small, full=map_tile(values, words, signed, picture, overlay, self.full_side).uri)
+
     def write_card(self, photo: Photo) -> None:
         """Write what a page shows of a photo, so that an interrupted run need not draw it again."""
-        maps, signed = [], has_negative(photo.maps.values())
+        request, maps = self.request, []
         for (method, layer, variant), values in photo.maps.items():
-            words = f"{self.request.texts[method]} at {layer}, {variant}"
-            tile = map_tile(values, words, signed, photo.picture, self.request.overlay, self.side)
-            maps.append([method, layer, variant, asdict(tile)])
-        seen = Tile(pixels_uri(photo.picture, self.side), photo.sample.name)
+            words = f"{request.texts[method]} at {layer}, {variant}"
+            maps.append([method, layer, variant, asdict(self.tile(values, words, photo.picture))])
+        seen = Tile(pixels_uri(photo.picture, self.full_side), photo.sample.name)
         with writable(self.folder):
             (self.folder / UNFINISHED).mkdir(exist_ok=True)
         height, width = photo.picture.shape[:2]
-        told = {"photo": asdict(seen), "maps": maps, "signed": signed, "ratio": width / height}
+        told = {"photo": asdict(seen), "maps": maps, "ratio": width / height}
         replace_file(self.folder / UNFINISHED / f"{photo.key}.card", json.dumps(told).encode())
 
     def draw(self, photos: Sequence[Photo]) -> None:
@@ -100,9 +114,8 @@ class Pictures:
                 for (method, layer, variant), values in photo.maps.items():
                     folder = self.folder / "maps" / photo.key / method
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_map(
-                        upsampled(values, photo.picture.shape[:2]), folder / f"{_plain(layer)}-{variant}.png"
-                    )
+                    enlarged = upsampled(values, photo.picture.shape[:2])
+                    write_map(enlarged, folder / f"{_plain(layer)}-{variant}.png", self.request.signed)
 
     def draw_methods(self, photos: Sequence[Photo], layer: str | None, variant: str) -> None:
         """Images x methods at one layer; None stands for the layer that each method chose."""
@@ -142,8 +155,8 @@ class Pictures:
         classes = {photo.facts.target.speaks for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
         told, note = signs([request.texts[method] for method in methods], explained)
-        clip = request.heatmap["clip"]
-        figure = grid(cells, columns, rows, shown, title, request.overlay or False, "map", told, clip, note)
+        clip, over = request.heatmap["clip"], request.overlay or False
+        figure = grid(cells, columns, rows, shown, title, over, "map", told, clip, note, request.signed)
         self.drawn[name] = self.drawn.get(name, 0) + 1
         for suffix in self.kinds:
             write_figure(figure, self.folder / f"{_plain(name)}-{self.drawn[name]:03d}.{suffix}")

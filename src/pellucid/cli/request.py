@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..catalog import variant_name
+from ..catalog import may_be_negative, variant_name
 from ..data.sources import files_named
 from ..errors import InvalidParameter
 from ..files import file_name
 from ..folders import files_below
-from ..heatmap import heatmap
+from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
 from ..passes import MaxBatch
 from ..report.figures import Overlay
@@ -63,6 +63,11 @@ class Request:
     def pairs(self) -> list[tuple[str, str]]:
         """Every method with every variant."""
         return [(method, variant) for variant in self.variants for method in self.methods]
+
+    @property
+    def signed(self) -> bool:
+        """Whether colors have two sides, by what the methods are: so all photos and figures have one scale."""
+        return self.heatmap["channels"] in SIGNED and any(map(may_be_negative, self.texts.values()))
 
     def digest(self) -> str:
         """16 hexadecimal digits that differ where anything differs that results depend on: settings or files."""

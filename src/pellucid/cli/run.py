@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,6 +52,7 @@ class Explained(BaseModel):
     methods: list[str] = []  # their texts
     layers: list[str] = []  # explained, in order of appearance
     notes: list[Note] = []  # of warnings
+    concerned: list[int] = []  # how many photos each note is of
     drawn: dict[str, int] = {}  # pages of each figure
     wrong: dict[str, str] = {}  # what looks wrong of images and outputs, by kind
     odd: dict[str, list[Any]] = {}  # of the first odd photo of a kind, and how many
@@ -76,6 +77,14 @@ class Explained(BaseModel):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return cls(model=model)
+
+    def note(self, counts: Mapping[Note, int]) -> None:
+        """Add what was warned of, each of so many photos more."""
+        new = [note for note in counts if note not in self.notes]
+        self.notes += new
+        self.concerned += [0] * len(new)
+        for note, count in counts.items():
+            self.concerned[self.notes.index(note)] += count
 
     def write(self, folder: Path) -> None:
         """Keep it in a draft folder."""
@@ -305,10 +314,11 @@ class ExplainRun:
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
         notes: set[Note] = set()
-        with noted(self.request.texts[name], notes, self.request.heatmap["channels"], variant):
+        counts: dict[Note, int | None] = {}
+        text, channels = self.request.texts[name], self.request.heatmap["channels"]
+        with noted(text, notes, channels, variant, counts=counts):
             found = self.call(self.request.methods[name], variant, images, targets)
-        known = self.found.notes
-        known += [note for note in sorted(notes) if note not in known]
+        self.found.note({note: counts.get(note) or len(images) for note in sorted(notes)})
         return found
 
     def call(self, method: Method, variant: str, images: Tensor, targets: Tensor) -> Attributions:

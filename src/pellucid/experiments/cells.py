@@ -164,8 +164,17 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def noted(method: str, notes: set[Note], channels: str, variant: str = "", model: str = "") -> Iterator[None]:
+def noted(
+    method: str,
+    notes: set[Note],
+    channels: str,
+    variant: str = "",
+    model: str = "",
+    counts: dict[Note, int | None] | None = None,
+) -> Iterator[None]:
     """Note a method's warnings about layers and rules, for the end; let others through.
+
+    ``counts`` gets of how many of the call's images a note is; None where it is of all.
 
     What looks wrong of images and outputs is told at the end, once for all methods. That channels cancel concerns
     maps of their signed sum alone.
@@ -178,7 +187,10 @@ def noted(method: str, notes: set[Note], channels: str, variant: str = "", model
         if isinstance(message, CanceledMapWarning) and channels not in SIGNED:
             continue
         if isinstance(message, LayerWarning):
-            notes.add(Note(type(message).__name__, method, message.layer, variant, model))
+            note = Note(type(message).__name__, method, message.layer, variant, model)
+            notes.add(note)
+            if counts is not None:
+                counts[note] = message.images
         elif isinstance(message, RuleWarning | PrecisionWarning):
             notes.add(Note(type(message).__name__, method, "", variant, model, str(message)))
         elif not isinstance(message, InputWarning):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 
 from ..errors import PellucidError, counted, shortened
@@ -194,10 +194,13 @@ def explained(classes: Mapping[str, int]) -> str:
     return f"The maps explain {len(classes)} classes: {_few(names, _NAMED + 1)}."
 
 
-def notes_told(notes: Sequence[Note], noun: str = "image") -> list[str]:
-    """What is to be known about methods: a sentence for each warning and method, with its layers and variants.
+def notes_told(
+    notes: Sequence[Note], noun: str = "image", counts: Mapping[Note, int] | None = None, total: int = 0
+) -> list[str]:
+    """What is to be known about methods: a sentence for each warning, with the methods, layers and variants.
 
-    A model is named where notes are of several, variants where they are not the network as it is.
+    A model is named where notes are of several, variants where they are not the network as it is. ``counts`` says
+    of how many images, of ``total``, each note is, as far as that is known.
     """
     layers: dict[tuple[str, ...], dict[str, None]] = {}
     for note in notes:
@@ -207,15 +210,40 @@ def notes_told(notes: Sequence[Note], noun: str = "image") -> list[str]:
     for (*of, variant), known in layers.items():
         variants.setdefault((*of, *known), []).append(variant)
     several = len({note.model for note in notes}) > 1
-    found = []
+    methods: dict[tuple[str, str], list[str]] = {}  # by what is told of them
     for (model, warning, method, text, *names), under in variants.items():
-        where = "" if {*under} <= {"", UNCHANGED} else f" under {_few(under, _NAMED)}"
-        told = f"{method}{where}: {text}"
-        if not text:
-            what, way_out = _NOTES[warning][0], _way_out(warning, method)
-            told = f"{method}{where} {what} at {shortened(names, 3)} for some {noun}s; {way_out}"
-        found.append(f"{model}: {told}" if several else told)
-    return found
+        told = "" if {*under} <= {"", UNCHANGED} else f" under {_few(under, _NAMED)}"
+        if text:
+            told += f": {text}"
+        else:
+            numbers = {
+                (counts or {}).get(Note(warning, method, layer, variant, model))
+                for layer in names
+                for variant in under
+            }
+            at = f"{shortened(names, 3)}{_of_images(numbers, noun, total)}"
+            told += f" {_NOTES[warning][0]} at {at}; {_way_out(warning, method)}"
+        methods.setdefault((model if several else "", told), []).append(method)
+    return [
+        f"{f'{model}: ' if model else ''}{_each(names) if told[0] != ':' else joined(names)}{told}"
+        for (model, told), names in methods.items()
+    ]
+
+
+def _each(names: Sequence[str]) -> str:
+    """Names as one subject of a sentence."""
+    return names[0] if len(names) == 1 else f"each of {_few(names, 2 * _NAMED)}"
+
+
+def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
+    """Of how many images something is; the only one needs no word."""
+    known = [count for count in counts if count is not None]
+    if not known or len(known) < len(counts):
+        return f" for some {noun}s"
+    if min(known) == total:
+        return f" for all {total} {noun}s" if total > 1 else ""
+    most = "" if len(known) == 1 else "up to "
+    return f" for {most}{max(known)} of {total} {noun}s"
 
 
 def _way_out(warning: str, method: str) -> str:

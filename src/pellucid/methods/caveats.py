@@ -62,7 +62,7 @@ def warn_if_incomplete(layer: str, estimate: Estimate, promise: tuple[str, str],
             f"not to the {promise[0]} {float(expected[worst]):.4g}: off by {float(residual[worst]):+.3g}, "
             f"{float(share[worst]):.1%} of {of}. {promise[1]}"
         )
-        warnings.warn(CompletenessWarning(message, layer), stacklevel=6)
+        warnings.warn(CompletenessWarning(message, layer, int((share > TOLERANCE).sum())), stacklevel=6)
 
 
 def warn_of_map(
@@ -98,7 +98,7 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
             f"at {layer!r} the attribution of {len(empty)} of {len(size)} images is zero everywhere "
             f"(first: image {empty[0]}); {remedy}"
         )
-        warnings.warn(EmptyMapWarning(message, layer), stacklevel=7)
+        warnings.warn(EmptyMapWarning(message, layer, len(empty)), stacklevel=7)
 
 
 def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
@@ -112,7 +112,7 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
             "only an average over places comes after the layer; take gradcam or input_x_gradient there, or an "
             "earlier layer"
         )
-        warnings.warn(FlatMapWarning(message, layer), stacklevel=7)
+        warnings.warn(FlatMapWarning(message, layer, len(maps)), stacklevel=7)
 
 
 def warn_of_image(method: str) -> None:
@@ -135,7 +135,7 @@ def _warn_if_canceled(layer: str, maps: Tensor) -> None:
             "as a gradient's do below a layer norm, so their signed mean or sum shows nothing: take "
             "heatmap(channels='abs_sum'), or another method, such as deeplift"
         )
-        warnings.warn(CanceledMapWarning(message, layer), stacklevel=7)
+        warnings.warn(CanceledMapWarning(message, layer, images), stacklevel=7)
 
 
 def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:

@@ -186,8 +186,10 @@ class Preprocess:
         """What is done to a photo before the network sees it."""
         steps = [] if self.resize is None else [f"resized to {self.resize}"]
         steps += [] if self.crop is None else [f"cropped to {self.crop}"]
-        scaled = "normalized" if self.mean else "scaled to [0, 1]"
-        steps.append("normalized as ImageNet's" if self.mean == IMAGENET.mean else scaled)
+        ends = "" if self.scale is None else f" from [{self.scale[0]:g}, {self.scale[1]:g}]"
+        steps += [f"scaled{ends} to [0, 1]"] if ends or not self.mean else []
+        if self.mean:
+            steps.append("normalized as ImageNet's" if self.mean == IMAGENET.mean else "normalized")
         return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
 
     def recolored(self, image: AnyImage) -> str:
@@ -227,6 +229,17 @@ _DARK = (
     "are black and white, those that it was trained with, by load_model(...).seeing(scale=(low, high)) or "
     "Preprocess(scale=(low, high))"
 )
+
+
+def shown_of(preprocess: AnyPreprocess, channels: int) -> str:
+    """What of the channels of a model's input its pictures show, in words; empty where that is its colors."""
+    if preprocess.bands:
+        names = [str(band) for band in preprocess.bands]
+        return f"channels {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"channel {names[0]}"
+    mean = f"the mean of the {channels} channels"
+    if preprocess.bands is None and channels == 4:
+        return f"the colors of RGBA files, of others {mean}"
+    return mean if preprocess.bands is not None or channels not in _MODES else ""
 
 
 def pixels_of(preprocess: Callable[[Any], Tensor], image: AnyImage) -> Tensor:

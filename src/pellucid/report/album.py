@@ -25,6 +25,7 @@ from .figures import (
     has_negative,
     meanings,
     overlaid,
+    sameness,
     scaled,
     shrunk,
     upsampled,
@@ -49,6 +50,7 @@ class Album:
         maps: all maps, each in colors that end at its own 99th percentile of |value|.
         small: for each map, whether it is so small that its pixels are to be seen as squares.
         signed: whether maps have negative values, so that colors are centered on 0.
+        notes: for each map, what is said of it if it tells no place from another.
     """
 
     photos: Mapping[str, str]
@@ -58,6 +60,7 @@ class Album:
     maps: Sequence[str]
     small: Sequence[bool]
     signed: bool
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, pictures: pd.DataFrame) -> Album:
@@ -83,6 +86,7 @@ class Album:
             [uris[key] for key in kept],
             [max(values[key].shape) < LONGEST_SIDE // 2 for key in kept],
             signed,
+            [sameness(values[key]) for key in kept],
         )
 
 
@@ -141,11 +145,13 @@ def map_tile(
     side: int = LONGEST_SIDE,
 ) -> Tile:
     """A map for a page, alone or over its photo (H, W, 3)."""
+    note = sameness(values)
+    words = f"{words}: {note}" if note else words
     if overlay is None:
-        return Tile(map_uri(values, signed, side), words, max(values.shape) < side // 2)
+        return Tile(map_uri(values, signed, side), words, max(values.shape) < side // 2, note=note)
     behind = shrunk(photo, max(photo.shape) / side)
     over = overlaid(scaled(upsampled(values, behind.shape[:2])), behind, signed, overlay)
-    return Tile(pixels_uri(over, side), words)
+    return Tile(pixels_uri(over, side), words, note=note)
 
 
 def color_key(signed: bool, explained: Speaks = "the class", overlay: Overlay | None = None) -> ColorKey:

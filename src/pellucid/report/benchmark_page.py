@@ -289,7 +289,9 @@ class _BenchmarkPage:
 
     def _tile(self, key: tuple[str, ...], column: str) -> Tile | None:
         place = self.album.places.get(key)
-        return None if place is None else Tile("", f"Map of {key[2]}, {column}", place=place)
+        if place is None:
+            return None
+        return Tile("", f"Map of {key[2]}, {column}", place=place, note=self.album.notes[place])
 
 
 def _line(name: str, at: Sequence[float], rows: pd.DataFrame) -> Line:

@@ -36,6 +36,7 @@ INK, FAINT, FRAME = "#1b1b1f", "#6b6b76", "#c9c9d2"
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "magma"
 _FOR, _AGAINST, _STRONG = (178, 24, 43), (33, 102, 172), (230, 97, 0)  # of overlays: one hue for each meaning
 _HALF = 0.5  # of the strongest: what contours enclose
+_ROUNDING = 1e-6  # of the largest magnitude: how far values that are one may be apart, as where they were enlarged
 _PERCENTILE = 99.0  # of |map|: where the colors end, so that one outlier does not turn a map pale
 
 # Lengths in inches; a cell's width in pixels sets the resolution.
@@ -88,10 +89,11 @@ def grid(
     explained: Speaks = "the class",
     clip: tuple[float, float] | None = None,
     note: str = "",
+    signed: bool | None = None,
 ) -> Drawing:
     """Draw maps as a table of cells, photos in the first column, and say what their colors mean.
 
-    Colors are diverging and centered on 0 if some map has negative values. Long titles are wrapped.
+    Colors are diverging and centered on 0 if maps are ``signed``. Long titles are wrapped.
 
     Args:
         cells: for each row, one map (h, w) per column, enlarged to the photo's size without smoothing, or None.
@@ -103,13 +105,15 @@ def grid(
             ones speak for; None where a sign says nothing.
         clip: the percentiles at which the maps were clipped, for the legend.
         note: what else the legend says.
+        signed: whether values may be negative; None asks these maps. Figures that stand together say it, so that
+            one method has one scale in all of them.
 
     Raises:
         InvalidParameter: ragged rows, titles or photos that do not fit the cells, no map at all.
     """
     _require_table(cells, columns, rows, photos)
     maps = [cell for row in cells for cell in row if cell is not None]
-    signed = has_negative(maps)
+    signed = has_negative(maps) if signed is None else signed
     limit = _limit(np.concatenate([values.ravel() for values in maps])) if scale == "figure" else None
     size = photos[0].pixels.shape[:2] if photos else max((values.shape for values in maps), key=np.prod)
     across = [wrapped(text, _CELL, _LABEL) for text in columns]
@@ -118,9 +122,10 @@ def grid(
     for r, row in enumerate(cells):
         behind = photos[min(r, len(photos) - 1)].pixels if photos else None
         for c, values in enumerate(row):
-            sheet.draw_cell(
-                r, c, None if values is None else drawn_map(scaled(values, limit), signed, behind, over)
-            )
+            if values is None:
+                sheet.draw_empty(r, c)
+            else:
+                sheet.draw_cell(r, c, drawn_map(scaled(values, limit), signed, behind, over), sameness(values))
     sheet.draw_photos()
     sheet.draw_titles()
     sheet.draw_legend(
@@ -139,9 +144,11 @@ def scaling_note(
     enclosed = (
         "lines enclose what is at least half as strong as the strongest; " if overlay and overlay.contours else ""
     )
-    whose = "all maps are scaled to their common" if shared else "each map is scaled to its own"
-    clipped = "" if clip is None else f"clipped at percentiles {clip[0]:g} and {clip[1]:g}; "
-    return f"{enclosed}{clipped}{whose} 99th percentile of magnitude"
+    which, whose = ("all maps are", "their common") if shared else ("each map is", "its own")
+    if clip is None:
+        return f"{enclosed}{which} scaled to {whose} 99th percentile of magnitude"
+    clipped = f"clipped at percentiles {clip[0]:g} and {clip[1]:g}"
+    return f"{enclosed}{which} {clipped}, then scaled to {whose} 99th percentile of the magnitudes that are left"
 
 
 def write_figure(figure: Figure | Drawing, path: Path, most: float = math.inf) -> None:
@@ -170,13 +177,14 @@ def _saved(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_map(values: Map, path: Path) -> None:
-    """Write one map (H, W) as a .png of its own size, one pixel for each value.
+def write_map(values: Map, path: Path, signed: bool | None = None) -> None:
+    """Write one map (H, W) as a .png of its own size, one pixel for each value; ``signed`` as ``grid`` has it.
 
     Raises:
         OutputNotWritable: the file cannot be written.
     """
-    replace_file(path, encoded(Image.fromarray(colored(scaled(values), has_negative([values]))), "png"))
+    signed = has_negative([values]) if signed is None else signed
+    replace_file(path, encoded(Image.fromarray(colored(scaled(values), signed)), "png"))
 
 
 def encoded(picture: Image.Image, kind: str, **settings: int | bool) -> bytes:
@@ -205,8 +213,21 @@ def has_negative(maps: Iterable[Map]) -> bool:
     return any(bool((values < 0).any()) for values in maps)
 
 
+def sameness(values: Map) -> str:
+    """What is said of a map that tells no place from another, in words; empty for all others."""
+    least, greatest = float(values.min()), float(values.max())
+    if least == greatest == 0:
+        return "zero everywhere"
+    return "one value" if greatest - least <= _ROUNDING * max(abs(least), abs(greatest)) else ""
+
+
 def scaled(values: Map, limit: float | None = None) -> Map:
-    """Divide by ``limit``, or by the 99th percentile of |values|, and clip to [-1, 1]; 0 stays 0."""
+    """Divide by ``limit``, or by the 99th percentile of |values|, and clip to [-1, 1]; 0 stays 0.
+
+    By itself a map of one value says nothing of places, so it gets the color of 0, not that of the strongest.
+    """
+    if limit is None and sameness(values):
+        return np.zeros(values.shape)
     return np.clip(values / (_limit(values) if limit is None else limit), -1, 1)
 
 
@@ -489,14 +510,23 @@ class _Sheet:
 
     # What is drawn there.
 
-    def draw_cell(self, row: int, column: int, picture: NDArray[np.uint8] | None) -> None:
+    def draw_cell(self, row: int, column: int, picture: NDArray[np.uint8], words: str = "") -> None:
+        """A map, and words on it if there are any."""
         x, y = self.place(row, column)
-        if picture is not None:
-            self._draw_picture(x, y, picture)
-            return
+        self._draw_picture(x, y, picture)
+        if words:
+            height, width = self.px(_height(words, _SMALL)), self.px(text_width(words, _SMALL) + _GAP)
+            x, y = x + (self.cell[1] - width) // 2, y + (self.cell[0] - height) // 2
+            self._draw_label(x, y, width, height, words, "white")
+
+    def draw_empty(self, row: int, column: int) -> None:
+        """A cell without a map."""
         height, width = self.cell
-        self.drawing.frames.append((x, y, width, height, "#f3f3f6"))
-        self._write(x + width / 2, y + height / 2, "no map", _SMALL, FAINT, "mm")
+        self._draw_label(*self.place(row, column), width, height, "no map", "#f3f3f6")
+
+    def _draw_label(self, x: int, y: int, width: int, height: int, words: str, filling: str) -> None:
+        self.drawing.frames.append((x, y, width, height, filling))
+        self._write(x + width / 2, y + height / 2, words, _SMALL, FAINT, "mm")
 
     def draw_photos(self) -> None:
         x = self.px(_MARGIN)

@@ -99,12 +99,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Tile:
-    """A small picture as a data URI, or by its place among the page's; ``squares``: its pixels are to be seen."""
+    """A small picture as a data URI, or by its place among the page's; ``squares``: its pixels are to be seen.
+
+    ``words`` say what is seen to whom cannot see it, ``note`` stands below the picture, and
+    ``full`` is the picture as large as it may be seen, if that is larger.
+    """
 
     uri: str
     words: str
     squares: bool = False
     place: int | None = None
+    note: str = ""
+    full: str = ""
 
 
 BLANK = Tile("", "")  # a place of a table that stays empty

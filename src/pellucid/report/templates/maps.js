@@ -28,6 +28,8 @@ function numbers(map) {
     map.numbers = Float32Array.from(new Int16Array(raw.buffer), (whole) => whole / page.colors.whole * map.peak);
     const sorted = map.numbers.map(Math.abs).sort(), at = 0.99 * (sorted.length - 1), low = Math.floor(at);
     map.limit = sorted[low] + (at - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]) || sorted.at(-1) || 1;
+    // By itself a map of one value says nothing of places: it gets the color of 0.
+    map.own = map.numbers.every((value) => value === map.numbers[0]) ? Infinity : map.limit;
   }
   return map.numbers;
 }

@@ -21,7 +21,7 @@ async function show(place) {
     if (!here()) return;
     numbers(map);
     draw($("photo"), photo, photo);
-    draw($("map"), tinted(map, map.limit, signed, 1), photo);
+    draw($("map"), tinted(map, map.own, signed, 1), photo);
     $("map").dataset.place = place;
     say("");
   } catch (error) { if (here()) failed(error); }

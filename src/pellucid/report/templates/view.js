@@ -99,7 +99,7 @@ function limitOf(map, maps) {
   if (how === "pinned" && state.pinned) { numbers(state.pinned.map); return state.pinned.map.limit; }
   if (how === "layers") return Math.max(...Object.values(maps.maps).map((one) => (numbers(one), one.limit)));
   numbers(map);
-  return map.limit;
+  return map.own;
 }
 function painted(map, maps, signed) {
   return tinted(map, limitOf(map, maps), signed, $("share").value / 100);
