@@ -59,13 +59,13 @@ def _as_it_was(kind: type[PellucidError], arguments: tuple[Any, ...]) -> Pelluci
 
 
 class UnknownName(PellucidError, LookupError):
-    """A model, method, layer, variant or parameter name that does not exist."""
+    """A model, method, layer, variant or parameter name that does not exist; ``way_out`` needs no name."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = "") -> None:
         names = sorted(set(known))
         near = near_names(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
-        super().__init__(f"unknown {kind} {brief(name)}; {hint}")
+        super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f'; {way_out}'}")
 
 
 def near_names(name: str, names: Iterable[str]) -> list[str]:

@@ -490,7 +490,7 @@ def test_unknown_weights_are_refused():
 
 
 def test_unknown_names_have_near_ones():
-    with pytest.raises(UnknownName, match="did you mean resnet18"):
+    with pytest.raises(UnknownName, match=r"did you mean resnet18.*own is path/to/file.py:function"):
         load_model("resnet-18")
 
 

@@ -326,7 +326,7 @@ def find_architecture(name: str) -> Architecture:
     if os.path.isfile(name):
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
-    raise UnknownName("model", name, model_names())
+    raise UnknownName("model", name, model_names(), "a network of your own is path/to/file.py:function")
 
 
 def _sizes(count: int | None) -> dict[str, Any]:
