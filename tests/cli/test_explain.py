@@ -631,6 +631,8 @@ def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, no
     said = "0 of 6 photos are predicted as their folder"
     assert (said in " ".join(result.stderr.split())) == noticed
     assert ("is the order of classes right?" in page()) == noticed
+    both = f"the model's are {classes.replace(',', ', ')}; --classes names others; the folders' bright, dark)"
+    assert (both in " ".join(result.stderr.split())) == noticed
     assert "right?." not in page()
 
 
