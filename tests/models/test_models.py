@@ -598,6 +598,19 @@ def test_a_file_that_is_missing_or_broken_is_refused(tmp_path):
         load_model(f"{tmp_path}/broken.py:net")
 
 
+def test_reasons_and_the_line_of_a_model_file_that_fails_are_told(tmp_path):
+    """PyTorch's first line announces what is wrong, and its last frames are its own."""
+    net = "net = nn.Linear(2, 3)\nnet.load_state_dict(nn.Linear(4, 3, bias=False).state_dict())"
+    told = r"state_dict for Linear: Missing key.*bias.* size mismatch for weight.* \(line {}\)$"
+    (tmp_path / "loaded.py").write_text(f"from torch import nn\n{net}\n")
+    with pytest.raises(InvalidModel, match=told.format(3)):
+        load_model(f"{tmp_path}/loaded.py:net")
+    inside = net.replace("\n", "\n    ")
+    (tmp_path / "made.py").write_text(f"from torch import nn\n\n\ndef make():\n    {inside}\n")
+    with pytest.raises(InvalidModel, match=told.format(6)):
+        load_model(f"{tmp_path}/made.py:make")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torchscript_is_refused_wherever_it_comes_from(model_file):

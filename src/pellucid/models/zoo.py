@@ -437,7 +437,7 @@ def _from_file(name: str) -> Architecture:
         try:
             model = make()
         except Exception as error:
-            raise InvalidModel(f"{name} failed: {failure(error)}") from error
+            raise InvalidModel(f"{name} failed: {failure(error, path)}") from error
         if isinstance(model, torch.jit.ScriptModule):
             raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
         if not isinstance(model, nn.Module):
