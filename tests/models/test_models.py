@@ -446,9 +446,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, trained, value):
 
 
 def test_classes_that_do_not_fit_the_file_are_refused(tmp_path, trained):
-    with pytest.raises(InvalidParameter, match=r"classes=2, but squeezenet1_1 .* has 3 outputs"):
+    with pytest.raises(InvalidParameter, match=r"classes=2, but squeezenet1_1 .* has 3 outputs; leave") as caught:
         load_model(SMALL, weights=written(trained, tmp_path / "w.pth"), classes=["a", "b"])
-    with pytest.raises(InvalidParameter, match="take weights='random'"):
+    assert caught.value.command.startswith("--classes names 2, but squeezenet1_1 with weights ")
+    assert caught.value.command.endswith("leave out --classes, or give --weights FILE of a network of 2 classes")
+    with pytest.raises(InvalidParameter, match="give weights of as many"):
         load_model("shapes-resnet", classes=3)
     assert load_model("shapes-resnet", weights="random", classes=3).model.fc.out_features == 3
 

@@ -233,10 +233,11 @@ def load_model(
         model, preprocess, known = _weighted(architecture, name, weights, count)
     has_one = outputs(model) == 1
     if classes is not None and architecture.sized and outputs(model) != count and not (has_one and count == 2):
-        raise InvalidParameter(
-            f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
-            "leave classes out, or take weights='random'"
-        )
+        has = f"but {name} with weights {weights} has {outputs(model)} outputs"
+        refusal = InvalidParameter(f"classes={count}, {has}; leave classes out, or give weights of as many")
+        way_out = f"leave out --classes, or give --weights FILE of a network of {count} classes"
+        refusal.command = f"--classes names {count}, {has}; {way_out}"
+        raise refusal
     assumption = architecture.assumption if preprocess is architecture.preprocess else ""
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
