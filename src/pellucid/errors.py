@@ -82,7 +82,7 @@ class UnknownName(PellucidError, LookupError):
         names = sorted(set(known))
         near = near_names(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
-        super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f'; {way_out}'}")
+        super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f' ({way_out})'}")
 
 
 def near_names(name: str, names: Iterable[str]) -> list[str]:
