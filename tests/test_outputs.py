@@ -392,10 +392,17 @@ def test_classes_of_images_are_matched_by_name(names, classes, count, expected):
 
 
 def test_classes_of_images_without_a_common_name_are_taken_in_order_and_said():
-    with pytest.warns(InputWarning, match="in order: 'n01' as 'tench', 'n02' as 'goldfish'; call them alike"):
+    with pytest.warns(InputWarning, match="classes 'n01', 'n02' are not .* in order for 'tench', 'goldfish'; if"):
         assert class_numbers(("n01", "n02"), ("tench", "goldfish"), 2) == (0, 1)
-    with pytest.warns(InputWarning, match="in order: 'crane2' as 'crane';"):  # of two that are called so
+    with pytest.warns(InputWarning, match="'crane2' are not .* for 'crane'; if"):  # of two that are called so
         assert class_numbers(("crane", "eel", "crane2"), ("crane", "eel", "crane"), 3) == (0, 1, 2)
+
+
+def test_of_many_classes_that_are_taken_in_order_some_are_named():
+    names, classes = (tuple(f"{letter}{number}" for number in range(9)) for letter in "nc")
+    said = r"'n0', .*'n5', \.\.\. \(3 more\) are .* 'c5', \.\.\. \(3 more\); if that is wrong, rename the folders"
+    with pytest.warns(InputWarning, match=said):
+        class_numbers(names, classes, 9)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -218,7 +218,7 @@ def method(text: str, **settings: Any) -> Method:
     """
     built, unused = _built(_parsed(text), dict(settings))
     if unused:
-        raise UnknownName(f"parameter of {text!r}", next(iter(unused)), _parameters(_parsed(text)))
+        raise _unknown_parameter(repr(text), next(iter(unused)), _parameters(_parsed(text)))
     return built
 
 
@@ -447,10 +447,16 @@ def _parameters(node: ast.expr) -> list[str]:
     return _parameters(_parsed(made_of)) if isinstance(made_of, str) else _names(made_of)
 
 
+def _unknown_parameter(of: str, name: str, known: Sequence[str]) -> UnknownName:
+    """The error that names the parameters there are; where layers are meant, also how these are chosen."""
+    beside = "layers are chosen beside the method, by --layers or layers=" if name in ("layer", "layers") else ""
+    return UnknownName(f"parameter of {of}", name, known, beside)
+
+
 def _call_checked(name: str, taker: Callable[..., Any], settings: dict[str, Any]) -> Any:
     for key in settings:
         if key not in _names(taker):
-            raise UnknownName(f"parameter of {name!r}", key, _names(taker))
+            raise _unknown_parameter(repr(name), key, _names(taker))
     try:
         made = taker(**settings)
     except PellucidError:

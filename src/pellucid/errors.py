@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
+import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, get_args
 
 _MOST_QUOTED = 100  # characters of an input in a message
-_MOST_SAID = 200  # of what code of the user's raised
+_MOST_SAID = 200  # of a line of what code of the user's raised
+_REASONS = 4  # lines, where the first announces the others
+_BYTES = re.compile(r"(\\x[0-9a-f]{2}.*?){4}")  # such as a key that is an image
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MOST_QUOTED
@@ -23,11 +27,24 @@ def brief(value: object) -> str:
     return text if len(text) <= _MOST_QUOTED else f"{text[: _MOST_QUOTED - 3]}..."
 
 
-def failure(error: BaseException) -> str:
-    """What code of the user's raised, within a message of one line: its kind, and how its text begins."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    line = line if len(line) <= _MOST_SAID else f"{line[: _MOST_SAID - 3]}..."
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+def failure(error: BaseException, path: str | os.PathLike[str] = "") -> str:
+    """What code of the user's raised, within a message of one line: its kind, and how its text begins.
+
+    Where a first line announces others, some of these follow; bytes are left out. ``path`` is the user's file, of
+    which the line is named that raised, or from which what raised was called.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[: _REASONS if lines and lines[0].endswith(":") else 1]
+    said = [line if len(line) <= _MOST_SAID else f"{line[: _MOST_SAID - 3]}..." for line in said]
+    text = "" if _BYTES.search(" ".join(said)) else " ".join(said)
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [line for frame, line in frames if _is_of(frame.f_code.co_filename, path)] if path else []
+    where = f" (line {places[-1]})" if places else ""
+    return f"{type(error).__name__}{text and f': {text}'}{where}"
+
+
+def _is_of(file: str, path: str | os.PathLike[str]) -> bool:
+    return os.path.realpath(file) == os.path.realpath(path)
 
 
 def _cut(text: str, most: int) -> str:
@@ -59,13 +76,13 @@ def _as_it_was(kind: type[PellucidError], arguments: tuple[Any, ...]) -> Pelluci
 
 
 class UnknownName(PellucidError, LookupError):
-    """A model, method, layer, variant or parameter name that does not exist."""
+    """A model, method, layer, variant or parameter name that does not exist; ``way_out`` needs no name."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = "") -> None:
         names = sorted(set(known))
         near = near_names(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
-        super().__init__(f"unknown {kind} {brief(name)}; {hint}")
+        super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f' ({way_out})'}")
 
 
 def near_names(name: str, names: Iterable[str]) -> list[str]:

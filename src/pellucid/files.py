@@ -316,7 +316,7 @@ def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> 
     try:
         specification.loader.exec_module(module)
     except Exception as raised:
-        raise error(f"running {path} failed: {failure(raised)}") from raised
+        raise error(f"running {path} failed: {failure(raised, path)}") from raised
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module

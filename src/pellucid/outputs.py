@@ -414,12 +414,12 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
                 for place, name in enumerate(names)
                 if found[place] is None and name != known[place]
             ]
-            told = ", ".join(f"{brief(name)} as {brief(other)}" for name, other in pairs[:3])
-            more = ", ..." if len(pairs) > 3 else ""
+            own, others = (shortened(map(brief, side), 6) for side in zip(*pairs, strict=True))
             warnings.warn(
                 InputWarning(
-                    f"the images' classes are not called as the model's, and are taken in order: {told}{more}; "
-                    "call them alike if that is wrong (classes)"
+                    f"the images' classes {own} are not called as the model's, and are taken in order for "
+                    f"{others}; if that is wrong, rename the folders, or name the model's classes as the images "
+                    "do, in the model's order (--classes, classes)"
                 ),
                 stacklevel=3,
             )

@@ -114,7 +114,8 @@ def test_the_program_itself_says_one_line_and_ends_with_2(tmp_path):
     result = command("explain", "nowhere.jpg", "--model", "shapes-resnet", "-o", "out", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "error: there is no file or folder nowhere.jpg; give a path, or shapes, torchvision:NAME, hf:NAME"
+        "error: there is no file or folder nowhere.jpg; give an image, a folder, a .parquet table, "
+        "shapes:COUNT, torchvision:NAME or hf:NAME"
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -372,7 +372,7 @@ BAD = {
     "too_few_classes": (
         ["photo0.png", "--classes", "a,b,c"],
         {},
-        "3 classes are named, and tiny.py:network has",
+        "3 classes are named by --classes, and tiny.py:network has",
     ),
     "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
     "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
@@ -544,7 +544,11 @@ def test_what_is_no_class_is_explained(work):
     result = explain("photo0.png", "--target", "dd", "--classes", "a,b,c,ddd")
     assert "unknown class 'dd'; did you mean ddd?" in result.stderr
     result = explain("photo0.png", "--classes", "a,b")
-    assert "2 classes are named, and tiny.py:network has 4" in result.stderr
+    said = "2 classes are named by --classes, and tiny.py:network has 4; name each of the model's classes by"
+    assert said in result.stderr
+    Path("named.py").write_text(f"{TINY}\nclasses = ['a', 'b', 'c']\n")
+    said = "3 classes are named by `classes` in named.py or beside the weights, and named.py:network has 4; name"
+    assert said in explain("photo0.png", model="named.py:network").stderr
 
 
 def test_layouts_are_declared(work):
@@ -642,6 +646,8 @@ def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, no
     said = "0 of 6 photos are predicted as their folder"
     assert (said in " ".join(result.stderr.split())) == noticed
     assert ("is the order of classes right?" in page()) == noticed
+    both = f"the model's are {classes.replace(',', ', ')}; --classes names others; the folders' bright, dark)"
+    assert (both in " ".join(result.stderr.split())) == noticed
     assert "right?." not in page()
 
 

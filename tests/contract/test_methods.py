@@ -330,6 +330,7 @@ def test_rules_that_meet_nothing_raise(images: torch.Tensor) -> None:
     [
         ("gradeint", UnknownName, "did you mean gradient"),
         ("smoothed(gradient, sample=3)", UnknownName, "did you mean samples"),
+        ("gradcam(layer=layer3)", UnknownName, r"known: none \(layers are chosen beside the method, by --layers"),
         ("integrated(gradient, steps=0)", InvalidParameter, "steps=0: give a whole number"),
         ("integrated(gradient, quadrature='simpson')", InvalidParameter, "gauss_legendre"),
         ("integrated(gradient, baseline='black')", InvalidParameter, "give 'zero', 'blur'"),

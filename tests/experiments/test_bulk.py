@@ -347,14 +347,28 @@ def test_shards_have_a_power_of_two_of_images(count, size):
     assert (start, stop) == (0, size)
 
 
+def test_an_image_is_drawn_by_its_name_without_its_folder_where_no_other_has_it(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("benign/0.png", "cancer/0.png", "cancer/1.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes((photos / "files" / "0.png").read_bytes())
+    write_maps(spec(tmp_path / "photos", methods=["gradient"]), tmp_path / "maps")
+    show = CliRunner().invoke(app, ["show", "maps", "--image", "1.png", "-o", "out"])
+    assert show.exit_code == 0, show.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000002-cancer-1.png"]
+    show = CliRunner().invoke(app, ["show", "maps", "--image", "0.png", "-o", "no"])
+    assert "0.png may be any image of the maps in maps called benign/0.png, cancer/0.png" in show.stderr
+    assert show.exit_code == 2
+
+
 def test_what_is_shown_is_named(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "photos" / "benign"
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes((photos / "files" / "0.png").read_bytes())
     write_maps(spec(tmp_path / "photos", methods=["gradient"]), tmp_path / "maps")
-    show = CliRunner().invoke(app, ["show", "maps", "--image", "0.png", "-o", "out"])
-    assert "unknown image of the maps in maps '0.png'; did you mean benign/0.png?" in show.stderr
+    show = CliRunner().invoke(app, ["show", "maps", "--image", "benign/1.png", "-o", "out"])
+    assert "unknown image of the maps in maps 'benign/1.png'; did you mean benign/0.png?" in show.stderr
     show = CliRunner().invoke(app, ["show", "maps", "--layer", "layer2.9", "-o", "out"])
     assert "unknown layer of the maps in maps 'layer2.9'; did you mean layer2.0?" in show.stderr
     assert CliRunner().invoke(app, ["show", "maps", "-o", "out"]).exit_code == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import InvalidData
-from pellucid.findings.comparison import classes_apart, compare
+from pellucid.findings.comparison import classes_apart, compare, left_out
 from pellucid.findings.intervals import interval
 from tests.tables import FACTS, NAN, results
 
@@ -103,6 +103,30 @@ def test_rows_of_one_run_alone_are_left_out_and_single_models_may_have_other_nam
         "method: a in the first, c in the second; grade the same in both runs",
     ):
         compare(run({("a", "insertion"): 0.0}), run({("c", "insertion"): 0.0}))
+
+
+def test_what_one_run_alone_graded_is_said_to_be_left_out():
+    """A method of another setting is another method, and no row tells of it."""
+    shared = {("random", "insertion"): 1.0}
+    one = run({**shared, ("smoothed(gradient, samples=2)", "insertion"): 1.0})
+    other = run({**shared, ("smoothed(gradient, samples=6)", "insertion"): 2.0}, model="other")
+    assert compare(one, other).index.get_level_values("method").tolist() == ["random"]
+    assert left_out(one, other) == [
+        f"not compared, since the {which} run alone has the method smoothed(gradient, samples={samples}): "
+        "grade both in one run"
+        for which, samples in (("first", 2), ("second", 6))
+    ]
+    assert left_out(one, one) == []
+
+
+def test_combinations_of_one_run_alone_are_said_as_a_whole():
+    one = run({("a", "insertion"): 1.0, ("b", "deletion"): 1.0})
+    other = run({("a", "insertion"): 1.0, ("a", "deletion"): 1.0, ("b", "insertion"): 1.0})
+    assert left_out(one, other) == [
+        "not compared, since the first run alone has net, original, b, deletion: grade both in one run",
+        "not compared, since the second run alone has net, original, a, deletion and net, original, b, insertion: "
+        "grade both in one run",
+    ]
 
 
 def test_runs_of_two_variants_are_told_what_they_share_and_how_to_grade_both():

@@ -446,9 +446,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, trained, value):
 
 
 def test_classes_that_do_not_fit_the_file_are_refused(tmp_path, trained):
-    with pytest.raises(InvalidParameter, match=r"classes=2, but squeezenet1_1 .* has 3 outputs"):
+    with pytest.raises(InvalidParameter, match=r"classes=2, but squeezenet1_1 .* has 3 outputs; leave") as caught:
         load_model(SMALL, weights=written(trained, tmp_path / "w.pth"), classes=["a", "b"])
-    with pytest.raises(InvalidParameter, match="take weights='random'"):
+    assert caught.value.command.startswith("--classes names 2, but squeezenet1_1 with weights ")
+    assert caught.value.command.endswith("leave out --classes, or give --weights FILE of a network of 2 classes")
+    with pytest.raises(InvalidParameter, match="give weights of as many"):
         load_model("shapes-resnet", classes=3)
     assert load_model("shapes-resnet", weights="random", classes=3).model.fc.out_features == 3
 
@@ -490,7 +492,7 @@ def test_unknown_weights_are_refused():
 
 
 def test_unknown_names_have_near_ones():
-    with pytest.raises(UnknownName, match="did you mean resnet18"):
+    with pytest.raises(UnknownName, match=r"did you mean resnet18.*own is path/to/file.py:function"):
         load_model("resnet-18")
 
 
@@ -596,6 +598,19 @@ def test_a_file_that_is_missing_or_broken_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_thing")
     with pytest.raises(InvalidModel, match=r"running .*broken.py failed: ModuleNotFoundError"):
         load_model(f"{tmp_path}/broken.py:net")
+
+
+def test_reasons_and_the_line_of_a_model_file_that_fails_are_told(tmp_path):
+    """PyTorch's first line announces what is wrong, and its last frames are its own."""
+    net = "net = nn.Linear(2, 3)\nnet.load_state_dict(nn.Linear(4, 3, bias=False).state_dict())"
+    told = r"state_dict for Linear: Missing key.*bias.* size mismatch for weight.* \(line {}\)$"
+    (tmp_path / "loaded.py").write_text(f"from torch import nn\n{net}\n")
+    with pytest.raises(InvalidModel, match=told.format(3)):
+        load_model(f"{tmp_path}/loaded.py:net")
+    inside = net.replace("\n", "\n    ")
+    (tmp_path / "made.py").write_text(f"from torch import nn\n\n\ndef make():\n    {inside}\n")
+    with pytest.raises(InvalidModel, match=told.format(6)):
+        load_model(f"{tmp_path}/made.py:make")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

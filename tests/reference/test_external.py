@@ -127,6 +127,19 @@ def test_what_a_function_raises_is_told_in_one_line(network: nn.Module, images: 
     assert str(caught.value) == f"talking failed: ValueError: {'x' * 197}..."
     assert failure(KeyError()) == "KeyError"
     assert failure(RuntimeError("one\ntwo")) == "RuntimeError: one"
+    assert failure(RuntimeError("two reasons:\n\tone\n\n\ttwo")) == "RuntimeError: two reasons: one two"
+    assert failure(RuntimeError("many:\n" + "x\n" * 99)) == "RuntimeError: many: x x x"
+
+
+def test_bytes_are_left_out_of_what_a_function_raises_and_its_line_is_named(
+    network: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    """A map that is looked up by the image's pixels, of an image that is not there."""
+    path = tmp_path / "stored.py"
+    path.write_text("def stored(model, images, targets):\n    return {}[images.detach().numpy().tobytes()]\n")
+    with pytest.raises(InvalidMap) as caught:
+        pl.method(f"{path}:stored")(network, images, 0)
+    assert str(caught.value) == f"{path}:stored failed: KeyError (line 2)"
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -37,7 +37,10 @@ def explain(
     ctx: typer.Context,
     photos: Annotated[
         list[str],
-        typer.Argument(metavar="PHOTO...", help="Image files, folders, .parquet tables, or `shapes:COUNT`."),
+        typer.Argument(
+            metavar="PHOTO...",
+            help="Images, folders, .parquet tables, `shapes:COUNT`, `torchvision:NAME`, `hf:NAME`.",
+        ),
     ],
     output: Annotated[Path, FOLDER],
     model: Annotated[

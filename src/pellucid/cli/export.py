@@ -141,7 +141,7 @@ def compare_command(
     from ..experiments.record import apart
     from ..experiments.store import Results
     from ..files import replace_file
-    from ..findings.comparison import classes_apart, compare
+    from ..findings.comparison import classes_apart, compare, left_out
 
     if output is not None and output.suffix != ".csv":
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
@@ -158,6 +158,8 @@ def compare_command(
     if len(lines) > _MOST_LINES:
         say(f"  and in {len(lines) - _MOST_LINES} more places")
     show_whole(_differences(found, first), keys=3)
+    for line in left_out(first, second, layer):
+        say(line)
     if output is not None:
         replace_file(output, found.to_csv().encode())
         say(f"wrote {output}")

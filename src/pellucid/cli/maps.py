@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidData, InvalidParameter, PellucidError, UnknownName, counted, percent
+from ..errors import InvalidData, InvalidParameter, PellucidError, UnknownName, counted, percent, shortened
 from .benchmark import spec_content
 from .options import (
     AS_FOR_EXPLAIN,
@@ -141,12 +141,12 @@ def show_command(
     from ..files import file_name, writable
     from ..report.figures import has_negative
 
+    chosen: dict[str, str | list[str]] = {}
     for column, given in (("image", image), ("layer", layer)):
-        known = values_of(run, column) if given else []
-        for name in given or ():
-            if known and name not in known:
-                raise UnknownName(f"{column} of the maps in {run}", name, known)
-    found = read_maps(run, **{name: given for name, given in (("image", image), ("layer", layer)) if given})
+        if given:
+            known = values_of(run, column)
+            chosen[column] = [_named(name, known, f"{column} of the maps in {run}") for name in given]
+    found = read_maps(run, **chosen)
     if found.empty:
         raise InvalidData(f"{run} has no maps of these images at these layers; leave out --image or --layer")
     kind, is_class = score_of(run), class_explained(run)
@@ -160,6 +160,21 @@ def show_command(
         files.append(unused(f"{position:06d}-{file_name(str(Path(name).with_suffix('')))}", files))
         _draw(run, source, position, rows, overlay, (kind, is_class), signed, output / f"{files[-1]}.png")
     say(f"wrote {counted(len(drawn), 'picture')} to {output}")
+
+
+def _named(name: str, known: list[str], what: str) -> str:
+    """The one of the known names that is meant: it itself, or that whose end after a folder it is.
+
+    Where nothing is known reading tells why, so the name is given back.
+    """
+    if not known or name in known:
+        return name
+    ends = [one for one in known if one.endswith(f"/{name}")]
+    if len(ends) > 1:
+        raise InvalidParameter(f"{name} may be any {what} called {shortened(ends, 6)}; give the whole name")
+    if not ends:
+        raise UnknownName(what, name, known)
+    return ends[0]
 
 
 def _draw(

@@ -39,7 +39,9 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         numbers = [one.label.number for one in labeled if one.label is not None]
         predicted = [one.predicted.number for one in labeled]
         noun = "folder" if of_folders else "label"
-        yield from mislabeled(numbers, predicted, outputs(run.named.model), "photo", noun)
+        given = dict.fromkeys(name for place in run.places for name in place.source.classes or ())
+        count, classes = outputs(run.named.model), run.named.classes
+        yield from mislabeled(numbers, predicted, count, "photo", noun, classes, list(given))
     if run.named_by_folders:
         count = len(run.named.classes or ())
         yield f"the model's {count} classes are called as the photos' folders, in their order"

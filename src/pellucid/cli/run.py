@@ -252,7 +252,12 @@ class ExplainRun:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
         names = self.named.classes
         if names is not None and len(names) != count and not (self.is_asked and count == 1):
-            raise InvalidParameter(f"{len(names)} classes are named, and {self.loaded.name} has {count}")
+            file = self.loaded.name.partition(".py:")[0] + ".py"
+            place = "--classes" if self.request.classes else f"`classes` in {file} or beside the weights"
+            raise InvalidParameter(
+                f"{len(names)} classes are named by {place}, and {self.loaded.name} has {count}; name each of the "
+                f"model's classes by --classes, or give a model of {len(names)}"
+            )
         if names is None and photos[0].classes is not None and len(photos[0].classes) == count > 1:
             self.named = replace(self.named, classes=photos[0].classes)
             if not self.is_asked:

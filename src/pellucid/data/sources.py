@@ -153,7 +153,10 @@ def open_images(
             return _from_torchvision(name, split, Path(root), download)
         case "hf":
             return _from_hugging_face(name, split, label_column)
-    raise InvalidData(f"{no_file(spec, 'file or folder')}; give a path, or shapes, torchvision:NAME, hf:NAME")
+    raise InvalidData(f"{no_file(spec, 'file or folder')}; give {_SOURCES}")
+
+
+_SOURCES = "an image, a folder, a .parquet table, shapes:COUNT, torchvision:NAME or hf:NAME"
 
 
 # Files and folders.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from ..data.sources import Sample
-from ..errors import PellucidError, counted, percent
+from ..errors import PellucidError, counted, percent, shortened
 from ..models.preprocess import Preprocess
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
@@ -89,16 +89,28 @@ def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
     return found
 
 
-def mislabeled(labels: Iterable[int], predicted: Iterable[int], count: int, noun: str, what: str) -> Iterator[str]:
+def mislabeled(
+    labels: Iterable[int],
+    predicted: Iterable[int],
+    count: int,
+    noun: str,
+    what: str,
+    classes: Sequence[str] | None = None,
+    given: Sequence[str] = (),
+) -> Iterator[str]:
     """Say so where far fewer predictions than by chance are the labels: the classes' order is likely another.
 
-    At least ``_LABELED`` labels must be known; ``count`` is how many classes there are.
+    At least ``_LABELED`` labels must be known; ``count`` is how many classes there are, ``classes`` are the
+    model's names of them, ``given`` those of the images.
     """
     pairs = [pair for pair in zip(labels, predicted, strict=True) if pair[0] >= 0]
     right = sum(label == one for label, one in pairs)
     if count > 1 and len(pairs) >= _LABELED and right < len(pairs) / count / 2:
         of = counted(len(pairs), noun)
-        yield f"{right} of {of} are predicted as their {what}: is the order of classes right?"
+        model = f"the model's are {shortened(classes, 6)}; --classes names others" if classes else "--classes"
+        images = f"; the {what}s' {shortened(given, 6)}" if given else ""
+        told = f"{right} of {of} are predicted as their {what}"
+        yield f"{told}: is the order of classes right? ({model}{images})"
 
 
 def count_odd(counts: Counts, odd: Odd) -> None:

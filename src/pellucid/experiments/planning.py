@@ -206,7 +206,8 @@ def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[s
                 predicted += logits.argmax(1).tolist()
                 classes = logits.shape[1]
         if not model.randomized and (loaded.weights != "random" or ".py:" in loaded.name):
-            told += mislabeled(labels, predicted, classes, "image", "label")
+            given = inputs.chosen(parsed.spec.images).classes or ()
+            told += mislabeled(labels, predicted, classes, "image", "label", loaded.classes, given)
         through = {
             "softmax": ("softmax",),
             "sigmoid": ("softmax", "sigmoid"),

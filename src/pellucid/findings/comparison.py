@@ -28,20 +28,19 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     """What two runs measured in common, paired over the images of the same names.
 
     A row is a model, variant, method and metric of both runs; where each has a single model, they may be called
-    differently. ``layer`` is where maps are compared; None is the best layer of each in its own run. Columns:
-    ``layer`` and ``other_layer``; the ``images`` that have both values; the means ``one`` and ``other`` of these;
-    the ``difference`` other - one and its 95 % interval, ``low`` to ``high``; and in the ``verdict`` whether the
-    other is "better", "worse" or "not told apart", or that too few images have both values to tell.
+    differently; ``left_out`` names the others. ``layer`` is where maps are compared; None is the best layer of
+    each in its own run. Columns: ``layer`` and ``other_layer``; the ``images`` that have both values; the means
+    ``one`` and ``other`` of these; the ``difference`` other - one and its 95 % interval, ``low`` to ``high``; and
+    in the ``verdict`` whether the other is "better", "worse" or "not told apart", or that too few images have
+    both values to tell.
 
     Raises:
         InvalidData: the runs have no image, or no such row, in common; told is what differs.
     """
     ours, theirs = (_values(results, layer) for results in (one, other))
-    models = [rows.index.get_level_values("model").unique() for rows in (ours, theirs)]
-    if len(models[0]) == len(models[1]) == 1:
-        theirs = theirs.rename(index={models[1][0]: models[0][0]}, level="model")
+    theirs = _called_alike(ours, theirs)
     images = [name for name in ours.columns if name in set(theirs.columns)]
-    places, others = (dict(zip(rows.index.droplevel("layer"), rows.index, strict=True)) for rows in (ours, theirs))
+    places, others = _places(ours, theirs)
     keys = [key for key in places if key in others]
     if not keys:
         raise InvalidData(f"the two runs have nothing to pair: {_apart(list(places), list(others))}")
@@ -63,6 +62,36 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
     spans = np.array([_span(one.record.metrics[key[-1]].ends) for key in keys])
     rows["low"], rows["high"] = np.maximum(rows["low"], -spans), np.minimum(rows["high"], spans)
     return rows.assign(verdict=[_verdict(*pair) for pair in zip(signs, rows["images"], strict=True)])
+
+
+def left_out(one: Results, other: Results, layer: str | None = None) -> list[str]:
+    """What one run alone graded, so that ``compare`` has no row of it, in a sentence for each run that has any."""
+    ours, theirs = (_values(results, layer) for results in (one, other))
+    found = [list(places) for places in _places(ours, _called_alike(ours, theirs))]
+    return [
+        f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade both in one run"
+        for which, rows, others in zip(("first", "second"), found, reversed(found), strict=True)
+        if set(rows) - set(others)
+    ]
+
+
+def _of_one(rows: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> str:
+    """Which parts of a run's rows no row of the other's has; where each has one, which rows as a whole."""
+    parts = {name: [_distinct(run, place) for run in (rows, others)] for place, name in enumerate(_PARTS)}
+    alone = {name: [part for part in own if part not in theirs] for name, (own, theirs) in parts.items()}
+    told = [f"the {name} {_some(own)}" for name, own in alone.items() if own]
+    return ", and ".join(told) or _some([", ".join(filter(None, row)) for row in rows if row not in others])
+
+
+def _called_alike(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """The other run's rows, whose model is called as the one run's where each has a single one."""
+    one, other = (rows.index.get_level_values("model").unique() for rows in (ours, theirs))
+    return theirs.rename(index={other[0]: one[0]}, level="model") if len(one) == len(other) == 1 else theirs
+
+
+def _places(*runs: pd.DataFrame) -> list[dict[tuple[str, ...], tuple[str, ...]]]:
+    """By what its rows are of, the layer left out, where in each table they are."""
+    return [dict(zip(rows.index.droplevel("layer"), rows.index, strict=True)) for rows in runs]
 
 
 def _span(ends: tuple[float | None, float | None]) -> float:

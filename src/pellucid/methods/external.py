@@ -73,7 +73,8 @@ class External(Method):
         except PellucidError:
             raise
         except Exception as error:  # whatever a foreign function raises
-            raise InvalidMap(f"{self.called} failed: {failure(error)}") from error
+            path = self.name.rpartition(":")[0]
+            raise InvalidMap(f"{self.called} failed: {failure(error, path)}") from error
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:

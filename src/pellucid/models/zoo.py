@@ -233,10 +233,11 @@ def load_model(
         model, preprocess, known = _weighted(architecture, name, weights, count)
     has_one = outputs(model) == 1
     if classes is not None and architecture.sized and outputs(model) != count and not (has_one and count == 2):
-        raise InvalidParameter(
-            f"classes={count}, but {name} with weights {weights} has {outputs(model)} outputs; "
-            "leave classes out, or take weights='random'"
-        )
+        has = f"but {name} with weights {weights} has {outputs(model)} outputs"
+        refusal = InvalidParameter(f"classes={count}, {has}; leave classes out, or give weights of as many")
+        way_out = f"leave out --classes, or give --weights FILE of a network of {count} classes"
+        refusal.command = f"--classes names {count}, {has}; {way_out}"
+        raise refusal
     assumption = architecture.assumption if preprocess is architecture.preprocess else ""
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
@@ -326,7 +327,7 @@ def find_architecture(name: str) -> Architecture:
     if os.path.isfile(name):
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
-    raise UnknownName("model", name, model_names())
+    raise UnknownName("model", name, model_names(), "a network of your own is path/to/file.py:function")
 
 
 def _sizes(count: int | None) -> dict[str, Any]:
@@ -437,7 +438,7 @@ def _from_file(name: str) -> Architecture:
         try:
             model = make()
         except Exception as error:
-            raise InvalidModel(f"{name} failed: {failure(error)}") from error
+            raise InvalidModel(f"{name} failed: {failure(error, path)}") from error
         if isinstance(model, torch.jit.ScriptModule):
             raise InvalidModel(f"{name} returned a TorchScript module; {NO_TORCHSCRIPT}")
         if not isinstance(model, nn.Module):
