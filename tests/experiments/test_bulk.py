@@ -393,7 +393,7 @@ def test_a_class_that_is_called_as_a_difference_is_one(photos, tmp_path, monkeyp
         legends.append(explained)
         return "", ""
 
-    monkeypatch.setattr("pellucid.cli.pictures.signs", signs)
+    monkeypatch.setattr("pellucid.report.album.signs", signs)
     for kind, expected in (("softmax", "probability"), ("logits", "value")):
         model = {"name": "shapes-resnet", "classes": names}
         given = spec(photos / "files", models=[model], methods=["gradient"], target=names[0], score=kind)
