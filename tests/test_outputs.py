@@ -254,8 +254,8 @@ def test_any_function_of_the_output(tmp_path):
         (lambda z: z[:, [2, 1]], r"\(1, 2\)"),
         (lambda z: z.log_softmax(1), r"\(1, 5\)"),
         (lambda z: z[0], r"\(5,\)"),
-        (lambda z: z.T[:1], r"\(1, 2\) for 2 images"),
-        (lambda z: z[:, 1].sum(), r"\(\) for 2 images"),
+        (lambda z: z.T[:1], r"\(1, 4\) for 4 images"),
+        (lambda z: z[:, 1].sum(), r"\(\) for 4 images"),
         (lambda z: 1, "int"),
     ],
 )

@@ -63,7 +63,8 @@ def test_a_preprocess_that_nobody_gave_is_told(loaded_of, tmp_path):
     [told] = assumptions(loaded)
     assert told.startswith(f"the model's file has no preprocess: photos are {done} normalized as ImageNet's; say")
     assert assumptions(loaded.at_size(64)) == [told.replace("256", "64").replace("224", "64")]
-    assert assumptions(loaded.seeing(scale=(0, 4000))) == [told]
+    scaled = told.replace(" and normalized", ", scaled from [0, 4000] to [0, 1] and normalized")
+    assert assumptions(loaded.seeing(scale=(0, 4000))) == [scaled]
     assert assumptions(loaded.seeing("none")) == []
     [told] = assumptions(loaded_of(channels=2))
     assert told.startswith(f"the model's file has no preprocess: photos are {done} scaled to [0, 1]; say")

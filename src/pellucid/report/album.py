@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..catalog import has_sign
 from ..errors import InvalidData, PellucidError, shortened
 from .figures import (
     Map,
@@ -173,6 +172,8 @@ def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
 
 def _has_sign(text: str) -> bool:
     """As ``has_sign``, also of a name that is no method's text, which may be any."""
+    from ..catalog import has_sign  # with torch, which whoever only opens a run does not wait for
+
     with suppress(PellucidError):
         return has_sign(text)
     return True
