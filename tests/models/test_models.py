@@ -694,6 +694,18 @@ def test_a_prefix_is_put_before_where_the_model_holds_the_network(model_file):
     assert torch.equal(found.body[2].weight, state["2.weight"])
 
 
+def test_a_prefix_is_taken_off_where_the_model_holds_all_in_one_module(model_file):
+    """That prefix and the module's may also go both, and the module's be put before: the same weights, one way."""
+    holding = "\nclass Held(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    holding += "        self.body = torch.nn.Sequential(net())\n"
+    model_file.write_text(FILE.format(preprocess="") + holding)
+    state = load_model(f"{model_file}:Held").model.state_dict()
+    path = written({f"model.{name}": value for name, value in state.items()}, model_file.parent / "w.safetensors")
+    with pytest.warns(WeightsWarning, match=r"took 'model\.' off the weights' names"):
+        found = load_model(f"{model_file}:Held", path).model
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in state.items())
+
+
 def test_a_prefix_is_replaced_where_the_model_holds_the_network_under_another(model_file):
     state = load_model(f"{model_file}:net").model.state_dict()
     path = written({f"model.{name}": value for name, value in state.items()}, model_file.parent / "w.safetensors")

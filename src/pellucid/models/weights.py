@@ -232,21 +232,23 @@ def renamed(state: _StateDict, model: nn.Module, path: Path) -> _StateDict:
     first = next(iter(own), "")
     if not own or own.keys() <= state.keys():
         return state
-    named: dict[tuple[str, str], _StateDict] = {}  # as the model names them, by what is taken off and put before
+    # By the file's names that are used: what is taken off, what is put before, and the weights so called.
+    named: dict[tuple[str, ...], tuple[str, str, _StateDict]] = {}
     for put in ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]:
         bare = first.removeprefix(put)
-        for off in {"", *(name.removesuffix(bare) for name in state if name.endswith(f".{bare}"))}:
+        for off in sorted({"", *(name.removesuffix(bare) for name in state if name.endswith(f".{bare}"))}):
             part = {f"{put}{name}": value for name, value in _below(state, off).items()}
             if _shapes(part).keys() == own.keys():
-                named[off, put] = part
-    fitting = {how: part for how, part in named.items() if _shapes(part) == own}
+                taken = tuple(name for name in state if name.startswith(off))
+                named.setdefault(taken, (off, put, part))  # model. off is model.body. off and body. before
+    fitting = [one for one in named.values() if _shapes(one[-1]) == own]
     if len(fitting) > 1:
-        after = ", ".join(repr(off) for off, _ in sorted(fitting))
+        after = ", ".join(repr(off) for off, *_ in sorted(fitting, key=lambda one: one[0]))
         raise InvalidWeights(f"{path}: the weights after each of {after} fit; save one")
     if not fitting and len(named) != 1:
         return state
     # Where one way gives all names, but not all shapes, it is the shapes that are told.
-    [((off, put), part)] = (fitting or named).items()
+    [(off, put, part)] = fitting or named.values()
     rest = [name for name in state if not name.startswith(off)]
     done = [f"took {off!r} off" if off else "", f"put {put!r} before" if put else ""]
     others = f"; left out: {shortened(rest, 3)}" if rest else ""
@@ -306,10 +308,10 @@ def _way_out(own: Mapping[str, Tensor], state: _StateDict, name: str) -> str:
     theirs, ours = _shapes(state), _shapes(own)
     if theirs.keys() == ours.keys():
         changed = [(theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]]
-        outputs = {(there[0], here[0]) if there and here else None for there, here in changed}
-        if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in changed):
-            for there, here in filter(None, outputs):
-                return f"the file is of a network of {there} outputs, {name} has {here}: build it with as many"
+        outputs = {(there[:1], here[:1]) for there, here in changed if there[1:] == here[1:]}
+        if len(outputs) == 1 and all(there and here and there[1:] == here[1:] for there, here in changed):
+            [((there,), (here,))] = outputs
+            return f"the file is of a network of {there} outputs, {name} has {here}: build it with as many"
     return "name the network that was trained"
 
 
