@@ -1196,7 +1196,8 @@ def test_a_large_tile_that_is_shrunk_is_told(work):
         result = explain("tile.png", "--preprocess", chosen, model="plain.py:network")
         assert result.exit_code == 0, result.output
         assert "is resized" not in result.stderr
-        assert "no preprocess" not in result.stderr
+        # The whole image is still normalized as nobody said.
+        assert ("no preprocess: photos are normalized as ImageNet's" in result.stderr) == (chosen == "whole")
         assert written()["tile/gradient/input/original"].shape[1:] == size
         known = {}
         exec(json.loads(Path("out/run.json").read_text())["python"], known)

@@ -66,6 +66,7 @@ def test_a_preprocess_that_nobody_gave_is_told(loaded_of, tmp_path):
     scaled = told.replace(" and normalized", ", scaled from [0, 4000] to [0, 1] and normalized")
     assert assumptions(loaded.seeing(scale=(0, 4000))) == [scaled]
     assert assumptions(loaded.seeing("none")) == []
+    assert assumptions(loaded.seeing("whole")) == [told.replace(f"{done} ", "")]
     [told] = assumptions(loaded_of(channels=2))
     assert told.startswith(f"the model's file has no preprocess: photos are {done} scaled to [0, 1]; say")
     save_weights(loaded_of().model, tmp_path / "own.safetensors", {"preprocess": IMAGENET.as_dict()})

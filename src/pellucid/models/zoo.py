@@ -136,9 +136,10 @@ class LoadedModel:
         if preprocess is not None:
             found = preprocess_named(preprocess, self.preprocess, input_channels(self.model))
             before, after = (one.mean if isinstance(one, Preprocess) else () for one in (self.preprocess, found))
-            is_left_out = bool(before) and after is None and not assumption
-            told = f"the model's own normalization is left out by preprocess {preprocess}"
-            assumption = told if is_left_out else ""
+            if before and after is None and not assumption:
+                assumption = f"the model's own normalization is left out by preprocess {preprocess}"
+            elif preprocess != "whole":  # which keeps a normalization that is assumed
+                assumption = ""
         if display is not None:
             found = replace(found, bands=tuple(display))
         if scale is not None:
