@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from torch import Tensor
 
 from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning, PellucidError
@@ -77,6 +77,13 @@ class Explained(BaseModel):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return cls(model=model)
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        """A draft of an earlier version has notes without counts, and counts for nothing."""
+        if len(self.concerned) != len(self.notes):
+            raise ValueError("notes without counts")
+        return self
 
     def note(self, counts: Mapping[Note, int]) -> None:
         """Add what was warned of, each of so many photos more."""
@@ -252,10 +259,11 @@ class ExplainRun:
         """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
         names = self.named.classes
         if names is not None and len(names) != count and not (self.is_asked and count == 1):
-            file = self.loaded.name.partition(".py:")[0] + ".py"
-            place = "--classes" if self.request.classes else f"`classes` in {file} or beside the weights"
+            file, of_file, _ = self.loaded.name.partition(".py:")
+            place = f"by `classes` in {file}.py or beside the weights" if of_file else "beside the weights"
+            place = "by --classes" if self.request.classes else place
             raise InvalidParameter(
-                f"{len(names)} classes are named by {place}, and {self.loaded.name} has {count}; name each of the "
+                f"{len(names)} classes are named {place}, and {self.loaded.name} has {count}; name each of the "
                 f"model's classes by --classes, or give a model of {len(names)}"
             )
         if names is None and photos[0].classes is not None and len(photos[0].classes) == count > 1:
