@@ -184,6 +184,10 @@ def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
     return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
 
 
+# What squeezes outputs that are shares already, by what these come from; of one output a softmax is a sigmoid.
+_SQUEEZED = {"softmax": ("softmax",), "sigmoid": ("softmax", "sigmoid")}
+
+
 def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[str, ...]]:
     """Of each model, what makes its maps say less than they seem to.
 
@@ -208,14 +212,11 @@ def _noticed(parsed: ParsedSpec, odd: Mapping[str, Counts]) -> dict[str, tuple[s
         if not model.randomized and (loaded.weights != "random" or ".py:" in loaded.name):
             given = inputs.chosen(parsed.spec.images).classes or ()
             told += mislabeled(labels, predicted, classes, "image", "label", loaded.classes, given)
-        through = {
-            "softmax": ("softmax",),
-            "sigmoid": ("softmax", "sigmoid"),
-        }  # of one output a softmax is a sigmoid
-        for kind in wrong.keys() & through.keys():
-            if parsed.spec.score in through[kind]:
-                again = f"; scores are a {kind} of them and so squeezed: --score logits takes them as they are"
-                wrong[kind] += again
+        for kind in wrong.keys() & _SQUEEZED.keys():
+            if parsed.spec.score in _SQUEEZED[kind]:
+                wrong[kind] += (
+                    f"; scores are a {kind} of them and so squeezed: --score logits takes them as they are"
+                )
         noticed[model.key] = (*told, *wrong.values())
     return noticed
 

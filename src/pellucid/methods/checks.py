@@ -49,18 +49,12 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
 
 
 # What shapes logits, and makes two answers of one.
-_VIEWS = (
-    "View",
-    "UnsafeView",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Select",
-    "Slice",
-    "ToCopy",
-    "Cat",
-    "Div",
-    "Neg",
+_VIEWS = frozenset(
+    f"{name}Backward"
+    for name in (
+        *("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy"),
+        *("Cat", "Div", "Neg"),
+    )
 )
 
 
@@ -71,7 +65,7 @@ def _ends_in_sigmoid(model: nn.Module, image: Tensor) -> bool:
         known[()] = False
         with suppress(InvalidModel, RuntimeError), torch.inference_mode(False), torch.enable_grad():
             step = logits_in(model(placed(image.clone(), model).requires_grad_())).grad_fn
-            while step is not None and step.name().rstrip("0123456789") in {f"{name}Backward" for name in _VIEWS}:
+            while step is not None and step.name().rstrip("0123456789") in _VIEWS:
                 step = step.next_functions[0][0]
             known[()] = step is not None and step.name().startswith("SigmoidBackward")
     return bool(known[()])

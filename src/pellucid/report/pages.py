@@ -101,7 +101,7 @@ class Table:
 class Tile:
     """A small picture as a data URI, or by its place among the page's; ``squares``: its pixels are to be seen.
 
-    ``words`` say what is seen to whom cannot see it, ``note`` stands below the picture, and
+    ``words`` say what is seen to whoever cannot see it, ``note`` stands below the picture, and
     ``full`` is the picture as large as it may be seen, if that is larger.
     """
 
