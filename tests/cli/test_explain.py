@@ -27,15 +27,17 @@ from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
 from pellucid.cli.options import parted
+from pellucid.cli.output import HOW_FAR, UNFINISHED
 from pellucid.cli.photos import _file_hash
 from pellucid.cli.pictures import Pictures, pages
 from pellucid.cli.request import Request, method_names
-from pellucid.cli.run import ExplainRun
+from pellucid.cli.run import Explained, ExplainRun
 from pellucid.data.shapes import ShapesDataset
 from pellucid.data.sources import files_named, open_images
 from pellucid.errors import InputWarning, InvalidData
 from pellucid.experiments.noticing import mislabeled
-from pellucid.experiments.record import verdict_on
+from pellucid.experiments.record import Note, verdict_on
+from pellucid.files import sealed
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 
@@ -1363,3 +1365,15 @@ def test_a_photo_s_own_file_is_hashed_and_no_path_of_a_table(tmp_path):
     digest = sha256(photo.read_bytes()).hexdigest()
     with pytest.warns(InputWarning, match="tables and tars beside the images are left out"):
         assert [_file_hash(str(place), open_images(place)[0]) for place in (photo, tmp_path)] == [digest] * 2
+
+
+def test_a_draft_of_notes_without_counts_counts_for_nothing(tmp_path):
+    """As an earlier version left it: of how many photos a note is cannot be known."""
+    (tmp_path / UNFINISHED).mkdir()
+    left = Explained(model="net", notes=[Note("FlatMapWarning", "gradient", "layer2", "", "", "")], concerned=[2])
+    content = left.model_dump(by_alias=True)
+    (tmp_path / UNFINISHED / HOW_FAR).write_bytes(sealed(content))
+    assert Explained.read(tmp_path, "net") == left
+    del content["concerned"]
+    (tmp_path / UNFINISHED / HOW_FAR).write_bytes(sealed(content))
+    assert Explained.read(tmp_path, "net") == Explained(model="net")
