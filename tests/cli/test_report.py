@@ -138,3 +138,10 @@ def test_two_runs_are_compared(folder, tmp_path):
     assert "not told apart" in result.stdout
     assert "better" not in result.stdout
     assert (pandas.read_csv(tmp_path / "differences.csv")["difference"].dropna() == 0).all()
+
+
+def test_the_methods_of_one_run_are_compared_with_one_of_them(folder):
+    result = run("compare", folder, "--against", "random")
+    assert result.exit_code == 0, result.output
+    assert "Each other method against random, paired over the images that both have" in result.stdout
+    assert "this one is" in result.stdout

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pellucid.errors import InvalidData
+from pellucid.errors import InvalidData, InvalidParameter, UnknownName
 from pellucid.findings.comparison import classes_apart, compare, left_out
 from pellucid.findings.intervals import interval
 from tests.tables import FACTS, NAN, results
@@ -28,6 +28,77 @@ def test_differences_are_paired_and_told_by_the_metrics_direction():
     assert found["verdict"].tolist() == ["better", "worse", "not told apart"]
     assert compare(after, before)["verdict"].tolist() == ["worse", "better", "not told apart"]
     assert found["images"].tolist() == [8, 8, 8]
+
+
+def within(values, model="net"):
+    """A run by (variant, method): the values of one metric at one layer."""
+    return results({(model, *key, "input", "insertion"): value + NOISE for key, value in values.items()})
+
+
+def test_the_variants_of_one_run_are_paired_with_the_first():
+    apart = np.arange(8.0)
+    found = compare(
+        within({("original", "a"): apart, ("backward", "a"): apart + 0.5, ("forward", "a"): apart - 0.5})
+    )
+    assert found.index.get_level_values("variant").tolist() == ["backward", "forward"]
+    assert found["one"].tolist() == pytest.approx([3.5, 3.5])
+    assert found["difference"].tolist() == pytest.approx([0.5, -0.5])
+    assert found["verdict"].tolist() == ["better", "worse"]
+
+
+def test_methods_and_models_of_one_run_are_paired_with_the_one_named():
+    apart = np.arange(8.0)
+    two = {("net", "original", method, "input", "insertion"): apart + at for method, at in (("a", 0), ("b", 0.5))}
+    other = {("finer", *key[1:]): values - 1 for key, values in two.items()}
+    run = results(two | other)
+    found = compare(run, against="b")
+    assert found.index.droplevel(["variant", "metric"]).tolist() == [("net", "a"), ("finer", "a")]
+    assert found["difference"].tolist() == pytest.approx([-0.5, -0.5])
+    found = compare(run, against="finer")
+    assert found.index.droplevel(["variant", "metric"]).tolist() == [("net", "a"), ("net", "b")]
+    assert found["difference"].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_each_part_of_one_run_is_taken_at_its_own_best_layer():
+    keys = [("net", variant, "a", layer, "insertion") for variant in ("original", "backward") for layer in "xy"]
+    run = results({key: at + NOISE for key, at in zip(keys, (0.0, 1.0, 3.0, 2.0), strict=True)})
+    [found] = compare(run).to_dict("records")
+    assert (found["layer"], found["other_layer"], found["difference"]) == ("y", "x", pytest.approx(2.0))
+    [found] = compare(run, layer="y").to_dict("records")
+    assert (found["layer"], found["other_layer"], found["difference"]) == ("y", "y", pytest.approx(1.0))
+
+
+def test_what_one_run_does_not_have_is_refused():
+    alone, pair = within({("original", "a"): 0.0}), within({("original", "a"): 0.0, ("original", "b"): 1.0})
+    with pytest.raises(
+        InvalidParameter, match=r"the variant original alone: give a second run, or say .*, a, b and net"
+    ):
+        compare(pair)
+    with pytest.raises(UnknownName, match="unknown variant, method or model of the run 'c'"):
+        compare(pair, against="c")
+    with pytest.raises(InvalidParameter, match="the run has the method a alone"):
+        compare(alone, against="a")
+    with pytest.raises(InvalidParameter, match="against a: this compares parts of one run, and here are two"):
+        compare(alone, pair, against="a")
+    with pytest.raises(UnknownName, match="unknown layer of the run 'nowhere'"):
+        compare(pair, layer="nowhere", against="a")
+
+
+def test_variants_that_explain_their_own_classes_are_told():
+    run = within({("original", "a"): 0.0, ("forward", "a"): 1.0})
+    assert classes_apart(run) == []
+    changed = run.table.copy()
+    changed["target"] = changed["target"].astype(object)
+    last = (changed["variant"] == "forward") & (changed["image"] == changed["image"].iloc[0])
+    changed["target"] = changed["target"].str.replace("class", "kind")
+    run = replace(run, table=changed.copy())
+    changed.loc[last, "target"] = "a bird"
+    [told] = classes_apart(replace(run, table=changed))
+    name = changed["image"].iloc[0]
+    assert told == (
+        f"the explained class of 1 of the 8 images in common, such as {name}: "
+        f"'{run.table['target'].iloc[0]}' by original and 'a bird' by the others"
+    )
 
 
 def test_the_interval_is_that_of_the_differences():

@@ -124,7 +124,17 @@ def _head(column: TableColumn) -> str:
 
 def compare_command(
     run: RunArgument,
-    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another run, on the same images.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="OTHER", help="Another run, on the same images.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Within one run: the variant, method or model that the others are compared with; else the first "
+            "variant, original.",
+        ),
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Where maps are compared; else each at its best layer.")
     ] = None,
@@ -132,21 +142,47 @@ def compare_command(
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Also write the table.")
     ] = None,
 ) -> None:
-    """Compare two benchmarks image by image, over the images that both have.
+    """Compare two benchmarks, or the variants or methods of one, image by image.
 
-    Differences are the second run's minus the first's, with 95 % intervals.
+    Differences are the second run's minus the first's, or each part's minus the one named by --against, with 95 %
+    intervals over the images that both have.
 
-    Example: `pellucid compare before after`
+    Examples: `pellucid compare before after`, `pellucid compare RUN`, `pellucid compare RUN --against random`
     """
-    from ..experiments.record import apart
     from ..experiments.store import Results
     from ..files import replace_file
-    from ..findings.comparison import classes_apart, compare, left_out
+    from ..findings.comparison import compare
 
     if output is not None and output.suffix != ".csv":
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
-    first, second = Results.read(run), Results.read(other)
-    found = compare(first, second, layer)
+    first = Results.read(run)
+    second = None if other is None else Results.read(other)
+    found = compare(first, second, layer, against=against)
+    if second is None:
+        _say_of_one(found, first, against)
+    else:
+        _say_of_two(found, first, second, layer)
+    if output is not None:
+        replace_file(output, found.to_csv().encode())
+        say(f"wrote {output}")
+
+
+def _say_of_one(found: pd.DataFrame, run: Results, against: str | None) -> None:
+    from ..findings.comparison import classes_apart, part_of
+
+    kind, name = part_of(run, against)
+    if run.missing:
+        say(f"note: the run is unfinished, {counted(len(run.missing), 'cell')} missing")
+    for line in classes_apart(run, against=against):
+        say(f"note: {line}")
+    title = f"Each other {kind} against {name}, paired over the images that both have"
+    show_whole(_differences(found, run, (name, "this one"), title), keys=3)
+
+
+def _say_of_two(found: pd.DataFrame, first: Results, second: Results, layer: str | None) -> None:
+    from ..experiments.record import apart
+    from ..findings.comparison import classes_apart, left_out
+
     lines = list(apart(first.record, second.record, ("in the first", "in the second")))
     lines += classes_apart(first, second)
     same = first.values().equals(second.values())
@@ -157,33 +193,35 @@ def compare_command(
         say(f"  {line}")
     if len(lines) > _MOST_LINES:
         say(f"  and in {len(lines) - _MOST_LINES} more places")
-    show_whole(_differences(found, first), keys=3)
+    title = "Paired over the images that both runs have"
+    show_whole(_differences(found, first, ("first", "second"), title), keys=3)
     for line in left_out(first, second, layer):
         say(line)
-    if output is not None:
-        replace_file(output, found.to_csv().encode())
-        say(f"wrote {output}")
 
 
-def _differences(found: pd.DataFrame, first: Results) -> Table:
+def _differences(found: pd.DataFrame, first: Results, sides: tuple[str, str], title: str) -> Table:
+    """A row for each pair; ``sides`` are what the two of it are called."""
     from ..findings.digits import interval_ends, number, shared_decimals
 
     places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in found.groupby(level="metric")}
+    models = found.index.get_level_values("model")
+    several = models.nunique() > 1
     table = Table(
-        *("metric", "method", "variant"),
-        *(Column(head, justify="right") for head in ("first", "second", "difference", "95 % interval", "images")),
-        "the second is",
+        *("metric", "method", "variant", *(["model"] if several else [])),
+        *(Column(escape(head), justify="right") for head in (*sides, "difference", "95 % interval", "images")),
+        f"{sides[1] if sides[1].startswith('this') else f'the {sides[1]}'} is",
         "layers",
-        title="Paired over the images that both runs have",
+        title=escape(title),
         title_justify="left",
     )
-    for (_, variant, method, metric), row in zip(found.index, found.to_dict("records"), strict=True):
+    for (model, variant, method, metric), row in zip(found.index, found.to_dict("records"), strict=True):
         arrow = "↑" if first.record.metrics[metric].higher_is_better else "↓"
         numbers = [number(row[name], places[metric]) for name in ("one", "other", "difference")]
         ends = " to ".join(interval_ends(row["low"], row["high"], places[metric]))
         layers = " | ".join(dict.fromkeys(filter(None, (row["layer"], row["other_layer"]))))
         table.add_row(
-            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant), *numbers, ends,
-            str(row["images"]), row["verdict"], escape(layers),
+            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant),
+            *([escape(model)] if several else []), *numbers, ends, str(row["images"]), row["verdict"],
+            escape(layers),
         )  # fmt: skip
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidData, brief, counted
+from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
 from .intervals import LEAST, Numbers, interval, mean, rounding_of
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined
@@ -19,26 +19,34 @@ if TYPE_CHECKING:
     from ..experiments.store import Results
 
 _PARTS = ("model", "variant", "method", "metric")
+_KINDS = ("variant", "method", "model")  # of one run's parts that can be compared with each other
 _OWN = (None, "scored", "explained")  # targets that are each network's own
 _NUMBERED = re.compile(r"class \d+")  # what a class without a name is called
+_EXPLAINED = ("model", "variant", "image")  # what tells explained classes apart
+_Explained = dict[tuple[str, ...], str]
 _WORDS = ("not told apart", "better", "worse")
 
 
-def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFrame:
-    """What two runs measured in common, paired over the images of the same names.
+def compare(
+    one: Results, other: Results | None = None, layer: str | None = None, *, against: str | None = None
+) -> pd.DataFrame:
+    """Values paired over the images: those of two runs, or of one run against one of its own parts.
 
-    A row is a model, variant, method and metric of both runs; where each has a single model, they may be called
-    differently; ``left_out`` names the others. ``layer`` is where maps are compared; None is the best layer of
-    each in its own run. Columns: ``layer`` and ``other_layer``; the ``images`` that have both values; the means
-    ``one`` and ``other`` of these; the ``difference`` other - one and its 95 % interval, ``low`` to ``high``; and
-    in the ``verdict`` whether the other is "better", "worse" or "not told apart", or that too few images have
-    both values to tell.
+    With ``other``, a row is a model, variant, method and metric of both runs; where each has a single model, they
+    may be called differently; ``left_out`` names the others. Without it, ``against`` is a variant, method or
+    model of the run, and each other one of its kind is a row, compared with it; None is the first variant.
+
+    ``layer`` is where maps are compared; None is the best layer of each in its own run. Columns: ``layer`` and
+    ``other_layer``; the ``images`` that have both values; the means ``one`` and ``other`` of these; the
+    ``difference`` other - one and its 95 % interval, ``low`` to ``high``; and in the ``verdict`` whether the other
+    is "better", "worse" or "not told apart", or that too few images have both values to tell.
 
     Raises:
         InvalidData: the runs have no image, or no such row, in common; told is what differs.
+        InvalidParameter: ``against`` beside a second run, or none where a run has one variant alone.
+        UnknownName: the run has no such variant, method or model.
     """
-    ours, theirs = (_values(results, layer) for results in (one, other))
-    theirs = _called_alike(ours, theirs)
+    ours, theirs = _sides(one, other, layer, against)
     images = [name for name in ours.columns if name in set(theirs.columns)]
     places, others = _places(ours, theirs)
     keys = [key for key in places if key in others]
@@ -66,13 +74,59 @@ def compare(one: Results, other: Results, layer: str | None = None) -> pd.DataFr
 
 def left_out(one: Results, other: Results, layer: str | None = None) -> list[str]:
     """What one run alone graded, so that ``compare`` has no row of it, in a sentence for each run that has any."""
-    ours, theirs = (_values(results, layer) for results in (one, other))
-    found = [list(places) for places in _places(ours, _called_alike(ours, theirs))]
+    found = [list(places) for places in _places(*_sides(one, other, layer, None))]
     return [
         f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade both in one run"
         for which, rows, others in zip(("first", "second"), found, reversed(found), strict=True)
         if set(rows) - set(others)
     ]
+
+
+def part_of(results: Results, against: str | None) -> tuple[str, str]:
+    """What the others of a run are compared with: the kind of part (variant, method or model), and its name.
+
+    Raises:
+        InvalidParameter: None, where the run has one variant alone.
+        UnknownName: the run has no such part.
+    """
+    names = {kind: list(results.table[kind].dropna().unique()) for kind in _KINDS}
+    if against is None:
+        if len(names["variant"]) < 2:
+            raise InvalidParameter(
+                f"the run has the variant {names['variant'][0]} alone: give a second run, or say which method or "
+                f"model of this one the others are compared with, {_some([*names['method'], *names['model']])}"
+            )
+        against = names["variant"][0]
+    kinds = [kind for kind in _KINDS if against in names[kind]]
+    if not kinds:
+        raise UnknownName(
+            "variant, method or model of the run", against, [name for of in _KINDS for name in names[of]]
+        )
+    if len(names[kinds[0]]) < 2:
+        raise InvalidParameter(f"the run has the {kinds[0]} {against} alone, and nothing to compare with it")
+    return kinds[0], against
+
+
+def _sides(
+    one: Results, other: Results | None, layer: str | None, against: str | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of two runs; or of one run those of the part ``against``, once for each other, and the others'."""
+    ours = _values(one, layer)
+    if other is not None:
+        if against is not None:
+            raise InvalidParameter(
+                f"against {against}: this compares parts of one run, and here are two; give one"
+            )
+        return ours, _called_alike(ours, _values(other, layer))
+    kind, name = part_of(one, against)
+    names = ours.index.get_level_values(kind)
+    others = [part for part in names.unique() if part not in (name, "")]
+    if layer is not None and layer not in set(ours.index.get_level_values("layer")):
+        layers = one.record.layers.values()
+        raise UnknownName("layer of the run", layer, [name for names in layers for name in names])
+    if not (others and name in names):
+        raise InvalidData(f"the run has no values of {name} and of another {kind} yet; finish it first")
+    return pd.concat([ours[names == name].rename(index={name: part}, level=kind) for part in others]), ours
 
 
 def _of_one(rows: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> str:
@@ -107,37 +161,55 @@ def _verdict(sign: int, images: int) -> str:
     return _WORDS[sign] if images >= LEAST else f"not compared: fewer than {LEAST} images"
 
 
-def classes_apart(one: Results, other: Results) -> list[str]:
-    """In which images of both runs other classes are explained, in a sentence, if there are any.
+def classes_apart(one: Results, other: Results | None = None, *, against: str | None = None) -> list[str]:
+    """In which images of what ``compare`` pairs other classes are explained, in a sentence, if there are any.
 
     Where both explain the label, or one given class, they are the same, whatever each network calls them.
     """
-    asked = [results.record.spec.get("target") for results in (one, other)]
+    asked = [results.record.spec.get("target") for results in (one, other or one)]
     if asked[0] == asked[1] and asked[0] not in _OWN:
         return []
-    found = [_explained(results) for results in (one, other)]
-    models = [{model for model, _, _ in known} for known in found]
+    if other is None:
+        return _unlike(*_explained_within(one, against), "by the others", f"by {part_of(one, against)[1]}")
+    ours, theirs = _explained(one), _explained(other)
+    models = [{model for model, _, _ in known} for known in (ours, theirs)]
     if len(models[0]) == len(models[1]) == 1:
-        found = [{("", *key[1:]): target for key, target in known.items()} for known in found]
-    ours, theirs = found
+        ours, theirs = ({("", *key[1:]): target for key, target in known.items()} for known in (ours, theirs))
+    return _unlike(ours, theirs, "in the second", "in the first")
+
+
+def _unlike(ours: _Explained, theirs: _Explained, there: str, here: str) -> list[str]:
+    """In how many images two sides explain other classes, with the first one."""
     shared = [key for key in ours if key in theirs]
     unlike = [key for key in shared if ours[key] != theirs[key]]
     if not unlike:
         return []
     first, images = unlike[0], [len({image for _, _, image in keys}) for keys in (unlike, shared)]
-    numbered = [all(_NUMBERED.fullmatch(target) for target in known.values()) for known in found]
+    numbered = [all(_NUMBERED.fullmatch(target) for target in known.values()) for known in (ours, theirs)]
     nameless = "; one run has no names of classes, so they may be the same" if numbered[0] != numbered[1] else ""
     return [
         f"the explained class of {images[0]} of the {counted(images[1], 'image')} in common, such as {first[2]}: "
-        f"{brief(ours[first])} in the first and {brief(theirs[first])} in the second{nameless}"
+        f"{brief(ours[first])} {here} and {brief(theirs[first])} {there}{nameless}"
     ]
 
 
-def _explained(results: Results) -> dict[tuple[str, str, str], str]:
+def _explained_within(results: Results, against: str | None) -> tuple[_Explained, _Explained]:
+    """The classes of what the others of one run are compared with, under the names of these, and of these."""
+    kind, name = part_of(results, against)
+    found = _explained(results)
+    if kind == "method":
+        return found, found
+    place = _EXPLAINED.index(kind)
+    others = {key: target for key, target in found.items() if key[place] != name}
+    known = {key: found.get((*key[:place], name, *key[place + 1 :])) for key in others}
+    return {key: target for key, target in known.items() if target is not None}, others
+
+
+def _explained(results: Results) -> _Explained:
     """The class that is explained, by model, variant and image."""
     if "target" not in results.table:
         return {}
-    columns = ["model", "variant", "image", "target"]
+    columns = [*_EXPLAINED, "target"]
     known = results.table[columns].astype(object).drop_duplicates().dropna()
     return {(model, variant, image): target for model, variant, image, target in known.itertuples(index=False)}
 
