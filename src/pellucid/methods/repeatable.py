@@ -83,7 +83,7 @@ def _tried_on(model: nn.Module, image: Tensor, max_batch: int) -> Tensor:
             "before; call model.eval(), or switch off what keeps statistics"
         )
     if _is_random(model, image, first):
-        where = _where(model, image, image)
+        where = _where(model, image)
         if not where and isinstance(model, Answering):
             raise InvalidTarget(
                 "the target function or the model is random: it gives an image other values each time; make it "
@@ -100,7 +100,7 @@ def _tried_on(model: nn.Module, image: Tensor, max_batch: int) -> Tensor:
         )
     beside = _beside(model, image, first, max_batch)
     if beside is not None:
-        where = _where(model, image, *beside)
+        where = _where(model, *beside)
         if not where and isinstance(model, Answering):
             raise InvalidTarget(
                 "what the target function gives for an image depends on the images beside it, so would its map; "
@@ -174,44 +174,58 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _beside(model: nn.Module, image: Tensor, first: Tensor, max_batch: int) -> tuple[Tensor, int] | None:
-    """The images beside which an image has other logits than ``first``, and its place; None where none are."""
-    for images, places in _batches(image, max_batch):
+    """A batch, and the place in it at which an image has other logits than elsewhere; None where none has.
+
+    ``first`` are the logits of the first image alone.
+    """
+    known = first
+    for shift, images in enumerate(_batches(image, max_batch)):
         try:
             logits = _logits(model, images)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             return None  # a model for single images
-        for place in places if len(logits) == len(images) else ():
-            if not same_logits(first, logits[place : place + 1]):
-                return images, place
+        if len(logits) != len(images):
+            return None
+        known, found = _moved(known, logits, shift)
+        if found is not None:
+            return images, found
     return None
 
 
-def _batches(image: Tensor, max_batch: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """An image (1, C, H, W) in batches of others, and its places there; none if a batch holds one image.
+def _batches(image: Tensor, max_batch: int) -> Iterator[Tensor]:
+    """An image (1, C, H, W) first in a batch of others, and all of them a place further; none if they run alone.
 
-    First before all others, then between and behind them, since a model may sort its images, move them, or look at
-    the first or the last of them alone. The others are neither the image nor one another, whatever it shows.
+    A model may sort its images, move them, or look at the first or the last of them alone. Only one that keeps
+    each image's row at its place, or turns them all around, gives each the same in both batches, and the first
+    image, known alone, tells these two apart. The others are neither the image nor one another, whatever it shows.
     """
     count = min(max_batch, _BESIDE)
     if count == 1:
         return
     keys = range(1, count)
     noise = noise_like(image.expand(len(keys), -1, -1, -1), keys).view(-1, *image.shape[1:])
-    others = (noise * float(image.abs().amax() or 1) - image.flip(-1)).split(1)
-    yield torch.cat([image, *others]), [0]
-    places = [place for place in range(count) if place % 2 or place == count - 1]
-    yield torch.cat([image if place in places else others[place] for place in range(count)]), places
+    batch = torch.cat([image, noise * float(image.abs().amax() or 1) - image.flip(-1)])
+    yield batch
+    yield batch.roll(1, 0)
 
 
-def _where(model: nn.Module, image: Tensor, beside: Tensor, place: int = 0) -> str:
-    """The first module whose output for the image, at a place among others, differs from that alone, in words."""
+def _moved(known: Tensor, rows: Tensor, shift: int) -> tuple[Tensor, int | None]:
+    """The rows of all images, of which some are ``known``, and the place of one that has another row here."""
+    rows = rows.roll(-shift, 0)
+    same = (same_logits(known[place : place + 1], rows[place : place + 1]) for place in range(len(known)))
+    moved = next((place for place, is_same in enumerate(same) if not is_same), None)
+    return torch.cat([known, rows[len(known) :]]), None if moved is None else (moved + shift) % len(rows)
+
+
+def _where(model: nn.Module, images: Tensor, place: int = 0) -> str:
+    """The first module whose output for one of the images differs from that for it alone, in words."""
     with module_outputs(model) as alone:
-        model(image.clone())
+        model(images[place : place + 1].clone())
     for _ in range(TRIES):
         with module_outputs(model) as again:
-            model(beside.clone())
+            model(images.clone())
         for (name, one), (_, other) in zip(alone, again, strict=False):
             if not same_logits(one, other[place * len(one) : (place + 1) * len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
@@ -261,9 +275,9 @@ def _disturbed(
 def _mixed(
     model: nn.Module, answering: nn.Module, alone: Mapping[str, Tensor], image: Tensor, max_batch: int
 ) -> set[str]:
-    """The layers whose row for an image is another beside other images than ``alone``."""
-    mixed = set()
-    for images, places in _batches(image, max_batch):
+    """The layers whose row for an image is another beside other images; ``alone`` are those of the first."""
+    mixed, known = set(), dict(alone)
+    for shift, images in enumerate(_batches(image, max_batch)):
         try:
             with captured(model, list(alone), strict=False) as outputs:
                 answering(images.clone())
@@ -271,10 +285,10 @@ def _mixed(
             if is_out_of_memory(error):
                 raise
             return set()  # a model for single images
-        for layer, one in outputs.items():
+        for layer, rows in outputs.items():
             # What does not give a row for each image is refused elsewhere.
-            if alone[layer].shape[:1] == (1,) and one.shape[:1] == images.shape[:1]:
-                rows = (one[place : place + 1] for place in places)
-                if not all(same_logits(alone[layer], row) for row in rows):
+            if alone[layer].shape[:1] == (1,) and rows.shape[:1] == images.shape[:1]:
+                known[layer], found = _moved(known[layer], rows, shift)
+                if found is not None:
                     mixed.add(layer)
     return mixed
