@@ -144,7 +144,7 @@ def explain(
     """Explain photos: a page, pictures, raw attributions, and all that is needed to make them again.
 
     A run that was interrupted goes on where it was when the same command is given again. A folder that holds
-    another run, or files of one's own, is refused.
+    another run, or files of one's own, is refused. Of thousands of photos `pellucid maps` writes the maps alone.
 
     Examples:
 
