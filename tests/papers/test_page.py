@@ -386,7 +386,7 @@ def test_large_grids_of_noise_are_kept_small(tmp_path):
     cells = tuple(tuple(rng.normal(size=(224, 224)) for _ in range(8)) for _ in range(3))
     photo = rng.integers(0, 255, (224, 224, 3)).astype(np.uint8)
     names = tuple("abcdefgh")
-    figure = page.map_figure(MapGrid("photo", photo, ("x", "y", "z"), names, cells))
+    figure = page.map_figure(MapGrid("photo", ("gradient",), photo, ("x", "y", "z"), names, cells))
     write_figure(figure, tmp_path / "noise.png", page.LARGEST_PNG)
     assert (tmp_path / "noise.png").stat().st_size <= 300_000
 
@@ -394,7 +394,7 @@ def test_large_grids_of_noise_are_kept_small(tmp_path):
 def test_a_large_picture_keeps_what_is_for_and_against_the_class_apart(tmp_path):
     noise = np.random.default_rng(0).normal(size=(3, 9, 112, 112)) ** 3
     rows, columns = (tuple(map(str, range(count))) for count in (3, 9))
-    figure = page.map_figure(MapGrid("photo", None, rows, columns, tuple(map(tuple, noise))))
+    figure = page.map_figure(MapGrid("photo", ("gradient",), None, rows, columns, tuple(map(tuple, noise))))
     write_figure(figure, tmp_path / "whole.png")
     assert (tmp_path / "whole.png").stat().st_size > page.LARGEST_PNG
     path = tmp_path / "small.png"
@@ -408,4 +408,19 @@ def test_a_large_picture_keeps_what_is_for_and_against_the_class_apart(tmp_path)
 
 
 def test_a_grid_without_maps_is_not_drawn():
-    assert page.map_figure(MapGrid("photo", None, ("x",), ("y",), ((None,),))) is None
+    assert page.map_figure(MapGrid("photo", ("gradient",), None, ("x",), ("y",), ((None,),))) is None
+
+
+@pytest.mark.parametrize(
+    ("methods", "said", "unsaid"),
+    [
+        (("gradient",), "against the class", "says nothing"),
+        (("guided_backprop",), "negative", "the class"),
+        (("gradient", "guided_backprop"), "the sign of guided_backprop says nothing", "rectgrad"),
+    ],
+)
+def test_a_legend_claims_no_sign_of_methods_that_have_none(methods, said, unsaid):
+    cells = ((np.array([[1.0, -1.0], [0.5, 0.0]], np.float32),),)
+    drawn = page.map_figure(MapGrid("photo", methods, None, ("x",), ("y",), cells)).file("svg").decode()
+    assert said in drawn
+    assert unsaid not in drawn

@@ -43,9 +43,10 @@ class ComparedTable:
 
 @dataclass(frozen=True, eq=False)
 class MapGrid:
-    """The maps (h, w) of one photo (H, W, 3): ``cells[row][column]``, None where the run kept none."""
+    """The maps (h, w) of one photo (H, W, 3) by ``methods``: ``cells[row][column]``, None where none was kept."""
 
     image: str
+    methods: tuple[str, ...]
     photo: NDArray[np.uint8] | None
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -205,7 +206,8 @@ class _Content:
                 tuple(_first_map(some[some[exhibit.columns].isin(names)], exhibit) for names in columns.values())
                 for some in by_row
             ]
-            yield MapGrid(image, self.photo(image, exhibit.where), tuple(rows), tuple(columns), tuple(cells))
+            methods, photo = tuple(of_image["method"].unique()), self.photo(image, exhibit.where)
+            yield MapGrid(image, methods, photo, tuple(rows), tuple(columns), tuple(cells))
 
     def kept_maps(self, exhibit: MapsExhibit) -> pd.DataFrame:
         pictures = self.results.pictures

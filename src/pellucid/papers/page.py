@@ -19,6 +19,7 @@ from ..findings.agreement import raters_told
 from ..findings.digits import decimals, interval_ends, number
 from ..findings.statistics import GROUP, is_of_variant
 from ..findings.wording import joined
+from ..report.album import signs
 from ..report.charts import MARKERS, Look, Panel, chart_figure, looks
 from ..report.figures import CaptionedPhoto, Drawing, grid, shrunk, write_figure
 from ..report.pages import Page, Picture, Section, Table
@@ -315,9 +316,11 @@ def map_figure(maps: MapGrid, photos: bool = True) -> Drawing | None:
         for row in maps.cells
     ]
     rows = maps.rows if len(maps.rows) > 1 else ()
+    explained, note = signs(maps.methods, "the class")
     if maps.photo is None or not photos:
-        return grid(cells, maps.columns, rows, title=maps.image)
-    return grid(cells, maps.columns, rows, [CaptionedPhoto(shrunk(maps.photo, times), name=maps.image)])
+        return grid(cells, maps.columns, rows, title=maps.image, explained=explained, note=note)
+    photo = CaptionedPhoto(shrunk(maps.photo, times), name=maps.image)
+    return grid(cells, maps.columns, rows, [photo], explained=explained, note=note)
 
 
 # Words and numbers.
