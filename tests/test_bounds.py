@@ -10,7 +10,7 @@ from torch import nn
 
 import pellucid as pl
 from pellucid.bounds import GRADIENTS, Bound, require_unpacked_archive
-from pellucid.errors import InvalidData, InvalidParameter, UnknownName, brief
+from pellucid.errors import InvalidData, InvalidParameter, UnknownName, brief, percent
 from pellucid.methods.base import _chunks
 
 BOUND = Bound("PELLUCID_MAX_THINGS", "things", 10)
@@ -133,3 +133,19 @@ def test_a_long_path_of_steps_gives_the_map_of_its_definition() -> None:
     images = torch.rand(1, 3, 2, 2)
     found = pl.method("integrated(gradient, steps=1000)")(model, images, 1)["input"]
     torch.testing.assert_close(found, images * model[1].weight[1].view(1, 3, 2, 2).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "< 0.1 %"),
+        (0.0004, "< 0.1 %"),
+        (0.001, "0.1 %"),
+        (0.5, "50.0 %"),
+        (0.9994, "99.9 %"),
+        (0.999999, "> 99.9 %"),
+        (1.0, "> 99.9 %"),
+    ],
+)
+def test_a_share_is_never_rounded_to_a_certainty(share: float, text: str) -> None:
+    assert percent(share) == text

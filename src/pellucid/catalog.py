@@ -87,7 +87,8 @@ METHODS: Mapping[str, Entry] = {
     "gradient": Entry(
         gradient,
         f"{_NIELSEN}, Eq. 1",
-        "Where a slight change would raise (red) or lower (blue) the score of the class the most.",
+        "Where slightly larger values, at the input brighter pixels, would raise (red) or lower (blue) the score "
+        "of the class the most.",
     ),
     "input_x_gradient": Entry(
         input_x_gradient,
@@ -118,7 +119,7 @@ METHODS: Mapping[str, Entry] = {
     "deeplift": Entry(
         deeplift,
         f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al.",
-        "What each place adds to the score or takes from it, compared with an empty image.",
+        "What each place adds to the score or takes from it, compared with an empty image: zeros, mostly gray.",
     ),
     "lrp_epsilon": Entry(
         lrp_epsilon,
@@ -133,7 +134,7 @@ METHODS: Mapping[str, Entry] = {
     "gradcam": Entry(
         GradCAM,
         f"{_SMOOTH}, Sec. 3.3; Selvaraju et al.",
-        "Which places of a layer speak for the class; made for the last, where one place is much of the photo.",
+        "Which places of a layer speak for the class; made for the last layers, whose places see most of it.",
     ),
     "smoothed_integrated_gradients": Entry("smoothed(integrated_gradients)", f"{_NIELSEN}, Eq. 6"),
     "smoothed_guided_backprop": Entry("smoothed(guided_backprop)", f"{_NIELSEN}, Eq. 7"),
@@ -151,11 +152,11 @@ COMBINATORS: Mapping[str, type[Sampling]] = {
 
 _AROUND = {  # what the combinators add to the sentence of what they wrap
     "smoothed": "Averaged over noisy copies of the image, so that single pixels count less.",
-    "integrated": "Summed along the way from an empty image to this one.",
+    "integrated": "Summed along the way from an empty image (zeros, mostly gray) to this one.",
 }
 _INTEGRATED_GRADIENT = (
-    "What each place adds to the score or takes from it on the way from an empty image to this one: the places "
-    "together add up to the difference of the two scores."
+    "What each place adds to the score or takes from it on the way from an empty image (zeros, mostly gray) to "
+    "this one: the places together add up to the difference of the two scores."
 )
 
 METRICS: Mapping[str, type[Criterion]] = {

@@ -230,7 +230,9 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
 
 def percent(share: float) -> str:
     """A share in [0, 1] as text, never rounded to a certainty."""
-    return f"{min(100 * share, 99.9):.1f} %" if share > 0.0005 else "< 0.1 %"
+    if share <= 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %" if share < 0.9995 else "> 99.9 %"
 
 
 def counted(number: int, noun: str) -> str:

@@ -809,7 +809,7 @@ def test_the_page_holds_all_and_needs_nothing_else(work):
     name = facts["target"]["name"].replace("<", "&lt;").replace(">", "&gt;")
     assert f"for {name}" in text
     assert f"Explained: {name} {100 * facts['target']['probability']:.1f} %" in text
-    assert "Where a slight change would raise" in text
+    assert "Where slightly larger values, at the input brighter pixels, would raise" in text
     assert "Averaged over noisy copies" in text
     assert "pellucid explain photo0.png photo1.png" in text
     assert "looks untrained" in text
@@ -918,6 +918,35 @@ def test_a_label_is_the_class_of_its_folders_name(work):
     assert explain("photos", "--classes", "eel,dog,fox,cow").exit_code == 0  # no label is asked for
     photos = json.loads(Path("out/run.json").read_text())["photos"]
     assert [photo["label"] for photo in photos] == [{"class": -1, "name": "cat"}, {"class": -1, "name": "dog"}]
+    assert "labeled photo" not in page()  # its labels are no classes of the model
+
+
+def test_how_many_labels_are_predicted_is_told(work):
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        shutil.copy("photo0.png", f"photos/{name}/a.png")
+    assert explain("photos", "--classes", "eel,dog,fox,cat").exit_code == 0
+    predicted = [photo["predicted"]["name"] for photo in json.loads(Path("out/run.json").read_text())["photos"]]
+    right = sum(name == label for name, label in zip(predicted, ("cat", "dog"), strict=True))
+    assert f"It predicts the label of {right} of 2 labeled photos." in page()
+    assert page().count(", which is not the predicted class") == 2 - right
+
+
+def test_a_difference_is_asked_for_in_words(work):
+    assert explain("photo0.png", "--target", "dog - cat", "--classes", "eel,dog,fox,cat").exit_code == 0
+    assert "what speaks for dog rather than for cat?" in page()
+
+
+def test_a_figure_of_a_variant_says_what_the_variant_answers(work):
+    assert explain("photo0.png", "--variant", "original,forward", "--pictures", "svg").exit_code == 0
+    [photo] = json.loads(Path("out/run.json").read_text())["photos"]
+    of = photo["variants"]["forward"]["target"]
+    told = f"{of['name']} {100 * of['probability']:.1f} %"
+    assert told != f"{photo['target']['name']} {100 * photo['target']['probability']:.1f} %"
+    figures = {path.name: path.read_text() for path in Path("out").glob("*.svg")}
+    assert [name for name, text in figures.items() if told in text] == [
+        name for name in figures if "forward" in name or name.startswith("figure-layers")
+    ]
 
 
 def test_folders_name_the_classes_of_a_model_that_has_no_names(work):

@@ -70,7 +70,8 @@ def explain(
         list[str] | None,
         typer.Option(
             metavar="A,B,C",
-            help="`original`, `backward`, `forward` or a surrogate's .safetensors file; may be repeated.",
+            help="`original`, `backward` or `forward` (also `backward_with_first`, `forward_with_first`), or a "
+            "surrogate's .safetensors file; may be repeated.",
             show_default="original",
         ),
     ] = None,

@@ -94,7 +94,17 @@ class ExplainPage:
             "auto": "the class that it finds most likely",
             "label": "the class that the photo is labeled with",
         }
-        return f"The question to the network was: what speaks for {asked.get(request.target, request.target)}?"
+        between = self.run.found.photos[0].target.between
+        what = " rather than for ".join(between) if between else asked.get(request.target, request.target)
+        return f"The question to the network was: what speaks for {what}?{self.right}"
+
+    @property
+    def right(self) -> str:
+        """How many photos are predicted as they are labeled, if any has a label."""
+        right = [facts.is_right for facts in self.run.found.photos if facts.is_right is not None]
+        return (
+            f" It predicts the label of {sum(right)} of {counted(len(right), 'labeled photo')}." if right else ""
+        )
 
     def introduction(self) -> list[Section]:
         """What to bear in mind, and what the maps show."""
@@ -130,7 +140,8 @@ class ExplainPage:
         """What the photo was taken for, in lines."""
         target, predicted = facts.target, facts.predicted
         if facts.label is not None:
-            yield f"Label: {facts.label.name}"
+            other = ", which is not the predicted class" if facts.is_right is False else ""
+            yield f"Label: {facts.label.name}{other}"
         if len(facts.likeliest) > 1:
             yield "Predicted: " + ", ".join(f"{one.name} {one}" for one in facts.likeliest)
         if target.between is not None:

@@ -115,6 +115,13 @@ class PhotoFacts(BaseModel):
         """What tells it from others of the run."""
         return self.source, self.index
 
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the label is predicted; None where there is no label of the model's classes, or no class."""
+        if self.label is None or self.label.number == NO_CLASS or self.predicted.probability is None:
+            return None
+        return self.label.number == self.predicted.number
+
     def plain(self) -> dict[str, Any]:
         """It as plain values, without what is not known."""
         return self.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
@@ -144,9 +151,13 @@ class Photo:
             sha256=_file_hash(source, self.sample), target=target, predicted=predicted, likeliest=likeliest,
         )  # fmt: skip
 
-    def captioned(self) -> CaptionedPhoto:
-        """The photo with the explained class and its probability, and the predicted class if it is another."""
-        target, predicted = self.facts.target, self.facts.predicted
+    def captioned(self, variant: str = "") -> CaptionedPhoto:
+        """The photo with the explained class and its probability, and the predicted class if it is another.
+
+        Of a variant that may answer otherwise they are its own.
+        """
+        of = self.facts.variants.get(variant, self.facts)
+        target, predicted = of.target, of.predicted
         text = f"{target.name} {target}"
         if predicted != target:
             text += f"\n(predicted: {predicted.name} {predicted})"

@@ -128,7 +128,7 @@ class Pictures:
                 cells = [[photo.maps[name, at, variant] for name, at in part] for photo in some]
                 figure = f"figure-methods-{layer or 'own'}-{variant}"
                 methods = list(dict.fromkeys(name for name, _ in part))
-                self.save(figure, cells, titles, [], some, f"{place}, {variant}", methods)
+                self.save(figure, cells, titles, [], some, f"{place}, {variant}", methods, variant)
 
     def draw_layers(self, photo: Photo, name: str) -> None:
         """Variants x layers of one image and method."""
@@ -137,7 +137,14 @@ class Pictures:
         for part in pages(layers, _MOST_COLUMNS):
             cells = [[photo.maps[name, layer, variant] for layer in part] for variant in variants]
             figure = f"figure-layers-{photo.key}-{name}"
-            self.save(figure, cells, part, variants, [photo], f", {self.request.texts[name]}", [name])
+            titles = [self.answered(photo, variant) for variant in variants]
+            self.save(figure, cells, part, titles, [photo], f", {self.request.texts[name]}", [name])
+
+    @staticmethod
+    def answered(photo: Photo, variant: str) -> str:
+        """A variant's name, with what it makes of the explained class where that may be something else."""
+        of = photo.facts.variants.get(variant)
+        return variant if of is None else f"{variant}\n({of.target.name} {of.target})"
 
     def save(
         self,
@@ -148,10 +155,11 @@ class Pictures:
         photos: Sequence[Photo],
         what: str,
         methods: Sequence[str],
+        variant: str = "",
     ) -> None:
-        """Draw and write one figure, numbered so that names sort as they were drawn."""
+        """Draw and write a figure, of one ``variant`` if named, numbered so that names sort as they were drawn."""
         request = self.request
-        shown, title = [photo.captioned() for photo in photos], f"{request.model}{what}"
+        shown, title = [photo.captioned(variant) for photo in photos], f"{request.model}{what}"
         classes = {photo.facts.target.speaks for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
         told, note = signs([request.texts[method] for method in methods], explained)

@@ -145,7 +145,8 @@ class Attributions(Mapping[str, Tensor]):
             }
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidData(
-                f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save"
+                f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save "
+                "(safetensors.torch.load_file reads the numbers of pellucid explain)"
             ) from error
         answer, unchecked = (str(facts.get(name, "")) for name in ("answer", "unchecked"))
         return cls(targets=targets, **found, answer=answer, unchecked=unchecked)
