@@ -15,6 +15,7 @@ from pellucid.findings.intervals import (
     mean,
     paired_ranks,
     quantile,
+    share_interval,
     sign_test,
     told_apart,
     without_each,
@@ -44,6 +45,28 @@ def test_the_interval_holds_the_mean_as_often_as_it_says(kind, n):
 def test_it_holds_the_mean_of_exponential_values_too(n):
     low, high = interval(np.random.default_rng(n).exponential(size=(10_000, n)))
     assert np.mean((low <= 1) & (high >= 1)) >= 0.93
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.95])
+@pytest.mark.parametrize("n", [3, 10, 30, 100])
+def test_the_interval_of_a_share_holds_it_at_least_as_often_as_it_says(share, n):
+    ones = np.arange(n + 1)
+    rows = np.where(np.arange(n) < ones[:, None], 1.0, 0.0)  # of each number of ones
+    low, high = share_interval(rows)
+    held = (low <= share) & (share <= high)
+    assert scipy.stats.binom.pmf(ones, n, share)[held].sum() >= 0.95
+
+
+@pytest.mark.parametrize(("ones", "n"), [(37, 40), (0, 8), (8, 8), (1, 3), (500, 1000), (9_998, 10_000)])
+def test_the_interval_of_a_share_is_that_of_clopper_and_pearson(ones, n):
+    row = np.full((1, n + 2), NAN)
+    row[0, :n] = np.arange(n) < ones
+    expected = scipy.stats.binomtest(ones, n).proportion_ci(0.95, "exact")
+    assert [end[0] for end in share_interval(row)] == pytest.approx([expected.low, expected.high], rel=1e-9)
+
+
+def test_a_share_of_fewer_than_three_has_no_interval():
+    assert np.isnan(share_interval(np.array([[1.0, 0.0, NAN], [NAN] * 3]))).all()
 
 
 def test_the_percentiles_of_resamples_would_not():

@@ -275,3 +275,17 @@ def test_a_metrics_name_is_its_text_where_two_share_it():
     assert stats.label("insertion(steps=7)") == "insertion(steps=7)"
     alone = Statistics.of(results({key(metric="total_variation"): [1.0]}))
     assert alone.label("total_variation") == "total variation"
+
+
+def test_hits_have_the_interval_of_a_share():
+    """Also where all of them are alike; other values between 0 and 1 have that of any."""
+    ended = {**FACTS, "insertion": FACTS["insertion"].model_copy(update={"ends": (0.0, 1.0)})}
+    summaries = [
+        Statistics.of(results({KEY: values}, facts=facts)).summary
+        for values, facts in (([1.0] * 8, ended), ([1.0] * 7 + [0.5], ended), ([1.0] * 8, FACTS))
+    ]
+    ends = [(one["low"].item(), one["high"].item()) for one in summaries]
+    assert ends[0] == pytest.approx((0.025 ** (1 / 8), 1.0), rel=1e-9)
+    low, high = interval(np.array([[1.0] * 7 + [0.5]]))
+    assert ends[1] == (low[0], min(high[0], 1.0))
+    assert ends[2] == (1.0, 1.0)

@@ -48,6 +48,40 @@ def _untransformed(y: Numbers, g: Numbers, n: NDArray[np.int64]) -> Numbers:
     return roots
 
 
+def share_interval(hits: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numbers]:
+    """Where the share of ones lies, of rows (K, N) of 0 and 1 and NaN: low (K,), high (K,).
+
+    Clopper and Pearson's interval: the shares under which neither so many nor so few ones are rarer than
+    (1 - coverage) / 2, which hold it at least as often as they say, also where all values are alike. The ends are
+    NaN for rows of fewer than 3 known values. (Biometrika 1934.)
+    """
+    known = (~np.isnan(hits)).sum(1)
+    ones = np.nansum(hits, 1)
+    ends = [_share_ends(int(k), int(n), coverage) for k, n in zip(ones, known, strict=True)]
+    low, high = np.array(ends, float).reshape(-1, 2).T
+    return low, high
+
+
+@lru_cache(maxsize=4096)
+def _share_ends(ones: int, n: int, coverage: float) -> tuple[float, float]:
+    if n < LEAST:
+        return math.nan, math.nan
+    low = 0.0 if ones == 0 else _share_of(ones, n, (1 - coverage) / 2)
+    return low, 1.0 if ones == n else 1 - _share_of(n - ones, n, (1 - coverage) / 2)
+
+
+def _share_of(ones: int, n: int, chance: float) -> float:
+    """The share under which at least so many ones have this chance: it grows with the share, so it is bisected."""
+    number = np.arange(ones, n + 1)
+    ways = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in number]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        found = np.exp(ways + number * math.log(share) + (n - number) * math.log1p(-share)).sum()
+        low, high = (low, share) if found > chance else (share, high)
+    return low
+
+
 @lru_cache(maxsize=4096)
 def quantile(n: int, coverage: float) -> float:
     """Within which t the share ``coverage`` of Student's distribution of ``n`` values lies; NaN for fewer than 3.

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..errors import InvalidData, UnknownName
-from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks
+from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks, share_interval
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
@@ -189,13 +190,13 @@ class Statistics:
         ``rank`` among the methods of the same variant: 1 + how many are better (``intervals.told_apart``); and
         whether it is ``shared``. Rows that grade a variant are compared with the original.
         """
-        values = self.values.to_numpy()
+        values, ends = self.values.to_numpy(), self._ends(self.values)
         differences = values - self._references()
         return pd.DataFrame(
             {
                 "n": (~np.isnan(values)).sum(1),
                 "undefined": self.missing.sum(axis=1).to_numpy(),
-                **_means(values, "mean", "low", "high", *self._ends(self.values)),
+                **_means(values, "mean", "low", "high", *ends, _are_hits(values, *ends)),
                 "std": deviation(values),
                 **_means(differences, "difference", "difference_low", "difference_high"),
                 "paired": (~np.isnan(differences)).sum(1),
@@ -292,6 +293,12 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
+def _are_hits(values: Numbers, least: Numbers, most: Numbers) -> NDArray[np.bool_]:
+    """Which rows have no value but the ends 0 and 1 of what they can have, so that their mean is a share."""
+    found = (np.isnan(values) | np.isin(values, (0, 1))).all(1) & (least == 0) & (most == 1)
+    return np.asarray(found)
+
+
 def _means(
     values: Numbers,
     name: str,
@@ -299,7 +306,13 @@ def _means(
     high: str,
     least: Numbers | float = -np.inf,
     most: Numbers | float = np.inf,
+    hits: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """The mean and its interval of each row, by these names; no interval goes on where no value can be."""
-    ends = interval(values)
-    return {name: mean(values), low: np.maximum(ends[0], least), high: np.minimum(ends[1], most)}
+    """The mean and its interval of each row, by these names; no interval goes on where no value can be.
+
+    Of rows of ``hits`` it is the interval of a share.
+    """
+    below, above = interval(values)
+    if hits is not None and hits.any():
+        below[hits], above[hits] = share_interval(values[hits])
+    return {name: mean(values), low: np.maximum(below, least), high: np.minimum(above, most)}
