@@ -98,7 +98,8 @@ class Pixels:
             low, high = self.values.min(), self.values.max()
             raise InvalidImage(
                 f"{self.name} holds {self.values.dtype} from {low} to {high}, and nothing tells which values are "
-                f"black and white; say it by --scale={low},{high}, in Python by Preprocess(scale=({low}, {high}))"
+                f"black and white; say it, such as by this image's own ends, beyond which others may reach: "
+                f"--scale={low},{high}, in Python Preprocess(scale=({low}, {high}))"
             )
         black, white = reversed(scale) if self.inverted else scale
         moved = (self.values.astype(np.float64) - black) / (white - black)

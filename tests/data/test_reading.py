@@ -119,7 +119,7 @@ def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
 
 def test_the_scale_of_negative_values_is_named_as_a_command_takes_it():
     values = np.array([[-100, 2900]], np.int16)
-    with pytest.raises(InvalidImage, match=r"say it by --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
+    with pytest.raises(InvalidImage, match=r"may reach: --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
         Preprocess(channels=1, mean=None, std=None)(values)
 
 
