@@ -28,8 +28,8 @@ class Pixels:
 
     ``scale`` are the values that stand for 0 and 1: the least and greatest of 8 or 16 bits without a sign, a
     DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image,
-    ``has_alpha`` says that its last channel is transparency, and ``frames`` how many images its file holds, of
-    which this is the first.
+    ``has_alpha`` says that its last channel is transparency, ``frames`` how many images its file holds, of which
+    this is the first, and ``inverted`` that the least value is white, as a DICOM's MONOCHROME1.
     """
 
     values: np.ndarray
@@ -37,6 +37,7 @@ class Pixels:
     name: str = "the image"
     has_alpha: bool = False
     frames: int = 1
+    inverted: bool = False
 
     @classmethod
     @of_kinds
@@ -63,17 +64,29 @@ class Pixels:
         return self.values.shape[1], self.values.shape[0]
 
     def used(self) -> float:
-        """The share of its scale that an image uses; 1 where it has none, or its values are no whole numbers."""
-        if self.scale is None or self.values.dtype.kind not in "ui":
+        """The share of its scale that an image uses; 1 where it has none, or floats that stay as they are."""
+        is_as_it_is = self.values.dtype.kind in "fb" and self.scale == scale_of(self.values.dtype)
+        if self.scale is None or is_as_it_is:
             return 1.0
-        return (int(self.values.max()) - int(self.values.min())) / (self.scale[1] - self.scale[0])
+        low, high = self.ends
+        return (high - low) / (self.scale[1] - self.scale[0])
+
+    @property
+    def ends(self) -> Ends:
+        """The least and the greatest value."""
+        return float(self.values.min()), float(self.values.max())
+
+    @property
+    def brightness(self) -> np.ndarray:
+        """The values with the greatest as white: where the least is, they are inverted within the scale."""
+        return sum(self.scale) - self.values if self.inverted and self.scale else self.values
 
     def tobytes(self) -> bytes:
         """The values, for digests."""
-        return str(self.values.dtype).encode() + self.values.tobytes()
+        return str(self.values.dtype).encode() + self.values.tobytes() + b"inverted" * self.inverted
 
     def scaled(self, scale: Ends | None = None) -> Tensor:
-        """The values (C, H, W) in float32, ``scale`` (or the image's own) moved to 0 and 1.
+        """The values (C, H, W) in float32, ``scale`` (or the image's own) moved to 0 and 1, inverted to 1 and 0.
 
         Raises:
             InvalidImage: values that are not finite; nothing tells the scale.
@@ -85,16 +98,18 @@ class Pixels:
             low, high = self.values.min(), self.values.max()
             raise InvalidImage(
                 f"{self.name} holds {self.values.dtype} from {low} to {high}, and nothing tells which values are "
-                f"black and white; say it by --scale={low},{high}, in Python by Preprocess(scale=({low}, {high}))"
+                f"black and white; say it, such as by this image's own ends, beyond which others may reach: "
+                f"--scale={low},{high}, in Python Preprocess(scale=({low}, {high}))"
             )
-        moved = (self.values.astype(np.float64) - scale[0]) / (scale[1] - scale[0])
+        black, white = reversed(scale) if self.inverted else scale
+        moved = (self.values.astype(np.float64) - black) / (white - black)
         return torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))
 
     def given(self) -> Image.Image | np.ndarray:
         """The values as they are: a Pillow image of one channel where it has such a mode, else (H, W, C)."""
         if self.values.shape[2] == 1 and self.values.dtype in (np.uint16, np.int32, np.float32):
-            return Image.fromarray(self.values[..., 0])
-        return self.values
+            return Image.fromarray(self.brightness[..., 0])
+        return self.brightness
 
     def convert(self, mode: str) -> Image.Image:
         """A picture of the image, as Pillow's ``convert``."""

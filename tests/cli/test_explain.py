@@ -771,7 +771,7 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     Image.fromarray(values).save("ray.png")
     result = explain("ray.png", model="grey.py:network")
     assert "note: ray.png uses little of what its bits can hold" in result.stderr
-    assert "give --scale, such as 200,4200, this image's own ends; a trained model needs" in result.stderr
+    assert "give --scale, such as 200,4200, this photo's own ends; a trained model needs" in result.stderr
     result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
     assert "uses little" not in result.stderr
     facts = json.loads(Path("out/run.json").read_text())

@@ -119,7 +119,7 @@ def test_whole_numbers_without_a_scale_are_refused_and_reach_a_function(kind):
 
 def test_the_scale_of_negative_values_is_named_as_a_command_takes_it():
     values = np.array([[-100, 2900]], np.int16)
-    with pytest.raises(InvalidImage, match=r"say it by --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
+    with pytest.raises(InvalidImage, match=r"may reach: --scale=-100,2900, in Python .*\(scale=\(-100, 2900\)\)$"):
         Preprocess(channels=1, mean=None, std=None)(values)
 
 
@@ -177,6 +177,35 @@ def test_dicom():
         InvalidImage, match=r"its window ends at -160\.0, before it begins at 240\.0; mend WindowWidth"
     ):
         read_image(dicom(values, WindowCenter=40, WindowWidth=-400))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_scale_is_in_the_files_values_and_inverts_between_its_ends(bits):
+    values = numbers(5, 7, high=3622) + np.uint16(200)
+    image = read_image(dicom(values, PhotometricInterpretation="MONOCHROME1", BitsStored=bits, HighBit=bits - 1))
+    found = Preprocess(**AS_IT_IS, channels=1, scale=(200, 4200))(image)[0].numpy()
+    assert np.allclose(found, (4200 - values.astype(float)) / 4000, atol=1e-6)
+    assert np.array_equal(np.asarray(image.given()), 2**bits - 1 - values)
+    plain = read_image(dicom(values, BitsStored=bits, HighBit=bits - 1))
+    assert image.tobytes() != plain.tobytes()
+    tags = {"RescaleSlope": 1, "RescaleIntercept": -1000, "PhotometricInterpretation": "MONOCHROME1"}
+    rescaled = read_image(dicom(values, **tags))
+    found = Preprocess(**AS_IT_IS, channels=1, scale=(-800, 3200))(rescaled)[0].numpy()
+    assert np.allclose(found, (3200 - (values - 1000.0)) / 4000, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_dicom_that_uses_little_of_its_bits_is_noticed(kind):
+    values = np.linspace(200, 3817, 35).round().astype(np.uint16).reshape(5, 7)
+    image = read_image(dicom(values, PhotometricInterpretation=kind, BitsStored=16, HighBit=15))
+    assert image.used() == pytest.approx(3617 / 65535)
+    with pytest.warns(InputWarning, match="little of what their bits can hold"):
+        Preprocess(**AS_IT_IS, channels=1)(image)
+    assert read_image(dicom(values, PhotometricInterpretation=kind)).used() == pytest.approx(3617 / 4095)
+    window = {"WindowCenter": 2000, "WindowWidth": 4000}
+    assert read_image(dicom(values, BitsStored=16, HighBit=15, **window)).used() == pytest.approx(3617 / 4000)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

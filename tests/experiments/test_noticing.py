@@ -9,7 +9,7 @@ from PIL import Image
 from pellucid.data.reading import read_image
 from pellucid.data.sources import Sample
 from pellucid.errors import InvalidImage
-from pellucid.experiments.noticing import oddities, of_model
+from pellucid.experiments.noticing import added, count_odd, oddities, of_images, of_model
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.zoo import load_model
 from pellucid.pixels import Pixels
@@ -75,7 +75,7 @@ def test_a_preprocess_that_nobody_gave_is_told(loaded_of, tmp_path):
 
 def told_of(size, preprocess, image=None):
     sample = Sample("a.png", image or Image.new("RGB", size, "tan"))
-    return {kind: what for kind, (what, _) in oddities(sample, preprocess).items()}
+    return {kind: odd.what for kind, odd in oddities(sample, preprocess).items()}
 
 
 SIZES = {  # what an image's sides lose: shrunk 4 times or more, and the share that is cut off if it is above half
@@ -157,6 +157,30 @@ def test_pages_that_are_seen_are_none_left_out():
         assert "frames" not in told_of(None, Preprocess(None, None, None, None, 3), image)
     with pytest.raises(InvalidImage, match=r"wants 13$"):
         Preprocess(None, None, None, None, 13)(read_image(channels))
+
+
+def test_a_scale_is_suggested_by_the_ends_of_all_images_looked_at():
+    gray = Preprocess(None, None, None, None, 1)
+
+    def counts_of(*ends):
+        counts = {}
+        for low, high in ends:
+            values = np.linspace(low, high, 12).reshape(3, 4).astype(np.uint16)
+            count_odd(counts, oddities(Sample("a.npy", Pixels.of(values, "a.npy")), gray))
+        return counts
+
+    advice = "a trained model needs the range that it was trained with"
+    dark = "a.npy uses little of what its bits can hold, so the model sees it nearly of one gray"
+    [one] = of_images(counts_of((200, 1838)), "photo")
+    assert one == f"{dark} (1 such photo); give --scale, such as 200,1838, this photo's own ends; {advice}"
+    parts = [counts_of((200, 1838), (150, 900), (400, 9000)), counts_of((600, 3821)), {}]
+    [all_] = of_images(added(parts), "photo")
+    assert all_ == f"{dark} (4 such photos); give --scale, such as 150,9000, the ends of these 4 photos; {advice}"
+    fine = counts_of((0, 65535))
+    assert list(of_images(fine)) == []
+    image = Pixels(np.array([[[0.25], [1e6]]], np.float32), (-1e8, 1e8))
+    count_odd(fine, oddities(Sample("a.dcm", image), gray))
+    assert "give --scale, such as 0.25,1000000, this image's own ends" in next(of_images(fine))
 
 
 def test_a_files_own_preprocess_is_kept_for_other_channels(loaded_of):

@@ -465,9 +465,9 @@ def test_images_of_a_later_call_are_looked_at_too_each_mistake_once():
 FAR = (  # least and greatest value of float images, and what is advised
     (0, 255, "divide by 255 (in commands, of float images: --scale 0,255)"),
     (-200, 255, "divide by 255 (in commands, of float images: --scale 0,255)"),
-    (5, 3000, "to [0, 1] (in commands, by these images' own ends: --scale=5,3000)"),
-    (-100, 2900, "to [0, 1] (in commands, by these images' own ends: --scale=-100,2900)"),
-    (0, 12345678, "to [0, 1] (in commands, by these images' own ends: --scale=0,1.235e+07)"),
+    (5, 3000, "to [0, 1] (in commands, by the ends of these images alone: --scale=5,3000)"),
+    (-100, 2900, "to [0, 1] (in commands, by the ends of these images alone: --scale=-100,2900)"),
+    (0, 12345678, "to [0, 1] (in commands, by the ends of these images alone: --scale=0,1.235e+07)"),
 )
 
 

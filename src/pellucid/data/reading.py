@@ -104,7 +104,7 @@ def mask_of(image: AnyImage, name: str) -> Image.Image:
         InvalidImage: it cannot be told which values are the object.
     """
     if isinstance(image, Pixels):
-        values, white = image.values[..., 0], 0.0 if image.scale is None else image.scale[1]
+        values, white = image.brightness[..., 0], 0.0 if image.scale is None else image.scale[1]
     else:
         values, white = np.asarray(image.convert("L")), 255.0
     found = np.unique(values)
@@ -239,7 +239,7 @@ def _from_numpy(content: bytes, name: str) -> Pixels:
 
 
 def _from_dicom(content: bytes, name: str) -> Pixels:
-    """The first frame in the units of its rescaling, white as PresentationLUT or MONOCHROME1 say.
+    """The first frame in the units of its rescaling, of MONOCHROME1 inverted.
 
     The window, where the file has one, stands for 0 and 1; else all values that its bits can hold.
     """
@@ -262,9 +262,9 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
     low, high = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
-    if file.PhotometricInterpretation == "MONOCHROME1":  # its least value is white
-        values = low + high - values
-    return replace(Pixels.of(values.astype(np.float32), name, (low, high)), frames=frames)
+    is_inverted = file.PhotometricInterpretation == "MONOCHROME1"
+    gray = Pixels.of(values.astype(np.float32), name, (low, high))
+    return replace(gray, frames=frames, inverted=is_inverted)
 
 
 def _undeflated(content: bytes, name: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,16 +15,25 @@ from ..models.preprocess import Preprocess
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
-from ..pixels import Pixels, frames_of
+from ..pixels import Ends, Pixels, frames_of
 from ..variants.base import ORIGINAL, Variant
 from .inputs import Batch, ParsedSpec
 from .record import Change
 from .spec import shown
 
-Odd = Mapping[str, tuple[str, str]]
-"""What is odd about an image, and what to do, by kind."""
+
+class Oddity(NamedTuple):
+    """What is odd about an image, what to do, and of which values the ends that a scale needs are told."""
+
+    what: str
+    way_out: str = ""
+    ends: Ends | None = None
+
+
+Odd = Mapping[str, Oddity]
+"""What is odd about an image, by kind."""
 Counts = dict[str, list[Any]]
-"""What is odd about the first image of a kind, what to do, and how many such images there are."""
+"""What is odd about the first image of a kind, what to do, how many such images there are, and their ends."""
 
 _MUCH = 4  # times smaller
 _SEEN = 0.5  # of an image's area, within the crop
@@ -48,32 +57,29 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
         )
 
 
-def oddities(sample: Sample, preprocess: object) -> dict[str, tuple[str, str]]:
+def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
     """What a preprocess does to an image that may surprise: to its values, its size and its channels."""
-    found, image = {}, sample.image
+    found: dict[str, Oddity] = {}
+    image = sample.image
     if (frames := frames_of(image)) > 1:
-        found["frames"] = (
+        found["frames"] = Oddity(
             f"{sample.name} holds {frames} pages or frames, of which the first is seen",
             "save the others as files of their own, or what are channels as one .npy (height, width, channels)",
         )
     if not isinstance(preprocess, Preprocess):
         return found
     if isinstance(image, Pixels) and preprocess.is_dark(image):
-        ends = f"{int(image.values.min())},{int(image.values.max())}"
         what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
-        found["dark"] = (
-            f"{sample.name} {what}",
-            f"give --scale, such as {ends}, this image's own ends; "
-            "a trained model needs the range that it was trained with",
-        )
+        way_out = "a trained model needs the range that it was trained with"
+        found["dark"] = Oddity(f"{sample.name} {what}", way_out, image.ends)
     if lost := _lost(image.size, preprocess):
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
-        found[", ".join(lost)] = (
+        found[", ".join(lost)] = Oddity(
             f"{what}, so {' and '.join(lost.values())}",
             "cut it into tiles, or give --preprocess whole",
         )
     if recolored := preprocess.recolored(image):
-        found[recolored] = (f"{sample.name} {recolored}", "")
+        found[recolored] = Oddity(f"{sample.name} {recolored}")
     return found
 
 
@@ -113,16 +119,38 @@ def mislabeled(
         yield f"{told}: is the order of classes right? ({model}{images})"
 
 
+def mendable(odd: Odd) -> Odd:
+    """What of it can be mended; that an image is gray, say, is what it is."""
+    return {kind: told for kind, told in odd.items() if told.way_out}
+
+
 def count_odd(counts: Counts, odd: Odd) -> None:
     """Count an image with those that are odd in the same way."""
-    for kind, (what, way_out) in odd.items():
-        counts.setdefault(kind, [what, way_out, 0])[2] += 1
+    for kind, (what, way_out, ends) in odd.items():
+        _add(counts, kind, [what, way_out, 1, *(ends or ())])
+
+
+def _add(counts: Counts, kind: str, more: Sequence[Any]) -> None:
+    """Add images that are odd in some way: how many they are, and how far the ends of their values reach."""
+    known = counts.setdefault(kind, [*more[:2], 0, *more[3:]])
+    known[2] += more[2]
+    if known[3:] and more[3:]:
+        known[3:] = min(known[3], more[3]), max(known[4], more[4])
 
 
 def of_images(counts: Counts, noun: str = "image") -> Iterator[str]:
     """What is odd about images, a sentence for each kind."""
-    for what, way_out, count in counts.values():
-        yield f"{what} ({counted(count, f'such {noun}')})" + (f"; {way_out}" if way_out else "")
+    for what, way_out, count, *ends in counts.values():
+        told = [f"{what} ({counted(count, f'such {noun}')})"]
+        if ends:
+            of = f"this {noun}'s own ends" if count == 1 else f"the ends of these {count} {noun}s"
+            told.append(f"give --scale, such as {','.join(map(_plain, ends))}, {of}")
+        yield "; ".join([*told, way_out] if way_out else told)
+
+
+def _plain(number: float) -> str:
+    """A number without an exponent where it is a whole one."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def may_answer_otherwise(variant: Variant) -> bool:
@@ -174,6 +202,6 @@ def added(counts: Iterable[Counts]) -> Counts:
     """The counts of several parts of the images together."""
     found: Counts = {}
     for one in counts:
-        for kind, (what, way_out, count) in one.items():
-            found.setdefault(kind, [what, way_out, 0])[2] += count
+        for kind, more in one.items():
+            _add(found, kind, more)
     return found

@@ -26,7 +26,7 @@ from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
-from .noticing import Counts, count_odd, mislabeled, oddities, of_images, of_model
+from .noticing import Counts, count_odd, mendable, mislabeled, oddities, of_images, of_model
 from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
@@ -133,9 +133,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
     def require(sample: Sample) -> None:
         _require_usable(sample, needs, models)
         for counts, loaded in zip(odd.values(), models, strict=True):
-            # Only what can be mended is told; that images are gray, say, is what they are.
-            mendable = {kind: told for kind, told in oddities(sample, loaded.preprocess).items() if told[1]}
-            count_odd(counts, mendable)
+            count_odd(counts, mendable(oddities(sample, loaded.preprocess)))
 
     looked = source if images.skip_unusable else source[:count]
     digest, wrong = inputs.survey(looked, count, require)

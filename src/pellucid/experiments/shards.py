@@ -30,7 +30,7 @@ from ..passes import most_rows
 from ..variants.base import ORIGINAL
 from . import inputs
 from .cells import case_of, noted
-from .noticing import Counts, changes_of, count_odd, oddities, summed
+from .noticing import Counts, changes_of, count_odd, mendable, oddities, summed
 from .record import Change, Note
 from .spec import Spec
 from .store import TEXT
@@ -183,7 +183,7 @@ def _batches(
         if sample is None:
             found.skipped[source.names[position]] = pixels
             continue
-        count_odd(found.odd, {kind: told for kind, told in oddities(sample, loaded.preprocess).items() if told[1]})
+        count_odd(found.odd, mendable(oddities(sample, loaded.preprocess)))
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((position, sample, pixels))
         if len(group) == most:

@@ -100,7 +100,7 @@ def _scaling(images: Tensor, preprocess: Any, normalized: bool) -> str:
     if is_own:
         where = "in the function that prepares them"
     elif normalized:
-        where = f"(in commands, by these images' own ends: --scale={low:g},{high:g})"
+        where = f"(in commands, by the ends of these images alone: --scale={low:g},{high:g})"
     else:  # what the numbers were before a preprocess nobody can tell
         where = "(by Preprocess(scale=(low, high)), the ends of the numbers in your files)"
     return f"bring the range of values that it was trained with to [0, 1] {where}"

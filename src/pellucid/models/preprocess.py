@@ -256,25 +256,36 @@ def assumed(channels: int) -> Preprocess:
     return IMAGENET if channels == 3 else Preprocess(mean=None, std=None, channels=channels)
 
 
+PREPROCESS_INSTEAD = (
+    "a Preprocess takes images of any bits, such as Preprocess(mean=(.5,), std=(.5,), channels=1) of gray ones"
+)
 _PROBES = ((260, 300), (123, 97))  # heights and widths of pictures on which two functions are compared
 _TENSORS = ("ToTensor", "ToImage", "ToDtype", "PILToTensor", "ConvertImageDtype")
 
 
-def understood(function: Callable[[Any], Any]) -> Preprocess | None:
+def understood(function: Callable[[Any], Any], channels: int | None = None) -> Preprocess | None:
     """What a function of an image does, as a ``Preprocess``; None where it does something else.
 
-    Torchvision's transforms (both versions) are understood: a ``Compose`` of Resize, CenterCrop, ToTensor and
-    Normalize in this order, some of which may be missing, and what ``weights.transforms()`` gives. So it is known
-    where pixels go, and masks and boxes go with them. It counts only where both give the same pixels.
+    Torchvision's transforms (both versions) are understood: a ``Compose`` of Grayscale, Resize, CenterCrop,
+    ToTensor and Normalize in this order, some of which may be missing, and what ``weights.transforms()`` gives. So
+    it is known where pixels go, and masks and boxes go with them. It counts only where both give the same pixels.
+
+    Args:
+        function: the function.
+        channels: of the model's input, which a Normalize of one mean does not tell, for it broadcasts; None where
+            they are not known.
     """
     try:
-        found = _of_steps(function)
-        return found if found is not None and agree(found, function) else None
+        found = _of_steps(function, channels)
+        if found is None:
+            return None
+        takes = 3 if _starts_gray(function) else found.channels
+        return found if agree(found, function, takes=takes) else None
     except Exception:  # what else a function does with its parts and with pictures is its own affair
         return None
 
 
-def _of_steps(function: Callable[[Any], Any]) -> Preprocess | None:
+def _of_steps(function: Callable[[Any], Any], channels: int | None) -> Preprocess | None:
     kind = type(function).__name__
     if kind == "ImageClassification":
         preset: Any = function
@@ -282,23 +293,45 @@ def _of_steps(function: Callable[[Any], Any]) -> Preprocess | None:
         resize, crop, mean, std = preset.resize_size, preset.crop_size, preset.mean, preset.std
         interpolation = preset.interpolation
         return Preprocess(_sides(resize), _side(crop), tuple(mean), tuple(std), len(mean), interpolation.value)
-    steps = getattr(function, "transforms", [function])
+    steps = _steps(function)
     by_kind = {type(step).__name__: step for step in steps}
     order = [name for name in by_kind if name not in _TENSORS]
     tensors = [name for name in by_kind if name in _TENSORS]
-    expected = [name for name in ("Resize", "CenterCrop", "Normalize") if name in by_kind]
+    expected = [name for name in ("Grayscale", "Resize", "CenterCrop", "Normalize") if name in by_kind]
     unlike = order != expected or len(by_kind) < len(steps) or not tensors
     if unlike or getattr(by_kind.get("Resize"), "max_size", None) is not None:
         return None
-    sized, cropped, normal = (by_kind.get(name) for name in ("Resize", "CenterCrop", "Normalize"))
+    grayed, sized, cropped, normal = (
+        by_kind.get(name) for name in ("Grayscale", "Resize", "CenterCrop", "Normalize")
+    )
+    mean, std = ((), ()) if normal is None else (_per_channel(normal.mean), _per_channel(normal.std))
+    count = max(len(mean), len(std))
+    if grayed is not None:
+        count = grayed.num_output_channels
+    elif count < 2:
+        count = channels or count or 3
     return Preprocess(
         None if sized is None else _sides(sized.size),
         None if cropped is None else _side(cropped.size),
-        None if normal is None else tuple(map(float, normal.mean)),
-        None if normal is None else tuple(map(float, normal.std)),
-        3 if normal is None else len(normal.mean),
+        None if normal is None else (mean * count if len(mean) == 1 else mean),
+        None if normal is None else (std * count if len(std) == 1 else std),
+        count,
         "bilinear" if sized is None else InterpolationMode(sized.interpolation).value,
     )
+
+
+def _steps(function: Callable[[Any], Any]) -> Sequence[Any]:
+    steps: Sequence[Any] = getattr(function, "transforms", [function])
+    return steps
+
+
+def _starts_gray(function: Callable[[Any], Any]) -> bool:
+    """Whether a function makes its images gray by itself, whatever the model's channels are."""
+    return any(type(step).__name__ == "Grayscale" for step in _steps(function))
+
+
+def _per_channel(values: Any) -> _PerChannel:
+    return tuple(map(float, np.atleast_1d(values)))
 
 
 def _sides(size: Any) -> int | tuple[int, int]:
@@ -313,19 +346,30 @@ def _side(size: Any) -> int:
     return int(side)
 
 
-def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float = 1e-5) -> bool:
-    """Whether both give pictures the same pixels in units of [0, 1], but for how resizing rounds (``within``)."""
+def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float = 1e-5, takes: int = 3) -> bool:
+    """Whether both give the same pixels in units of [0, 1], but for how resizing rounds (``within``).
+
+    They are tried on images of as many channels as the function ``takes``.
+    """
     std = 1.0 if preprocess.std is None else torch.tensor(preprocess.std)[:, None, None]
     for height, width in _PROBES:
-        slope = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
-        noise = np.random.default_rng(0).normal(0, 20, slope.shape)
-        image = Image.fromarray((slope + noise).clip(0, 255).astype("uint8"))
+        image = _probe(height, width, takes)
         one, other = preprocess(image), function(image)
         if not isinstance(other, Tensor) or one.shape != other.shape:
             return False
         if float(((one - other) * std).abs().max()) > within:
             return False
     return True
+
+
+def _probe(height: int, width: int, channels: int) -> Image.Image | np.ndarray:
+    """A picture with noise; where Pillow has none of so many channels, an array of floats in [0, 1]."""
+    slope = np.linspace(0, 255, height * width * channels).reshape(height, width, channels)
+    noise = np.random.default_rng(0).normal(0, 20, slope.shape)
+    values = (slope + noise).clip(0, 255).astype("uint8")
+    if channels not in _MODES:
+        return values.astype(np.float32) / 255
+    return Image.fromarray(values[..., 0] if channels == 1 else values)
 
 
 @dataclass(frozen=True)
@@ -367,7 +411,9 @@ class CustomPreprocess:
         try:
             return self.function(given)
         except Exception as error:  # the user's own code
-            raise InvalidImage(f"the model file's preprocess failed on {what}: {failure(error)}") from error
+            way_out = f"; {PREPROCESS_INSTEAD}" if isinstance(image, Pixels) else ""
+            said = f"the model file's preprocess failed on {what}: {failure(error)}"
+            raise InvalidImage(said + way_out) from error
 
     def display(self, image: GivenImage) -> Image.Image:
         """Return the input itself as a picture, stretched from its least to its greatest value.
@@ -411,4 +457,6 @@ def preprocess_named(text: str, own: AnyPreprocess, channels: int) -> AnyPreproc
     found = getattr(module, name)
     if not callable(found):
         raise InvalidParameter(f"{text} is {type(found).__name__}; give a Preprocess or a function of an image")
-    return found if isinstance(found, Preprocess | CustomPreprocess) else CustomPreprocess(found)
+    if isinstance(found, Preprocess | CustomPreprocess):
+        return found
+    return understood(found, channels) or CustomPreprocess(found)

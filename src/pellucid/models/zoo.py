@@ -22,7 +22,15 @@ from ..layers import layer_names, require_shapes, unwrapped
 from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
 from ..pixels import Ends
 from .hugging_face import HuggingFace, under_own_names
-from .preprocess import IMAGENET, CustomPreprocess, Preprocess, assumed, preprocess_named, understood
+from .preprocess import (
+    IMAGENET,
+    PREPROCESS_INSTEAD,
+    CustomPreprocess,
+    Preprocess,
+    assumed,
+    preprocess_named,
+    understood,
+)
 from .segmentation import Dense, Segmentation
 from .small import PAPER_MODELS
 from .weights import (
@@ -146,7 +154,7 @@ class LoadedModel:
             if not isinstance(found, Preprocess):
                 raise InvalidParameter(
                     "--scale is for a Preprocess; the model's file has a function, which scales by itself: "
-                    "scale the values there, or take another by --preprocess"
+                    f"scale the values there, or take another by --preprocess; {PREPROCESS_INSTEAD}"
                 )
             found = replace(found, scale=scale)
         return replace(self, preprocess=found, assumption=assumption)
@@ -242,6 +250,8 @@ def load_model(
     assumption = architecture.assumption if preprocess is architecture.preprocess else ""
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
+    elif isinstance(preprocess, CustomPreprocess):  # known channels tell what a Normalize of one mean is for
+        preprocess = understood(preprocess.function, _first_channels(model)) or preprocess
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
@@ -274,7 +284,11 @@ def weights_facts(loaded: LoadedModel) -> dict[str, str]:
 
 def input_channels(model: nn.Module) -> int:
     """The channels of the first convolution; 3 where there is none."""
-    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+    return _first_channels(model) or 3
+
+
+def _first_channels(model: nn.Module) -> int | None:
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), None)
 
 
 def _fitting(
@@ -450,7 +464,7 @@ def _from_file(name: str) -> Architecture:
     own, names = getattr(module, "preprocess", IMAGENET), getattr(module, "classes", None)
     return Architecture(
         build,
-        own if isinstance(own, Preprocess) else understood(own) or CustomPreprocess(own),
+        own if isinstance(own, Preprocess) else CustomPreprocess(own),
         classes=None if names is None else read_class_names(names),
         sized=False,
         names_outputs=True,
