@@ -163,6 +163,22 @@ def test_it_is_explained_from_the_command_line(folder):
     assert target["value"] == pytest.approx(float(logits[2] - logits[1]), rel=1e-4)
 
 
+def test_other_weights_in_the_folder_are_no_finished_run(folder):
+    picture().save("photo.png")
+    command = ["explain", "photo.png", "--model", "hf:vit", "--methods", "gradcam", "--raw=no", "-o", "out"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    result = CliRunner().invoke(app, command)
+    assert "out was finished already; nothing was computed" in result.stdout
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    state = {name: value + 0.25 for name, value in load_file(file).items()}
+    save_file(state, file, {"format": "pt"})
+    assert file.stat().st_size == size
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "out holds a finished run of other weights or preprocessing of hf:vit (digest " in result.stderr
+
+
 def test_it_needs_transformers(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(InvalidModel, match=r"pip install 'pellucid\[hf\]'"):

@@ -264,6 +264,19 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
     return architecture.pretrained(str(weights))
 
 
+def has_own_weights(name: str) -> bool:
+    """Whether a name is of a model that brings weights from where nobody named a file: they may change unseen.
+
+    A file's function may load them from anywhere; a folder of Hugging Face's may be written anew.
+    """
+    return name.startswith(_HUGGING_FACE) or is_in_file(name)
+
+
+def is_in_file(name: str) -> bool:
+    """Whether a name is of a model that a Python file's function makes."""
+    return bool(re.search(r"\.py(:|$)", name))
+
+
 def weights_facts(loaded: LoadedModel) -> dict[str, str]:
     """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
     bundled = BUNDLED.get(loaded.name.removeprefix(_DENSE))
@@ -288,7 +301,7 @@ def _fitting(
 def _inside(name: str) -> str:
     """The name of the classifier that is to be run at every place."""
     inside = name.removeprefix(_DENSE)
-    if inside.startswith((_DENSE, _HUGGING_FACE)) or re.search(r"\.py(:|$)", inside):
+    if inside.startswith(_DENSE) or has_own_weights(inside):
         raise InvalidModel(
             f"{name!r}: after {_DENSE} comes a network's name; a file's function can return Segmentation"
         )
@@ -321,7 +334,7 @@ def find_architecture(name: str) -> Architecture:
         return _from_timm(name.removeprefix("timm:"))
     if name.startswith(_HUGGING_FACE):
         return _from_hugging_face(HuggingFace(name.removeprefix(_HUGGING_FACE)))
-    if re.search(r"\.py(:|$)", name):
+    if is_in_file(name):
         return _from_file(name)
     if name in _torchvision_names():
         return _from_torchvision(name)
