@@ -335,9 +335,7 @@ def digest_now(model):
 def test_other_weights_behind_the_same_request_are_no_finished_run(loading):
     """Weights that a file's function loads by itself are named by no option, and decide all maps."""
     assert explain("photo0.png", model=loading).exit_code == 0
-    facts, before = json.loads(Path("out/run.json").read_text()), everything()
-    there = digest_now(loading)
-    assert facts["model"]["digest"] == there
+    before, there = everything(), digest_now(loading)
     result = explain_again("photo0.png", model=loading)
     assert (result.exit_code, result.stdout.splitlines()[0]) == (
         0,
@@ -354,6 +352,19 @@ def test_other_weights_behind_the_same_request_are_no_finished_run(loading):
             f"(digest {there[:12]} there, {here[:12]} here); choose another folder, or move this one\n"
         )
     assert everything() == before
+
+
+def test_weights_that_a_file_loads_are_told_as_its_own(loading):
+    """They are not random; a file of weights that is named has its own digest beside the model's."""
+    assert explain("photo0.png", model=loading).exit_code == 0
+    model, page = json.loads(Path("out/run.json").read_text())["model"], Path("out/report.html").read_text()
+    assert (model["weights"], model["digest"]) == ("made by its function", digest_now(loading))
+    assert f"weights made by its function (digest {model['digest'][:12]})" in page
+    assert "<th>weights</th><td>made by its function</td>" in load_model(loading)._repr_html_()
+    assert explain("photo0.png", "--weights", "w.pth", model=loading).exit_code == 0
+    known = sha256(Path("w.pth").read_bytes()).hexdigest()
+    assert f"weights w.pth (sha256 {known[:12]})" in Path("out/report.html").read_text()
+    assert json.loads(Path("out/run.json").read_text())["model"]["sha256"] == known
 
 
 def test_other_class_names_behind_the_same_request_are_no_finished_run(loading):

@@ -26,7 +26,7 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
         "device": request.device,
         "seed": request.seed,
         "max_batch": request.max_batch,
-        "model": _model(run),
+        "model": model_facts(run),
         "methods": {
             name: {"text": request.texts[name], "parameters": _described(method)}
             for name, method in request.methods.items()
@@ -41,7 +41,7 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
     }
 
 
-def _model(run: ExplainRun) -> dict[str, Any]:
+def model_facts(run: ExplainRun) -> dict[str, Any]:
     """The model: its weights, and what tells them from others where no file of them was named."""
     loaded = run.named
     is_own = has_own_weights(loaded.name)

@@ -77,13 +77,23 @@ class LoadedModel:
         count = outputs(self.model)
         named = f": {shortened(self.classes, 6)}" if self.classes else ", whose names are not known"
         rows = {
-            "weights": self.weights,
+            "weights": self.weights_told,
             "classes": f"{count}{named}",
             "images": ", ".join(f"{name}={value}" for name, value in self.preprocess.as_dict().items()),
             "layers": shortened(layer_names(self.model), 8),
         }
         told = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
         return f"<b>{escape(self.name)}</b><table>{told}</table>"
+
+    @property
+    def weights_told(self) -> str:
+        """What a reader is told of the weights: whose they are, where their name says less than that."""
+        if self.weights == "random" and is_in_file(self.name):
+            return "made by its function"
+        if self.weights == "DEFAULT" and self.name.startswith(_HUGGING_FACE):
+            is_folder = HuggingFace(self.name.removeprefix(_HUGGING_FACE)).is_folder
+            return "of its folder" if is_folder else "of Hugging Face"
+        return self.weights
 
     def class_name(self, number: int) -> str:
         """What a class is called."""
@@ -278,11 +288,11 @@ def is_in_file(name: str) -> bool:
 
 
 def weights_facts(loaded: LoadedModel) -> dict[str, str]:
-    """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
+    """What the weights are, and the SHA-256 of their file if there is one; random ones are of seed 0."""
     bundled = BUNDLED.get(loaded.name.removeprefix(_DENSE))
     place = bundled if bundled and loaded.weights == "bundled" else Path(loaded.weights)
     facts = file_facts(place, "weights")
-    return facts if "sha256" in facts else {"weights": loaded.weights}
+    return facts if "sha256" in facts else {"weights": loaded.weights_told}
 
 
 def input_channels(model: nn.Module) -> int:
