@@ -35,11 +35,13 @@ from pellucid.cli.run import Explained, ExplainRun
 from pellucid.data.shapes import ShapesDataset
 from pellucid.data.sources import files_named, open_images
 from pellucid.errors import InputWarning, InvalidData
+from pellucid.experiments.inputs import digest_of_model
 from pellucid.experiments.noticing import mislabeled
 from pellucid.experiments.record import Note, verdict_on
 from pellucid.files import sealed
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
+from pellucid.training.classifiers import save_weights
 
 TINY = """
 import torch
@@ -293,6 +295,112 @@ def test_the_same_request_is_not_computed_again(work):
     assert again.stdout == f"out was finished already; nothing was computed\n{first.stdout}"
     assert again.stderr == first.stderr
     assert everything() == before
+
+
+LOADING = """
+import pathlib
+import torch
+from tiny import network as untrained
+
+
+def network():
+    model = untrained()
+    model.load_state_dict(torch.load("w.pth"))
+    return model
+
+
+classes = pathlib.Path("names.txt").read_text().split()
+"""
+
+
+@pytest.fixture
+def loading(work):
+    """A file whose function loads weights by itself, and its class names."""
+    Path("loading.py").write_text(LOADING)
+    Path("names.txt").write_text("one two three four")
+    torch.save(load_model("tiny.py:network").model.state_dict(), "w.pth")
+    return "loading.py:network"
+
+
+def trained_anew(file="w.pth"):
+    """Move the weights that a file's function loads."""
+    state = torch.load(file)
+    torch.save({name: value + 0.5 for name, value in state.items()}, file)
+
+
+def digest_now(model):
+    return digest_of_model(load_model(model))
+
+
+def test_other_weights_behind_the_same_request_are_no_finished_run(loading):
+    """Weights that a file's function loads by itself are named by no option, and decide all maps."""
+    assert explain("photo0.png", model=loading).exit_code == 0
+    before, there = everything(), digest_now(loading)
+    result = explain_again("photo0.png", model=loading)
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (
+        0,
+        "out was finished already; nothing was computed",
+    )
+    trained_anew()
+    here = digest_now(loading)
+    assert here != there
+    for more in ([], ["--title", "Another"]):
+        result = explain_again("photo0.png", *more, model=loading)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "error: out holds a finished run of other weights or preprocessing of loading.py:network "
+            f"(digest {there[:12]} there, {here[:12]} here); choose another folder, or move this one\n"
+        )
+    assert everything() == before
+
+
+def test_weights_that_a_file_loads_are_told_as_its_own(loading):
+    """They are not random; a file of weights that is named has its own digest beside the model's."""
+    assert explain("photo0.png", model=loading).exit_code == 0
+    model, page = json.loads(Path("out/run.json").read_text())["model"], Path("out/report.html").read_text()
+    assert (model["weights"], model["digest"]) == ("made by its function", digest_now(loading))
+    assert f"weights made by its function (digest {model['digest'][:12]})" in page
+    assert "<th>weights</th><td>made by its function</td>" in load_model(loading)._repr_html_()
+    assert explain("photo0.png", "--weights", "w.pth", model=loading).exit_code == 0
+    known = sha256(Path("w.pth").read_bytes()).hexdigest()
+    assert f"weights w.pth (sha256 {known[:12]})" in Path("out/report.html").read_text()
+    assert json.loads(Path("out/run.json").read_text())["model"]["sha256"] == known
+
+
+def test_other_class_names_behind_the_same_request_are_no_finished_run(loading):
+    assert explain("photo0.png", model=loading).exit_code == 0
+    Path("names.txt").write_text("four three two one")
+    result = explain_again("photo0.png", model=loading)
+    assert result.exit_code == 2
+    assert "of other parts or class names of loading.py:network, which changed since" in result.stderr
+
+
+def test_other_names_beside_the_weights_are_another_request(work):
+    model = load_model("shapes-resnet")
+    save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)})
+    arguments = ["photo0.png", "--weights", "w.safetensors"]
+    assert explain(*arguments, model="shapes-resnet").exit_code == 0
+    save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)[::-1]})
+    result = explain_again(*arguments, model="shapes-resnet")
+    assert result.exit_code == 2
+    assert "holds a finished run of another request" in result.stderr
+
+
+def test_maps_and_benchmarks_are_of_the_weights_that_a_file_loads(loading):
+    Path("photos").mkdir()
+    shutil.copy("photo0.png", "photos/photo0.png")
+    asked = ["--model", loading, "--methods", "gradient"]
+    commands = [
+        ["maps", "photos", "maps", *asked],
+        ["benchmark", "--images", "photos", "--metrics", "total_variation", "-o", "graded", *asked],
+    ]
+    for command in commands:
+        assert run(*command).exit_code == 0
+    trained_anew()
+    for command in commands:
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "weights and preprocess" in result.stderr
 
 
 def test_the_same_request_makes_anew_what_is_missing_and_gives_another_title(work):

@@ -409,6 +409,31 @@ def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
     assert file.read_bytes() == before
 
 
+def test_a_finished_training_of_other_weights_that_a_file_loads_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loading.py").write_text(
+        "import pellucid as pl, torch\n"
+        "def network():\n"
+        "    model = pl.load_model('shapes-resnet', 'random').model\n"
+        "    model.load_state_dict(torch.load('w.pth'))\n"
+        "    return model\n"
+        "preprocess = pl.load_model('shapes-resnet').preprocess\n"
+    )
+    state = pl.load_model("shapes-resnet").model.state_dict()
+    torch.save(state, "w.pth")
+    network = ("--model", "loading.py:network")
+    command = ("train", *network, "--images", "shapes:4", "--epochs", 1, "-o", "s.safetensors")
+    assert run(*command).exit_code == 0
+    assert "s.safetensors was finished already" in run(*command).stdout
+    torch.save({name: value * 2 for name, value in state.items()}, "w.pth")
+    before = Path("s.safetensors").read_bytes()
+    result = run(*command)
+    assert result.exit_code == 2
+    told = "s.safetensors holds a finished training of other weights than loading.py:network has now"
+    assert told in " ".join(result.stderr.split())
+    assert Path("s.safetensors").read_bytes() == before
+
+
 def test_a_file_that_no_training_wrote_is_left_as_it_is(tmp_path):
     file = tmp_path / "s.safetensors"
     file.write_bytes(b"mine")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import pellucid as pl
 from pellucid.cli import app
 from pellucid.errors import InvalidModel, InvalidWeights, UnknownName
+from pellucid.experiments.inputs import digest_of_model
 from pellucid.experiments.noticing import of_model
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
 from pellucid.models.zoo import load_model
@@ -161,6 +162,24 @@ def test_it_is_explained_from_the_command_line(folder):
     target = facts["photos"][0]["target"]
     assert target["name"] == "tabby - dog"
     assert target["value"] == pytest.approx(float(logits[2] - logits[1]), rel=1e-4)
+
+
+def test_other_weights_in_the_folder_are_no_finished_run(folder):
+    picture().save("photo.png")
+    command = ["explain", "photo.png", "--model", "hf:vit", "--methods", "gradcam", "--raw=no", "-o", "out"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    result = CliRunner().invoke(app, command)
+    assert "out was finished already; nothing was computed" in result.stdout
+    model = json.loads((folder.parent / "out" / "run.json").read_text())["model"]
+    assert (model["weights"], model["digest"]) == ("of its folder", digest_of_model(load_model("hf:vit")))
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    state = {name: value + 0.25 for name, value in load_file(file).items()}
+    save_file(state, file, {"format": "pt"})
+    assert file.stat().st_size == size
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "out holds a finished run of other weights or preprocessing of hf:vit (digest " in result.stderr
 
 
 def test_it_needs_transformers(monkeypatch):

@@ -209,10 +209,12 @@ def _explained(request: Request, output: Path, show: Show) -> tuple[dict[str, An
     """What run.json tells of a request in ``output``, and of how many photos it was explained before."""
     from .explain_page import ExplainPage
     from .facts import run_facts
-    from .run import ExplainRun
+    from .run import ExplainRun, require_same_model
 
     key = request.digest()
     told = finished(output, key)
+    if told is not None:
+        require_same_model(request, told, output)
     if told is not None and told["title"] == request.title:
         say(ALREADY_FINISHED.format(output))
         return told, 0

@@ -13,10 +13,11 @@ from ..errors import counted
 from ..files import replace_file
 from ..findings.wording import begun, ended
 from ..models.preprocess import Preprocess, shown_of
-from ..models.zoo import input_channels, weights_facts
+from ..models.zoo import input_channels
 from ..report.album import BUDGET, color_key, signs
 from ..report.figures import scaling_note
 from ..report.pages import MapTable, Page, Section, Table
+from .facts import model_facts
 from .lists import VARIANT_MEANINGS
 from .noticed import noticed
 from .output import origin
@@ -178,10 +179,9 @@ class ExplainPage:
     def footer(self) -> str:
         """What made the page."""
         run, facts = self.run, origin(self.run.request.command)
-        known = weights_facts(run.loaded)
-        weights = f"weights {known['weights']}" + (
-            f" (sha256 {known['sha256'][:12]})" if "sha256" in known else ""
-        )
+        known = model_facts(run)
+        kind = next((one for one in ("sha256", "digest") if one in known), "")
+        weights = f"weights {known['weights']}" + (f" ({kind} {known[kind][:12]})" if kind else "")
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         preprocess = run.loaded.preprocess
         channels = preprocess.channels if isinstance(preprocess, Preprocess) else input_channels(run.named.model)

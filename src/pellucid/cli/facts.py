@@ -7,8 +7,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ..experiments.inputs import digest_of_model
 from ..files import file_facts
-from ..models.zoo import weights_facts
+from ..models.zoo import has_own_weights, weights_facts
 from .noticed import noticed
 from .output import origin
 from .photos import PhotoFacts
@@ -18,14 +19,14 @@ from .run import ExplainRun
 
 def run_facts(run: ExplainRun) -> dict[str, Any]:
     """Everything about one call of ``explain``."""
-    request, loaded = run.request, run.loaded
+    request = run.request
     return origin(request.command) | {
         "python": _python_program(request, run.found.photos, run.named.classes if run.named_by_folders else None),
         "title": request.title,
         "device": request.device,
         "seed": request.seed,
         "max_batch": request.max_batch,
-        "model": {"name": loaded.name} | weights_facts(loaded) | {"preprocess": loaded.preprocess.as_dict()},
+        "model": model_facts(run),
         "methods": {
             name: {"text": request.texts[name], "parameters": _described(method)}
             for name, method in request.methods.items()
@@ -38,6 +39,14 @@ def run_facts(run: ExplainRun) -> dict[str, Any]:
         "left_out": run.left_out,
         "noticed": noticed(run),
     }
+
+
+def model_facts(run: ExplainRun) -> dict[str, Any]:
+    """The model: its weights, and what tells them from others where no file of them was named."""
+    loaded = run.named
+    is_own = has_own_weights(loaded.name)
+    digests = {"digest": digest_of_model(loaded), "identity": run.found.model} if is_own else {}
+    return {"name": loaded.name} | weights_facts(loaded) | digests | {"preprocess": loaded.preprocess.as_dict()}
 
 
 def _surrogate_files(request: Request) -> dict[str, str]:

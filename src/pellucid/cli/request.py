@@ -18,6 +18,7 @@ from ..files import file_name
 from ..folders import files_below
 from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
+from ..models.weights import facts_beside
 from ..passes import MaxBatch
 from ..report.figures import Overlay
 from ..variants.base import Variant
@@ -70,13 +71,17 @@ class Request:
         return self.heatmap["channels"] in SIGNED and any(map(may_be_negative, self.texts.values()))
 
     def digest(self) -> str:
-        """16 hexadecimal digits that differ where anything differs that results depend on: settings or files."""
+        """16 hexadecimal digits that differ where anything differs that results depend on: settings or files.
+
+        What a model loads by itself is told by the model alone (``require_same_model``).
+        """
         settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for name in ("methods", "variants", "title", "command"):
             settings.pop(name)
         named = [*self.photos, self.model, self.weights, *self.variant_texts.values(), self.target]
         named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
         paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
+        paths += [facts_beside(Path(self.weights))] if self.weights else []
         files = [_state(path) for place in paths for path in _files(place)]
         tables = [table for photos in self.photos for table in _files(Path(photos)) if table.suffix == ".parquet"]
         files += [_state(path) for table in tables for path in files_named(table)]

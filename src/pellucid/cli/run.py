@@ -18,7 +18,15 @@ import torch
 from pydantic import BaseModel, model_validator
 from torch import Tensor
 
-from ..errors import InputWarning, InvalidData, InvalidImage, InvalidParameter, LayerWarning, PellucidError
+from ..errors import (
+    InputWarning,
+    InvalidData,
+    InvalidImage,
+    InvalidParameter,
+    LayerWarning,
+    OutputNotWritable,
+    PellucidError,
+)
 from ..experiments.cells import noted, require_maps
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
@@ -30,7 +38,7 @@ from ..methods.attributions import Attributions
 from ..methods.base import Method
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
-from ..models.zoo import LoadedModel, load_model
+from ..models.zoo import LoadedModel, has_own_weights, load_model
 from ..outputs import Difference, answer, class_of, first_logits, likelihoods
 from ..passes import fitting
 from ..variants.base import ORIGINAL, Variant
@@ -104,6 +112,33 @@ def _digest_of(loaded: LoadedModel) -> str:
     return sha256(f"{digest_of_model(loaded)} {loaded.classes} {parts}".encode()).hexdigest()
 
 
+def _loaded(request: Request) -> LoadedModel:
+    """The model that is asked for, seeing photos as is asked."""
+    loaded = load_model(request.model, request.weights, request.classes, device=request.device)
+    explainable(loaded.model)
+    return loaded.seeing(request.preprocess, request.scale, request.bands)
+
+
+def require_same_model(request: Request, told: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a finished run, by what its run.json told, of a model that has changed where the request cannot see.
+
+    Raises:
+        OutputNotWritable: a file's function, or a folder of Hugging Face's, gives another model than it gave then.
+    """
+    if not has_own_weights(request.model):
+        return
+    there, loaded = told["model"], _loaded(request)
+    if there.get("identity") == _digest_of(loaded):
+        return
+    before, now = str(there.get("digest", "unknown")), digest_of_model(loaded)
+    what = f"parts or class names of {request.model}, which changed since"
+    if before != now:
+        what = f"weights or preprocessing of {request.model} (digest {before[:12]} there, {now[:12]} here)"
+    raise OutputNotWritable(
+        f"{folder} holds a finished run of other {what}; choose another folder, or move this one"
+    )
+
+
 @dataclass
 class ExplainRun:
     """One call of ``explain``: photos come in, maps and facts go out to a draft folder."""
@@ -122,10 +157,7 @@ class ExplainRun:
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
         """Load the model, check that it has the layers, and find the photos, and what was explained before."""
-        loaded = load_model(request.model, request.weights, request.classes, device=request.device)
-        explainable(loaded.model)
-        loaded = loaded.seeing(request.preprocess, request.scale, request.bands)
-        named = loaded  # as labels are, whatever is asked for
+        named = loaded = _loaded(request)  # as labels are, whatever is asked for
         if request.target not in ("auto", "label"):
             loaded = loaded.asked(request.target)
         if request.layers is not None:

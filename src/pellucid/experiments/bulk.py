@@ -29,7 +29,7 @@ from ..outputs import Answering
 from . import inputs
 from .noticing import added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
-from .record import Change, Note, hashed, versions
+from .record import DIGESTED, Change, Note, hashed, versions
 from .runners import Advance, Runner, inline
 from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
@@ -277,8 +277,13 @@ def _claim(folder: Folder, facts: Mapping[str, Any], cells: Sequence[ShardCell])
     if "shards" not in found.get("identity", ()):
         raise OutputNotWritable(f"{folder.url} holds a run of another command; choose another folder")
     if found["identity"] != facts["identity"]:
-        first = first_difference(found["identity"], dict(facts["identity"]))
+        first = first_difference(_called(found["identity"]), _called(facts["identity"]))
         raise OutputNotWritable(f"{folder.url} holds other maps: {first}; choose another folder")
+
+
+def _called(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides the maps, by what a reader calls it."""
+    return {DIGESTED: identity.get("model"), **{name: one for name, one in identity.items() if name != "model"}}
 
 
 def _strangers(folder: Folder, cells: Sequence[ShardCell]) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from ..errors import InvalidData, counted, differing
 from ..files import RUN, sealed, unsealed
 
-_MODELS = "weights and preprocess"  # what a reader calls the digests of models
+DIGESTED = "weights and preprocess"  # what a reader calls the digests of models
 _LOADED = ("weights", "preprocess", "scale", "size", "randomized", "way")  # what of a model's spec decides them
 
 
@@ -135,7 +135,7 @@ class RunRecord(BaseModel):
         known = dict(self.identity)
         files = {name: of for part in self.method_files.values() for name, of in part.items()}
         files |= known.pop("files", {})
-        return {_MODELS: known.pop("models", {}), **known, "files": files}
+        return {DIGESTED: known.pop("models", {}), **known, "files": files}
 
     def given(self, model: str) -> dict[str, Any]:
         """How the spec gives a model, what it leaves to the model as "its own"."""
@@ -227,14 +227,14 @@ def versions() -> dict[str, str]:
 def apart(one: RunRecord, other: RunRecord, places: tuple[str, str]) -> Iterator[str]:
     """All in which two runs differ: of models what was given otherwise, and their content where nothing was."""
     ours, theirs = (dict(record.decisive) for record in (one, other))
-    mine, yours = (part.pop(_MODELS) for part in (ours, theirs))
+    mine, yours = (part.pop(DIGESTED) for part in (ours, theirs))
     for key in {**mine, **yours}:
         given = [record.given(key) for record in (one, other)]
         known = [{key: part[key]} if key in part else {} for part in (mine, yours)]
         if all(known) and known[0] != known[1] and given[0] != given[1]:
             yield from differing(given[0], given[1], key, places)
         else:
-            yield from differing(known[0], known[1], _MODELS, places)
+            yield from differing(known[0], known[1], DIGESTED, places)
     yield from differing(ours, theirs, places=places)
 
 

@@ -385,9 +385,14 @@ def _names_of(path: Path) -> list[str]:
         ) from error
 
 
+def facts_beside(weights: Path) -> Path:
+    """Where ``save_weights`` leaves the class names and the preprocessing of a file of weights."""
+    return _unzipped(weights).with_suffix(".json")
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Read the class names and the preprocessing that ``save_weights`` left beside a file of weights, if any."""
-    weights, path = path, _unzipped(path).with_suffix(".json")
+    weights, path = path, facts_beside(path)
     if not os.path.exists(path):
         return {}
     try:

@@ -85,13 +85,23 @@ class LoadedModel:
         count = outputs(self.model)
         named = f": {shortened(self.classes, 6)}" if self.classes else ", whose names are not known"
         rows = {
-            "weights": self.weights,
+            "weights": self.weights_told,
             "classes": f"{count}{named}",
             "images": ", ".join(f"{name}={value}" for name, value in self.preprocess.as_dict().items()),
             "layers": shortened(layer_names(self.model), 8),
         }
         told = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
         return f"<b>{escape(self.name)}</b><table>{told}</table>"
+
+    @property
+    def weights_told(self) -> str:
+        """What a reader is told of the weights: whose they are, where their name says less than that."""
+        if self.weights == "random" and is_in_file(self.name):
+            return "made by its function"
+        if self.weights == "DEFAULT" and self.name.startswith(_HUGGING_FACE):
+            is_folder = HuggingFace(self.name.removeprefix(_HUGGING_FACE)).is_folder
+            return "of its folder" if is_folder else "of Hugging Face"
+        return self.weights
 
     def class_name(self, number: int) -> str:
         """What a class is called."""
@@ -274,12 +284,25 @@ def _weighted(architecture: Architecture, name: str, weights: str | Path, count:
     return architecture.pretrained(str(weights))
 
 
+def has_own_weights(name: str) -> bool:
+    """Whether a name is of a model that brings weights from where nobody named a file: they may change unseen.
+
+    A file's function may load them from anywhere; a folder of Hugging Face's may be written anew.
+    """
+    return name.startswith(_HUGGING_FACE) or is_in_file(name)
+
+
+def is_in_file(name: str) -> bool:
+    """Whether a name is of a model that a Python file's function makes."""
+    return bool(re.search(r"\.py(:|$)", name))
+
+
 def weights_facts(loaded: LoadedModel) -> dict[str, str]:
-    """The weights' name, and the SHA-256 of their file if there is one; random ones are of seed 0."""
+    """What the weights are, and the SHA-256 of their file if there is one; random ones are of seed 0."""
     bundled = BUNDLED.get(loaded.name.removeprefix(_DENSE))
     place = bundled if bundled and loaded.weights == "bundled" else Path(loaded.weights)
     facts = file_facts(place, "weights")
-    return facts if "sha256" in facts else {"weights": loaded.weights}
+    return facts if "sha256" in facts else {"weights": loaded.weights_told}
 
 
 def input_channels(model: nn.Module) -> int:
@@ -302,7 +325,7 @@ def _fitting(
 def _inside(name: str) -> str:
     """The name of the classifier that is to be run at every place."""
     inside = name.removeprefix(_DENSE)
-    if inside.startswith((_DENSE, _HUGGING_FACE)) or re.search(r"\.py(:|$)", inside):
+    if inside.startswith(_DENSE) or has_own_weights(inside):
         raise InvalidModel(
             f"{name!r}: after {_DENSE} comes a network's name; a file's function can return Segmentation"
         )
@@ -335,7 +358,7 @@ def find_architecture(name: str) -> Architecture:
         return _from_timm(name.removeprefix("timm:"))
     if name.startswith(_HUGGING_FACE):
         return _from_hugging_face(HuggingFace(name.removeprefix(_HUGGING_FACE)))
-    if re.search(r"\.py(:|$)", name):
+    if is_in_file(name):
         return _from_file(name)
     if name in _torchvision_names():
         return _from_torchvision(name)

@@ -20,7 +20,7 @@ from ..folders import content
 from ..models.preprocess import Preprocess
 from ..models.segmentation import dense_model
 from ..models.small import PAPER_MODELS
-from ..models.zoo import load_model, outputs, weights_facts
+from ..models.zoo import has_own_weights, load_model, outputs, weights_facts
 from ..outputs import class_numbers
 from ..variants.surrogate import Surrogate, load_surrogate
 from .adversarial import robust_accuracy
@@ -29,11 +29,12 @@ from .checkpoints import Checkpoints, checkpoints_beside
 from .classifiers import TrainingReport, accuracy, require_safetensors, save_weights, train
 from .hyperparameters import Hyperparameters, TrainingPrecision, hyperparameters_of
 from .loop import Progress
-from .surrogates import train_surrogate
+from .surrogates import digest_of_weights, train_surrogate
 
 SHAPES = "shapes-resnet"  # the network whose images are drawn, so that it needs no source
 SHAPES_COUNT = 8000
 ATTACKED = 1000  # images of the validation set that the robust accuracy is measured on, at most
+_OTHER_FILE = "choose another file, or move this one"
 _ASKED = "asked"  # among the facts of what was trained: what tells its training from another
 _WITH_TEST_SPLIT = ("torchvision:", "hf:")  # data sets that bring a test split along
 
@@ -280,9 +281,15 @@ def opened(places: Sequence[str], count: int | None, label_column: str | None = 
 def train_paths(settings: SurrogateSettings, output: Path, device: str, advance: TellProgress) -> Surrogate | None:
     """Train a surrogate and write it to a .safetensors file; else as :func:`train_classifier`."""
     asked = _asked(settings, output)
-    if _is_finished((output,), asked, lambda: load_surrogate(output).facts):
+    is_finished = _is_finished((output,), asked, lambda: load_surrogate(output).facts)
+    if is_finished and not has_own_weights(settings.model):
         return None
     loaded = load_model(settings.model, settings.weights, device=device)
+    if is_finished:  # a model that brings weights of its own may have other ones by now
+        if load_surrogate(output).facts.get("model_digest") != digest_of_weights(loaded.model):
+            told = f"{output} holds a finished training of other weights than {settings.model} has now"
+            raise OutputNotWritable(f"{told}; {_OTHER_FILE}")
+        return None
     about = {"model": settings.model, "data": list(settings.source), "preprocess": loaded.preprocess.as_dict()}
     sources = opened(settings.source, settings.count)
     images = concatenated(sources) if len(sources) > 1 else next(iter(sources.values()))
@@ -342,7 +349,7 @@ def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callabl
     there = next((path for path in files if path.exists()), None)
     if there is None:
         return False
-    way_out = "choose another file, or move this one"
+    way_out = _OTHER_FILE
     try:
         known = facts().get(_ASKED)
     except (OSError, ValueError) as error:

@@ -374,13 +374,18 @@ def _parameter(model: nn.Module) -> Tensor:
     return next(model.parameters(), torch.empty(0))
 
 
-def _facts(model: nn.Module, images: TrainingImages, about: Mapping[str, Any]) -> dict[str, Any]:
+def digest_of_weights(model: nn.Module) -> str:
+    """The ``model_digest`` that a surrogate's facts tell of the model whose paths it learned."""
     state = sha256()
     for name, tensor in model.state_dict().items():
         state.update(f"{name}={digest(tensor)};".encode())
+    return state.hexdigest()
+
+
+def _facts(model: nn.Module, images: TrainingImages, about: Mapping[str, Any]) -> dict[str, Any]:
     versions = {package: version(package) for package in ("pellucid", "torch", "torchvision")}
     return {"model": type(model).__name__, **about} | {
-        "model_digest": state.hexdigest(),
+        "model_digest": digest_of_weights(model),
         "images": images.facts,
         "left_out": list(images.left_out),
         "versions": versions,
