@@ -233,8 +233,26 @@ def test_each_run_has_its_own_best_layer_unless_one_is_given():
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "input", pytest.approx(2.0))
     found = compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="deep").iloc[0]
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "deep", pytest.approx(1.0))
-    with pytest.raises(InvalidData, match="both have no values at the layer; name one that both graded"):
-        compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="nowhere")
+
+
+def test_a_layer_of_neither_run_or_of_one_alone_is_refused():
+    """What grades variants stands at no layer, and would be all that is left."""
+    one, other = (
+        results(
+            {
+                ("net", "original", "a", layer, "insertion"): NOISE,
+                ("net", "original", "", "", "prediction_difference"): 0 * NOISE,
+            }
+        )
+        for layer in ("layer4", "layer3")
+    )
+    with pytest.raises(UnknownName, match="unknown layer of the runs 'layer9'; did you mean layer4 or layer3"):
+        compare(one, other, "layer9")
+    for runs, lacks, has in (((one, other), "second", "first"), ((other, one), "first", "second")):
+        with pytest.raises(InvalidData, match=f"the {lacks} run has no maps at layer4, as the {has} has; name"):
+            compare(*runs, "layer4")
+        with pytest.raises(InvalidData, match=f"the {lacks} run has no maps at layer4"):
+            left_out(*runs, "layer4")
 
 
 def test_other_images_are_not_paired():
