@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
-from .intervals import LEAST, Numbers, interval, mean, rounding_of
+from .intervals import LEAST, Numbers, mean, paired_interval, roundings, to_one_side
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined
 
@@ -270,8 +270,9 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
     """The columns that are numbers: means where both have values, their difference, and its sign if it is sure."""
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     ours, theirs = np.where(both, ours, np.nan), np.where(both, theirs, np.nan)
-    low, high = interval(theirs - ours)
-    least = np.array([rounding_of(np.stack(pair)) for pair in zip(ours, theirs, strict=True)])
+    low, high = paired_interval(theirs, ours)
+    least = roundings(ours, theirs)
+    above, below = to_one_side(theirs, ours, least)
     return {
         "images": both.sum(1),
         "one": mean(ours),
@@ -279,5 +280,5 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
         "difference": mean(theirs - ours),
         "low": low,
         "high": high,
-        "sign": (low > least).astype(int) - (high < -least).astype(int),
+        "sign": ((low > least) | above).astype(int) - ((high < -least) | below).astype(int),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, UnknownName
-from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks
+from .intervals import Numbers, best_row, deviation, interval, mean, paired_interval, paired_ranks
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
@@ -190,14 +190,18 @@ class Statistics:
         whether it is ``shared``. Rows that grade a variant are compared with the original.
         """
         values = self.values.to_numpy()
-        differences = values - self._references()
+        references = self._references()
+        differences = values - references
+        low, high = paired_interval(values, references)
         return pd.DataFrame(
             {
                 "n": (~np.isnan(values)).sum(1),
                 "undefined": self.missing.sum(axis=1).to_numpy(),
                 **_means(values, "mean", "low", "high", *self._ends(self.values)),
                 "std": deviation(values),
-                **_means(differences, "difference", "difference_low", "difference_high"),
+                "difference": mean(differences),
+                "difference_low": low,
+                "difference_high": high,
                 "paired": (~np.isnan(differences)).sum(1),
                 **self._ranks(),
             },
@@ -292,14 +296,7 @@ def _wide(long: pd.DataFrame, keys: Sequence[str], images: Sequence[str]) -> pd.
     return wide.reindex(index=order, columns=list(images)).astype(float)
 
 
-def _means(
-    values: Numbers,
-    name: str,
-    low: str,
-    high: str,
-    least: Numbers | float = -np.inf,
-    most: Numbers | float = np.inf,
-) -> dict[str, Any]:
+def _means(values: Numbers, name: str, low: str, high: str, least: Numbers, most: Numbers) -> dict[str, Any]:
     """The mean and its interval of each row, by these names; no interval goes on where no value can be."""
     ends = interval(values)
     return {name: mean(values), low: np.maximum(ends[0], least), high: np.minimum(ends[1], most)}
