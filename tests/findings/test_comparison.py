@@ -110,15 +110,23 @@ def test_the_interval_is_that_of_the_differences():
 
 
 def test_no_interval_is_wider_than_values_can_be_apart():
-    """Of shares of 0 and 1 a difference lies between -1 and 1, whatever the skew of eight."""
-    key, shares = ("net", "original", "a", "input", "insertion"), [1.0] * 7 + [0.0]
+    """Of shares of 0 and 1 a difference lies between -1 and 1, whatever the skew of six."""
+    key, shares = ("net", "original", "a", "input", "insertion"), [1.0] * 5 + [0.0]
     ended = {**FACTS, "insertion": FACTS["insertion"].model_copy(update={"ends": (0.0, 1.0)})}
-    [found] = compare(results({key: [0.0] * 8}, facts=ended), results({key: shares}, facts=ended)).to_dict(
+    [found] = compare(results({key: [0.0] * 6}, facts=ended), results({key: shares}, facts=ended)).to_dict(
         "records"
     )
     low, high = interval(np.array([shares]))
     assert high[0] > 1
     assert (found["low"], found["high"]) == (pytest.approx(low[0]), 1.0)
+
+
+def test_distances_above_a_bound_are_told_from_it_and_no_interval_passes_it():
+    values = [0.01] * 7 + [60.0]
+    found = compare(run({("a", "deletion"): -NOISE}), run({("a", "deletion"): np.array(values) - NOISE}))
+    [row] = found.to_dict("records")
+    assert (row["low"], row["verdict"]) == (0.0, "worse")
+    assert interval(np.array([values]))[0][0] < 0
 
 
 def test_only_images_with_both_values_count_and_both_means_are_over_them():
@@ -233,8 +241,26 @@ def test_each_run_has_its_own_best_layer_unless_one_is_given():
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "input", pytest.approx(2.0))
     found = compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="deep").iloc[0]
     assert (found["layer"], found["other_layer"], found["difference"]) == ("deep", "deep", pytest.approx(1.0))
-    with pytest.raises(InvalidData, match="both have no values at the layer; name one that both graded"):
-        compare(layered(0.0, 1.0), layered(3.0, 2.0), layer="nowhere")
+
+
+def test_a_layer_of_neither_run_or_of_one_alone_is_refused():
+    """What grades variants stands at no layer, and would be all that is left."""
+    one, other = (
+        results(
+            {
+                ("net", "original", "a", layer, "insertion"): NOISE,
+                ("net", "original", "", "", "prediction_difference"): 0 * NOISE,
+            }
+        )
+        for layer in ("layer4", "layer3")
+    )
+    with pytest.raises(UnknownName, match="unknown layer of the runs 'layer9'; did you mean layer4 or layer3"):
+        compare(one, other, "layer9")
+    for runs, lacks, has in (((one, other), "second", "first"), ((other, one), "first", "second")):
+        with pytest.raises(InvalidData, match=f"the {lacks} run has no maps at layer4, as the {has} has; name"):
+            compare(*runs, "layer4")
+        with pytest.raises(InvalidData, match=f"the {lacks} run has no maps at layer4"):
+            left_out(*runs, "layer4")
 
 
 def test_other_images_are_not_paired():

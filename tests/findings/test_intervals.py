@@ -13,10 +13,12 @@ from pellucid.findings.intervals import (
     deviation,
     interval,
     mean,
+    paired_interval,
     paired_ranks,
     quantile,
     share_interval,
     sign_test,
+    to_one_side,
     told_apart,
     without_each,
 )
@@ -170,3 +172,38 @@ def test_no_more_hits_than_chance_are_told_apart():
     hits = np.random.default_rng(0).integers(0, 2, (2, 4000, 12)).astype(float)
     above, below = told_apart(*hits, 0.0)
     assert np.mean(above | below) <= 0.05
+
+
+def test_distances_that_cannot_be_negative_are_told_from_none():
+    """The interval of values so skewed reaches below 0, their bound."""
+    bound = np.zeros((1, 8))
+    distances = np.array([[0.01] * 7 + [60.0]])
+    low, high = interval(distances)
+    assert low[0] < 0 < high[0]
+    assert [side.tolist() for side in told_apart(distances, bound, 1e-6)] == [[True], [False]]
+    assert [side.tolist() for side in told_apart(bound, distances, 1e-6)] == [[False], [True]]
+    assert [end.tolist() for end in paired_interval(distances, bound)] == [[0.0], high.tolist()]
+    assert [end.tolist() for end in paired_interval(bound, distances)] == [(-high).tolist(), [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("distances", "is_told"),
+    [
+        ([0.01] * 5 + [60.0], True),  # chance parts 6 so in 1 of 32 cases
+        ([0.01] * 4 + [60.0], False),  # and 5 in 1 of 16
+        ([0.01] * 7 + [-1e-3, 60.0], False),
+        ([0.01] * 5 + [1e-9, 60.0], True),  # rounding is no difference
+        ([0.01] * 4 + [1e-9, 60.0], False),
+        ([0.01] * 5 + [NAN, 60.0], True),
+    ],
+)
+def test_differences_to_one_side_are_told_from_chance_from_six_on(distances, is_told):
+    one, bound = np.array([distances]), np.zeros((1, len(distances)))
+    above, below = to_one_side(one, bound, 1e-6)
+    assert (above.tolist(), below.tolist()) == ([is_told], [False])
+
+
+def test_only_what_has_one_value_is_a_bound():
+    distances = np.array([[0.01] * 7 + [60.0]])
+    moved = np.arange(8.0)[None]
+    assert not told_apart(distances + moved, moved, 1e-6)[0].any()

@@ -242,9 +242,21 @@ def test_variants_themselves_are_compared_with_the_original():
     (found,) = trust_card(results(values), "net").findings
     assert [one.variant for one in found.lead.best] == ["original", "backward"]
     assert found.sentence == (
-        "By prediction difference, backward does and forward does not: 0 (original), 0 (backward) and "
+        "By prediction difference, backward does and forward differs: 0 (original), 0 (backward) and "
         "12.0 (forward); 100 x probability, lower is better."
     )
+
+
+def test_a_variant_whose_few_large_distances_hide_the_others_is_still_another():
+    """All are above 0, the original's, though the interval of their mean reaches below it."""
+    metric = "prediction_difference"
+    values = {
+        ("net", "original", "", "", metric): np.zeros(12),
+        ("net", "forward", "", "", metric): np.array([0.1] * 11 + [90.0]),
+    }
+    (found,) = trust_card(results(values), "net").findings
+    assert [one.variant for one in found.lead.best] == ["original"]
+    assert found.sentence.startswith("By prediction difference, forward differs: 0 (original) and ")
 
 
 # Several metrics, axes and layers.

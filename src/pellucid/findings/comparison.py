@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
-from .intervals import LEAST, Numbers, interval, mean, rounding_of
+from .intervals import LEAST, Numbers, mean, paired_interval, roundings, to_one_side
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined
 
@@ -42,9 +42,9 @@ def compare(
     is "better", "worse" or "not told apart", or that too few images have both values to tell.
 
     Raises:
-        InvalidData: the runs have no image, or no such row, in common; told is what differs.
+        InvalidData: the runs have no image, no such row, or not this layer in common; told is what differs.
         InvalidParameter: ``against`` beside a second run, or none where a run has one variant alone.
-        UnknownName: the run has no such variant, method or model.
+        UnknownName: the run has no such variant, method or model, or no run such a layer.
     """
     ours, theirs = _sides(one, other, layer, against)
     images = [name for name in ours.columns if name in set(theirs.columns)]
@@ -111,22 +111,38 @@ def _sides(
     one: Results, other: Results | None, layer: str | None, against: str | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of two runs; or of one run those of the part ``against``, once for each other, and the others'."""
-    ours = _values(one, layer)
     if other is not None:
         if against is not None:
             raise InvalidParameter(
                 f"against {against}: this compares parts of one run, and here are two; give one"
             )
+        _require_layer(layer, one, other)
+        ours = _values(one, layer)
         return ours, _called_alike(ours, _values(other, layer))
     kind, name = part_of(one, against)
+    _require_layer(layer, one)
+    ours = _values(one, layer)
     names = ours.index.get_level_values(kind)
     others = [part for part in names.unique() if part not in (name, "")]
-    if layer is not None and layer not in set(ours.index.get_level_values("layer")):
-        layers = one.record.layers.values()
-        raise UnknownName("layer of the run", layer, [name for names in layers for name in names])
     if not (others and name in names):
         raise InvalidData(f"the run has no values of {name} and of another {kind} yet; finish it first")
     return pd.concat([ours[names == name].rename(index={name: part}, level=kind) for part in others]), ours
+
+
+def _require_layer(layer: str | None, *runs: Results) -> None:
+    """Refuse a layer that a run has no maps at: what grades whole variants would be left alone without a word."""
+    if layer is None:
+        return
+    layers = [list(run.table["layer"].dropna().unique()) for run in runs]
+    has = [layer in graded for graded in layers]
+    if not any(has):
+        known = [name for graded in layers for name in graded]
+        raise UnknownName(f"layer of the run{'s' if len(runs) > 1 else ''}", layer, known)
+    if not all(has):
+        lacks, other = ("second", "first") if has[0] else ("first", "second")
+        raise InvalidData(
+            f"the {lacks} run has no maps at {layer}, as the {other} has; name a layer that both graded, or none"
+        )
 
 
 def _of_one(rows: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> str:
@@ -216,9 +232,6 @@ def _explained(results: Results) -> _Explained:
 
 def _apart(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:
     """Which parts of two runs' rows are shared and which are not, and what to grade instead."""
-    if not (ours and theirs):
-        empty = "the second has" if ours else "the first has" if theirs else "both have"
-        return f"{empty} no values at the layer; name one that both graded, or none"
     parts = {name: [_distinct(rows, place) for rows in (ours, theirs)] for place, name in enumerate(_PARTS)}
     alone = {name: both for name, both in parts.items() if not set(both[0]) & set(both[1])}
     if not alone:
@@ -257,8 +270,9 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
     """The columns that are numbers: means where both have values, their difference, and its sign if it is sure."""
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     ours, theirs = np.where(both, ours, np.nan), np.where(both, theirs, np.nan)
-    low, high = interval(theirs - ours)
-    least = np.array([rounding_of(np.stack(pair)) for pair in zip(ours, theirs, strict=True)])
+    low, high = paired_interval(theirs, ours)
+    least = roundings(ours, theirs)
+    above, below = to_one_side(theirs, ours, least)
     return {
         "images": both.sum(1),
         "one": mean(ours),
@@ -266,5 +280,5 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
         "difference": mean(theirs - ours),
         "low": low,
         "high": high,
-        "sign": (low > least).astype(int) - (high < -least).astype(int),
+        "sign": ((low > least) | above).astype(int) - ((high < -least) | below).astype(int),
     }

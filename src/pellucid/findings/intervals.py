@@ -136,13 +136,14 @@ def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
 def told_apart(one: Numbers, other: Numbers, rounding: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each row (K, N) is above, or below, the same row of ``other``; neither where that cannot be asked.
 
-    It is where the interval of their paired difference, over the images that both have, leaves out 0. Values of 0
-    and 1 alone are told apart by the exact sign test (McNemar's) instead: of few images their interval is as wide
-    as that of any values so skewed.
+    It is where the interval of their paired difference, over the images that both have, leaves out 0, or where all
+    lie to one side of one value (``to_one_side``). Values of 0 and 1 alone are told apart by the exact sign test
+    (McNemar's) instead: of few images their interval is as wide as that of any values so skewed.
     """
     differences = one - other
     low, high = interval(differences)
-    above, below = low > rounding, high < -rounding
+    all_above, all_below = to_one_side(one, other, rounding)
+    above, below = (low > rounding) | all_above, (high < -rounding) | all_below
     are_hits = (np.isnan(differences) | (np.isin(one, (0, 1)) & np.isin(other, (0, 1)))).all(1)
     for row in np.flatnonzero(are_hits):
         up, down = (int((differences[row] == side).sum()) for side in (1, -1))
@@ -150,6 +151,46 @@ def told_apart(one: Numbers, other: Numbers, rounding: float) -> tuple[NDArray[n
             is_sure = sign_test(up, down) <= 1 - COVERAGE
             above[row], below[row] = is_sure and up > down, is_sure and down > up
     return above, below
+
+
+def to_one_side(
+    one: Numbers, other: Numbers, rounding: Numbers | float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether all of a row (K, N) are above, or below, the same row of ``other``, where one of both has one value.
+
+    That is a bound, as 0 is of distances: the interval of values so skewed may reach beyond it, which they cannot.
+    Differences to one side alone are told from chance by the exact sign test, from six on; ``rounding`` is none.
+    """
+    differences = one - other
+    both = ~np.isnan(differences)
+    rounding = np.reshape(rounding, (-1, 1))
+    ups, downs = (differences > rounding).sum(1), (differences < -rounding).sum(1)
+    has_one_value = np.logical_or(*(_has_one_value(side, both) for side in (one, other)))
+    above, below = (
+        has_one_value & (others == 0) & (2.0 ** (1 - some) <= 1 - COVERAGE)
+        for some, others in ((ups, downs), (downs, ups))
+    )
+    return above, below
+
+
+def paired_interval(one: Numbers, other: Numbers) -> tuple[Numbers, Numbers]:
+    """The interval of each row's mean difference one - other, not beyond 0 where all lie ``to_one_side``."""
+    low, high = interval(one - other)
+    above, below = to_one_side(one, other, roundings(one, other))
+    return np.where(above, np.maximum(low, 0), low), np.where(below, np.minimum(high, 0), high)
+
+
+def roundings(one: Numbers, other: Numbers) -> Numbers:
+    """For each row (K,) of two the largest difference that is rounding."""
+    largest: Numbers = np.nan_to_num(np.maximum(np.abs(one), np.abs(other))).max(1, initial=0)
+    return ROUNDING * largest
+
+
+def _has_one_value(values: Numbers, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the known values of each row (K, N) are one and the same."""
+    least, most = np.where(known, values, np.inf).min(1), np.where(known, values, -np.inf).max(1)
+    same: NDArray[np.bool_] = least == most
+    return same
 
 
 @lru_cache(maxsize=4096)

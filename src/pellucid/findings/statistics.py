@@ -16,7 +16,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import InvalidData, UnknownName
-from .intervals import Numbers, best_row, deviation, interval, mean, paired_ranks, share_interval
+from .intervals import (
+    Numbers,
+    best_row,
+    deviation,
+    interval,
+    mean,
+    paired_interval,
+    paired_ranks,
+    share_interval,
+)
 
 if TYPE_CHECKING:
     from ..experiments.record import MetricRecord
@@ -191,14 +200,18 @@ class Statistics:
         whether it is ``shared``. Rows that grade a variant are compared with the original.
         """
         values, ends = self.values.to_numpy(), self._ends(self.values)
-        differences = values - self._references()
+        references = self._references()
+        differences = values - references
+        low, high = paired_interval(values, references)
         return pd.DataFrame(
             {
                 "n": (~np.isnan(values)).sum(1),
                 "undefined": self.missing.sum(axis=1).to_numpy(),
-                **_means(values, "mean", "low", "high", *ends, _are_hits(values, *ends)),
+                **_means(values, *ends, _are_hits(values, *ends)),
                 "std": deviation(values),
-                **_means(differences, "difference", "difference_low", "difference_high"),
+                "difference": mean(differences),
+                "difference_low": low,
+                "difference_high": high,
                 "paired": (~np.isnan(differences)).sum(1),
                 **self._ranks(),
             },
@@ -209,7 +222,7 @@ class Statistics:
     def curves(self) -> pd.DataFrame:
         """The mean of ``n`` values and its interval at each point of each curve, indexed as ``points``."""
         values = self.points.to_numpy()
-        means = _means(values, "mean", "low", "high", *self._ends(self.points))
+        means = _means(values, *self._ends(self.points))
         return pd.DataFrame({"n": (~np.isnan(values)).sum(1), **means}, index=self.points.index)
 
     def _ends(self, rows: pd.DataFrame) -> tuple[Numbers, Numbers]:
@@ -300,19 +313,10 @@ def _are_hits(values: Numbers, least: Numbers, most: Numbers) -> NDArray[np.bool
 
 
 def _means(
-    values: Numbers,
-    name: str,
-    low: str,
-    high: str,
-    least: Numbers | float = -np.inf,
-    most: Numbers | float = np.inf,
-    hits: NDArray[np.bool_] | None = None,
-) -> dict[str, Any]:
-    """The mean and its interval of each row, by these names; no interval goes on where no value can be.
-
-    Of rows of ``hits`` it is the interval of a share.
-    """
-    below, above = interval(values)
+    values: Numbers, least: Numbers, most: Numbers, hits: NDArray[np.bool_] | None = None
+) -> dict[str, Numbers]:
+    """The mean and its interval of each row, never where no value can be; of ``hits`` that of a share."""
+    low, high = interval(values)
     if hits is not None and hits.any():
-        below[hits], above[hits] = share_interval(values[hits])
-    return {name: mean(values), low: np.maximum(below, least), high: np.minimum(above, most)}
+        low[hits], high[hits] = share_interval(values[hits])
+    return {"mean": mean(values), "low": np.maximum(low, least), "high": np.minimum(high, most)}

@@ -127,7 +127,7 @@ def _of_variants(lead: Ranking) -> str:
     like = [one.variant for one in changed if one in lead.best]
     unlike = [one.variant for one in changed if one not in lead.best]
     answers = [f"{joined(like)} {'does' if len(like) == 1 else 'do'}"] if like else []
-    answers += [f"{joined(unlike)} {'does' if len(unlike) == 1 else 'do'} not"] if unlike else []
+    answers += [f"{joined(unlike)} {'differs' if len(unlike) == 1 else 'differ'}"] if unlike else []
     values = joined([f"{_number(lead, one)} ({one.variant})" for one in (original, *changed)])
     return f"By {lead.name}, {joined(answers)}: {values}; {_scale(lead)}."
 
