@@ -30,6 +30,14 @@ def test_differences_are_paired_and_told_by_the_metrics_direction():
     assert found["images"].tolist() == [8, 8, 8]
 
 
+def test_hits_are_told_apart_by_the_sign_test_as_in_a_report():
+    """Of 8 images 5 more are hit by the other: p = 2 / 2^5; 6 more: p = 2 / 2^6."""
+    key = ("net", "original", "a", "input", "insertion")
+    for more, verdict in ((5, "not told apart"), (6, "better")):
+        hits = [1.0] * more + [0.0] * (8 - more)
+        assert compare(results({key: [0.0] * 8}), results({key: hits}))["verdict"].tolist() == [verdict]
+
+
 def within(values, model="net"):
     """A run by (variant, method): the values of one metric at one layer."""
     return results({(model, *key, "input", "insertion"): value + NOISE for key, value in values.items()})

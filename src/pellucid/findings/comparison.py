@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
-from .intervals import LEAST, Numbers, mean, paired_interval, roundings, to_one_side
+from .intervals import LEAST, Numbers, mean, paired_interval, roundings, told_apart
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined
 
@@ -271,8 +271,7 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     ours, theirs = np.where(both, ours, np.nan), np.where(both, theirs, np.nan)
     low, high = paired_interval(theirs, ours)
-    least = roundings(ours, theirs)
-    above, below = to_one_side(theirs, ours, least)
+    above, below = told_apart(theirs, ours, roundings(ours, theirs))
     return {
         "images": both.sum(1),
         "one": mean(ours),
@@ -280,5 +279,5 @@ def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
         "difference": mean(theirs - ours),
         "low": low,
         "high": high,
-        "sign": ((low > least) | above).astype(int) - ((high < -least) | below).astype(int),
+        "sign": above.astype(int) - below.astype(int),
     }

@@ -133,7 +133,9 @@ def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
     return found
 
 
-def told_apart(one: Numbers, other: Numbers, rounding: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def told_apart(
+    one: Numbers, other: Numbers, rounding: Numbers | float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each row (K, N) is above, or below, the same row of ``other``; neither where that cannot be asked.
 
     It is where the interval of their paired difference, over the images that both have, leaves out 0, or where all
