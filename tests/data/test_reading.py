@@ -82,7 +82,7 @@ def test_sixteen_bits_are_kept_and_reach_the_model_exactly(kind):
     found = Preprocess(**AS_IT_IS, channels=channels)(image)
     assert torch.equal(found, torch.from_numpy(np.moveaxis(expected / 65535, 2, 0).astype(np.float32)))
     given = []
-    CustomPreprocess(lambda image: given.append(image) or torch.zeros(1, 2, 2))(image)
+    CustomPreprocess(lambda image: given.append(image) or torch.arange(4).reshape(1, 2, 2))(image)
     assert np.array_equal(np.asarray(given[0]).reshape(expected.shape), expected)
     assert isinstance(given[0], Image.Image if channels == 1 else np.ndarray)
 
@@ -396,7 +396,7 @@ def test_an_image_that_pillow_opened_is_what_its_file_is(kind, channels):
     scale = None if kind in ("turned jpeg", "gray", "alpha") else (200, 4200)
     preprocess = Preprocess(**AS_IT_IS, channels=channels, scale=scale)
     given = []
-    custom = CustomPreprocess(lambda image: given.append(np.asarray(image)) or torch.zeros(1, 2, 2))
+    custom = CustomPreprocess(lambda image: given.append(np.asarray(image)) or torch.arange(4).reshape(1, 2, 2))
     for whole in (False, True):
         opened = Image.open(io.BytesIO(content))
         if whole:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.sources import Sample
 from ..errors import PellucidError, counted, percent, shortened
-from ..models.preprocess import Preprocess
+from ..models.preprocess import PREPROCESS_INSTEAD, CustomPreprocess, Preprocess, clips
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
@@ -66,6 +66,8 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
             f"{sample.name} holds {frames} pages or frames, of which the first is seen",
             "save the others as files of their own, or what are channels as one .npy (height, width, channels)",
         )
+    if isinstance(preprocess, CustomPreprocess):
+        found |= _clipped(sample, preprocess)
     if not isinstance(preprocess, Preprocess):
         return found
     if isinstance(image, Pixels) and preprocess.is_dark(image):
@@ -81,6 +83,21 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
     if recolored := preprocess.recolored(image):
         found[recolored] = Oddity(f"{sample.name} {recolored}")
     return found
+
+
+def _clipped(sample: Sample, preprocess: CustomPreprocess) -> dict[str, Oddity]:
+    """What a user's own function may have clipped to 8 bits."""
+    image = sample.image
+    if not isinstance(image, Pixels) or not clips(image, preprocess.quietly(image)):
+        return {}
+    low, high = map(_plain, image.ends)
+    what = f"holds values from {low} to {high}, and the model's own preprocess makes nearly all of it"
+    return {
+        "clipped": Oddity(
+            f"{sample.name} {what} black or white, as Pillow's convert clips 16 bits to 255",
+            f"scale the values before, or give --preprocess FILE.py:NAME; {PREPROCESS_INSTEAD}",
+        )
+    }
 
 
 def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
