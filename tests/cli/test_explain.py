@@ -785,6 +785,18 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     assert "--scale 9: give the values" in explain("ray.png", "--scale", "9", model="grey.py:network").stderr
 
 
+@pytest.mark.parametrize("typed", [["--scale", "-100,2900"], ["--scale=-100,2900"]])
+@pytest.mark.parametrize("kind", ["int16", "uint32"])
+def test_whole_numbers_that_tell_no_range_take_a_scale_that_may_be_negative(work, kind, typed):
+    Path("grey.py").write_text(TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(1,"))
+    np.save("tile.npy", np.linspace(0, 2900, 40 * 50).reshape(40, 50).astype(kind))
+    assert "nothing tells which values are black and white" in explain("tile.npy", model="grey.py:network").stderr
+    result = explain("tile.npy", *typed, model="grey.py:network")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["model"]["preprocess"]["scale"] == [-100, 2900]
+
+
 # The page.
 
 
