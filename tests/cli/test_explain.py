@@ -772,8 +772,13 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     result = explain("ray.png", model="grey.py:network")
     assert "note: ray.png uses little of what its bits can hold" in result.stderr
     assert "give --scale, such as 200,4200, this photo's own ends; a trained model needs" in result.stderr
+    stretched = "photo is shown with its least value black and its greatest white, whatever the model sees of it."
+    assert f"Each {stretched}" in page()
+    explain("ray.png", "photo0.png", model="grey.py:network")
+    assert f"1 of the 2 {stretched.replace('photo is', 'photos are each')}" in page()
     result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
     assert "uses little" not in result.stderr
+    assert stretched not in page()
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["model"]["preprocess"]["scale"] == [200, 4200]
     known = {}

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,22 @@ def test_whole_numbers_of_32_bits_are_read_exactly(kind):
     image = read_image(tiff(values), "ct.tif")
     assert image.values.dtype == kind
     assert np.array_equal(image.values[..., 0], values)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "uint8"])
+def test_a_picture_shows_what_a_scale_makes_of_the_values(kind):
+    values = np.linspace(50, 250, 36).astype(kind).reshape(6, 6)
+    image = Image.fromarray(values) if kind == "uint8" else Pixels.of(values, "a.png")
+    expected = ((values.astype(float) - 100) / 400 * 255).clip(0, 255).round()
+    scaled = Preprocess(**AS_IT_IS, channels=1, scale=(100, 500))
+    assert not scaled.stretches(image)
+    assert np.abs(np.asarray(scaled.display(image), float) - expected).max() <= 1
+    colored = np.asarray(replace(scaled, channels=3).display(image), float)
+    assert np.abs(colored - expected[..., None]).max() <= 1
+    plain = Preprocess(**AS_IT_IS, channels=1)
+    shown = np.asarray(plain.display(image))
+    assert plain.stretches(image) == (kind != "uint8")
+    assert (shown.min(), shown.max()) == ((50, 250) if kind == "uint8" else (0, 255))
 
 
 def test_floats_stay_as_they_are():

@@ -121,13 +121,23 @@ class Preprocess:
     def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
 
-        What has more than 8 bits is stretched from its least to its greatest value.
+        A given ``scale`` is what is black and white; without it what has more than 8 bits is stretched from its
+        least to its greatest value.
         """
         image = image_of(image)
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
-            return shown
-        return picture(self._cropped(image), self.bands, stretched=isinstance(image, Pixels))
+            return shown if self.scale is None else shown.point(self._scaled_byte)
+        return picture(self._cropped(image), self.bands, self.stretches(image))
+
+    def stretches(self, image: AnyImage) -> bool:
+        """Whether ``display`` shows an image with more contrast than the model may see."""
+        return isinstance(image, Pixels) and self.scale is None
+
+    def _scaled_byte(self, value: int) -> int:
+        """A value of 8 bits as a picture shows it under the scale."""
+        low, high = self.scale or (0, 255)
+        return round(255 * min(1.0, max(0.0, (value - low) / (high - low))))
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
@@ -434,6 +444,10 @@ class CustomPreprocess:
         What the function crops is unknown, so this alone is sure to lie under the map.
         """
         return picture(self.quietly(image_of(image)), self.bands, stretched=True).convert("RGB")
+
+    def stretches(self, image: AnyImage) -> bool:
+        """Whether ``display`` shows an image with more contrast than the model may see: any."""
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the function's name for a JSON file."""
