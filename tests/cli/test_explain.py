@@ -802,6 +802,17 @@ def test_whole_numbers_that_tell_no_range_take_a_scale_that_may_be_negative(work
     assert facts["model"]["preprocess"]["scale"] == [-100, 2900]
 
 
+def test_a_resizing_that_whole_leaves_out_is_told(work):
+    own = "from pellucid import Preprocess\npreprocess = Preprocess(resize=20, crop=None)\n"
+    Path("tile.py").write_text(own + TINY.partition("def preprocess")[0])
+    Image.new("RGB", (40, 50), "tan").save("tile.png")
+    note = "tile.png, 40 x 50, is seen at its own size; the model's own preprocess would resize it, and all"
+    result = explain("tile.png", "--preprocess", "whole", model="tile.py:network")
+    assert f"{note} that is in it, to 0.5 times that (1 such photo); to keep that, give" in result.stderr
+    assert note in page().replace("&#x27;", "'").replace("&#39;", "'")
+    assert note not in explain("tile.png", model="tile.py:network").stderr
+
+
 # The page.
 
 

@@ -225,6 +225,31 @@ def test_a_function_that_keeps_what_an_image_holds_is_not_told():
     assert oddities(Sample("a.png", Image.new("RGB", (8, 8))), CustomPreprocess(to_bytes)) == {}
 
 
+def test_a_resizing_that_is_left_out_is_told(loaded_of):
+    own = "preprocess = pellucid.Preprocess(resize={}, crop=None)"
+    what = "a.png, {} x {}, is seen at its own size; the model's own preprocess"
+    seen = f"{what} would resize it, and all that is in it,"
+    resized = {  # of an image of this width and height: how the model's own resizes it
+        ("768", (1536, 1536)): "0.5 times that",
+        ("768", (1536, 2000)): "0.5 times that",
+        ("200", (100, 150)): "2 times that",
+        ("(50, 60)", (100, 200)): "0.6 times its width and 0.25 times its height",
+        ("64", (64, 90)): None,
+        ("None", (64, 90)): None,
+    }
+    for (resize, size), told in resized.items():
+        loaded = loaded_of(own.format(resize))
+        sample = Sample("a.png", Image.new("RGB", size, "tan"))
+        for chosen in ("whole", "none"):
+            whole = loaded.seeing(chosen)
+            odd = oddities(sample, whole.preprocess, whole.whole_of).get("whole")
+            assert odd == (told and (f"{seen.format(*size)} to {told}", odd.way_out, None))
+            assert told is None or f"Preprocess(resize={resize}, crop=None)" in odd.way_out
+        assert loaded.seeing("whole").seeing("whole").whole_of == loaded.preprocess
+        assert loaded.whole_of is whole.at_size(32).whole_of is None
+    assert loaded_of().seeing("whole").whole_of is None  # what is assumed is no training's
+
+
 def test_a_files_own_preprocess_is_kept_for_other_channels(loaded_of):
     """What a file says is never replaced by what is assumed: here it does not fit, and is refused."""
     assert loaded_of("from pellucid.models.preprocess import IMAGENET as preprocess", 1).preprocess == IMAGENET

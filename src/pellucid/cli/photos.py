@@ -240,7 +240,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
         number = sample.label if place.numbers is None else place.numbers.get(sample.label, NO_CLASS)
         label = Prediction(number=number, name=name)
-    odd, stretched = oddities(sample, preprocess), preprocess.stretches(sample.image)
+    odd, stretched = oddities(sample, preprocess, loaded.whole_of), preprocess.stretches(sample.image)
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd, stretched)
 
 

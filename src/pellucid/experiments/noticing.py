@@ -57,8 +57,11 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
         )
 
 
-def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
-    """What a preprocess does to an image that may surprise: to its values, its size and its channels."""
+def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = None) -> dict[str, Oddity]:
+    """What a preprocess does to an image that may surprise: to its values, its size and its channels.
+
+    ``whole_of`` is what would resize it otherwise (``LoadedModel.whole_of``).
+    """
     found: dict[str, Oddity] = {}
     image = sample.image
     if (frames := frames_of(image)) > 1:
@@ -79,6 +82,12 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
         found[", ".join(lost)] = Oddity(
             f"{what}, so {' and '.join(lost.values())}",
             "cut it into tiles, or give --preprocess whole",
+        )
+    if whole_of is not None and (resized := _resized(image.size, whole_of)):
+        what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is seen at its own size"
+        found["whole"] = Oddity(
+            f"{what}; the model's own preprocess would resize it, and all that is in it, to {resized}",
+            f"to keep that, give --preprocess FILE.py:NAME, a Preprocess(resize={whole_of.resize}, crop=None)",
         )
     if recolored := preprocess.recolored(image):
         found[recolored] = Oddity(f"{sample.name} {recolored}")
@@ -110,6 +119,14 @@ def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
     if seen < _SEEN:
         found["cut"] = f"{percent(1 - seen)} of its area is cut off"
     return found
+
+
+def _resized(size: tuple[int, int], preprocess: Preprocess) -> str:
+    """To how much of its size (width, height) an image is resized, in words; empty where it stays as large."""
+    width, height = (f"{1 / times:.2g}" for times in preprocess.times_smaller(size))
+    if width == height:
+        return "" if width == "1" else f"{width} times that"
+    return f"{width} times its width and {height} times its height"
 
 
 def mislabeled(
