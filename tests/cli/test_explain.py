@@ -880,8 +880,13 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     result = explain("ray.png", model="grey.py:network")
     assert "note: ray.png uses little of what its bits can hold" in result.stderr
     assert "give --scale, such as 200,4200, this photo's own ends; a trained model needs" in result.stderr
+    stretched = "photo is shown with its least value black and its greatest white, whatever the model sees of it."
+    assert f"Each {stretched}" in page()
+    explain("ray.png", "photo0.png", model="grey.py:network")
+    assert f"1 of the 2 {stretched.replace('photo is', 'photos are each')}" in page()
     result = explain("ray.png", "--scale", "200,4200", model="grey.py:network")
     assert "uses little" not in result.stderr
+    assert stretched not in page()
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["model"]["preprocess"]["scale"] == [200, 4200]
     known = {}
@@ -891,6 +896,29 @@ def test_an_x_ray_of_few_values_is_noticed_and_scaled(work):
     assert torch.allclose(known["attributions"]["gradient", "original"]["input"][0], kept)
     assert "scales by itself" in explain("ray.png", "--scale", "0,9").stderr
     assert "--scale 9: give the values" in explain("ray.png", "--scale", "9", model="grey.py:network").stderr
+
+
+@pytest.mark.parametrize("typed", [["--scale", "-100,2900"], ["--scale=-100,2900"]])
+@pytest.mark.parametrize("kind", ["int16", "uint32"])
+def test_whole_numbers_that_tell_no_range_take_a_scale_that_may_be_negative(work, kind, typed):
+    Path("grey.py").write_text(TINY.partition("def preprocess")[0].replace("Conv2d(3,", "Conv2d(1,"))
+    np.save("tile.npy", np.linspace(0, 2900, 40 * 50).reshape(40, 50).astype(kind))
+    assert "nothing tells which values are black and white" in explain("tile.npy", model="grey.py:network").stderr
+    result = explain("tile.npy", *typed, model="grey.py:network")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["model"]["preprocess"]["scale"] == [-100, 2900]
+
+
+def test_a_resizing_that_whole_leaves_out_is_told(work):
+    own = "from pellucid import Preprocess\npreprocess = Preprocess(resize=20, crop=None)\n"
+    Path("tile.py").write_text(own + TINY.partition("def preprocess")[0])
+    Image.new("RGB", (40, 50), "tan").save("tile.png")
+    note = "tile.png, 40 x 50, is seen at its own size; the model's own preprocess would resize it, and all"
+    result = explain("tile.png", "--preprocess", "whole", model="tile.py:network")
+    assert f"{note} that is in it, to 0.5 times that (1 such photo); to keep that, give" in result.stderr
+    assert note in page().replace("&#x27;", "'").replace("&#39;", "'")
+    assert note not in explain("tile.png", model="tile.py:network").stderr
 
 
 # The page.

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_sixteen_bits_are_kept_and_reach_the_model_exactly(kind):
     found = Preprocess(**AS_IT_IS, channels=channels)(image)
     assert torch.equal(found, torch.from_numpy(np.moveaxis(expected / 65535, 2, 0).astype(np.float32)))
     given = []
-    CustomPreprocess(lambda image: given.append(image) or torch.zeros(1, 2, 2))(image)
+    CustomPreprocess(lambda image: given.append(image) or torch.arange(4).reshape(1, 2, 2))(image)
     assert np.array_equal(np.asarray(given[0]).reshape(expected.shape), expected)
     assert isinstance(given[0], Image.Image if channels == 1 else np.ndarray)
 
@@ -129,6 +130,22 @@ def test_whole_numbers_of_32_bits_are_read_exactly(kind):
     image = read_image(tiff(values), "ct.tif")
     assert image.values.dtype == kind
     assert np.array_equal(image.values[..., 0], values)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "uint8"])
+def test_a_picture_shows_what_a_scale_makes_of_the_values(kind):
+    values = np.linspace(50, 250, 36).astype(kind).reshape(6, 6)
+    image = Image.fromarray(values) if kind == "uint8" else Pixels.of(values, "a.png")
+    expected = ((values.astype(float) - 100) / 400 * 255).clip(0, 255).round()
+    scaled = Preprocess(**AS_IT_IS, channels=1, scale=(100, 500))
+    assert not scaled.stretches(image)
+    assert np.abs(np.asarray(scaled.display(image), float) - expected).max() <= 1
+    colored = np.asarray(replace(scaled, channels=3).display(image), float)
+    assert np.abs(colored - expected[..., None]).max() <= 1
+    plain = Preprocess(**AS_IT_IS, channels=1)
+    shown = np.asarray(plain.display(image))
+    assert plain.stretches(image) == (kind != "uint8")
+    assert (shown.min(), shown.max()) == ((50, 250) if kind == "uint8" else (0, 255))
 
 
 def test_floats_stay_as_they_are():
@@ -396,7 +413,7 @@ def test_an_image_that_pillow_opened_is_what_its_file_is(kind, channels):
     scale = None if kind in ("turned jpeg", "gray", "alpha") else (200, 4200)
     preprocess = Preprocess(**AS_IT_IS, channels=channels, scale=scale)
     given = []
-    custom = CustomPreprocess(lambda image: given.append(np.asarray(image)) or torch.zeros(1, 2, 2))
+    custom = CustomPreprocess(lambda image: given.append(np.asarray(image)) or torch.arange(4).reshape(1, 2, 2))
     for whole in (False, True):
         opened = Image.open(io.BytesIO(content))
         if whole:

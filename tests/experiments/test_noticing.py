@@ -4,11 +4,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pellucid.data.reading import read_image
 from pellucid.data.sources import Sample
-from pellucid.errors import InvalidImage
+from pellucid.errors import InputWarning, InvalidImage
 from pellucid.experiments.noticing import added, count_odd, oddities, of_images, of_model
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.zoo import load_model
@@ -140,7 +141,8 @@ def test_pages_that_are_not_seen_are_told(kind):
     channels = 1 if is_gray else 3
     plain = Preprocess(None, None, None, None, channels)
     assert told_of(None, plain, image)["frames"] == what
-    assert told_of(None, CustomPreprocess(lambda given: given), image) == {"frames": what}
+    own = CustomPreprocess(lambda given: torch.arange(4).reshape(1, 2, 2))
+    assert told_of(None, own, image) == {"frames": what}
     wanted = Preprocess(None, None, None, None, 13)
     with pytest.raises(
         InvalidImage,
@@ -181,6 +183,71 @@ def test_a_scale_is_suggested_by_the_ends_of_all_images_looked_at():
     image = Pixels(np.array([[[0.25], [1e6]]], np.float32), (-1e8, 1e8))
     count_odd(fine, oddities(Sample("a.dcm", image), gray))
     assert "give --scale, such as 0.25,1000000, this image's own ends" in next(of_images(fine))
+
+
+def to_bytes(image):
+    """As torchvision's Grayscale and many functions do, which Pillow clips to 255."""
+    return torch.from_numpy(np.asarray(image.convert("L")) / 255)[None].float()
+
+
+def to_three(image):
+    return (to_bytes(image).expand(3, -1, -1) - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / 0.2
+
+
+@pytest.mark.parametrize("function", [to_bytes, to_three])
+def test_a_function_that_clips_16_bits_is_told(function):
+    values = np.linspace(200, 3821, 64).astype(np.uint16).reshape(8, 8)  # of 64 one is below 255
+    background = np.where(np.arange(64).reshape(8, 8) < 40, 0, values).astype(np.uint16)
+    own = CustomPreprocess(function)
+    for numbers in (values, background):
+        image = Pixels.of(numbers, "a.png")
+        found = oddities(Sample("a.png", image), own)["clipped"]
+        told = f"holds values from {numbers.min()} to 3821, and the model's own preprocess makes nearly all of it"
+        assert found.what.startswith(f"a.png {told} black or white")
+        assert "Preprocess(mean=(.5,), std=(.5,), channels=1)" in found.way_out
+        with pytest.warns(InputWarning, match="nearly all black or white"):
+            own(image)
+
+
+@pytest.mark.filterwarnings("error::pellucid.errors.InputWarning")
+def test_a_function_that_keeps_what_an_image_holds_is_not_told():
+    def scaled(image):
+        return torch.from_numpy((np.asarray(image) / 65535.0).reshape(1, *image.size))
+
+    values = np.linspace(200, 3821, 64).astype(np.uint16).reshape(8, 8)
+    small = (values // 16).astype(np.uint16)  # what Pillow need not clip
+    two = np.where(values > 2000, 3821, 200).astype(np.uint16)
+    cases = [(values, scaled), (small, to_bytes), (two, scaled), (two, to_bytes), (np.zeros_like(two), to_bytes)]
+    for numbers, function in cases:
+        image, own = Pixels.of(numbers, "a.png"), CustomPreprocess(function)
+        assert "clipped" not in oddities(Sample("a.png", image), own)
+        own(image)
+    assert oddities(Sample("a.png", Image.new("RGB", (8, 8))), CustomPreprocess(to_bytes)) == {}
+
+
+def test_a_resizing_that_is_left_out_is_told(loaded_of):
+    own = "preprocess = pellucid.Preprocess(resize={}, crop=None)"
+    what = "a.png, {} x {}, is seen at its own size; the model's own preprocess"
+    seen = f"{what} would resize it, and all that is in it,"
+    resized = {  # of an image of this width and height: how the model's own resizes it
+        ("768", (1536, 1536)): "0.5 times that",
+        ("768", (1536, 2000)): "0.5 times that",
+        ("200", (100, 150)): "2 times that",
+        ("(50, 60)", (100, 200)): "0.6 times its width and 0.25 times its height",
+        ("64", (64, 90)): None,
+        ("None", (64, 90)): None,
+    }
+    for (resize, size), told in resized.items():
+        loaded = loaded_of(own.format(resize))
+        sample = Sample("a.png", Image.new("RGB", size, "tan"))
+        for chosen in ("whole", "none"):
+            whole = loaded.seeing(chosen)
+            odd = oddities(sample, whole.preprocess, whole.whole_of).get("whole")
+            assert odd == (told and (f"{seen.format(*size)} to {told}", odd.way_out, None))
+            assert told is None or f"Preprocess(resize={resize}, crop=None)" in odd.way_out
+        assert loaded.seeing("whole").seeing("whole").whole_of == loaded.preprocess
+        assert loaded.whole_of is whole.at_size(32).whole_of is None
+    assert loaded_of().seeing("whole").whole_of is None  # what is assumed is no training's
 
 
 def test_a_files_own_preprocess_is_kept_for_other_channels(loaded_of):

@@ -123,7 +123,15 @@ class ExplainPage:
             tables.append(Table.of(["variant", "strided convolutions"], of, title, prose=True))
         caution = [Section("What to bear in mind", warnings=told)] if told else []
         layers = _LAYERS.format(_CHANNELS[run.request.heatmap["channels"]])
-        return [*caution, Section("What the maps show", [layers], tables)]
+        return [*caution, Section("What the maps show", [layers, *self.stretched()], tables)]
+
+    def stretched(self) -> Iterator[str]:
+        """Of which photos the pictures are no measure of how bright the model sees them."""
+        photos = self.run.found.photos
+        count = sum(facts.stretched for facts in photos)
+        if count:
+            who = "Each photo is" if count == len(photos) else f"{count} of the {len(photos)} photos are each"
+            yield f"{who} shown with its least value black and its greatest white, whatever the model sees of it."
 
     def photo(self, facts: PhotoFacts) -> Section:
         """One photo: what it was taken for, and its maps."""

@@ -96,6 +96,7 @@ class PhotoFacts(BaseModel):
         likeliest: the classes of the highest probabilities.
         variants: what variants make of it that may answer otherwise.
         residuals: of sums that a method promises, in logits, or why there is none, by METHOD/LAYER/VARIANT.
+        stretched: whether its picture shows its least value black and its greatest white, whatever the model sees.
     """
 
     key: str
@@ -109,6 +110,7 @@ class PhotoFacts(BaseModel):
     likeliest: list[Prediction]
     variants: dict[str, Answers] = {}
     residuals: dict[str, float | str] = {}
+    stretched: bool = False
 
     @property
     def place(self) -> tuple[str, int]:
@@ -139,6 +141,7 @@ class Photo:
     label: Prediction | None = None
     classes: tuple[str, ...] | None = None  # of its source, in the model's order
     odd: Odd = field(default_factory=dict)
+    stretched: bool = False  # its picture, as PhotoFacts tells
     facts: PhotoFacts = field(init=False)  # once it is classified
     maps: dict[tuple[str, str, str], Map] = field(default_factory=dict)  # by method, layer and variant
     attributions: dict[str, Tensor] = field(default_factory=dict)  # by METHOD/LAYER/VARIANT
@@ -149,6 +152,7 @@ class Photo:
         self.facts = PhotoFacts(
             key=self.key, source=source, index=index, name=self.sample.name, label=self.label,
             sha256=_file_hash(source, self.sample), target=target, predicted=predicted, likeliest=likeliest,
+            stretched=self.stretched,
         )  # fmt: skip
 
     def captioned(self, variant: str = "") -> CaptionedPhoto:
@@ -247,8 +251,8 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         name = names[sample.label] if names and sample.label < len(names) else loaded.class_name(sample.label)
         number = sample.label if place.numbers is None else place.numbers.get(sample.label, NO_CLASS)
         label = Prediction(number=number, name=name)
-    odd = oddities(sample, preprocess)
-    return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
+    odd, stretched = oddities(sample, preprocess, loaded.whole_of), preprocess.stretches(sample.image)
+    return Photo(key, place, sample, pixels, picture, label, place.classes, odd, stretched)
 
 
 def _is_table(spec: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.sources import Sample
 from ..errors import PellucidError, counted, percent, shortened
-from ..models.preprocess import Preprocess
+from ..models.preprocess import PREPROCESS_INSTEAD, CustomPreprocess, Preprocess, clips
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
 from ..outputs import likelihoods
@@ -57,8 +57,11 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
         )
 
 
-def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
-    """What a preprocess does to an image that may surprise: to its values, its size and its channels."""
+def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = None) -> dict[str, Oddity]:
+    """What a preprocess does to an image that may surprise: to its values, its size and its channels.
+
+    ``whole_of`` is what would resize it otherwise (``LoadedModel.whole_of``).
+    """
     found: dict[str, Oddity] = {}
     image = sample.image
     if (frames := frames_of(image)) > 1:
@@ -66,6 +69,8 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
             f"{sample.name} holds {frames} pages or frames, of which the first is seen",
             "save the others as files of their own, or what are channels as one .npy (height, width, channels)",
         )
+    if isinstance(preprocess, CustomPreprocess):
+        found |= _clipped(sample, preprocess)
     if not isinstance(preprocess, Preprocess):
         return found
     if isinstance(image, Pixels) and preprocess.is_dark(image):
@@ -78,9 +83,30 @@ def oddities(sample: Sample, preprocess: object) -> dict[str, Oddity]:
             f"{what}, so {' and '.join(lost.values())}",
             "cut it into tiles, or give --preprocess whole",
         )
+    if whole_of is not None and (resized := _resized(image.size, whole_of)):
+        what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is seen at its own size"
+        found["whole"] = Oddity(
+            f"{what}; the model's own preprocess would resize it, and all that is in it, to {resized}",
+            f"to keep that, give --preprocess FILE.py:NAME, a Preprocess(resize={whole_of.resize}, crop=None)",
+        )
     if recolored := preprocess.recolored(image):
         found[recolored] = Oddity(f"{sample.name} {recolored}")
     return found
+
+
+def _clipped(sample: Sample, preprocess: CustomPreprocess) -> dict[str, Oddity]:
+    """What a user's own function may have clipped to 8 bits."""
+    image = sample.image
+    if not isinstance(image, Pixels) or not clips(image, preprocess.quietly(image)):
+        return {}
+    low, high = map(_plain, image.ends)
+    what = f"holds values from {low} to {high}, and the model's own preprocess makes nearly all of it"
+    return {
+        "clipped": Oddity(
+            f"{sample.name} {what} black or white, as Pillow's convert clips 16 bits to 255",
+            f"scale the values before, or give --preprocess FILE.py:NAME; {PREPROCESS_INSTEAD}",
+        )
+    }
 
 
 def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
@@ -93,6 +119,14 @@ def _lost(size: tuple[int, int], preprocess: Preprocess) -> dict[str, str]:
     if seen < _SEEN:
         found["cut"] = f"{percent(1 - seen)} of its area is cut off"
     return found
+
+
+def _resized(size: tuple[int, int], preprocess: Preprocess) -> str:
+    """To how much of its size (width, height) an image is resized, in words; empty where it stays as large."""
+    width, height = (f"{1 / times:.2g}" for times in preprocess.times_smaller(size))
+    if width == height:
+        return "" if width == "1" else f"{width} times that"
+    return f"{width} times its width and {height} times its height"
 
 
 def mislabeled(

@@ -133,7 +133,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
     def require(sample: Sample) -> None:
         _require_usable(sample, needs, models)
         for counts, loaded in zip(odd.values(), models, strict=True):
-            count_odd(counts, mendable(oddities(sample, loaded.preprocess)))
+            count_odd(counts, mendable(oddities(sample, loaded.preprocess, loaded.whole_of)))
 
     looked = source if images.skip_unusable else source[:count]
     digest, wrong = inputs.survey(looked, count, require)

@@ -183,7 +183,7 @@ def _batches(
         if sample is None:
             found.skipped[source.names[position]] = pixels
             continue
-        count_odd(found.odd, mendable(oddities(sample, loaded.preprocess)))
+        count_odd(found.odd, mendable(oddities(sample, loaded.preprocess, loaded.whole_of)))
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((position, sample, pixels))
         if len(group) == most:

@@ -121,13 +121,23 @@ class Preprocess:
     def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
 
-        What has more than 8 bits is stretched from its least to its greatest value.
+        A given ``scale`` is what is black and white; without it what has more than 8 bits is stretched from its
+        least to its greatest value.
         """
         image = image_of(image)
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
-            return shown
-        return picture(self._cropped(image), self.bands, stretched=isinstance(image, Pixels))
+            return shown if self.scale is None else shown.point(self._scaled_byte)
+        return picture(self._cropped(image), self.bands, self.stretches(image))
+
+    def stretches(self, image: AnyImage) -> bool:
+        """Whether ``display`` shows an image with more contrast than the model may see."""
+        return isinstance(image, Pixels) and self.scale is None
+
+    def _scaled_byte(self, value: int) -> int:
+        """A value of 8 bits as a picture shows it under the scale."""
+        low, high = self.scale or (0, 255)
+        return round(255 * min(1.0, max(0.0, (value - low) / (high - low))))
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
@@ -244,7 +254,9 @@ def shown_of(preprocess: AnyPreprocess, channels: int) -> str:
 
 def pixels_of(preprocess: Callable[[Any], Tensor], image: AnyImage) -> Tensor:
     """What a model sees of an image, where whoever asks tells of odd images at the end."""
-    return preprocess.quietly(image) if isinstance(preprocess, Preprocess) else preprocess(image)
+    if isinstance(preprocess, Preprocess | CustomPreprocess):
+        return preprocess.quietly(image)
+    return preprocess(image)
 
 
 IMAGENET = Preprocess()
@@ -392,8 +404,19 @@ class CustomPreprocess:
 
         Raises:
             InvalidImage: the function fails on what is no picture of 8 bits, or returns no such tensor.
+
+        Warns:
+            InputWarning: the function makes an image of more than 8 bits nearly all black or white.
         """
-        pixels = self._called(image_of(image))
+        image = image_of(image)
+        pixels = self.quietly(image)
+        if clips(image, pixels):
+            warnings.warn(InputWarning(_CLIPPED), stacklevel=2)
+        return pixels
+
+    def quietly(self, image: AnyImage) -> Tensor:
+        """The same where whoever asks tells of odd images at the end."""
+        pixels = self._called(image)
         if not isinstance(pixels, Tensor) or pixels.dim() != 3:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise InvalidImage(
@@ -420,12 +443,42 @@ class CustomPreprocess:
 
         What the function crops is unknown, so this alone is sure to lie under the map.
         """
-        return picture(self(image), self.bands, stretched=True).convert("RGB")
+        return picture(self.quietly(image_of(image)), self.bands, stretched=True).convert("RGB")
+
+    def stretches(self, image: AnyImage) -> bool:
+        """Whether ``display`` shows an image with more contrast than the model may see: any."""
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the function's name for a JSON file."""
         return {"function": getattr(self.function, "__qualname__", repr(self.function))}
 
+
+def clips(image: AnyImage, pixels: Tensor) -> bool:
+    """Whether nearly all values of a Pillow image of more than 8 bits became the least or greatest of its pixels.
+
+    So it is where Pillow's ``convert`` clips 16 bits to 255. Values that are the image's own least or greatest, as
+    a black background's, tell nothing.
+    """
+    if not isinstance(image, Pixels) or not isinstance(image.given(), Image.Image):
+        return False
+    between = 1 - _share_at_ends(torch.from_numpy(np.moveaxis(image.values, 2, 0).astype(np.float32)))
+    return 1 - _share_at_ends(pixels) < _FEW * between
+
+
+def _share_at_ends(pixels: Tensor) -> float:
+    """Which share of pixels (C, H, W) are the least or the greatest of their channel, but for rounding."""
+    low, high = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
+    rounding = 1e-5 * pixels.abs().amax()
+    return float(((pixels - low <= rounding) | (high - pixels <= rounding)).double().mean())
+
+
+_FEW = 0.1  # of the values between an image's ends that still lie between those of its pixels
+_CLIPPED = (
+    "the function that prepares images makes one of more than 8 bits nearly all black or white, as Pillow's "
+    "convert does, which clips them to 255: scale the values before, or take a Preprocess, such as "
+    "Preprocess(mean=(.5,), std=(.5,), channels=1, scale=(low, high))"
+)
 
 AnyPreprocess = Preprocess | CustomPreprocess
 

@@ -64,6 +64,7 @@ class LoadedModel:
         classes: the class names by index, where they are known.
         weights: the weights' file or name, "bundled" or "random".
         assumption: why the preprocess is one that nobody gave; empty where the model or somebody says it.
+        whole_of: the model's own preprocess where images are seen at their own size instead.
     """
 
     model: nn.Module = field(repr=False)
@@ -72,6 +73,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     weights: str = "random"
     assumption: str = ""
+    whole_of: Preprocess | None = None
 
     def __call__(self, images: Tensor) -> Any:
         """What the model returns for images (B, C, H, W) that went through ``preprocess``."""
@@ -134,7 +136,7 @@ class LoadedModel:
         """The model with images of ``side`` pixels; ``InvalidModel`` where it brings a preprocess of its own."""
         if not isinstance(self.preprocess, Preprocess):
             raise InvalidModel(f"{self.name} brings a preprocess of its own: set the size of its images there")
-        return replace(self, preprocess=self.preprocess.at_size(side))
+        return replace(self, preprocess=self.preprocess.at_size(side), whole_of=None)
 
     @of_kinds
     def seeing(
@@ -150,8 +152,11 @@ class LoadedModel:
         Raises:
             InvalidParameter: a scale for a function of the user's own, which scales by itself.
         """
-        found, assumption = self.preprocess, self.assumption
+        found, assumption, whole_of = self.preprocess, self.assumption, self.whole_of
         if preprocess is not None:
+            own, whole_of = whole_of or self.preprocess, None
+            if preprocess in ("whole", "none") and isinstance(own, Preprocess) and not assumption:
+                whole_of = own  # what is assumed is no training's
             found = preprocess_named(preprocess, self.preprocess, input_channels(self.model))
             before, after = (one.mean if isinstance(one, Preprocess) else () for one in (self.preprocess, found))
             if before and after is None and not assumption:
@@ -167,7 +172,7 @@ class LoadedModel:
                     f"scale the values there, or take another by --preprocess; {PREPROCESS_INSTEAD}"
                 )
             found = replace(found, scale=scale)
-        return replace(self, preprocess=found, assumption=assumption)
+        return replace(self, preprocess=found, assumption=assumption, whole_of=whole_of)
 
 
 @dataclass(frozen=True)
