@@ -351,6 +351,8 @@ def find_architecture(name: str) -> Architecture:
     if os.path.isfile(name):
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
+    if os.path.isfile(os.path.join(name, "config.json")):
+        raise InvalidModel(f"{name} is a folder; as a model of Hugging Face's it is {_HUGGING_FACE}{name}")
     raise UnknownName("model", name, model_names(), "a network of your own is path/to/file.py:function")
 
 
