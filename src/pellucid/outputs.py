@@ -400,7 +400,7 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
     in_order = tuple(range(len(names)))
     if names == known:
         return in_order
-    found = [None if known is None else _number_among(name, known) for name in names]
+    found = [None if known is None else number_among(name, known) for name in names]
     if all(number is not None for number in found):
         return tuple(number for number in found if number is not None)
     strangers = not any(number is not None for number in found)
@@ -438,7 +438,7 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
     )
 
 
-def _number_among(name: str, classes: Sequence[str]) -> int | None:
+def number_among(name: str, classes: Sequence[str]) -> int | None:
     """The number of the one class that has a name, or shares a synonym with it; None where none does."""
     wanted = _synonyms(name)
     for fits in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,3 +71,22 @@ def test_code_of_the_users_that_exits_is_an_error(ended):
     code, told = ended["exit"]
     assert code == 2
     assert "called sys.exit(0)" in told
+
+
+@pytest.mark.parametrize("command", [("list", "methods"), ("explain", "shapes:1", "--no-pictures", "-o", "out")])
+def test_a_closed_pipe_ends_a_command_quietly(tmp_path, command):
+    """As that of head, which reads some lines and ends: a table, and whole lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    model = ["--model", "shapes-resnet"] if command[0] == "explain" else []
+    ended = subprocess.run(
+        [sys.executable, "-m", "pellucid", *command, *model],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    os.close(writer)
+    assert ended.returncode == 1
+    assert not [line for line in ended.stderr.splitlines() if not line.startswith("note: ")]
+    assert (tmp_path / "out/run.json").exists() == (command[0] == "explain")

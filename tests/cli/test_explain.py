@@ -462,7 +462,7 @@ BAD = {
     "empty": (["empty.png"], {}, "empty.png is empty"),
     "truncated": (["cut.png"], {}, "cut.png is broken or cut short"),
     "text": (["text.png"], {}, "text.png is no image"),
-    "all_bad": (["empty.png", "text.png"], {}, "none of 2 photos can be read"),
+    "all_bad": (["empty.png", "text.png"], {}, "none of 2 photos can be explained"),
     "nan_image": (["black.png"], {}, "black.png: the model's preprocess gave NaN"),
     "model": (["photo0.png"], {"model": "resnet5"}, "did you mean resnet50"),
     "factory": (["photo0.png"], {"model": "tiny.py:netwrok"}, "did you mean network"),
@@ -1083,6 +1083,46 @@ def test_a_figure_of_a_variant_says_what_the_variant_answers(work):
     assert [name for name, text in figures.items() if told in text] == [
         name for name in figures if "forward" in name or name.startswith("figure-layers")
     ]
+
+
+def test_folders_that_are_named_one_by_one_are_labels_by_the_models_names(work):
+    """As the note of --limit advises, of folders of one another's file names."""
+    for name in ("benign", "lung_cancer", "other"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(f"photo{number}.png", f"photos/{name}/{number}.png")
+    folders = ["photos/benign", "photos/lung_cancer/"]
+    limit = ["--limit", "1", "--target", "label"]
+    told = " ".join(explain("photos", "--limit", 1).stderr.split())
+    assert "name each class's folder, and the model's classes by --classes, to take so many of each" in told
+    result = explain(*folders, *limit, "--classes", "eel,Lung cancer,fox,benign")
+    assert result.exit_code == 0, result.output
+    assert "perhaps of few of its classes" not in result.stderr
+    photos = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [photo["name"] for photo in photos] == ["benign/0.png", "lung_cancer/0.png"]
+    assert [photo["key"] for photo in photos] == ["benign-0", "lung_cancer-0"]
+    labels = [(photo["label"]["class"], photo["label"]["name"]) for photo in photos]
+    assert labels == [(3, "benign"), (1, "lung_cancer")]
+    assert [photo["target"]["class"] for photo in photos] == [3, 1]
+    for given, known in (
+        ([], "the model's classes have no names: name them by --classes"),
+        (["--classes", "eel,dog,fox,cow"], "it is none of the model's: eel, dog, fox, cow"),
+    ):
+        result = explain(*folders, *limit, *given)
+        assert result.exit_code == 2
+        told = " ".join(result.stderr.split())
+        assert "none of 2 photos can be explained; the first: benign/0.png has no label to explain" in told
+        assert f"name the folder above, {work / 'photos'}" in told
+        assert known in told
+
+
+def test_a_table_in_a_folder_called_as_a_class_keeps_its_labels(work):
+    Path("cat").mkdir()
+    cells = [{"bytes": Path(f"photo{number}.png").read_bytes()} for number in range(2)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "label": [2, 1]}), "cat/a.parquet")
+    assert explain("cat", "--target", "label", "--classes", "eel,dog,fox,cat").exit_code == 0
+    photos = json.loads(Path("out/run.json").read_text())["photos"]
+    assert [photo["target"]["name"] for photo in photos] == ["fox", "dog"]
 
 
 def test_folders_name_the_classes_of_a_model_that_has_no_names(work):

@@ -1,6 +1,7 @@
 """Hugging Face's image classifiers: exactly their logits and pixels, no network and no pickles."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -180,6 +181,21 @@ def test_other_weights_in_the_folder_are_no_finished_run(folder):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
     assert "out holds a finished run of other weights or preprocessing of hf:vit (digest " in result.stderr
+
+
+PLACES = ["./nowhere", "/nowhere", "../vit", "models/vit/last", "models\\vit", "~nobody/vit", "./vit/config.json"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_folder_that_is_not_there_is_told_as_such(folder, place):
+    told = f"hf:{place}: there is no folder {place}; give one with a config.json"
+    with pytest.raises(InvalidModel, match=re.escape(told)):
+        load_model(f"hf:{place}")
+
+
+def test_a_folder_without_hf_before_it_is_told_how_it_is_named(folder):
+    with pytest.raises(InvalidModel, match="vit is a folder; as a model of Hugging Face's it is hf:vit"):
+        load_model("vit")
 
 
 def test_it_needs_transformers(monkeypatch):

@@ -39,7 +39,7 @@ from pellucid.models.weights import read_class_names, read_facts, read_state_dic
 from pellucid.models.zoo import load_model, model_names
 from pellucid.rules.base import Rules
 from pellucid.training.adversarial import robust_accuracy
-from pellucid.training.classifiers import accuracy
+from pellucid.training.classifiers import accuracy, save_weights
 
 SMALL = "squeezenet1_1"  # torchvision's smallest classifier
 
@@ -252,6 +252,25 @@ def test_a_file_decides_the_number_of_classes(tmp_path, trained, name):
     assert all(torch.equal(tensor, trained[key]) for key, tensor in loaded.model.state_dict().items())
     assert loaded.weights == str(tmp_path / name)
     assert loaded.classes is None
+
+
+def test_what_is_assumed_of_a_file_of_weights_is_told(tmp_path, trained):
+    """Names and preprocess are ImageNet's only as long as nobody says otherwise."""
+    tuned, whole = written(trained, tmp_path / "lung.pth"), tmp_path / "plants.pth"
+    written(load_model(SMALL, seed=7).model.state_dict(), whole)
+    [told] = of_model(load_model(SMALL, tuned, classes=("a", "b", "c")))
+    assert told == (
+        f"lung.pth tells no preprocess, and its classes are not {SMALL}'s own: photos are resized to 256, cropped "
+        "to 224 and normalized as ImageNet's; say otherwise by --preprocess whole, none or FILE.py:NAME"
+    )
+    assert not [*of_model(load_model(SMALL, tuned).seeing("none"))]
+    [told] = of_model(load_model(SMALL, whole))
+    expected = "plants.pth tells no class names: its 1000 classes are taken for ImageNet's; --classes names others"
+    assert told == expected
+    assert not [*of_model(load_model(SMALL, whole, classes=[f"plant {number}" for number in range(1000)]))]
+    facts = {"classes": ["a", "b", "c"], "preprocess": Preprocess(64, 64).as_dict()}
+    save_weights(load_model(SMALL, tuned).model, tmp_path / "lung.safetensors", facts)
+    assert not [*of_model(load_model(SMALL, tmp_path / "lung.safetensors"))]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
-from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError, percent
+from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError, percent, shortened
 from ..experiments.noticing import Odd, oddities
 from ..files import file_digest, file_name
 from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
+from ..outputs import number_among
 from ..report.figures import CaptionedPhoto, Map, Speaks
 from .output import unused
 from .request import Request
@@ -182,13 +183,37 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
         except PellucidError as error:
             wrong.append(str(error))
             continue
+        source = _called_as_a_class(source, spec, loaded)
         numbers, classes = _numbers(source, request, loaded)
-        if request.limit is not None and request.limit < len(source) and source.classes:
+        if request.limit is not None and request.limit < len(source) and len(source.classes or ()) > 1:
             of = f"the first {request.limit} of {len(source)} photos, perhaps of few of its classes"
-            cut.append(f"of {spec} {of}, are explained; name each class's folder to take so many of each")
+            also = "" if loaded.classes else ", and the model's classes by --classes,"
+            cut.append(f"of {spec} {of}, are explained; name each class's folder{also} to take so many of each")
         source = source[: request.limit]
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
     return _told_apart(places), wrong, cut
+
+
+def _called_as_a_class(source: Source, spec: str, loaded: LoadedModel) -> Source:
+    """Images labeled by the folder in which they lie where it was named itself, not the one above.
+
+    It must be called as one of the model's classes: of other folders nobody knows that they are of a class each.
+    """
+    folder = Path(spec).absolute().name
+    is_known = loaded.classes is not None and number_among(folder, loaded.classes) is not None
+    if source.classes is not None or not is_known or not _lies_in(spec, source.names[0]):
+        return source
+
+    def read(position: int) -> Sample:
+        sample = source[position]
+        return replace(sample, label=0) if _lies_in(spec, source.names[position]) else sample
+
+    return Source(source.names, read, (folder,))
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    """Whether an image is a file that lies directly in a folder."""
+    return "/" not in name and Path(folder).is_dir() and Path(folder, name).is_file()
 
 
 def _told_apart(places: Sequence[Place]) -> list[Place]:
@@ -238,12 +263,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     if not bool(pixels.isfinite().all()):
         raise InvalidImage(f"{sample.name}: the model's preprocess gave NaN or infinite values")
     if target == "label" and sample.label is None:
-        way_out = (
-            "name its column with --label-column"
-            if _is_table(place.spec)
-            else "a photo has one in a folder of its class, or in a table: give that, or another --target"
-        )
-        raise InvalidData(f"{sample.name} has no label to explain; {way_out}")
+        raise InvalidData(f"{sample.name} has no label to explain; {_to_a_label(place, loaded)}")
     key = unused(file_name(str(Path(sample.name).with_suffix(""))), taken)
     picture = np.asarray(preprocess.display(sample.image).convert("RGB"))
     names, label = place.source.classes, None
@@ -253,6 +273,24 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
         label = Prediction(number=number, name=name)
     odd, stretched = oddities(sample, preprocess, loaded.whole_of), preprocess.stretches(sample.image)
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd, stretched)
+
+
+def _to_a_label(place: Place, loaded: LoadedModel) -> str:
+    """What to do about a photo without a label."""
+    if _is_table(place.spec):
+        return "name its column with --label-column"
+    if not _lies_in(place.spec, place.source.names[place.index]):
+        return (
+            "a photo has one in a folder of its class, where the folder above is named and holds photos in such "
+            "folders alone, or in a table: give that, or another --target"
+        )
+    folder = Path(place.spec).absolute()
+    known = f"it is none of the model's: {shortened(loaded.classes, 6)}" if loaded.classes else ""
+    known = known or "the model's classes have no names: name them by --classes"
+    return (
+        f"if {folder.name} is its class, name the folder above, {folder.parent}; a folder that is named itself "
+        f"is a label where it is called as a class, and {known}"
+    )
 
 
 def _is_table(spec: str) -> bool:

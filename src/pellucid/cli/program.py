@@ -75,7 +75,9 @@ class Commands(TyperGroup):
         except PellucidError as error:
             say(f"error: {' '.join((error.command or str(error)).split())}", err=True)
             raise typer.Exit(2) from error
-        except SystemExit as error:  # no command raises it: code of the user's does
+        except SystemExit as error:  # no command raises it: code of the user's does, or a table into a closed pipe
+            if isinstance(error.__context__, BrokenPipeError):  # as head leaves it: nobody reads on
+                raise typer.Exit(1) from error
             say(f"error: code of the model, method or target called sys.exit({error.code!r})", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:

@@ -177,7 +177,7 @@ class ExplainRun:
                 self.explain_group(photos, show)
         if not self.found.photos:
             count = len(self.left_out)
-            only = f"none of {count} photos can be read; the first: " if count > 1 else ""
+            only = f"none of {count} photos can be explained; the first: " if count > 1 else ""
             raise InvalidImage(only + self.left_out[0] if count else "no photos were given")
         order = {place.key: number for number, place in enumerate(self.places)}
         self.found.photos.sort(key=lambda facts: order[facts.place])

@@ -55,6 +55,8 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
             f"{loaded.assumption}: photos are {loaded.preprocess.in_words}; "
             "say otherwise by --preprocess whole, none or FILE.py:NAME"
         )
+    if loaded.naming:
+        yield f"{loaded.naming}; --classes names others"
 
 
 def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = None) -> dict[str, Oddity]:

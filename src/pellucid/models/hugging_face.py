@@ -114,6 +114,8 @@ class HuggingFace:
             return error
 
     def _read(self, kind: Any, what: str, **settings: Any) -> Any:
+        if not self.is_folder and _is_path(self.place):
+            raise InvalidModel(f"hf:{self.place}: there is no folder {self.place}; give one with a config.json")
         try:
             with _quiet():
                 return kind.from_pretrained(
@@ -124,6 +126,11 @@ class HuggingFace:
             raised = InvalidWeights if what == "weights" else InvalidModel
             way_out = "" if self.is_folder else "; hf:FOLDER takes what was downloaded before, without a network"
             raise raised(f"hf:{self.place}: its {what} cannot be read ({reason}){way_out}") from error
+
+
+def _is_path(place: str) -> bool:
+    """Whether a text can be no name of Hugging Face's, which are NAME or OWNER/NAME."""
+    return place.startswith((".", "/", "~")) or "\\" in place or place.count("/") > 1
 
 
 def under_own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:

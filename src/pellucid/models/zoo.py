@@ -65,6 +65,7 @@ class LoadedModel:
         weights: the weights' file or name, "bundled" or "random".
         assumption: why the preprocess is one that nobody gave; empty where the model or somebody says it.
         whole_of: the model's own preprocess where images are seen at their own size instead.
+        naming: why the class names are ones that nobody gave; empty where the weights or somebody say them.
     """
 
     model: nn.Module = field(repr=False)
@@ -74,6 +75,7 @@ class LoadedModel:
     weights: str = "random"
     assumption: str = ""
     whole_of: Preprocess | None = None
+    naming: str = ""
 
     def __call__(self, images: Tensor) -> Any:
         """What the model returns for images (B, C, H, W) that went through ``preprocess``."""
@@ -254,7 +256,7 @@ def load_model(
     count = classes if isinstance(classes, int | None) else len(classes)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        model, preprocess, known = _weighted(architecture, name, weights, count)
+        model, preprocess, known, is_tuned = _weighted(architecture, name, weights, count)
     has_one = outputs(model) == 1
     if classes is not None and architecture.sized and outputs(model) != count and not (has_one and count == 2):
         has = f"but {name} with weights {weights} has {outputs(model)} outputs"
@@ -263,6 +265,8 @@ def load_model(
         refusal.command = f"--classes names {count}, {has}; {way_out}"
         raise refusal
     assumption = architecture.assumption if preprocess is architecture.preprocess else ""
+    if is_tuned and preprocess is architecture.preprocess and not architecture.names_outputs:
+        assumption = f"{Path(weights).name} tells no preprocess, and its classes are not {name}'s own"
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
     elif isinstance(preprocess, CustomPreprocess):  # known channels tell what a Normalize of one mean is for
@@ -271,22 +275,36 @@ def load_model(
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
     model = _on_device(model.eval().requires_grad_(False), device)
-    return LoadedModel(model, preprocess, name, names, str(weights), assumption)
+    naming = _naming(architecture, names, weights)
+    return LoadedModel(model, preprocess, name, names, str(weights), assumption, naming)
 
 
-def _weighted(architecture: Architecture, name: str, weights: str | Path, count: int | None) -> _Pretrained:
-    """The network with its weights, its preprocessing and the class names that come with them."""
+def _naming(architecture: Architecture, names: tuple[str, ...] | None, weights: str | Path) -> str:
+    """Why a library's names of its own classes are assumed: a file has as many, and tells no names."""
+    if names is None or names is not architecture.classes or architecture.names_outputs or not is_file(weights):
+        return ""
+    return f"{Path(weights).name} tells no class names: its {len(names)} classes are taken for ImageNet's"
+
+
+def _weighted(
+    architecture: Architecture, name: str, weights: str | Path, count: int | None
+) -> tuple[nn.Module, Preprocess | CustomPreprocess, tuple[str, ...] | None, bool]:
+    """The network with its weights, its preprocessing and the class names that come with them.
+
+    And whether a file's weights are of another number of classes than the network's own, so of another training.
+    """
     place = BUNDLED.get(name, weights) if weights == "bundled" else weights
     if is_file(place):
         facts = read_facts(Path(place))
         preprocess = facts.get("preprocess", architecture.preprocess)
-        return _with_file(architecture, name, Path(place)), preprocess, facts.get("classes", architecture.classes)
+        model, is_tuned = _with_file(architecture, name, Path(place))
+        return model, preprocess, facts.get("classes", architecture.classes), is_tuned
     if weights == "random":
         known = architecture.classes if architecture.names_outputs else None
-        return architecture.build(count), architecture.preprocess, known
+        return architecture.build(count), architecture.preprocess, known, False
     if architecture.pretrained is None:
         raise InvalidWeights(f"{name} has no weights named {str(weights)!r}; give a .safetensors or .pth file")
-    return architecture.pretrained(str(weights))
+    return *architecture.pretrained(str(weights)), False
 
 
 def has_own_weights(name: str) -> bool:
@@ -370,6 +388,8 @@ def find_architecture(name: str) -> Architecture:
     if os.path.isfile(name):
         refuse_torchscript(Path(name))
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
+    if os.path.isfile(os.path.join(name, "config.json")):
+        raise InvalidModel(f"{name} is a folder; as a model of Hugging Face's it is {_HUGGING_FACE}{name}")
     raise UnknownName("model", name, model_names(), "a network of your own is path/to/file.py:function")
 
 
@@ -542,8 +562,8 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 # Weights.
 
 
-def _with_file(architecture: Architecture, name: str, path: Path) -> nn.Module:
-    """A network of the size that a file of weights has, with these weights."""
+def _with_file(architecture: Architecture, name: str, path: Path) -> tuple[nn.Module, bool]:
+    """A network of the size that a file of weights has, with these weights; and whether its own is another."""
     state = read_state_dict(path)
     model = architecture.build(None)
     if hasattr(model, "aux_logits"):  # only training needs GoogLeNet's and Inception's auxiliary heads
@@ -551,14 +571,15 @@ def _with_file(architecture: Architecture, name: str, path: Path) -> nn.Module:
             key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))
         }
     head = next((key for key in state if f".{key}".endswith(f".{_output_layer(model)}")), "")
-    if architecture.sized and head and len(state[head]) != outputs(model):
+    is_tuned = bool(architecture.sized and head and len(state[head]) != outputs(model))
+    if is_tuned:
         model = architecture.build(len(state[head]))
     state = renamed(dict(under_own_names(state, model)), model, path)
     check_fit(model, state, name, path)
     model.load_state_dict(state, strict=False)  # strict but for batch counters, which old files lack
     if isinstance(model, torchvision.models.GoogLeNet | torchvision.models.Inception3) and outputs(model) == 1000:
         model.transform_input = True  # torchvision's own ImageNet files of the two came from TensorFlow
-    return model
+    return model, is_tuned
 
 
 def _output_layer(model: nn.Module) -> str:
