@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import pellucid as pl
@@ -113,10 +113,14 @@ def test_evaluation_compares_with_the_original(trained, tmp_path):
     for layer, values in numbers["total_variation"].items():
         if layer == "layer3.1":  # its gradient is one number per channel
             assert values == {"original": None, "surrogate": None, "reduction": None}
+            assert numbers["checkerboard"][layer] == {"original": None, "surrogate": None}
             continue
         for which, variant in (("original", "original"), ("surrogate", load_surrogate(path))):
             maps = pl.method("gradient")(model, x, labels, layer, variant=variant)[layer]
             assert values[which] == pytest.approx(float(pl.total_variation(maps).mean()), rel=1e-4)
+            share = float(pl.checkerboard(maps.abs().sum(1)).mean())
+            assert numbers["checkerboard"][layer][which] == pytest.approx(share, rel=1e-4)
+            assert f"{share:.3f}" in result.stdout
         assert values["reduction"] == pytest.approx(1 - values["surrogate"] / values["original"])
     assert list(numbers["total_variation"]) == pl.layer_names(model)
     assert numbers["total_variation"]["layer2.0"]["reduction"] != 0
@@ -133,6 +137,23 @@ def test_evaluation_compares_with_the_original(trained, tmp_path):
     assert told.endswith(
         f"by {mean:.1f} points on average and predicts as the original for {same} of 10 images: {verdict}"
     )
+
+
+def test_what_a_surrogate_leaves_is_said_as_it_is_trained_and_as_it_is_judged(tmp_path):
+    """The shortcuts of ResNet-20 are strided slices."""
+    file, weights = tmp_path / "s.safetensors", tmp_path / "w.safetensors"
+    save_file(pl.load_model("cifar-resnet20", "random").model.state_dict(), weights)
+    network = ("--model", "cifar-resnet20", "--weights", weights, "--images", "shapes:2")
+    result = run("train", *network, "-o", file, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    told = "takes one place of several by strided slices (2 a pass), which a surrogate leaves as it is"
+    assert told in result.stderr
+    assert load_surrogate(file).facts["unreplaced"] == {"slice": 2}
+    result = run("evaluate", file, *network, "--layers", "layer1.2")
+    assert result.exit_code == 0, result.output
+    assert told in result.stderr
+    assert "gradient under surrogate still has a lattice" in result.stderr
+    assert "layer1.2" in result.stderr
 
 
 def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(trained, tmp_path):

@@ -27,7 +27,7 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_noticed, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,8 @@ _DIFFERENCES = {
     "difference at the target": "difference of the explained class's probability",
 }
 _AT_TARGET = "target_difference(at='explained')"
-_COMPARED = ("prediction_difference", _AT_TARGET, "total_variation")
+_STEPPING = {"slice": "strided slices"}
+_COMPARED = ("prediction_difference", _AT_TARGET, "total_variation", "checkerboard")
 
 surrogate = typer.Typer(
     no_args_is_help=True, help="Train and evaluate bilinear paths in place of strided convolutions."
@@ -97,6 +98,7 @@ def _train(
         return
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     say(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
+    show_noticed(_unreplaced(trained.facts))
     show_left_out("image", trained.facts["left_out"])
 
 
@@ -106,7 +108,7 @@ def _evaluate(
     images: _ImagesOption,
     model: ModelOption = "resnet50",
     weights: WeightsOption = None,
-    method: Annotated[str, typer.Option(help="Whose maps' total variation is compared.")] = "gradient",
+    method: Annotated[str, typer.Option(help="Whose maps are compared.")] = "gradient",
     layers: Annotated[list[str] | None, typer.Option(help="As for `explain`.", show_default="all")] = None,
     include_first: Annotated[
         bool, typer.Option("--include-first", help="Use the path of the first convolution, too.")
@@ -120,7 +122,7 @@ def _evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .json file for the numbers.")
     ] = None,
 ) -> None:
-    """Compare a surrogate with the original: predictions, and total variation of a method's maps.
+    """Compare a surrogate with the original: predictions, and total variation and checkerboard of a method's maps.
 
     Explained is the true class where labels are known, else the original's prediction.
 
@@ -140,8 +142,8 @@ def _evaluate(
     known = load_surrogate(file)
     loaded = load_model(model, weights)
     sources = opened(images, limit, label_column)
-    for sentence in _known_images(known.facts, file, model, weights, list(sources)):
-        say(f"note: {sentence}", err=True)
+    show_noticed(_known_images(known.facts, file, model, weights, list(sources)))
+    show_noticed(_unreplaced(known.facts))
     labeled = label_column is not None or _call_classes_alike(sources.values(), loaded.classes or ())
     left_out = {place: _unusable(source, labeled) for place, source in sources.items()}
     reasons = [reason for wrong in left_out.values() for reason in wrong.values()]
@@ -195,6 +197,19 @@ def _call_classes_alike(sources: Iterable[Source], classes: Sequence[str]) -> bo
             err=True,
         )
     return alike
+
+
+def _unreplaced(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What else than strided convolutions prints a lattice, as far as the surrogate's file tells."""
+    from ..findings.wording import joined
+
+    found = facts.get("unreplaced")
+    if isinstance(found, dict) and found:
+        names = [f"{_STEPPING.get(name, name)} ({count} a pass)" for name, count in found.items()]
+        yield (
+            f"the network also takes one place of several by {joined(names)}, which a surrogate leaves as it is, "
+            "so that maps below may keep a lattice; the backward variant levels it, too"
+        )
 
 
 def _known_images(
@@ -273,8 +288,6 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
     top1 = {
         which: values.get_group(("top1", which)).mean() for which in _ORDER if ("top1", which) in values.groups
     }
-    variation = table[table["metric"] == "total_variation"]
-    by_layer = variation.groupby(["layer", "variant"], sort=False)["value"].mean().unstack(sort=False)
     return {
         "images": len(differences["difference at the target"]),
         "top1": {which: float(share) for which, share in top1.items()},
@@ -288,9 +301,19 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
                 "surrogate": _known(after),
                 "reduction": _known(1 - after / before) if before else None,
             }
-            for layer, before, after in by_layer[list(_ORDER)].itertuples(name=None)
+            for layer, before, after in _by_layer(table, "total_variation")
+        },
+        "checkerboard": {
+            str(layer): {"original": _known(before), "surrogate": _known(after)}
+            for layer, before, after in _by_layer(table, "checkerboard")
         },
     }
+
+
+def _by_layer(table: pd.DataFrame, metric: str) -> Iterator[tuple[str, float, float]]:
+    """Each layer with a metric's mean over images, of the original and of the surrogate."""
+    means = table[table["metric"] == metric].groupby(["layer", "variant"], sort=False)["value"].mean()
+    yield from means.unstack(sort=False)[list(_ORDER)].itertuples(name=None)
 
 
 def _known(value: float) -> float | None:
@@ -308,19 +331,25 @@ def _show(results: dict[str, Any], model: str, method: str) -> None:
             f"{_DIFFERENCES[name]}: {values['mean']:.1f} points on average over the images, "
             f"with a standard deviation of {values['std']:.1f}"
         )
-    table = Table(
-        "layer", *_ORDER, "reduction", title=f"Total variation of {escape(method)}", title_justify="left"
-    )
+    title = f"Total variation of {escape(method)}, and its checkerboard: the share that repeats every 2 pixels"
+    patterned = (f"checkerboard, {which}" for which in _ORDER)
+    table = Table("layer", *_ORDER, "reduction", *patterned, title=title, title_justify="left")
     reductions = []
     for layer, values in results["total_variation"].items():
         reduction = values["reduction"]
         reductions += [] if reduction is None else [reduction]
         share = "" if reduction is None else f"{reduction:.1%}"
-        cells = ("undefined" if values[which] is None else f"{values[which]:.3f}" for which in _ORDER)
-        table.add_row(layer, *cells, share)
+        varied, repeated = map(_cells, (values, results["checkerboard"][layer]))
+        table.add_row(layer, *varied, share, *repeated)
     if reductions:
-        table.add_row("mean", "", "", f"{sum(reductions) / len(reductions):.1%}")
-    show_whole(table)
+        table.add_row("mean", "", "", f"{sum(reductions) / len(reductions):.1%}", "", "")
+    show_whole(table, keys=1)
+
+
+def _cells(values: Mapping[str, float | None]) -> list[str]:
+    """A layer's values of the original and of the surrogate as a table shows them."""
+    found = [values[which] for which in _ORDER]
+    return ["undefined" if value is None else f"{value:.3f}" for value in found]
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
