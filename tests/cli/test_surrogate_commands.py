@@ -1,11 +1,13 @@
 """The commands ``surrogate train`` and ``surrogate evaluate``."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 import typer
@@ -166,6 +168,28 @@ def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(train
     assert "the images' classes are not called as the model's; name their folders so" in result.stderr
     assert "difference of the explained class's probability" in result.stdout
     assert "of 2 images: too few for a verdict, which takes 10 images" in " ".join(result.stdout.split())
+
+
+@pytest.mark.filterwarnings("default:the images' classes:pellucid.errors.InputWarning")
+def test_of_a_table_whose_classes_are_called_otherwise_the_column_of_labels_is_asked_for(trained, tmp_path):
+    def table_of(*classes):
+        told = {"info": {"features": {"label": {"names": classes}}}}
+        table = pyarrow.table({"image": [{"bytes": stream.getvalue(), "path": "a.png"}], "label": [1]})
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), path)
+
+    path, stream = tmp_path / "test.parquet", io.BytesIO()
+    open_images("shapes:1")[0].image.save(stream, "PNG")
+    command = ("evaluate", trained[0], *NETWORK, "--images", path, "--layers", "layer2.0")
+    table_of(*"abcdefgh")  # as many as the model has
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    told = "called as the model's; if they are in the model's order, name the table's column of labels"
+    assert told in result.stderr
+    assert "folders" not in result.stderr
+    result = run(*command, "--label-column", "label")
+    assert "top-1 original" in result.stdout
+    table_of("cat", "dog")
+    assert "called as the model's; take images of the model's classes" in run(*command).stderr
 
 
 def test_folders_called_as_some_of_the_models_classes_are_labels(trained, tmp_path):

@@ -170,7 +170,9 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
         numbers, classes = _numbers(source, request, loaded)
         if request.limit is not None and request.limit < len(source) and source.classes:
             of = f"the first {request.limit} of {len(source)} photos, perhaps of few of its classes"
-            cut.append(f"of {spec} {of}, are explained; name each class's folder to take so many of each")
+            by_folder = "name each class's folder to take so many of each"
+            more = "a higher --limit takes more" if is_tabular(spec) else by_folder
+            cut.append(f"of {spec} {of}, are explained; {more}")
         source = source[: request.limit]
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
     return _told_apart(places), wrong, cut
@@ -225,7 +227,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     if target == "label" and sample.label is None:
         way_out = (
             "name its column with --label-column"
-            if _is_table(place.spec)
+            if is_tabular(place.spec)
             else "a photo has one in a folder of its class, or in a table: give that, or another --target"
         )
         raise InvalidData(f"{sample.name} has no label to explain; {way_out}")
@@ -240,7 +242,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
     return Photo(key, place, sample, pixels, picture, label, place.classes, odd)
 
 
-def _is_table(spec: str) -> bool:
+def is_tabular(spec: str) -> bool:
     """Whether photos may have a column of labels; those of image files have none."""
     path = Path(spec)
     if path.is_dir():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_choice
+from ..errors import (
+    InputWarning,
+    InvalidData,
+    InvalidImage,
+    OutputNotWritable,
+    PellucidError,
+    counted,
+    require_choice,
+)
 from .options import (
     DEVICE,
     MAX_BATCH,
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 
     from ..data.sources import Sample, Source
     from ..experiments.record import Change
+    from ..models.zoo import LoadedModel
 
 _ORDER = ("original", "surrogate")
 _DIFFERENCES = {
@@ -144,7 +154,7 @@ def _evaluate(
     sources = opened(images, limit, label_column)
     show_noticed(_known_images(known.facts, file, model, weights, list(sources)))
     show_noticed(_unreplaced(known.facts))
-    labeled = label_column is not None or _call_classes_alike(sources.values(), loaded.classes or ())
+    labeled = label_column is not None or _call_classes_alike(sources, loaded)
     left_out = {place: _unusable(source, labeled) for place, source in sources.items()}
     reasons = [reason for wrong in left_out.values() for reason in wrong.values()]
     if len(reasons) == sum(map(len, sources.values())):
@@ -183,20 +193,36 @@ def _evaluate(
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
 
 
-def _call_classes_alike(sources: Iterable[Source], classes: Sequence[str]) -> bool:
+def _call_classes_alike(sources: Mapping[str, Source], loaded: LoadedModel) -> bool:
     """Whether images name their classes as the model does: a data set may number them otherwise.
 
     Of images that name others it is said that nobody can tell how often they are recognized.
     """
-    called = [set(source.classes or ()) for source in sources]
-    alike = all(names and names <= set(classes) for names in called)
-    if not alike and any(called):
+    classes = set(loaded.classes or ())
+    called = {place: source.classes or () for place, source in sources.items()}
+    alike = all(names and {*names} <= classes for names in called.values())
+    ways = dict.fromkeys(_way_to_labels(place, names, loaded) for place, names in called.items() if names)
+    if not alike and ways:
         say(
             "note: how often each is right is not told, since the images' classes are not called as the model's; "
-            "name their folders so",
+            + "; ".join(ways),
             err=True,
         )
     return alike
+
+
+def _way_to_labels(place: str, names: Sequence[str], loaded: LoadedModel) -> str:
+    """How images of classes with other names than the model's may get labels: a table has no folders to rename."""
+    from .photos import is_tabular
+
+    if not is_tabular(place):
+        return "name their folders so"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)  # nothing is taken in order here
+        numbers = loaded.numbers_of(names, required=False)
+    if numbers is None:
+        return "take images of the model's classes"
+    return "if they are in the model's order, name the table's column of labels, as by --label-column label"
 
 
 def _unreplaced(facts: Mapping[str, Any]) -> Iterator[str]:
