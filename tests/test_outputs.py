@@ -400,7 +400,7 @@ def test_classes_of_images_without_a_common_name_are_taken_in_order_and_said():
 
 def test_of_many_classes_that_are_taken_in_order_some_are_named():
     names, classes = (tuple(f"{letter}{number}" for number in range(9)) for letter in "nc")
-    said = r"'n0', .*'n5', \.\.\. \(3 more\) are .* 'c5', \.\.\. \(3 more\); if that is wrong, rename the folders"
+    said = r"'n0', .*'n5', \.\.\. \(3 more\) are .* 'c5', \.\.\. \(3 more\); if that is wrong, rename the images'"
     with pytest.warns(InputWarning, match=said):
         class_numbers(names, classes, 9)
 

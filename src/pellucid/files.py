@@ -210,21 +210,27 @@ def unsealed(content: bytes) -> dict[str, Any]:
 def told_whole(path: Path) -> dict[str, Any]:
     """The values of a sealed file; ``ValueError`` or ``OSError`` if it, or a file that it tells of, is damaged."""
     told = unsealed(read_regular(path))
-    for files in (told.get(FILES), told.get(DIGESTS)):
-        for name, expected in files.items() if isinstance(files, dict) else ():
-            if file_digest(_inside(path.parent, name)) != expected:
-                raise ValueError(f"{name} was damaged since it was written")
+    for name, why in not_as_told(path.parent, told):
+        raise ValueError(f"{name} {why}")
     return told
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file below a folder by a name that was read from a file, which may say anything."""
-    path = folder / name
-    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"it names {name!r}, which nothing here writes")
-    if not path.is_file() or path.is_symlink():
-        raise ValueError(f"{name} is missing")
-    return path
+def not_as_told(folder: Path, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files of a folder that sealed values tell of and that are not as they were, and what is the matter."""
+    for name, expected in digests_told(told).items():
+        path = folder / name
+        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            yield repr(name), "is a name that nothing here writes"
+        elif not path.is_file() or path.is_symlink():
+            yield name, "is missing"
+        elif file_digest(path) != expected:
+            yield name, "was damaged since it was written"
+
+
+def digests_told(told: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of files by their names, as sealed values tell them."""
+    found = [files for files in (told.get(FILES), told.get(DIGESTS)) if isinstance(files, dict)]
+    return {name: expected for files in found for name, expected in files.items()}
 
 
 def is_draft(name: str) -> bool:

@@ -418,7 +418,7 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
             warnings.warn(
                 InputWarning(
                     f"the images' classes {own} are not called as the model's, and are taken in order for "
-                    f"{others}; if that is wrong, rename the folders, or name the model's classes as the images "
+                    f"{others}; if that is wrong, rename the images', or name the model's classes as the images "
                     "do, in the model's order (--classes, classes)"
                 ),
                 stacklevel=3,

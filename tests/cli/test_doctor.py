@@ -159,18 +159,17 @@ def test_shards_of_maps_are_verified_and_the_same_command_mends_them(tmp_path):
     assert asked(out)[0] == 0
 
 
-def test_pictures_of_explain_are_verified(tmp_path):
+def test_what_explain_wrote_is_verified(tmp_path):
     command = ["explain", "shapes:2", "--model", "shapes-resnet", "-o", str(tmp_path / "out")]
     assert CliRunner().invoke(app, command).exit_code == 0
-    assert asked(tmp_path / "out")[0] == 0
+    whole = "2 attribution files, 1 figure, 2 maps, 1 page, 2 photos, 1 table, 1 values file"
+    assert asked(tmp_path / "out") == (0, [f"{tmp_path}/out: whole: {whole}"])
     picture = next((tmp_path / "out").rglob("maps/**/*.png"))
     flip(picture)
     code, lines = asked(tmp_path / "out")
     assert code == 1
-    name = picture.relative_to(tmp_path / "out").as_posix()
     assert lines[0] == (
-        f"{tmp_path}/out/run.json: {name} was damaged since it was written; "
-        "move it away, if it is there, and the same command computes it anew"
+        f"{picture}: was damaged since it was written; move it away, and the same command computes it anew"
     )
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2
@@ -178,6 +177,60 @@ def test_pictures_of_explain_are_verified(tmp_path):
     picture.unlink()
     assert CliRunner().invoke(app, command).exit_code == 0
     assert asked(tmp_path / "out")[0] == 0
+
+
+def test_each_of_several_faults_is_named_and_what_is_whole_is_counted(tmp_path):
+    out = tmp_path / "out"
+    command = ["explain", "shapes:3", "--model", "shapes-resnet", "-o", str(out)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    figure, picture = next(out.glob("figure*.png")), out / "maps" / "shape-1" / "gradient" / "input-original.png"
+    figure.unlink()
+    flip(picture)
+    (out / "report.html").write_bytes((out / "report.html").read_bytes()[:100])
+    for foreign in ("foo.txt", "maps/mine.png"):
+        (out / foreign).write_text("mine")
+    code, lines = asked(out)
+    assert code == 1
+    moved = "was damaged since it was written; move it away, and the same command computes it anew"
+    foreign = "none of this run's; nothing reads it; move it away, or delete it"
+    assert sorted(lines[:-1]) == sorted(
+        [
+            f"{figure}: missing; the same command computes it anew",
+            f"{picture}: {moved}",
+            f"{out}/report.html: {moved}",
+            f"{out}/foo.txt: {foreign}",
+            f"{out}/maps/mine.png: {foreign}",
+        ]
+    )
+    whole = "3 attribution files, 2 maps, 2 photos, 1 table, 1 values file"
+    assert lines[-1] == f"{out}: whole beside that: {whole}"
+    for path in (picture, out / "report.html", out / "foo.txt", out / "maps" / "mine.png"):
+        path.unlink()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert asked(out)[0] == 0
+
+
+def test_a_damaged_run_json_of_explain_is_named(tmp_path):
+    command = ["explain", "shapes:1", "--model", "shapes-resnet", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    flip(tmp_path / "out" / "run.json", 40)
+    code, lines = asked(tmp_path / "out")
+    assert code == 1
+    assert lines[0].startswith(f"{tmp_path}/out/run.json: ")
+    assert lines[0].endswith("; give the same command again: it writes it anew, or says what to move away")
+    refused = CliRunner().invoke(app, command)
+    assert "or move what is there" in " ".join(refused.stderr.split())
+
+
+def test_a_foreign_file_in_a_run_is_named_and_what_report_writes_is_none(run):
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    (run / "foo.txt").write_text("mine")
+    code, lines = asked(run)
+    assert code == 1
+    assert lines == [
+        f"{run}/foo.txt: none of this run's; nothing reads it; move it away, or delete it",
+        f"{run}: whole beside that: 2 parts, 2 picture files, 1 run",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../mine", "/dev/zero", "pipe", "missing"])
@@ -208,7 +261,7 @@ def test_weights_and_checkpoints_are_verified(tmp_path):
     code, lines = asked(path)
     assert code == 1
     assert [line.partition(": ")[0] for line in lines[:2]] == [
-        str(path.with_suffix(".json")),
+        str(path),
         str(tmp_path / "weights.checkpoint" / "epoch-00001.safetensors"),
     ]
 

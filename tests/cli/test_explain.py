@@ -115,6 +115,14 @@ def colours(path):
         return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
+def table_of(path, photos, classes):
+    """A Parquet table of photos in Hugging Face's layout, with labels 0, 1, ... of classes of these names."""
+    cells = [{"bytes": Path(photo).read_bytes(), "path": photo} for photo in photos]
+    told = {"info": {"features": {"label": {"names": classes}}}}
+    table = pyarrow.table({"image": cells, "label": [*range(len(photos))]})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), path)
+
+
 def test_all_that_is_promised_is_written(work):
     result = explain("photo0.png", "photo1.png", *ARGUMENTS, "--variant", "original", "--pictures", "png,svg")
     assert result.exit_code == 0, result.output
@@ -1140,6 +1148,16 @@ def test_folders_name_the_classes_of_a_model_that_has_no_names(work):
     ]
     shutil.rmtree("photos/ant")  # three folders for four classes name none
     assert "class " in explain("photos").stdout
+
+
+def test_a_tables_labels_name_the_classes_of_a_model_that_has_no_names(work):
+    """A table has no folders, and none is spoken of."""
+    table_of(Path("table.parquet"), ["photo0.png", "photo1.png"], ["ant", "bee", "cow", "dog"])
+    result = explain("table.parquet", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert "the model's 4 classes are called as the photos' labels, in their order" in result.stderr
+    assert "perhaps of few of its classes, are explained; a higher --limit takes more" in result.stderr
+    assert "folder" not in result.stderr
 
 
 # Going on.

@@ -1,15 +1,17 @@
 """The commands ``surrogate train`` and ``surrogate evaluate``."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import pellucid as pl
@@ -113,10 +115,14 @@ def test_evaluation_compares_with_the_original(trained, tmp_path):
     for layer, values in numbers["total_variation"].items():
         if layer == "layer3.1":  # its gradient is one number per channel
             assert values == {"original": None, "surrogate": None, "reduction": None}
+            assert numbers["checkerboard"][layer] == {"original": None, "surrogate": None}
             continue
         for which, variant in (("original", "original"), ("surrogate", load_surrogate(path))):
             maps = pl.method("gradient")(model, x, labels, layer, variant=variant)[layer]
             assert values[which] == pytest.approx(float(pl.total_variation(maps).mean()), rel=1e-4)
+            share = float(pl.checkerboard(maps.abs().sum(1)).mean())
+            assert numbers["checkerboard"][layer][which] == pytest.approx(share, rel=1e-4)
+            assert f"{share:.3f}" in result.stdout
         assert values["reduction"] == pytest.approx(1 - values["surrogate"] / values["original"])
     assert list(numbers["total_variation"]) == pl.layer_names(model)
     assert numbers["total_variation"]["layer2.0"]["reduction"] != 0
@@ -135,6 +141,23 @@ def test_evaluation_compares_with_the_original(trained, tmp_path):
     )
 
 
+def test_what_a_surrogate_leaves_is_said_as_it_is_trained_and_as_it_is_judged(tmp_path):
+    """The shortcuts of ResNet-20 are strided slices."""
+    file, weights = tmp_path / "s.safetensors", tmp_path / "w.safetensors"
+    save_file(pl.load_model("cifar-resnet20", "random").model.state_dict(), weights)
+    network = ("--model", "cifar-resnet20", "--weights", weights, "--images", "shapes:2")
+    result = run("train", *network, "-o", file, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    told = "takes one place of several by strided slices (2 a pass), which a surrogate leaves as it is"
+    assert told in result.stderr
+    assert load_surrogate(file).facts["unreplaced"] == {"slice": 2}
+    result = run("evaluate", file, *network, "--layers", "layer1.2")
+    assert result.exit_code == 0, result.output
+    assert told in result.stderr
+    assert "gradient under surrogate still has a lattice" in result.stderr
+    assert "layer1.2" in result.stderr
+
+
 def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(trained, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -145,6 +168,28 @@ def test_classes_that_the_model_numbers_otherwise_are_not_taken_for_labels(train
     assert "the images' classes are not called as the model's; name their folders so" in result.stderr
     assert "difference of the explained class's probability" in result.stdout
     assert "of 2 images: too few for a verdict, which takes 10 images" in " ".join(result.stdout.split())
+
+
+@pytest.mark.filterwarnings("default:the images' classes:pellucid.errors.InputWarning")
+def test_of_a_table_whose_classes_are_called_otherwise_the_column_of_labels_is_asked_for(trained, tmp_path):
+    def table_of(*classes):
+        told = {"info": {"features": {"label": {"names": classes}}}}
+        table = pyarrow.table({"image": [{"bytes": stream.getvalue(), "path": "a.png"}], "label": [1]})
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), path)
+
+    path, stream = tmp_path / "test.parquet", io.BytesIO()
+    open_images("shapes:1")[0].image.save(stream, "PNG")
+    command = ("evaluate", trained[0], *NETWORK, "--images", path, "--layers", "layer2.0")
+    table_of(*"abcdefgh")  # as many as the model has
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    told = "called as the model's; if they are in the model's order, name the table's column of labels"
+    assert told in result.stderr
+    assert "folders" not in result.stderr
+    result = run(*command, "--label-column", "label")
+    assert "top-1 original" in result.stdout
+    table_of("cat", "dog")
+    assert "called as the model's; take images of the model's classes" in run(*command).stderr
 
 
 def test_folders_called_as_some_of_the_models_classes_are_labels(trained, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import warnings
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,7 @@ from pellucid.errors import InvalidModel, InvalidParameter, InvalidWeights, Outp
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.small import ShapesResNet
 from pellucid.rules.base import Rules
-from pellucid.variants.paths import BilinearPath, strided_convolutions
+from pellucid.variants.paths import BilinearPath, strided_convolutions, surveyed
 from pellucid.variants.surrogate import Surrogate, load_surrogate
 from tests.networks import attributed, images, plain, randomise, relative_error, seeded
 
@@ -272,6 +273,63 @@ def test_a_copy_and_another_precision_of_the_model_will_do(network):
         inputs = x.to(other.fc.weight.dtype)
         error = (Scorer(other, again, "logits").logits(inputs) - hand(x)).abs().max()
         assert error < 1e-5
+
+
+class Shortcut(nn.Module):
+    """A stem, and above it a strided convolution beside a shortcut, such as ResNet-20's strided slice."""
+
+    def __init__(self, shortcut, stem=1):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 6, 3, stem, 1), nn.Conv2d(6, 6, 3, 2, 1)
+        self.head, self.shortcut = nn.Linear(6, 4), shortcut
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        return self.head(torch.tanh(self.down(x) + self.shortcut(x)).mean((2, 3)))
+
+
+SHORTCUTS = {
+    "slice": lambda x: 2 * x[:, :, ::2, ::2],
+    "max_pool2d": lambda x: 2 * F.max_pool2d(x, 1, 2),
+    "index": lambda x: 2 * x[:, :, torch.arange(0, x.shape[2], 2)][..., torch.arange(0, x.shape[3], 2)],
+}
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS.values(), ids=SHORTCUTS)
+def test_a_lattice_that_a_surrogate_leaves_at_a_hidden_layer_is_warned_of(shortcut):
+    model, x = seeded(lambda: Shortcut(shortcut)), images(2, 24)
+    surrogate = untrained(model, x)
+    with pytest.warns(pl.PatternWarning, match="at 'stem' every other .* replaces strided convolutions alone"):
+        left = pl.Gradient()(model, x, [0, 1], ["stem"], variant=surrogate)["stem"]
+    model.shortcut = lambda x: 2 * F.avg_pool2d(x, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gone = pl.Gradient()(model, x, [0, 1], ["stem", "input"], variant=surrogate)["stem"]
+    shares = [pl.checkerboard(maps.abs().sum(1)) for maps in (left, gone)]
+    assert (shares[0] > 10 * shares[1]).all()
+
+
+def test_the_lattice_of_the_first_convolution_names_its_path():
+    model, x = seeded(lambda: Shortcut(lambda x: 2 * F.avg_pool2d(x, 2), stem=2)), images(2, 24)
+    model.stem.weight.data.fill_(0.1)  # places are seen 1, 2, 2 and 4 times
+    with pytest.warns(pl.PatternWarning, match=r"'input' .* include_first=True.*backward_with_first"):
+        pl.Gradient()(model, x, [0, 1], ["input"], variant=untrained(model, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Gradient()(model, x, [0, 1], ["input"], variant=untrained(model, x, include_first=True))
+
+
+def test_what_besides_strided_convolutions_takes_every_second_place_is_counted():
+    def reduce(x):
+        x = x[:, :, ::2, ::2] + F.pixel_unshuffle(x, 2)[:, :6] + F.max_pool2d(x, 1, 2)
+        return x + F.max_pool2d(x, 3, 1, 1) + x[:, :, ::1].relu()  # these step by one place
+
+    model, x = seeded(lambda: Shortcut(reduce)), images(1, 12)
+    found, left = surveyed(model, x)
+    assert found == strided_convolutions(model, x)
+    assert left == {"slice": 1, "pixel_unshuffle": 1, "max_pool2d": 1}
+    model.shortcut = lambda x: F.max_pool2d(x, 3, 2, 1)  # its windows overlap
+    assert surveyed(model, x)[1] == {}
 
 
 def test_another_model_is_refused_by_the_first_difference(network):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DamagedFileWarning, InvalidData, PellucidError, counted
-from ..files import RUN, is_draft, is_held, told_whole
+from ..files import FILES, RUN, digests_told, is_draft, is_held, not_as_told, read_regular, unsealed
 from .output import UNFINISHED, is_staged
 from .terminal import say
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from ..folders import Folder
 
 _AGAIN = "the same command computes it anew"
-_ANEW = "move it away, if it is there, and the same command computes it anew"
+_WAYS_OUT = {  # of what is the matter with a file that is told of
+    "is missing": _AGAIN,
+    "was damaged since it was written": f"move it away, and {_AGAIN}",
+}
+_DAMAGED_RUN = "give the same command again: it writes it anew, or says what to move away"
+_FOREIGN = "nothing reads it; move it away, or delete it"
+_SAVED_HERE = (".html", ".csv", ".tex", ".parquet")  # pages and tables that commands may have written into a run
 _CLEARED = "left by a command that was killed; the same command clears it away, or delete it"
 
 
@@ -33,17 +39,17 @@ def doctor(
         ),
     ],
 ) -> None:
-    """Verify all parts, pictures, checkpoints and weights of a run by their checksums; nothing is changed.
+    """Verify all parts, pictures, pages, checkpoints and weights of a run by their checksums; nothing is changed.
 
-    One line for each file that is damaged, foreign or left over, with what to do. Ends with 0 if all is whole,
-    else with 1.
+    One line for each file that is missing, damaged, foreign or left over, with what to do. Ends with 0 if all is
+    whole, else with 1.
 
     Example: `pellucid doctor results`
     """
     found = examined(run)
     for line in found.amiss:
         say(line)
-    whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()))
+    whole = ", ".join(counted(count, what) for what, count in sorted(found.whole.items()) if count)
     rest = "whole beside that: " if found.amiss else "whole: "
     say(f"{run}: {rest + whole if whole else 'nothing is whole'}")
     if found.amiss:
@@ -128,11 +134,48 @@ def _examine_draft(path: Path, found: Findings) -> None:
 def _examine_facts(path: Path, found: Findings) -> None:
     """Examine a file of values, and those whose checksums it tells."""
     try:
-        told_whole(path)
+        told = unsealed(read_regular(path))
     except (OSError, ValueError) as error:
-        found.note(path, str(error), _ANEW if path.name == RUN else _AGAIN)
-    else:
-        found.whole["values file"] += 1
+        found.note(path, str(error), _DAMAGED_RUN if path.name == RUN else _AGAIN)
+        return
+    amiss = dict(not_as_told(path.parent, told))
+    for name, why in amiss.items():
+        found.note(
+            path.parent / name,
+            why.removeprefix("is "),
+            _WAYS_OUT.get(why, f"{path} tells of it: mend or delete that"),
+        )
+    found.whole["values file"] += 1
+    if isinstance(told.get(FILES), list):  # of a command that writes a whole folder, such as explain
+        _examine_output(path.parent, told, amiss, found)
+
+
+def _examine_output(folder: Path, told: Mapping[str, Any], amiss: Mapping[str, str], found: Findings) -> None:
+    """Count what is whole of an output whose run.json tells of all its files, and name what is none of them."""
+    runs = [path.parent for path in folder.rglob(RUN) if path.parent != folder]
+    names = digests_told(told)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        is_link = path.is_symlink() or not path.is_file()
+        if name == RUN or is_hidden or is_link or any(run in path.parents for run in runs):
+            continue
+        if name not in names:
+            found.note(path, "none of this run's", _FOREIGN)
+        elif name not in amiss:
+            found.whole[_kind(path)] += 1
+    parts = {part for name in amiss for part in Path(name).with_suffix("").parts}
+    photos = told.get("photos")
+    keys = [photo.get("key") for photo in photos if isinstance(photo, dict)] if isinstance(photos, list) else []
+    found.whole["photo"] += len([key for key in keys if key not in parts])
+
+
+def _kind(path: Path) -> str:
+    """What a file of a command's output is called where such are counted."""
+    if path.name.startswith("figure"):
+        return "figure"
+    kinds = {".safetensors": "attribution file", ".html": "page", ".csv": "table", ".png": "map", ".svg": "map"}
+    return kinds.get(path.suffix, "other file")
 
 
 def _examine_tensors(path: Path, found: Findings) -> None:
@@ -158,13 +201,15 @@ def _examine_tensors(path: Path, found: Findings) -> None:
 
 def _examine_run(store: Store, found: Findings) -> bool:
     """Examine a benchmark's run.json, parts and pictures; whether there is such a run."""
+    from ..experiments.ratings import RATINGS
     from ..experiments.record import DamagedRun
     from ..experiments.store import LOCK, PARTS, PHOTOS, PICTURE_ROWS, PICTURES, ROWS
 
     try:
         record = store.record()
     except DamagedRun as error:
-        found.note(f"{store.url}/{RUN}", str(error).partition(";")[0], "the same command writes it anew")
+        way_out = "the same command writes it anew" if store.names(PARTS) else _DAMAGED_RUN
+        found.note(f"{store.url}/{RUN}", str(error).partition(";")[0], way_out)
         return True
     except InvalidData:
         return False
@@ -186,12 +231,21 @@ def _examine_run(store: Store, found: Findings) -> bool:
             found.note(what, why, _AGAIN)
         for name in store.strangers(folder, cells):
             found.note(f"{store.url}/{folder}/{name}", "none of this run's", "it is never read; delete it")
+    _name_foreign(store.folder, {RUN, RATINGS}, found)
     if missing := len(set(record.cells) - store.names(PARTS)):
         found.note(store.url, f"{counted(missing, 'cell')} not computed yet", "the same command goes on")
     found.whole["run"] += 1
     if len(found.amiss) == before:
         _examine_results(store, found)
     return True
+
+
+def _name_foreign(folder: Folder, known: Container[str], found: Findings) -> None:
+    """Name what lies directly in a run's folder and was written by no command, as far as it is a disk's."""
+    for path in sorted(folder.local.iterdir()) if folder.local is not None else ():
+        is_own = path.name in known or path.name.startswith(".") or path.suffix in _SAVED_HERE
+        if path.is_file() and not is_own:
+            found.note(path, "none of this run's", _FOREIGN)
 
 
 def _examine_results(store: Store, found: Findings) -> None:
@@ -210,7 +264,7 @@ def _examine_results(store: Store, found: Findings) -> None:
 
 def _examine_maps(folder: Folder, found: Findings) -> bool:
     """Examine the shards of a data set of maps; whether there is one."""
-    from ..experiments.bulk import read_shard, shards_told
+    from ..experiments.bulk import MANIFEST, read_shard, shards_told
     from ..experiments.shards import MAPS
     from ..experiments.store import LOCK
 
@@ -231,6 +285,7 @@ def _examine_maps(folder: Folder, found: Findings) -> bool:
             found.amiss.append(" ".join(str(error).split()))
         else:
             found.whole["shard"] += 1
+    _name_foreign(folder, {RUN, MANIFEST}, found)
     if missing := len(set(names) - there):
         found.note(folder.url, f"{counted(missing, 'shard')} not computed yet", "the same command goes on")
     found.whole["run"] += 1

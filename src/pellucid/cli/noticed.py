@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from ..experiments.noticing import mislabeled, of_images, of_model
 from ..experiments.record import Change, Note
 from ..findings.wording import notes_told
 from ..models.zoo import outputs
-from .photos import PhotoFacts
+from .photos import PhotoFacts, is_tabular
 from .run import ExplainRun
 
 
@@ -35,7 +34,7 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         yield "classes are told by number, since nothing says their names; give --classes FILE or A,B,C"
     labeled = [one for one in run.found.photos if one.label is not None]
     if not (loaded.weights == "random" and ".py:" not in loaded.name):
-        of_folders = all(Path(one.source).is_dir() for one in labeled)
+        of_folders = not any(is_tabular(one.source) for one in labeled)
         numbers = [one.label.number for one in labeled if one.label is not None]
         predicted = [one.predicted.number for one in labeled]
         noun = "folder" if of_folders else "label"
@@ -44,7 +43,8 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         yield from mislabeled(numbers, predicted, count, "photo", noun, classes, list(given))
     if run.named_by_folders:
         count = len(run.named.classes or ())
-        yield f"the model's {count} classes are called as the photos' folders, in their order"
+        what = "labels" if is_tabular(run.found.photos[0].source) else "folders"
+        yield f"the model's {count} classes are called as the photos' {what}, in their order"
 
 
 def _of_variants(run: ExplainRun) -> Iterator[str]:

@@ -188,7 +188,9 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
         if request.limit is not None and request.limit < len(source) and len(source.classes or ()) > 1:
             of = f"the first {request.limit} of {len(source)} photos, perhaps of few of its classes"
             also = "" if loaded.classes else ", and the model's classes by --classes,"
-            cut.append(f"of {spec} {of}, are explained; name each class's folder{also} to take so many of each")
+            by_folder = f"name each class's folder{also} to take so many of each"
+            more = "a higher --limit takes more" if is_tabular(spec) else by_folder
+            cut.append(f"of {spec} {of}, are explained; {more}")
         source = source[: request.limit]
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
     return _told_apart(places), wrong, cut
@@ -277,7 +279,7 @@ def prepared_photo(place: Place, loaded: LoadedModel, target: str, taken: Sequen
 
 def _to_a_label(place: Place, loaded: LoadedModel) -> str:
     """What to do about a photo without a label."""
-    if _is_table(place.spec):
+    if is_tabular(place.spec):
         return "name its column with --label-column"
     if not _lies_in(place.spec, place.source.names[place.index]):
         return (
@@ -293,7 +295,7 @@ def _to_a_label(place: Place, loaded: LoadedModel) -> str:
     )
 
 
-def _is_table(spec: str) -> bool:
+def is_tabular(spec: str) -> bool:
     """Whether photos may have a column of labels; those of image files have none."""
     path = Path(spec)
     if path.is_dir():

@@ -152,7 +152,7 @@ class ExplainRun:
     cut: list[str]  # of which folders and tables the first photos alone are explained
     found: Explained
     pictures: Pictures
-    named_by_folders: bool = False  # whether the classes are called as the photos' folders are
+    named_by_folders: bool = False  # whether the classes are called as the photos' folders or labels are
 
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
@@ -288,7 +288,7 @@ class ExplainRun:
         return Prediction(number=number, name=name, probability=float(likelihoods(logits[None])[0, number]))
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
-        """Call the model's classes as the photos' folders, if they have no names and there are as many folders."""
+        """Call the model's classes as the photos' folders or labels, if none have names and there are as many."""
         names = self.named.classes
         if names is not None and len(names) != count and not (self.is_asked and count == 1):
             file, of_file, _ = self.loaded.name.partition(".py:")

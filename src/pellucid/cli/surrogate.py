@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InvalidData, InvalidImage, OutputNotWritable, PellucidError, counted, require_choice
+from ..errors import (
+    InputWarning,
+    InvalidData,
+    InvalidImage,
+    OutputNotWritable,
+    PellucidError,
+    counted,
+    require_choice,
+)
 from .options import (
     DEVICE,
     MAX_BATCH,
@@ -27,13 +36,14 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_noticed, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..data.sources import Sample, Source
     from ..experiments.record import Change
+    from ..models.zoo import LoadedModel
 
 _ORDER = ("original", "surrogate")
 _DIFFERENCES = {
@@ -41,7 +51,8 @@ _DIFFERENCES = {
     "difference at the target": "difference of the explained class's probability",
 }
 _AT_TARGET = "target_difference(at='explained')"
-_COMPARED = ("prediction_difference", _AT_TARGET, "total_variation")
+_STEPPING = {"slice": "strided slices"}
+_COMPARED = ("prediction_difference", _AT_TARGET, "total_variation", "checkerboard")
 
 surrogate = typer.Typer(
     no_args_is_help=True, help="Train and evaluate bilinear paths in place of strided convolutions."
@@ -97,6 +108,7 @@ def _train(
         return
     seconds, last = trained.facts["seconds"], sum(trained.facts["losses"][-1])
     say(f"{output}: {trained}, loss {last:.4f} after {counted(epochs, 'epoch')}, {seconds:.0f} s")
+    show_noticed(_unreplaced(trained.facts))
     show_left_out("image", trained.facts["left_out"])
 
 
@@ -106,7 +118,7 @@ def _evaluate(
     images: _ImagesOption,
     model: ModelOption = "resnet50",
     weights: WeightsOption = None,
-    method: Annotated[str, typer.Option(help="Whose maps' total variation is compared.")] = "gradient",
+    method: Annotated[str, typer.Option(help="Whose maps are compared.")] = "gradient",
     layers: Annotated[list[str] | None, typer.Option(help="As for `explain`.", show_default="all")] = None,
     include_first: Annotated[
         bool, typer.Option("--include-first", help="Use the path of the first convolution, too.")
@@ -120,7 +132,7 @@ def _evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .json file for the numbers.")
     ] = None,
 ) -> None:
-    """Compare a surrogate with the original: predictions, and total variation of a method's maps.
+    """Compare a surrogate with the original: predictions, and total variation and checkerboard of a method's maps.
 
     Explained is the true class where labels are known, else the original's prediction.
 
@@ -140,9 +152,9 @@ def _evaluate(
     known = load_surrogate(file)
     loaded = load_model(model, weights)
     sources = opened(images, limit, label_column)
-    for sentence in _known_images(known.facts, file, model, weights, list(sources)):
-        say(f"note: {sentence}", err=True)
-    labeled = label_column is not None or _call_classes_alike(sources.values(), loaded.classes or ())
+    show_noticed(_known_images(known.facts, file, model, weights, list(sources)))
+    show_noticed(_unreplaced(known.facts))
+    labeled = label_column is not None or _call_classes_alike(sources, loaded)
     left_out = {place: _unusable(source, labeled) for place, source in sources.items()}
     reasons = [reason for wrong in left_out.values() for reason in wrong.values()]
     if len(reasons) == sum(map(len, sources.values())):
@@ -181,20 +193,49 @@ def _evaluate(
         _write(output, results | {"surrogate": dict(known.facts), "left_out": reasons})
 
 
-def _call_classes_alike(sources: Iterable[Source], classes: Sequence[str]) -> bool:
+def _call_classes_alike(sources: Mapping[str, Source], loaded: LoadedModel) -> bool:
     """Whether images name their classes as the model does: a data set may number them otherwise.
 
     Of images that name others it is said that nobody can tell how often they are recognized.
     """
-    called = [set(source.classes or ()) for source in sources]
-    alike = all(names and names <= set(classes) for names in called)
-    if not alike and any(called):
+    classes = set(loaded.classes or ())
+    called = {place: source.classes or () for place, source in sources.items()}
+    alike = all(names and {*names} <= classes for names in called.values())
+    ways = dict.fromkeys(_way_to_labels(place, names, loaded) for place, names in called.items() if names)
+    if not alike and ways:
         say(
             "note: how often each is right is not told, since the images' classes are not called as the model's; "
-            "name their folders so",
+            + "; ".join(ways),
             err=True,
         )
     return alike
+
+
+def _way_to_labels(place: str, names: Sequence[str], loaded: LoadedModel) -> str:
+    """How images of classes with other names than the model's may get labels: a table has no folders to rename."""
+    from .photos import is_tabular
+
+    if not is_tabular(place):
+        return "name their folders so"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)  # nothing is taken in order here
+        numbers = loaded.numbers_of(names, required=False)
+    if numbers is None:
+        return "take images of the model's classes"
+    return "if they are in the model's order, name the table's column of labels, as by --label-column label"
+
+
+def _unreplaced(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What else than strided convolutions prints a lattice, as far as the surrogate's file tells."""
+    from ..findings.wording import joined
+
+    found = facts.get("unreplaced")
+    if isinstance(found, dict) and found:
+        names = [f"{_STEPPING.get(name, name)} ({count} a pass)" for name, count in found.items()]
+        yield (
+            f"the network also takes one place of several by {joined(names)}, which a surrogate leaves as it is, "
+            "so that maps below may keep a lattice; the backward variant levels it, too"
+        )
 
 
 def _known_images(
@@ -273,8 +314,6 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
     top1 = {
         which: values.get_group(("top1", which)).mean() for which in _ORDER if ("top1", which) in values.groups
     }
-    variation = table[table["metric"] == "total_variation"]
-    by_layer = variation.groupby(["layer", "variant"], sort=False)["value"].mean().unstack(sort=False)
     return {
         "images": len(differences["difference at the target"]),
         "top1": {which: float(share) for which, share in top1.items()},
@@ -288,9 +327,19 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
                 "surrogate": _known(after),
                 "reduction": _known(1 - after / before) if before else None,
             }
-            for layer, before, after in by_layer[list(_ORDER)].itertuples(name=None)
+            for layer, before, after in _by_layer(table, "total_variation")
+        },
+        "checkerboard": {
+            str(layer): {"original": _known(before), "surrogate": _known(after)}
+            for layer, before, after in _by_layer(table, "checkerboard")
         },
     }
+
+
+def _by_layer(table: pd.DataFrame, metric: str) -> Iterator[tuple[str, float, float]]:
+    """Each layer with a metric's mean over images, of the original and of the surrogate."""
+    means = table[table["metric"] == metric].groupby(["layer", "variant"], sort=False)["value"].mean()
+    yield from means.unstack(sort=False)[list(_ORDER)].itertuples(name=None)
 
 
 def _known(value: float) -> float | None:
@@ -308,19 +357,25 @@ def _show(results: dict[str, Any], model: str, method: str) -> None:
             f"{_DIFFERENCES[name]}: {values['mean']:.1f} points on average over the images, "
             f"with a standard deviation of {values['std']:.1f}"
         )
-    table = Table(
-        "layer", *_ORDER, "reduction", title=f"Total variation of {escape(method)}", title_justify="left"
-    )
+    title = f"Total variation of {escape(method)}, and its checkerboard: the share that repeats every 2 pixels"
+    patterned = (f"checkerboard, {which}" for which in _ORDER)
+    table = Table("layer", *_ORDER, "reduction", *patterned, title=title, title_justify="left")
     reductions = []
     for layer, values in results["total_variation"].items():
         reduction = values["reduction"]
         reductions += [] if reduction is None else [reduction]
         share = "" if reduction is None else f"{reduction:.1%}"
-        cells = ("undefined" if values[which] is None else f"{values[which]:.3f}" for which in _ORDER)
-        table.add_row(layer, *cells, share)
+        varied, repeated = map(_cells, (values, results["checkerboard"][layer]))
+        table.add_row(layer, *varied, share, *repeated)
     if reductions:
-        table.add_row("mean", "", "", f"{sum(reductions) / len(reductions):.1%}")
-    show_whole(table)
+        table.add_row("mean", "", "", f"{sum(reductions) / len(reductions):.1%}", "", "")
+    show_whole(table, keys=1)
+
+
+def _cells(values: Mapping[str, float | None]) -> list[str]:
+    """A layer's values of the original and of the surrogate as a table shows them."""
+    found = [values[which] for which in _ORDER]
+    return ["undefined" if value is None else f"{value:.3f}" for value in found]
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:

@@ -48,8 +48,10 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "PatternWarning": (
         "still has a lattice under a variant that should level it",
-        "at the input the first convolution prints it, which only backward_with_first and forward_with_first take "
-        "away; elsewhere something steps over places by an index, interpolate, reshape or a pooling",
+        "at the input the first convolution prints it, which backward_with_first, forward_with_first and a "
+        "surrogate that was trained and is used with include_first=True take away; elsewhere something steps over "
+        "places by an index, interpolate, reshape or a pooling, or under a surrogate by a strided slice, which "
+        "backward levels",
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }

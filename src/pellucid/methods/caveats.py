@@ -23,7 +23,6 @@ from ..errors import (
 from ..heatmap import cancels
 from ..layers import INPUT
 from ..rules.base import Rule
-from ..rules.conv import SmoothedDownsampling
 from .attributions import Estimate
 from .network import Network
 
@@ -140,8 +139,8 @@ def _warn_if_canceled(layer: str, maps: Tensor) -> None:
 
 def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
     """Warn where of each 2 x 2 or 3 x 3 places one still gets less than another, though a variant levels them."""
-    leaves_first = layer == INPUT and any(rule.leaves_first for rule in rules)
-    if not leaves_first and not any(isinstance(rule, SmoothedDownsampling) for rule in rules):
+    leveling = next((rule for rule in rules if rule.stays), None)
+    if leveling is None:
         return
     if maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
         return
@@ -152,14 +151,8 @@ def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
         means, errors = tiles.mean((1, 2)), tiles.flatten(1).std(1) / math.sqrt(tiles[0].numel())
         apart = means.max() - means.min()
         if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
-            why = (
-                "the variant leaves the network's first convolution as it is; take backward_with_first or "
-                "forward_with_first, or a hidden layer"
-                if leaves_first
-                else "something above steps over places in a way that the variant leaves as it is, such as an "
-                "index, interpolate, reshape and permute, or a pooling (SmoothedDownsampling(pooling=True)); "
-                f"write it as x[:, :, ::{period}, ::{period}]"
-            )
+            leaves_first = layer == INPUT and leveling.leaves_first
+            why = leveling.first_stays if leaves_first else leveling.stays.format(period=period)
             message = (
                 f"at {layer!r} every {other} place still gets {float(means.min() / means.max()):.0%} of what its "
                 f"neighbor gets: {why}"

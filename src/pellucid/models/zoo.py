@@ -276,7 +276,7 @@ def load_model(
         model = Classifier(model, two_answers)
     model = _on_device(model.eval().requires_grad_(False), device)
     naming = _naming(architecture, names, weights)
-    return LoadedModel(model, preprocess, name, names, str(weights), assumption, naming)
+    return LoadedModel(model, preprocess, name, names, str(weights), assumption, naming=naming)
 
 
 def _naming(architecture: Architecture, names: tuple[str, ...] | None, weights: str | Path) -> str:

@@ -62,6 +62,10 @@ class Rule(ABC):
     conserves: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
     without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
+    # Of a rule that takes the checkerboard away: what of it may stay, and the way out; of the network's first
+    # convolution, and of what else steps by a period over places.
+    first_stays: ClassVar[str] = ""
+    stays: ClassVar[str] = ""
 
     @property
     def alters_gradient(self) -> bool:

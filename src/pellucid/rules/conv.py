@@ -94,6 +94,15 @@ class SmoothedDownsampling(Rule):
         "convolution where include_first=True asks for that, too"
     )
     operations: ClassVar[frozenset[str]] = STEPPING | {"slice", "pixel_unshuffle"} | POOLS
+    first_stays: ClassVar[str] = (
+        "the variant leaves the network's first convolution as it is; take backward_with_first or "
+        "forward_with_first, or a hidden layer"
+    )
+    stays: ClassVar[str] = (
+        "something above steps over places in a way that the variant leaves as it is, such as an "
+        "index, interpolate, reshape and permute, or a pooling (SmoothedDownsampling(pooling=True)); "
+        "write it as x[:, :, ::{period}, ::{period}]"
+    )
 
     def __post_init__(self) -> None:
         require_choice("where", self.where, Where)

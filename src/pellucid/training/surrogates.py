@@ -24,7 +24,14 @@ from ..rules.base import Rule, Rules, Run
 from ..rules.operations import Operation
 from ..seeds import fold_in
 from ..undo import Guard
-from ..variants.paths import CONVOLUTION, BilinearPath, Convolution, digest, is_strided, strided_convolutions
+from ..variants.paths import (
+    CONVOLUTION,
+    BilinearPath,
+    Convolution,
+    digest,
+    is_strided,
+    surveyed,
+)
 from ..variants.surrogate import Surrogate, named_tensors
 from .checkpoints import Checkpoint, Checkpoints, load_optimizer, optimizer_tensors
 from .hyperparameters import TrainingPrecision, in_bfloat16
@@ -264,7 +271,7 @@ class SurrogateLearner(Learner):
         like, key = _parameter(model), fold_in(settings.seed, 0)
         with seeded(key, like.device):
             first = next(iter(images.batches(key, like.device)))
-        found = strided_convolutions(model, first.to(like.dtype))
+        found, left = surveyed(model, first.to(like.dtype))
         wanted = [include_first or convolution.place > 0 for convolution in found]
         if not any(wanted):
             raise InvalidModel(
@@ -274,7 +281,7 @@ class SurrogateLearner(Learner):
         generator = torch.Generator().manual_seed(settings.seed)
         drawn = [BilinearPath.drawn(c, generator) if want else None for c, want in zip(found, wanted, strict=True)]
         paths = tuple(path and path.to(like.device, like.dtype) for path in drawn)
-        return cls(model, images, found, paths, settings, facts)
+        return cls(model, images, found, paths, settings, facts | {"unreplaced": left})
 
     def identity(self, preprocess: AnyPreprocess | None) -> dict[str, Any]:
         """What decides the paths: who takes up another training's checkpoint is told what differs."""

@@ -17,11 +17,13 @@ from ..errors import InvalidModel, require_count
 from ..kinds import require_settings
 from ..layers import explainable
 from ..rules.base import Rule, Rules, Run
-from ..rules.conv import pair
+from ..rules.conv import SmoothedDownsampling, pair
 from ..rules.operations import Operation
 from ..undo import Guard
 
 CONVOLUTION = frozenset({"conv2d"})
+# What else than a strided 2-D convolution takes one place of several, as the backward variant knows it.
+_LEVELED = SmoothedDownsampling("backward")
 Size = tuple[int, int]
 
 
@@ -178,17 +180,22 @@ def is_strided(operation: Operation) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Listing(Rule):
-    """Notes the strided convolutions that run, and changes nothing."""
+    """Notes strided convolutions, counts what else the backward variant levels, and changes nothing."""
 
     found: dict[Convolution, None]
-    operations: ClassVar[frozenset[str]] = CONVOLUTION
+    others: Counter[str]
+    operations: ClassVar[frozenset[str]] = CONVOLUTION | _LEVELED.operations
     required: ClassVar[bool] = False
+    asks_for_first: ClassVar[bool] = True
 
     def concerns(self, operation: Operation) -> bool:
-        return is_strided(operation)
+        return is_strided(operation) if operation.name in CONVOLUTION else _LEVELED.concerns(operation)
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
-        self.found.setdefault(Convolution.of(operation))
+        if operation.name in CONVOLUTION:
+            self.found.setdefault(Convolution.of(operation))
+        else:
+            self.others[operation.name] += 1
         return run(x)
 
 
@@ -198,8 +205,17 @@ def strided_convolutions(model: nn.Module, images: Tensor) -> tuple[Convolution,
     Raises:
         InvalidModel: there is none; or the model is in training mode or TorchScript.
     """
+    return surveyed(model, images)[0]
+
+
+def surveyed(model: nn.Module, images: Tensor) -> tuple[tuple[Convolution, ...], dict[str, int]]:
+    """A model's strided 2-D convolutions, and how often what else takes one place of several runs, by its name.
+
+    A surrogate leaves the latter, such as strided slices, as they are, so that the lattice that they print on the
+    gradient stays. Else as :func:`strided_convolutions`.
+    """
     model = explainable(model)
-    listing = _Listing({})
+    listing = _Listing({}, Counter())
     with Guard(), torch.no_grad(), Rules((listing,)) as running:
         model(images[:1].clone())
     if not listing.found:
@@ -209,7 +225,7 @@ def strided_convolutions(model: nn.Module, images: Tensor) -> tuple[Convolution,
             f"surrogate, backward and forward variants remove (here {reducing} reduces the resolution). "
             "Explain the original; where maps are noisy, use method.smoothed()"
         )
-    return tuple(listing.found)
+    return tuple(listing.found), dict(listing.others)
 
 
 def _reductions(trace: list[str]) -> Iterator[str]:

@@ -39,6 +39,16 @@ class BilinearDownsampling(Rule):
     _placed: dict[Any, tuple[BilinearPath | None, ...]] = field(default_factory=dict, init=False)
     linear: ClassVar[bool] = True  # a path is two convolutions and a resizing
     operations: ClassVar[frozenset[str]] = CONVOLUTION
+    first_stays: ClassVar[str] = (
+        "the surrogate leaves the network's first convolution as it is; train it with include_first=True "
+        "(--include-first) and use dataclasses.replace(surrogate, include_first=True), or take "
+        "backward_with_first, forward_with_first or a hidden layer"
+    )
+    stays: ClassVar[str] = (
+        "a surrogate replaces strided convolutions alone, and something else above steps over places, such as a "
+        "strided slice, an index or a pooling, or one of its paths reduces an odd size, or by more than 2; the "
+        "backward variant levels strided slices, too"
+    )
 
     def __repr__(self) -> str:
         return f"BilinearDownsampling({self.called})"
