@@ -198,7 +198,7 @@ class EmptyMapWarning(LayerWarning):
 
 
 class FlatMapWarning(LayerWarning):
-    """An attribution has one value at all places: only an average over them comes after the layer."""
+    """An attribution has one value at all places, as where only an average over them comes after the layer."""
 
 
 class CanceledMapWarning(FlatMapWarning):

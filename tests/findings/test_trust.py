@@ -543,6 +543,17 @@ def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
     assert [one.split(": ")[0] for one in notes_told([flat, other])] == ["net", "other"]
 
 
+def test_of_a_users_function_no_cause_is_told():
+    for warning, what in (
+        ("FlatMapWarning", "of one color, at input"),
+        ("EmptyMapWarning", "everywhere at input"),
+    ):
+        for method in ("own.py:f", "smoothed(own.py:f, samples=2)"):
+            [told] = notes_told([Note(warning, method, "input")], "photo", {Note(warning, method, "input"): 1}, 1)
+            assert told.startswith(method)
+            assert told.endswith(f"{what}; its function gives it so")
+
+
 def test_what_is_alike_of_several_methods_is_told_once_and_of_how_many_images():
     notes = [Note("FlatMapWarning", method, layer) for method in ("a", "b", "c") for layer in ("x", "y")]
     rules = [Note("RuleWarning", method, "", text="a product") for method in ("a", "b")]

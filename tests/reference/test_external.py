@@ -149,6 +149,23 @@ def test_what_goes_wrong_is_named(network: nn.Module, images: Tensor, name: str)
         pl.External(function=function)(network, images, 0)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "told"),
+    [
+        (1.0, pl.FlatMapWarning, "at 'input' .* so its map is of one color: constant gives it so"),
+        (0.0, pl.EmptyMapWarning, r"at 'input' .* is zero everywhere \(first: image 0\); constant gives it so"),
+    ],
+)
+def test_of_a_map_that_shows_nothing_no_cause_is_invented(
+    network: nn.Module, images: Tensor, value: float, kind: type[Warning], told: str
+) -> None:
+    def constant(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.full((len(images), 8, 8), value)
+
+    with pytest.warns(kind, match=f"{told}$"):
+        pl.External(function=constant)(network, images, 0)
+
+
 def test_files_and_names(network: nn.Module, images: Tensor) -> None:
     with pytest.raises(InvalidMap, match=r"no file of methods nowhere\.py"):
         pl.method("nowhere.py:maps")

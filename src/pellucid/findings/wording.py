@@ -263,7 +263,9 @@ def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
 
 
 def _way_out(warning: str, method: str) -> str:
-    """What to do; where a sum is missed a method itself says why."""
+    """What to do; where a sum is missed a method itself says why, and of a user's function nobody knows."""
+    if ".py:" in method and warning in ("EmptyMapWarning", "FlatMapWarning"):
+        return "its function gives it so"
     if warning == "CompletenessWarning":
         from ..catalog import method as method_of
 

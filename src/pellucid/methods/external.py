@@ -52,11 +52,11 @@ class External(Method):
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One call of the function."""
         if self.layer not in layers:
-            raise InvalidLayer(f"{self.called} gives maps at {self.layer!r} alone, not at {', '.join(layers)}")
+            raise InvalidLayer(f"{self.maker} gives maps at {self.layer!r} alone, not at {', '.join(layers)}")
         return {self.layer: Estimate(self._checked(self._maps(network, points), points))}
 
     @property
-    def called(self) -> str:
+    def maker(self) -> str:
         """What messages call the function."""
         return self.name or getattr(self.function, "__name__", repr(self.function))
 
@@ -74,25 +74,25 @@ class External(Method):
             raise
         except Exception as error:  # whatever a foreign function raises
             path = self.name.rpartition(":")[0]
-            raise InvalidMap(f"{self.called} failed: {failure(error, path)}") from error
+            raise InvalidMap(f"{self.maker} failed: {failure(error, path)}") from error
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:
         try:
             attribution = torch.as_tensor(maps, dtype=points.values.dtype, device=points.values.device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidMap(f"{self.called} gives {type(maps).__name__}; it must return a tensor") from error
+            raise InvalidMap(f"{self.maker} gives {type(maps).__name__}; it must return a tensor") from error
         if attribution.dim() == 3:
             attribution = attribution.unsqueeze(1)
         if attribution.dim() != 4 or len(attribution) != len(points):
             raise InvalidMap(
-                f"{self.called} gives shape {tuple(attribution.shape)} for {len(points)} images; "
+                f"{self.maker} gives shape {tuple(attribution.shape)} for {len(points)} images; "
                 "it must return (images, channels, height, width) or (images, height, width)"
             )
         broken = (~attribution.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if broken:
             raise InvalidMap(
-                f"{self.called} gives NaN or infinite values for image {int(points.origin[broken[0]])} of the "
+                f"{self.maker} gives NaN or infinite values for image {int(points.origin[broken[0]])} of the "
                 f"batch ({len(broken)} of {len(points)} images); look for a division by zero in it"
             )
         return attribution
