@@ -225,6 +225,12 @@ def test_settings_that_a_function_does_not_take_are_named(functions: Path, tmp_p
     (tmp_path / "own.py").write_text(FUNCTIONS)
     with pytest.raises(UnknownName, match="did you mean gain"):
         pl.method(f"{tmp_path}/own.py:plain(gian=2)")
+    with pytest.raises(
+        UnknownName, match=r"'windw'; known: gain \(besides, layer=NAME says which layer its maps are of\)$"
+    ):
+        pl.method(f"{tmp_path}/own.py:plain(windw=3)")
+    with pytest.raises(UnknownName, match="'windw'; known: layer, way$"):
+        pl.method(f"{tmp_path}/own.py:at(windw=3)")
     with pytest.raises(UnknownName, match="did you mean plain"):
         pl.method(f"smoothed({tmp_path}/own.py:plian)")
     with pytest.raises(InvalidParameter, match="takes no method inside"):

@@ -102,7 +102,7 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
     """The function that ``path/to/file.py:function`` names, with its settings, as a method.
 
     ``layer`` says which layer the maps are of: a function with a parameter of that name is given it, and its
-    default holds where none is asked for; else it is the input.
+    default holds where none is asked for; else it is the input. For any other function it is only a label.
 
     Raises:
         InvalidMap: no such file, or it fails when it is imported.
@@ -118,8 +118,9 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
     if "layer" in taken and layer is not None:
         settings["layer"] = layer
     if not any(one.kind is Parameter.VAR_KEYWORD for one in taken.values()):
+        label = "" if "layer" in taken else "besides, layer=NAME says which layer its maps are of"
         for setting in settings.keys() - taken.keys():
-            raise UnknownName(f"parameter of {text}", setting, ["layer", *list(taken)[3:]])
+            raise UnknownName(f"parameter of {text}", setting, list(taken)[3:], label)
     default = taken["layer"].default if "layer" in taken else None
     layer = layer or (default if isinstance(default, str) else "") or INPUT
     return External(function=partial(function, **settings) if settings else function, name=text, layer=layer)
