@@ -32,10 +32,11 @@ class External(Method):
     explained. Images come at most ``max_batch`` at a time and require gradients: they are leaves, whose ``grad``
     a backward pass fills; a copy of one's own is ``images.detach().clone()``. The function runs under the rules of
     the variant asked for, so that variants and samplings work on it as on any other method; whatever
-    it does to the model or to the global random state is its own affair.
+    it does to the model, but for its training mode, or to the global random state is its own affair.
 
     Raises:
-        InvalidMap: on a call: the function raises, or gives another shape, NaN or infinity.
+        InvalidMap: on a call: the function raises, leaves the model in training mode, or gives another shape, NaN
+            or infinity.
     """
 
     function: Callable[[nn.Module, Tensor, Tensor], Any]
@@ -64,6 +65,7 @@ class External(Method):
         # Only what the variant asks for: other libraries know batch norms as they are.
         rules = [rule for rule in network.rules if not isinstance(rule, FrozenBatchNorm)]
         running = Rules(rules, model=network.model)
+        evaluated = [module for module in network.model.modules() if not module.training]
         try:
             with torch.enable_grad(), running if rules else nullcontext():
                 # Requiring gradients, since the model's frozen parameters do not and libraries rely on either.
@@ -75,6 +77,14 @@ class External(Method):
         except Exception as error:  # whatever a foreign function raises
             path = self.name.rpartition(":")[0]
             raise InvalidMap(f"{self.maker} failed: {failure(error, path)}") from error
+        finally:
+            trained = [module for module in evaluated if module.training]
+            for module in trained:
+                module.training = False
+        if trained:
+            raise InvalidMap(
+                f"{self.maker} left the model in training mode, which answers otherwise; call model.eval() in it"
+            )
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:
