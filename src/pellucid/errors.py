@@ -198,7 +198,7 @@ class EmptyMapWarning(LayerWarning):
 
 
 class FlatMapWarning(LayerWarning):
-    """An attribution has one value at all places: only an average over them comes after the layer."""
+    """An attribution has one value at all places, as where only an average over them comes after the layer."""
 
 
 class CanceledMapWarning(FlatMapWarning):
@@ -246,12 +246,19 @@ def first_difference(there: Any, here: Any) -> str:
 
 
 def differing(there: Any, here: Any, name: str = "", places: tuple[str, str] = ("there", "here")) -> Iterator[str]:
-    """Name every place in which two things of plain values differ; digests of files differ without being told."""
+    """Name every place in which two things of plain values differ; digests of files differ without being told.
+
+    Of lists of names it is said which one alone has, wherever it stands.
+    """
     if there == here:
         return
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**there, **here}:
             yield from differing(there.get(key), here.get(key), f"{name}.{key}" if name else key, places)
+    elif _are_names(there) and _are_names(here):
+        alone = [[one for one in ours if one not in theirs] for ours, theirs in ((there, here), (here, there))]
+        told = [f"{shortened(some)} {place} alone" for some, place in zip(alone, places, strict=True) if some]
+        yield f"{name}: {'; '.join(told) or 'in another order'}"
     elif isinstance(there, list) and isinstance(here, list):
         for index, (one, other) in enumerate(zip(there, here, strict=False)):
             yield from differing(one, other, f"{name}[{index}]", places)
@@ -263,8 +270,14 @@ def differing(there: Any, here: Any, name: str = "", places: tuple[str, str] = (
         yield f"{name} is {brief(there)} {places[0]} and {brief(here)} {places[1]}"
 
 
+def _are_names(value: Any) -> bool:
+    """Whether a value lists different texts."""
+    is_text = isinstance(value, list) and all(isinstance(one, str) and not _is_digest(one) for one in value)
+    return is_text and len(set(value)) == len(value)
+
+
 def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", value) is not None
 
 
 def require_count(name: str, value: int, least: int = 1) -> None:

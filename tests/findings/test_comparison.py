@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import InvalidData, InvalidParameter, UnknownName
+from pellucid.experiments.record import apart
 from pellucid.findings.comparison import classes_apart, compare, left_out
 from pellucid.findings.intervals import interval
 from tests.tables import FACTS, NAN, results
@@ -269,6 +270,42 @@ def test_a_layer_of_neither_run_or_of_one_alone_is_refused():
             compare(*runs, "layer4")
         with pytest.raises(InvalidData, match=f"the {lacks} run has no maps at layer4"):
             left_out(*runs, "layer4")
+
+
+def told_apart(models, methods, files=({}, {}), places=("in the first", "in the second")):
+    """In what two runs of these models and methods differ."""
+    records = [
+        results({("net", "original", "a", "input", "insertion"): NOISE}).record.model_copy(
+            update={
+                "identity": {"models": of, "methods": names, "files": read},
+                "spec": {"models": [{"name": name} for name in of]},
+            }
+        )
+        for of, names, read in zip(models, methods, files, strict=True)
+    ]
+    return list(apart(*records, places))
+
+
+def test_two_runs_of_one_model_each_differ_in_the_model_and_not_in_its_weights_too():
+    one, other = {"resnet20": 64 * "0"}, {"resnet56": 64 * "1"}
+    assert told_apart((one, other), (["a"], ["a"])) == [
+        "the model is resnet20 in the first and resnet56 in the second"
+    ]
+    assert told_apart((one, one | other), (["a"], ["a"])) == ["models: resnet56 in the second alone"]
+    assert told_apart((one, {"resnet20": 64 * "1"}), (["a"], ["a"])) == [
+        "weights and preprocess.resnet20: not the same"
+    ]
+
+
+def test_methods_of_two_runs_are_compared_by_name_wherever_they_stand():
+    one = {"net": 64 * "0"}
+    files = ({"a.py:f": 64 * "2", "b.py:g": 64 * "3"}, {"b.py:g": 64 * "4"})
+    assert told_apart((one, one), (["random", "a.py:f", "b.py:g"], ["edges", "random", "b.py:g"]), files) == [
+        "methods: a.py:f in the first alone; edges in the second alone",
+        "files.b.py:g: not the same",
+    ]
+    assert told_apart((one, one), (["random", "edges"], ["edges", "random"])) == ["methods: in another order"]
+    assert told_apart((one, one), (["random"], ["random"])) == []
 
 
 def test_other_images_are_not_paired():

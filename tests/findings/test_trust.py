@@ -280,6 +280,61 @@ def test_the_first_metric_leads_and_the_others_agree_or_not():
     assert two_metrics({"gradient": 0.4, "random": 0.3}).agreement == "By deletion, random is best."
 
 
+LOCALIZATION = {
+    "mass_outside": fact("mass_outside", "localization", False),
+    "pointing_game": fact("pointing_game", "localization", True),
+}
+
+
+def localized(hits):
+    """The card of three methods of which gradcam has the least mass outside, and which hit so often of 12."""
+    mass = {"random": 0.9, "gradient": 0.5, "gradcam": 0.2}
+    values = {
+        ("net", "original", name, "input", "mass_outside"): mean + np.roll(NOISE, index)
+        for index, (name, mean) in enumerate(mass.items())
+    }
+    for name, count in hits.items():
+        values["net", "original", name, "input", "pointing_game"] = (np.arange(12) < count).astype(float)
+    return trust_card(results(values, facts=LOCALIZATION), "net")
+
+
+@pytest.mark.parametrize(
+    ("hits", "told"),
+    [
+        ({"random": 9, "gradient": 10, "gradcam": 9}, "Pointing game tells no method from a random map."),
+        ({"random": 9, "gradient": 1, "gradcam": 9}, "Pointing game tells no method from a random map."),
+        ({"gradient": 10, "gradcam": 9}, "Pointing game tells nothing apart."),
+        ({"random": 9, "gradient": 9, "gradcam": 9}, "Pointing game tells no method from a random map."),
+        ({"random": 1, "gradient": 9, "gradcam": 11}, "Pointing game (2 of 3 are best by it) agrees."),
+        ({"random": 1, "gradient": 4, "gradcam": 11}, "Pointing game agrees."),
+    ],
+)
+def test_a_tie_of_all_or_with_a_floor_is_neither_agreement_nor_disagreement(hits, told):
+    found = localized(hits)
+    assert found.findings[0].agreement == told
+    assert found.sentence == "gradcam is best for localization, the only question asked."
+
+
+def test_a_measure_by_which_a_floor_beats_methods_disagrees():
+    found = localized({"random": 11, "gradient": 1, "gradcam": 1})
+    assert found.findings[0].agreement == "By pointing game, random is best."
+    assert found.sentence == "On localization the measures disagree about who is best."
+
+
+def test_where_the_leading_measure_alone_tells_no_method_from_chance_that_is_said():
+    values = {
+        ("net", "original", name, "input", metric): mean + np.roll(NOISE, index)
+        for metric, means in {
+            "insertion": {"random": 0.5, "gradcam": 0.5},
+            "deletion": {"random": 0.5, "gradcam": 0.2},
+        }.items()
+        for index, (name, mean) in enumerate(means.items())
+    }
+    found = trust_card(results(values), "net")
+    assert found.sentence == "On faithfulness not all measures tell a method from chance."
+    assert found.findings[0].agreement == "By deletion, gradcam is best."
+
+
 def test_the_whole_card_counts_questions():
     values = {
         ("net", "original", method, "input", metric): mean + np.roll(NOISE, index)
@@ -486,6 +541,17 @@ def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
     ]
     other = flat._replace(model="other")
     assert [one.split(": ")[0] for one in notes_told([flat, other])] == ["net", "other"]
+
+
+def test_of_a_users_function_no_cause_is_told():
+    for warning, what in (
+        ("FlatMapWarning", "of one color, at input"),
+        ("EmptyMapWarning", "everywhere at input"),
+    ):
+        for method in ("own.py:f", "smoothed(own.py:f, samples=2)"):
+            [told] = notes_told([Note(warning, method, "input")], "photo", {Note(warning, method, "input"): 1}, 1)
+            assert told.startswith(method)
+            assert told.endswith(f"{what}; its function gives it so")
 
 
 def test_what_is_alike_of_several_methods_is_told_once_and_of_how_many_images():

@@ -142,11 +142,50 @@ def test_bytes_are_left_out_of_what_a_function_raises_and_its_line_is_named(
     assert str(caught.value) == f"{path}:stored failed: KeyError (line 2)"
 
 
+def test_a_function_that_leaves_the_model_in_training_mode_is_named(network: nn.Module, images: Tensor) -> None:
+    def trains(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        model.train()
+        return images
+
+    def fails(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        model.train()
+        raise ValueError("no weights")
+
+    def trains_a_while(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        model.train().eval()
+        return images
+
+    with pytest.raises(InvalidMap, match=r"trains left the model in training mode.*call model.eval"):
+        pl.External(function=trains)(network, images, 0)
+    assert not any(module.training for module in network.modules())
+    with pytest.raises(InvalidMap, match="fails failed: ValueError: no weights"):
+        pl.External(function=fails)(network, images, 0)
+    assert not any(module.training for module in network.modules())
+    pl.External(function=trains_a_while)(network, images, 0)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_goes_wrong_is_named(network: nn.Module, images: Tensor, name: str) -> None:
     function, message = BAD[name]
     with pytest.raises(InvalidMap, match=re.escape(message)):
         pl.External(function=function)(network, images, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "told"),
+    [
+        (1.0, pl.FlatMapWarning, "at 'input' .* so its map is of one color: constant gives it so"),
+        (0.0, pl.EmptyMapWarning, r"at 'input' .* is zero everywhere \(first: image 0\); constant gives it so"),
+    ],
+)
+def test_of_a_map_that_shows_nothing_no_cause_is_invented(
+    network: nn.Module, images: Tensor, value: float, kind: type[Warning], told: str
+) -> None:
+    def constant(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.full((len(images), 8, 8), value)
+
+    with pytest.warns(kind, match=f"{told}$"):
+        pl.External(function=constant)(network, images, 0)
 
 
 def test_files_and_names(network: nn.Module, images: Tensor) -> None:
@@ -208,6 +247,12 @@ def test_settings_that_a_function_does_not_take_are_named(functions: Path, tmp_p
     (tmp_path / "own.py").write_text(FUNCTIONS)
     with pytest.raises(UnknownName, match="did you mean gain"):
         pl.method(f"{tmp_path}/own.py:plain(gian=2)")
+    with pytest.raises(
+        UnknownName, match=r"'windw'; known: gain \(besides, layer=NAME says which layer its maps are of\)$"
+    ):
+        pl.method(f"{tmp_path}/own.py:plain(windw=3)")
+    with pytest.raises(UnknownName, match=r"'windw'; known: layer, way$"):
+        pl.method(f"{tmp_path}/own.py:at(windw=3)")
     with pytest.raises(UnknownName, match="did you mean plain"):
         pl.method(f"smoothed({tmp_path}/own.py:plian)")
     with pytest.raises(InvalidParameter, match="takes no method inside"):

@@ -260,6 +260,24 @@ def test_a_chart_takes_the_pages_colors_and_leaves_the_rest_alone():
     assert ">$title$ &amp; more</text>" in svg
 
 
+def test_a_point_without_neighbors_is_marked_with_its_interval():
+    """Of a method at one layer alone no line is seen."""
+    x, mean = np.arange(4.0), np.array([0.2, 0.4, np.nan, 0.5])
+    ticks = tuple((place, f"{place:.0f}") for place in x)
+    panel = Panel("", lines=(Line("line", x, mean, mean - 0.1, mean + 0.1),), ticks=ticks)
+    svg = inline_chart(panel, looks([("line", "")]), "line", limits=(0, 1))
+    drawn = re.findall(r'<path d="([^"]*)" style="([^"]*var\(--series-1\)[^"]*)', svg)
+    whiskers = [path for path, style in drawn if style == "fill: none; stroke: var(--series-1)"]
+    [dot] = [path for path, style in drawn if style == "fill: var(--series-1)"]
+    [whisker] = [np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2) for path in whiskers]
+    circle = np.array(re.findall(r"[\d.]+", dot), float).reshape(-1, 2)
+    np.testing.assert_allclose((circle.max(0) + circle.min(0)) / 2, whisker.mean(0), atol=0.11)
+    [path] = [path for path, style in drawn if "stroke-width: 1.6" in style]
+    line = np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2)  # at 0, 1 and 3
+    assert whisker[0, 0] - line[0, 0] == pytest.approx(3 * (line[1, 0] - line[0, 0]), abs=0.3)
+    assert whisker[0, 0] == whisker[1, 0]
+
+
 def test_a_charts_lines_are_where_their_numbers_are():
     """Along a straight line through known ticks, the path has the ticks' places."""
     x = np.array([0.0, 0.5, 1.0])

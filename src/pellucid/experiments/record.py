@@ -225,16 +225,24 @@ def versions() -> dict[str, str]:
 
 
 def apart(one: RunRecord, other: RunRecord, places: tuple[str, str]) -> Iterator[str]:
-    """All in which two runs differ: of models what was given otherwise, and their content where nothing was."""
+    """All in which two runs differ: of models what was given otherwise, and their content where nothing was.
+
+    What belongs to a model, or to a method, that only one has is not told besides.
+    """
     ours, theirs = (dict(record.decisive) for record in (one, other))
     mine, yours = (part.pop(DIGESTED) for part in (ours, theirs))
-    for key in {**mine, **yours}:
+    if len(mine) == len(yours) == 1 and [*mine] != [*yours]:
+        yield f"the model is {next(iter(mine))} {places[0]} and {next(iter(yours))} {places[1]}"
+    else:
+        yield from differing(sorted(mine), sorted(yours), "models", places)
+    for key in (key for key in mine if key in yours and mine[key] != yours[key]):
         given = [record.given(key) for record in (one, other)]
-        known = [{key: part[key]} if key in part else {} for part in (mine, yours)]
-        if all(known) and known[0] != known[1] and given[0] != given[1]:
+        if given[0] != given[1]:
             yield from differing(given[0], given[1], key, places)
         else:
-            yield from differing(known[0], known[1], DIGESTED, places)
+            yield from differing(mine[key], yours[key], f"{DIGESTED}.{key}", places)
+    for part, others in ((ours, theirs), (theirs, ours)):
+        part["files"] = {name: of for name, of in part["files"].items() if name in others["files"]}
     yield from differing(ours, theirs, places=places)
 
 

@@ -106,6 +106,13 @@ class Ranking:
         is_told = len(self.best) < len(self.contenders) or bool(self.floors)
         return is_method and is_told and not self.same and not self.of_variants
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it says of no method that it is good: all are the best, or some together with a floor."""
+        kinds = {bool(one.floor) for one in self.best}
+        is_tie = self.same or len(self.best) == len(self.contenders) or len(kinds) > 1
+        return is_tie and len(self.contenders) > 1 and not self.of_variants
+
     def agrees(self, other: Ranking) -> bool:
         """Whether the best of both have a contender in common, and both or neither beat the floors."""
         mine, theirs = ({(one.method, one.variant) for one in ranking.best} for ranking in (self, other))

@@ -138,15 +138,16 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     """Whether an axis's other metrics agree with the leading one, and which methods that could not grade."""
     if lead.of_variants:
         return " ".join(map(_found, others))
-    decided = [other for other in others if other.decided and lead.decided]
-    same = [other.name for other in decided if other.agrees(lead)]
+    silent = [other for other in others if other.is_silent and lead.decided and not lead.is_silent]
+    decided = [other for other in others if other.decided and lead.decided and other not in silent]
+    same = [_agreeing(lead, other) for other in decided if other.agrees(lead)]
     unlike = [
         f"by {other.name}, {_contenders(other.best, other.contenders)} {_are(other.best)} best"
         for other in decided
         if not other.agrees(lead)
     ]
     agreed = [f"{joined(same)} agree{'s' if len(same) == 1 else ''}"] if same else []
-    text = "; ".join([*agreed, *unlike])
+    text = "; ".join([*agreed, *unlike, *map(_silent, silent)])
     parts = [f"{begun(text)}."] if text else []
     if lead.ungraded and lead.contenders:
         parts.append(f"Not graded, since {lead.name} is undefined there: {_few(lead.ungraded, _NAMED)}.")
@@ -155,19 +156,34 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     return " ".join(parts)
 
 
+def _agreeing(lead: Ranking, other: Ranking) -> str:
+    """A measure by name, and where more are best by it than by the leading one, how many of all."""
+    more = len(other.best) > len(lead.best)
+    return f"{other.name} ({len(other.best)} of {len(other.contenders)} are best by it)" if more else other.name
+
+
+def _silent(other: Ranking) -> str:
+    """That a measure finds no method good."""
+    floor = next((FLOORS[kind] for kind in other.floors), "")
+    return f"{other.name} tells {f'no method from {floor}' if floor else 'nothing apart'}"
+
+
 def overall(axes: Mapping[str, Sequence[Ranking]], poor: Sequence[str] = ()) -> str:
     """The whole card in a few sentences: who is best most often, where chance wins, where measures disagree.
 
-    Only who is among the best by every measure of a question wins it. It is said of the winners which are maps
+    Only who is among the best by every measure of a question wins it, but for those by which all are, or a floor
+    beside methods: they tell of none, nor do they disagree. It is said of the winners which are maps
     under ``poor`` variants, of another network.
     """
     decided = {axis: rankings for axis, rankings in axes.items() if rankings[0].decided}
     if not decided:
         return "Nothing that was graded tells the maps apart."
     chance = [axis for axis, rankings in decided.items() if all(one.floors for one in rankings if one.decided)]
-    best = {axis: _best_by_all(rankings) for axis, rankings in decided.items() if axis not in chance}
+    unsure = [axis for axis, rankings in decided.items() if rankings[0].is_silent and axis not in chance]
+    best = {axis: _best_by_all(decided[axis]) for axis in decided if axis not in [*chance, *unsure]}
     split = [axis for axis, some in best.items() if not some]
     notes = [f"No method beats a map that knows nothing of the network on {joined(chance)}."] if chance else []
+    notes += [f"On {joined(unsure)} not all measures tell a method from chance."] if unsure else []
     notes += [f"On {joined(split)} the measures disagree about who is best."] if split else []
     wins = Counter(key for some in best.values() for key in some)
     if not wins:
@@ -249,7 +265,9 @@ def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
 
 
 def _way_out(warning: str, method: str) -> str:
-    """What to do; where a sum is missed a method itself says why."""
+    """What to do; where a sum is missed a method itself says why, and of a user's function nobody knows."""
+    if ".py:" in method and warning in ("EmptyMapWarning", "FlatMapWarning"):
+        return "its function gives it so"
     if warning == "CompletenessWarning":
         from ..catalog import method as method_of
 
@@ -261,7 +279,7 @@ def _way_out(warning: str, method: str) -> str:
 
 def _best_by_all(rankings: Sequence[Ranking]) -> list[tuple[str, str]]:
     """The methods under variants that every measure which tells maps apart finds among the best."""
-    lead, *others = (ranking for ranking in rankings if ranking.decided)
+    lead, *others = (ranking for ranking in rankings if ranking.decided and not ranking.is_silent)
     found = [(one.method, one.variant) for one in lead.best]
     for other in others:
         best = {(one.method, one.variant) for one in other.best}

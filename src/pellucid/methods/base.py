@@ -93,6 +93,11 @@ class Method(ABC):
         """The rules under which the model runs."""
         return ()
 
+    @property
+    def maker(self) -> str:
+        """The user's function that gives the maps; empty where they are of the network's own passes."""
+        return ""
+
     def default_layers(
         self, model: nn.Module, images: Tensor, declared: Mapping[str, Layout], max_batch: int
     ) -> tuple[str, ...]:
@@ -225,7 +230,7 @@ class Method(ABC):
             warn_if_incomplete(layer, estimate, self.promise)
         thresholded = any(rule.alters_gradient for rule in self.backward_rules)
         remedies = ["lower a threshold such as q"] if thresholded else []
-        warn_of_map(network, layer, maps, prefix, estimate.size, remedies)
+        warn_of_map(network, layer, maps, prefix, estimate.size, remedies, self.maker)
 
     def _unchecked(self, network: Network, layers: Sequence[str], asking: _Asking) -> str:
         """Why no sum is promised of a method that by itself would promise one.

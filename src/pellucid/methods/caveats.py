@@ -32,6 +32,12 @@ TOLERANCE = 0.05
 _LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
 
 
+_AVERAGED = (
+    "only an average over places comes after the layer; take gradcam or input_x_gradient there, or "
+    "an earlier layer"
+)
+
+
 def warn_if_half(images: Tensor) -> None:
     """Warn of images in half precision, or under autocast."""
     device, dtype = images.device.type, images.dtype
@@ -65,18 +71,21 @@ def warn_if_incomplete(layer: str, estimate: Estimate, promise: tuple[str, str],
 
 
 def warn_of_map(
-    network: Network, layer: str, maps: Tensor, prefix: Tensor, size: Tensor, remedies: Sequence[str]
+    network: Network, layer: str, maps: Tensor, prefix: Tensor, size: Tensor, remedies: Sequence[str], maker: str
 ) -> None:
     """Warn where the maps (B, C, h, w) of a layer show nothing, or hold a pattern that the variant leaves.
 
     ``size`` (B,) is the sum of magnitudes, prefix tokens' included; ``remedies`` what may help where it is zero.
+    Why a map is as it is can be told of the network's own, not of what a user's function, the ``maker``, gives.
     """
     placeless = bool(prefix.numel()) and not bool(maps.any())
     if placeless and (bool(prefix.any()) or network.reads_prefix_alone(layer)):
         _warn_of_prefix(layer, len(maps))
     else:
-        _warn_if_empty(layer, size, "; ".join([*remedies, "choose another layer", *sorted(network.notes)]))
-        _warn_if_flat(layer, maps, size)
+        given = f"{maker} gives it so"
+        empty = [*remedies, "choose another layer", *sorted(network.notes)]
+        _warn_if_empty(layer, size, given if maker else "; ".join(empty))
+        _warn_if_flat(layer, maps, size, given if maker else _AVERAGED)
         _warn_if_canceled(layer, maps)
     _warn_if_patterned(layer, maps, network.rules)
 
@@ -100,7 +109,7 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
         warnings.warn(EmptyMapWarning(message, layer, len(empty)), stacklevel=7)
 
 
-def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
+def _warn_if_flat(layer: str, maps: Tensor, size: Tensor, why: str) -> None:
     if maps.dim() != 4 or maps[0, 0].numel() < 2:
         return
     maps = maps[size > 0]
@@ -108,8 +117,7 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor) -> None:
     if len(maps) and torch.equal(maps[..., 0, 0], maps[..., -1, -1]) and bool((maps == maps[..., :1, :1]).all()):
         message = (
             f"at {layer!r} the attribution has one value at all places of a channel, so its map is of one color: "
-            "only an average over places comes after the layer; take gradcam or input_x_gradient there, or an "
-            "earlier layer"
+            f"{why}"
         )
         warnings.warn(FlatMapWarning(message, layer, len(maps)), stacklevel=7)
 

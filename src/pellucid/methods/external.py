@@ -32,10 +32,11 @@ class External(Method):
     explained. Images come at most ``max_batch`` at a time and require gradients: they are leaves, whose ``grad``
     a backward pass fills; a copy of one's own is ``images.detach().clone()``. The function runs under the rules of
     the variant asked for, so that variants and samplings work on it as on any other method; whatever
-    it does to the model or to the global random state is its own affair.
+    it does to the model, but for its training mode, or to the global random state is its own affair.
 
     Raises:
-        InvalidMap: on a call: the function raises, or gives another shape, NaN or infinity.
+        InvalidMap: on a call: the function raises, leaves the model in training mode, or gives another shape, NaN
+            or infinity.
     """
 
     function: Callable[[nn.Module, Tensor, Tensor], Any]
@@ -52,11 +53,11 @@ class External(Method):
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One call of the function."""
         if self.layer not in layers:
-            raise InvalidLayer(f"{self.called} gives maps at {self.layer!r} alone, not at {', '.join(layers)}")
+            raise InvalidLayer(f"{self.maker} gives maps at {self.layer!r} alone, not at {', '.join(layers)}")
         return {self.layer: Estimate(self._checked(self._maps(network, points), points))}
 
     @property
-    def called(self) -> str:
+    def maker(self) -> str:
         """What messages call the function."""
         return self.name or getattr(self.function, "__name__", repr(self.function))
 
@@ -64,6 +65,7 @@ class External(Method):
         # Only what the variant asks for: other libraries know batch norms as they are.
         rules = [rule for rule in network.rules if not isinstance(rule, FrozenBatchNorm)]
         running = Rules(rules, model=network.model)
+        evaluated = [module for module in network.model.modules() if not module.training]
         try:
             with torch.enable_grad(), running if rules else nullcontext():
                 # Requiring gradients, since the model's frozen parameters do not and libraries rely on either.
@@ -74,25 +76,33 @@ class External(Method):
             raise
         except Exception as error:  # whatever a foreign function raises
             path = self.name.rpartition(":")[0]
-            raise InvalidMap(f"{self.called} failed: {failure(error, path)}") from error
+            raise InvalidMap(f"{self.maker} failed: {failure(error, path)}") from error
+        finally:
+            trained = [module for module in evaluated if module.training]
+            for module in trained:
+                module.training = False
+        if trained:
+            raise InvalidMap(
+                f"{self.maker} left the model in training mode, which answers otherwise; call model.eval() in it"
+            )
         return maps
 
     def _checked(self, maps: Any, points: Points) -> Tensor:
         try:
             attribution = torch.as_tensor(maps, dtype=points.values.dtype, device=points.values.device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidMap(f"{self.called} gives {type(maps).__name__}; it must return a tensor") from error
+            raise InvalidMap(f"{self.maker} gives {type(maps).__name__}; it must return a tensor") from error
         if attribution.dim() == 3:
             attribution = attribution.unsqueeze(1)
         if attribution.dim() != 4 or len(attribution) != len(points):
             raise InvalidMap(
-                f"{self.called} gives shape {tuple(attribution.shape)} for {len(points)} images; "
+                f"{self.maker} gives shape {tuple(attribution.shape)} for {len(points)} images; "
                 "it must return (images, channels, height, width) or (images, height, width)"
             )
         broken = (~attribution.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if broken:
             raise InvalidMap(
-                f"{self.called} gives NaN or infinite values for image {int(points.origin[broken[0]])} of the "
+                f"{self.maker} gives NaN or infinite values for image {int(points.origin[broken[0]])} of the "
                 f"batch ({len(broken)} of {len(points)} images); look for a division by zero in it"
             )
         return attribution
@@ -102,7 +112,7 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
     """The function that ``path/to/file.py:function`` names, with its settings, as a method.
 
     ``layer`` says which layer the maps are of: a function with a parameter of that name is given it, and its
-    default holds where none is asked for; else it is the input.
+    default holds where none is asked for; else it is the input. For any other function it is only a label.
 
     Raises:
         InvalidMap: no such file, or it fails when it is imported.
@@ -118,8 +128,9 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
     if "layer" in taken and layer is not None:
         settings["layer"] = layer
     if not any(one.kind is Parameter.VAR_KEYWORD for one in taken.values()):
+        label = "" if "layer" in taken else "besides, layer=NAME says which layer its maps are of"
         for setting in settings.keys() - taken.keys():
-            raise UnknownName(f"parameter of {text}", setting, ["layer", *list(taken)[3:]])
+            raise UnknownName(f"parameter of {text}", setting, list(taken)[3:], label)
     default = taken["layer"].default if "layer" in taken else None
     layer = layer or (default if isinstance(default, str) else "") or INPUT
     return External(function=partial(function, **settings) if settings else function, name=text, layer=layer)

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.cbook import contiguous_regions
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+from matplotlib.transforms import ScaledTranslation
 
 from ..findings.intervals import Numbers
 from .figures import FAINT, FRAME, INK, text_width, wrapped
@@ -58,6 +60,7 @@ STYLE: dict[Any, Any] = {
 # Lengths in inches of figures in print.
 _WIDTH, _BESIDE = 7.4, 2  # of a figure; panels side by side
 _HIGH, _BOX, _NAME = 2.6, 0.27, 1.7  # of a chart, of a box, of a name on the axis
+_DOT = 0.035  # radius of a point without neighbors
 _DPI = 150
 _MARKED = 20  # points of a line that have a marker, about
 
@@ -259,7 +262,20 @@ def _draw_lines(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             band = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
             axes.fill(*band, color=look["color"], alpha=0.14, linewidth=0)
         axes.plot(line.x, line.mean, markevery=max(1, len(line.x) // _MARKED), **look)
+        _draw_alone(axes, line, look)
     _rule(axes, "y")
+
+
+def _draw_alone(axes: Axes, line: Line, look: Look) -> None:
+    """Mark points without a neighbor, of which a line and its band show nothing."""
+    regions = contiguous_regions(np.isfinite(line.mean))
+    for place in [start for start, end in regions if end - start == 1]:
+        if np.isfinite(line.low[place]):
+            axes.vlines(line.x[place], line.low[place], line.high[place], color=look["color"], linewidth=1)
+        if not look["marker"]:  # a circle, since markers are defined once for a file, and a page has none of it
+            there: Any = axes.transData  # affine on these axes, as a translation wants it
+            at = axes.figure.dpi_scale_trans + ScaledTranslation(line.x[place], line.mean[place], there)
+            axes.add_artist(Circle((0, 0), _DOT, color=look["color"], linewidth=0, transform=at))
 
 
 def _rule(axes: Axes, axis: Literal["x", "y"]) -> None:
