@@ -17,6 +17,7 @@ from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable
 from pellucid.models.preprocess import Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.zoo import load_model
+from pellucid.training.batches import preprocess_of
 from pellucid.training.checkpoints import Checkpoint, Checkpoints, remove_checkpoints
 from pellucid.training.classifiers import accuracy, save_weights, train
 from pellucid.training.from_source import train_network
@@ -377,3 +378,14 @@ def test_what_a_training_did_not_write_stays_when_its_checkpoints_go(tmp_path):
         remove_checkpoints(folder)
     assert not own.exists()
     assert list(mine.parent.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_files_compose_of_one_mean_is_trained_with_its_networks_channels(tmp_path, channels):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom torchvision import transforms as T\n"
+        "preprocess = T.Compose([T.ToTensor(), T.Normalize([0.5], [0.25])])\n"
+        f"def net():\n    return nn.Sequential(nn.Conv2d({channels}, 2, 3), nn.Flatten(), nn.Linear(8, 2))\n"
+    )
+    expected = Preprocess(None, None, (0.5,) * channels, (0.25,) * channels, channels)
+    assert preprocess_of(f"{tmp_path}/net.py:net") == expected
