@@ -477,6 +477,7 @@ BAD = {
     "torchscript": (["photo0.png"], {"model": "tiny.py:scripted"}, "TorchScript"),
     "nan_weights": (["photo0.png"], {"model": "tiny.py:broken"}, "'4.weight' holds NaN"),
     "misfit": (["photo0.png", "--weights", "other.safetensors"], {}, "does not fit"),
+    "weights_of_no_name": (["photo0.png", "--weights", "."], {}, "has no weights named '.'"),
     "no_weights": (["photo0.png", "--weights", "none.safetensors"], {}, "no weights file none.safetensors"),
     "pickle": (["photo0.png", "--weights", "code.pth"], {}, "more than plain tensors"),
     "broken_weights": (["photo0.png", "--weights", "cut.pth.gz"], {}, "cut short"),
@@ -1131,6 +1132,14 @@ def test_a_table_in_a_folder_called_as_a_class_keeps_its_labels(work):
     assert explain("cat", "--target", "label", "--classes", "eel,dog,fox,cat").exit_code == 0
     photos = json.loads(Path("out/run.json").read_text())["photos"]
     assert [photo["target"]["name"] for photo in photos] == ["fox", "dog"]
+
+
+def test_a_table_without_rows_in_a_folder_called_as_a_class_is_no_photo(work):
+    Path("cat").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"image": pyarrow.array([], pyarrow.binary())}), "cat/a.parquet")
+    result = explain("cat", "--classes", "eel,dog,fox,cat")
+    assert result.exit_code == 2
+    assert "no photos were given" in result.stderr
 
 
 def test_folders_name_the_classes_of_a_model_that_has_no_names(work):

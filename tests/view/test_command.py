@@ -47,3 +47,17 @@ def test_what_cannot_be_shown_is_said_in_one_line(tmp_path):
         result = invoked(*arguments)
         assert result.exit_code == 2
         assert wrong in result.output
+
+
+def test_what_is_known_of_a_model_is_said_as_elsewhere(monkeypatch):
+    """Its page is not served here."""
+
+    def ended(page, server, no_open):
+        server.server_close()
+        page.close()
+
+    monkeypatch.setattr("pellucid.cli.view.serve", ended)
+    result = invoked("shapes:1", "--model", "squeezenet1_1", "--weights", "random", "--port", 0)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "note: squeezenet1_1 has random weights; give --weights FILE or DEFAULT\n"
+    assert invoked("--port", 0).stderr == ""

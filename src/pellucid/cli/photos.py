@@ -203,7 +203,7 @@ def _called_as_a_class(source: Source, spec: str, loaded: LoadedModel) -> Source
     """
     folder = Path(spec).absolute().name
     is_known = loaded.classes is not None and number_among(folder, loaded.classes) is not None
-    if source.classes is not None or not is_known or not _lies_in(spec, source.names[0]):
+    if source.classes is not None or not is_known or not any(_lies_in(spec, name) for name in source.names[:1]):
         return source
 
     def read(position: int) -> Sample:

@@ -18,7 +18,7 @@ from ..files import file_name
 from ..folders import files_below
 from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
-from ..models.weights import facts_beside
+from ..models.weights import facts_beside, is_file
 from ..passes import MaxBatch
 from ..report.figures import Overlay
 from ..variants.base import Variant
@@ -81,7 +81,7 @@ class Request:
         named = [*self.photos, self.model, self.weights, *self.variant_texts.values(), self.target]
         named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
         paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
-        paths += [facts_beside(Path(self.weights))] if self.weights else []
+        paths += [facts_beside(Path(self.weights))] if self.weights and is_file(self.weights) else []
         files = [_state(path) for place in paths for path in _files(place)]
         tables = [table for photos in self.photos for table in _files(Path(photos)) if table.suffix == ".parquet"]
         files += [_state(path) for table in tables for path in files_named(table)]

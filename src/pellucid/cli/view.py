@@ -22,7 +22,7 @@ from .options import (
     chosen_device,
     parted,
 )
-from .terminal import say
+from .terminal import say, show_noticed
 
 if TYPE_CHECKING:
     from ..view.page import View
@@ -144,6 +144,7 @@ def _live(given: list[str], **asked: Any) -> View:
     from ..catalog import variant as variant_of
     from ..data.sources import open_images
     from ..errors import require_choice
+    from ..experiments.noticing import of_model
     from ..heatmap import Channels
     from ..layers import explainable
     from ..models.zoo import load_model
@@ -158,6 +159,7 @@ def _live(given: list[str], **asked: Any) -> View:
     name = asked["model"] or ("resnet50" if given else "shapes-resnet")
     loaded = load_model(name, asked["weights"], names, device=asked["device"])
     explainable(loaded.model)
+    show_noticed(of_model(loaded))
     photos = given if given or asked["model"] else ["shapes:12"]
     return LiveView(
         loaded,
