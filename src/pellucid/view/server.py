@@ -6,6 +6,7 @@ import json
 import secrets
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -30,6 +31,7 @@ _POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_MOMENT = 3.0  # seconds
 _GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, TimeoutError)
 
 
@@ -67,6 +69,13 @@ class Server(ThreadingHTTPServer):
         """Where the page is, with the token."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{name}:{self.server_address[1]}/{f'?token={self.token}' if self.token else ''}"
+
+    def server_close(self) -> None:
+        """Answer no more; an answer on its way has a moment to end, since a thread cut off in it may abort all."""
+        super().server_close()
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join(_MOMENT)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of tabs that were closed."""
