@@ -234,6 +234,23 @@ def test_other_settings_and_other_folders_are_refused(photos, tmp_path):
         read_maps(tmp_path / "maps", colour="red")
 
 
+def test_names_that_no_map_has_are_refused_with_those_there_are(photos, tmp_path):
+    out = tmp_path / "maps"
+    write_maps(spec(photos / "files"), out)
+    with pytest.raises(UnknownName, match=r"unknown layer 'layer4'; did you mean .*layer2\.0"):
+        read_maps(out, layer="layer4")
+    with pytest.raises(UnknownName, match=r"unknown image 'cat\.png'"):
+        read_maps(out, image=["0.png", "cat.png"])
+    with pytest.raises(UnknownName, match="unknown variant 'backward'; known: original"):
+        read_maps(out, variant="backward", layer="layer2.0")
+    found = read_maps(out, layer="layer2.0")
+    row = found.iloc[1]
+    assert open_images(row["source"])[int(row["position"])].name == row["image"]
+    assert len(pl.show(found).pictures) == 2 * COUNT + 1  # two methods and the bar of colors
+    (out / "maps" / sorted(path.name for path in (out / "maps").iterdir())[0]).unlink()
+    assert {*read_maps(out)["image"]} < {*found["image"]}  # as far as it is there
+
+
 @pytest.mark.parametrize("told", [None, b"damaged"])
 def test_a_lost_run_json_takes_no_maps_of_other_settings_along(photos, tmp_path, told):
     write_maps(spec(photos / "files", methods=["edges"]), tmp_path / "maps")

@@ -32,6 +32,14 @@ def same(one, other):
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(model, images):
+    found = pl.Gradient()(model, images, layers=("input", "0"))
+    with pytest.raises(KeyError, match="no layer '1' was explained; there are input, 0"):
+        found["1"]
+    assert "1" not in found
+    assert found.get("1") is None
+
+
 def test_what_is_saved_is_read_again(model, images, tmp_path):
     found = pl.Gradient().integrated(steps=60)(model, images, layers=("input", "0"))
     assert found.residuals

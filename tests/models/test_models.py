@@ -1,6 +1,7 @@
 """Networks by name: ready to be explained, exactly loaded, and refused with a way out."""
 
 import gzip
+import io
 import json
 import math
 import pathlib
@@ -239,13 +240,17 @@ def trained():
 def written(state, path):
     if ".safetensors" in path.name:
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
-        path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
     else:
-        torch.save(state, path)
+        torch.save(state, stream := io.BytesIO())
+        content = stream.getvalue()
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
     return path
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.safetensors.gz", "w.pth", "w.pt"])
+@pytest.mark.parametrize(
+    "name",
+    ["w.safetensors", "w.safetensors.gz", "w.pth", "w.pt", "w.pth.gz", "w.pt.gz", "w.ckpt.gz", "w.bin", "w.tar"],
+)
 def test_a_file_decides_the_number_of_classes(tmp_path, trained, name):
     loaded = load_model(SMALL, weights=written(trained, tmp_path / name))
     assert loaded.model.classifier[1].out_channels == 3

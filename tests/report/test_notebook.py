@@ -4,6 +4,7 @@ import io
 from base64 import b64decode
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -47,6 +48,61 @@ def test_a_maps_pixels_are_in_the_picture_each_as_large_as_the_others():
 def test_a_map_is_drawn_alike_whatever_its_size(size):
     values = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     assert pl.show(values * size).file("png") == pl.show(values).file("png")
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64, np.uint8])
+def test_an_array_is_drawn_as_its_tensor(kind):
+    maps = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(kind)
+    drawn = pl.show(torch.from_numpy(maps)).file("png")
+    assert pl.show(maps).file("png") == pl.show(maps[::-1][::-1]).file("png") == drawn
+    assert pl.show(list(maps)).file("png") == drawn
+    assert pl.show(maps[0]).file("png") == pl.show(maps[:1]).file("png")
+    named = pl.show({"gradient": {"layer1": maps}})
+    assert named.file("png") == pl.show({"gradient": {"layer1": torch.from_numpy(maps)}}).file("png")
+
+
+def rows_of_maps(images, methods, variants=("original",)):
+    """Rows as ``read_maps`` gives them, each image's of a size of its own, in the order of methods."""
+    rows = [
+        {"image": f"{image}.png", "layer": "layer1", "method": method, "variant": variant, "target": "cat",
+         "score": 0.5, "source": "photos", "position": image,
+         "map": np.random.default_rng(image).normal(size=(2, 3 + image)).astype(np.float32)}
+        for method in methods for variant in variants for image in images
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype(dict.fromkeys(["layer", "method", "variant", "target"], "category"))
+
+
+def test_rows_of_read_maps_are_a_row_for_each_image_and_a_column_for_each_method():
+    table = rows_of_maps([1, 0], ["gradient", "gradcam"])
+    drawing = pl.show(table)
+    maps = [table["map"][0], table["map"][1]]
+    expected = pl.show({"gradient": {"layer1": maps}, "gradcam": {"layer1": maps}})
+    assert len(drawing.pictures) == len(expected.pictures) == 2 * 2 + 1
+    told = [one.text for one in drawing.texts]
+    assert {"1.png: cat", "0.png: cat", "for cat"} <= set(told)
+    assert told.index("1.png: cat") < told.index("0.png: cat")
+    assert pl.show(table.iloc[[1, 0, 2, 3]]).file("png") != drawing.file("png")  # images in the order of the rows
+    both = pl.show(rows_of_maps([0], ["gradient"], ["original", "backward"]))
+    assert any("backward" in one.text for one in both.texts)
+    photo = Image.new("RGB", (8, 8))
+    assert len(pl.show(table, [photo, photo]).pictures) == 2 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        (pd.DataFrame({"a": [1]}), "without the column 'image' holds no maps; give rows of read_maps"),
+        (rows_of_maps([0], ["gradient"])[:0], "no rows"),
+        (rows_of_maps([0, 1], ["gradient", "gradcam"])[:3], "gradcam at layer1 has no map of some images"),
+        (np.array(["a"]), r"array of <U1, which is no map; give .* one array \(h, w\), or rows of read_maps"),
+        ("cat.jpg", "str, which is no map; give"),
+        ({"gradient": 3}, "'gradient' is int, which is no map"),
+        ([np.zeros((2, 2, 2))], r"a list of maps holds one of shape \(2, 2, 2\); give arrays \(h, w\)"),
+    ],
+)
+def test_what_is_no_map_is_refused_with_what_to_give(shown, message):
+    with pytest.raises(InvalidParameter, match=message):
+        pl.show(shown)
 
 
 def test_methods_and_layers_are_columns_and_images_rows(model, images):

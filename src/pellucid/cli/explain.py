@@ -52,7 +52,8 @@ def explain(
         ),
     ] = "resnet50",
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A .safetensors or .pth file, or `DEFAULT` to download.")
+        str | None,
+        typer.Option(metavar="FILE", help="A .safetensors or .pth file, also as .gz, or `DEFAULT` to download."),
     ] = None,
     classes: Annotated[
         str | None,

@@ -341,11 +341,12 @@ def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.D
     """The maps of a data set that ``write_maps`` wrote, a row for each, as far as it is finished.
 
     ``where`` takes rows of one image, layer, method, variant or target, or of several, such as
-    ``image=["a.jpg", "b.jpg"]``. The column ``map`` holds arrays (h, w) of float32.
+    ``image=["a.jpg", "b.jpg"]``. The column ``map`` holds arrays (h, w) of float32; ``source`` and ``position``
+    say where the image is: ``open_images(source)[position]``. ``show(rows)`` draws them.
 
     Raises:
         InvalidData: no maps are there, or a shard is damaged.
-        UnknownName: no such column.
+        UnknownName: no such column, or no such name in it, as far as the data set is finished.
     """
     folder = Folder(url)
     texts = [entry.name for entry in MAP_ROWS if entry.type in (pyarrow.string(), MAP_ROWS.field("layer").type)]
@@ -362,12 +363,22 @@ def read_maps(url: str | os.PathLike[str], **where: str | list[str]) -> pandas.D
     chosen = [(name, "in", [value] if isinstance(value, str) else list(value)) for name, value in where.items()]
     tables = [read_shard(folder, f"{MAPS}/{name}", chosen or None) for name in names]
     frame: pandas.DataFrame = pyarrow.concat_tables(tables).unify_dictionaries().to_pandas()
+    for column, _, wanted in chosen:
+        _require_there(url, column, [name for name in wanted if name not in set(frame[column])])
     columns = (frame.pop(name) for name in ("data", "shape", "scale"))
     frame["map"] = [
         np.frombuffer(data, "<f2").reshape(shape).astype(np.float32) * np.float32(scale)
         for data, shape, scale in zip(*columns, strict=True)
     ]
     return frame
+
+
+def _require_there(url: str | os.PathLike[str], column: str, names: Sequence[str]) -> None:
+    """Raise ``UnknownName`` where a data set has none of these names, each of which its chosen rows lack."""
+    known = values_of(url, column) if names else []
+    for name in names:
+        if name not in known:
+            raise UnknownName(column, name, [one for one in known if one is not None])
 
 
 def values_of(url: str | os.PathLike[str], column: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, InvalidParameter
+from ..errors import InvalidData, InvalidParameter, shortened
 from ..files import replace_file, sealed_tensors, unsealed_tensors
 
 _FORMAT, _PARTS = "pellucid attributions 1", ("by_layer", "residuals", "prefixes")
@@ -73,6 +73,8 @@ class Attributions(Mapping[str, Tensor]):
     unchecked: str = ""
 
     def __getitem__(self, layer: str) -> Tensor:
+        if layer not in self.by_layer:
+            raise KeyError(f"no layer {layer!r} was explained; there are {shortened(self.by_layer)}")
         return self.by_layer[layer]
 
     def __iter__(self) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,17 @@ from ..pixels import picture
 from .album import signs
 from .figures import CaptionedPhoto, Drawing, Overlay, Speaks, grid
 
-AnyMaps = Tensor | Mapping[str, "AnyMaps"]
-"""Attributions (B, C, h, w) or maps (B, h, w); or such by name, as ``Attributions`` has them by layer."""
+if TYPE_CHECKING:
+    import pandas
+
+_OF_MAPS = ("image", "layer", "method", "variant", "target", "map", "source", "position")  # columns of read_maps
+AnyMaps = Tensor | NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str, "AnyMaps"]
+"""Attributions (B, C, h, w) or maps (B, h, w), as tensors or NumPy arrays; one array (h, w), or a list of such of
+any sizes; or such by name, as ``Attributions`` has them by layer."""
 
 
 def show(
-    attributions: AnyMaps,
+    attributions: AnyMaps | pandas.DataFrame,
     images: Any = None,
     classes: Any = None,
     *,
@@ -41,7 +46,8 @@ def show(
     one square.
 
     Args:
-        attributions: of one method, or of several by name: ``{"gradient": ..., "gradcam": ...}``.
+        attributions: of one method, or of several by name: ``{"gradient": ..., "gradcam": ...}``; maps (B, h, w);
+            NumPy arrays of these, or of one map (h, w); or rows of ``read_maps``, with their images' names.
         images: what was explained, (B, C, H, W), which is shown from its least to its greatest value; or one
             picture for each, as Pillow's or (H, W, 3) arrays of one size, such as ``preprocess.display`` gives.
         classes: the class names, or the model that has them, for captions.
@@ -51,8 +57,12 @@ def show(
         most: images that are drawn at most.
 
     Raises:
-        InvalidParameter: no map at all, or images that do not fit the maps.
+        InvalidParameter: no map at all, what is no map, or images that do not fit the maps.
     """
+    called: list[str] = []
+    answers: list[str] = []
+    if hasattr(attributions, "groupby"):
+        attributions, called, answers = _of_table(attributions)
     columns = [(name, _maps(name, value, channels, clip)) for name, value in _flat(attributions)]
     if not columns:
         raise InvalidParameter("there are no attributions to show")
@@ -61,10 +71,13 @@ def show(
     if len(count) > 1 or (photos and len(photos) not in (1, max(count))):
         given = f", {counted(len(photos), 'picture')}" if photos else ""
         raise InvalidParameter(f"maps of {sorted(count)} images{given}; give one picture for each image")
-    names = _answers(attributions, class_names(classes) if hasattr(classes, "classes") else classes, max(count))
+    names = answers or _answers(
+        attributions, class_names(classes) if hasattr(classes, "classes") else classes, max(count)
+    )
+    called = called or names
     rows = range(min(max(count), most))
     left = max(count) - len(rows)
-    captioned = [CaptionedPhoto(photo, name) for photo, name in zip(photos, names, strict=False)][: len(rows)]
+    captioned = [CaptionedPhoto(photo, name) for photo, name in zip(photos, called, strict=False)][: len(rows)]
     methods = [str(name) for name in attributions] if _is_by_name(attributions) else []
     explained, note = (
         signs(methods, _speaks(attributions, names)) if methods else (_speaks(attributions, names), "")
@@ -72,7 +85,7 @@ def show(
     return grid(
         [[maps[row] for _, maps in columns] for row in rows],
         [name for name, _ in columns],
-        () if photos else [names[row] for row in rows],
+        () if photos else [called[row] for row in rows],
         captioned,
         f"{title} ({counted(left, 'more image')} not shown)".strip() if left else title,
         overlay,
@@ -86,7 +99,37 @@ def _is_by_name(shown: AnyMaps) -> bool:
     return isinstance(shown, Mapping) and not isinstance(shown, Attributions)
 
 
-def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def _of_table(table: pandas.DataFrame) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Rows of ``read_maps`` as maps by method, variant if there are several, and layer.
+
+    Beside them is what each image is called, which is its name and what its maps explain; and the latter alone.
+
+    Raises:
+        InvalidParameter: a table of something else, or methods or layers that lack some of the images.
+    """
+    missing = [name for name in _OF_MAPS if name not in table]
+    if missing:
+        raise InvalidParameter(f"a table without the column {missing[0]!r} holds no maps; give rows of read_maps")
+    if table.empty:
+        raise InvalidParameter("the table has no rows; there are no attributions to show")
+    images = table[["source", "position", "image", "target"]].astype(object).drop_duplicates()
+    several = table["variant"].nunique() > 1
+    found: dict[str, Any] = {}
+    for (method, variant, layer), rows in table.groupby(["method", "variant", "layer"], sort=False, observed=True):
+        by_image = dict(zip(zip(rows["source"], rows["position"], strict=True), rows["map"], strict=True))
+        by_layer = found.setdefault(method, {})
+        by_layer = by_layer.setdefault(variant, {}) if several else by_layer
+        try:
+            by_layer[layer] = [by_image[key] for key in zip(images["source"], images["position"], strict=True)]
+        except KeyError:
+            raise InvalidParameter(
+                f"{method} at {layer} has no map of some images; take rows of the same images"
+            ) from None
+    answers = [*map(str, images["target"])]
+    return found, [f"{image}: {answer}" for image, answer in zip(images["image"], answers, strict=True)], answers
+
+
+def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Any]]:
     """All attributions by name: a method's and a layer's, a line for each."""
     if isinstance(shown, Mapping):
         for inner, value in shown.items():
@@ -95,7 +138,17 @@ def _flat(shown: AnyMaps, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield name, shown
 
 
-def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, float] | None) -> NDArray[Any]:
+def _maps(
+    name: str, values: Any, channels: Channels, clip: tuple[float, float] | None
+) -> NDArray[Any] | list[NDArray[Any]]:
+    """The maps of all images: (B, h, w), or a list of (h, w) where they came as one."""
+    if isinstance(values, list | tuple):
+        for one in values:
+            if getattr(one, "ndim", 0) != 2:
+                shape = tuple(getattr(one, "shape", ()))
+                raise InvalidParameter(f"a list of maps holds one of shape {shape}; give arrays (h, w)")
+        return [_maps(name, one, channels, clip)[0] for one in values]
+    values = _tensor(name, values)
     # Doubles stay what they are: a single may not hold what is tiny or huge.
     values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
     if values.dim() not in (3, 4):
@@ -105,6 +158,22 @@ def _maps(name: str, values: Tensor, channels: Channels, clip: tuple[float, floa
     require_finite_maps(values, f"the attribution {name!r}")
     found: NDArray[Any] = (values if values.dim() == 3 else heatmap(values, None, channels, clip=clip)).numpy()
     return found
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """A tensor as it is, or one of the numbers of a NumPy array."""
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        what = f"array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise InvalidParameter(
+            f"{f'{name!r} is ' if name else ''}{what}, which is no map; give attributions (B, C, h, w), maps "
+            "(B, h, w), as tensors or NumPy arrays, one array (h, w), or rows of read_maps"
+        )
+    values = (
+        values[None] if values.ndim == 2 else values
+    )  # a tensor of two dimensions is of a layer without places
+    return torch.from_numpy(values.astype(np.float64 if values.dtype.itemsize > 4 else np.float32))
 
 
 def _answers(shown: AnyMaps, classes: Sequence[str] | None, count: int) -> list[str]:
