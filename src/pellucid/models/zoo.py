@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, failure, shortened
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
-from ..layers import layer_names, require_shapes, unwrapped
+from ..layers import first_channels, layer_names, require_shapes, unwrapped
 from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
 from ..pixels import Ends
 from .hugging_face import HuggingFace, under_own_names
@@ -274,7 +274,7 @@ def weights_facts(loaded: LoadedModel) -> dict[str, str]:
 
 def input_channels(model: nn.Module) -> int:
     """The channels of the first convolution; 3 where there is none."""
-    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+    return first_channels(model) or 3
 
 
 def _fitting(
