@@ -222,6 +222,8 @@ def test_a_difference_of_names_is_that_of_numbers_and_says_so(tmp_path):
     for same in ("ant - ant", "0 - ant", pl.Difference("ANT", "ant")):
         with pytest.raises(InvalidTarget, match="with itself is 0"):
             pl.method("gradient")(model, x, same)
+    with pytest.raises(InvalidTarget, match="'bee - tiger cat - bee': a difference names two classes only"):
+        answer("bee - tiger cat - bee", NAMES)
     with pytest.raises(InvalidTarget, match="blanks around its minus: 'bee - tiger cat'"):
         pl.method("gradient")(model, x, "bee-tiger cat")
 

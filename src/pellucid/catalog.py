@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, cast
 
-from .errors import InvalidParameter, PellucidError, UnknownName, brief
+from .errors import InvalidParameter, PellucidError, UnknownName, brief, near_names
 from .kinds import require_settings
 from .methods.base import Method
 from .methods.baselines import Edges, Random
@@ -304,7 +304,7 @@ def variant_name(text: str) -> str:
 
 def _parsed(text: str, kind: str = "method") -> ast.expr:
     ways = "a name, or smoothed(...) and integrated(...) around one" if kind == "method" else "a name"
-    refusal = InvalidParameter(f"{brief(text)} is no {kind}; write {ways}")
+    refusal = InvalidParameter(f"{brief(text)} is no {kind}; write {ways}{_meant(text, kind)}")
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise refusal
     try:
@@ -315,6 +315,15 @@ def _parsed(text: str, kind: str = "method") -> ast.expr:
     if _depth(tree) > _DEEPEST:
         raise refusal
     return tree
+
+
+def _meant(text: Any, kind: str) -> str:
+    """Which names may be meant by a text that begins with a word, and where all are listed."""
+    word = re.match(r"\s*([\w-]{1,40})", text) if isinstance(text, str) else None
+    known = METRICS if kind == "metric" else {**METHODS, **COMBINATORS}
+    near = [] if word is None else [word[1]] if word[1] in known else near_names(word[1], known)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{meant} (all: pellucid list {kind}s)"
 
 
 def _mistake(text: str, kind: str) -> str:

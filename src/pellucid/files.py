@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputNotWritable, PellucidError, failure
+from .errors import OutputNotWritable, PellucidError, failure, near_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,7 @@ RUN = "run.json"  # the file in which a folder tells what made it
 SEAL = "sha256"  # the name of the checksum among sealed values
 FILES = "files"  # in sealed values: the names of files beside them, or their SHA-256 by name
 DIGESTS = "digests"  # in sealed values: the SHA-256 of files, by their paths from there
+_MOST_BESIDE = 10_000  # names of a folder that are looked at for one that may be meant
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
@@ -185,7 +187,18 @@ def no_file(path: str | Path, what: str) -> str:
     """Why there is nothing to read at a path that should be a file, for an error message."""
     if os.path.exists(path):
         return f"{path} is no regular file, as a {what} must be"
-    return f"there is no {what} {path}"
+    return f"there is no {what} {path}{_near(path)}"
+
+
+def _near(path: str | Path) -> str:
+    """What lies beside a path that is not there and is called nearly so, for an error message; else empty."""
+    folder, name = os.path.split(os.path.normpath(path))
+    with suppress(OSError, ValueError):  # ValueError: a null character
+        with os.scandir(folder or ".") as entries:
+            beside = [entry.name for entry in islice(entries, _MOST_BESIDE)]
+        near = [os.path.join(folder, one) for one in near_names(name, sorted(beside))]
+        return f" (did you mean {' or '.join(near)}?)" if near else ""
+    return ""
 
 
 def sealed(facts: Mapping[str, Any]) -> bytes:

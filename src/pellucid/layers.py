@@ -200,6 +200,11 @@ def explainable(model: Any) -> nn.Module:
     return found
 
 
+def first_channels(model: nn.Module) -> int | None:
+    """The channels that the first convolution takes; None where there is none."""
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+
+
 def _is_quantized(tensor: Tensor) -> bool:
     """Whether a tensor keeps real numbers as integers, or in a byte each, by torch or by a class of its own."""
     if not tensor.is_floating_point() or not is_traceable_wrapper_subclass(tensor):

@@ -27,7 +27,7 @@ from .errors import (
     shortened,
 )
 from .files import run_file
-from .layers import unwrapped
+from .layers import first_channels, unwrapped
 from .passes import is_out_of_memory, placed
 
 Answer = Callable[[Any], Tensor]
@@ -95,12 +95,12 @@ def first_logits(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InvalidModel: whatever the model raises, which is named; or as ``logits_in``.
     """
-    with failures_named(images), torch.no_grad():
+    with failures_named(images, model), torch.no_grad():
         return logits_in(model(placed(images.clone(), model)))  # its first operation may be in place
 
 
 @contextmanager
-def failures_named(images: Tensor) -> Iterator[None]:
+def failures_named(images: Tensor, model: nn.Module) -> Iterator[None]:
     """Name whatever a model of the user's raises on images (``InvalidModel``), but for a lack of memory."""
     try:
         yield
@@ -110,9 +110,19 @@ def failures_named(images: Tensor) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise InvalidModel(
-            f"the model fails on images of shape {tuple(images.shape)}: {failure(error)}; "
-            "mend it, or give it a preprocess that makes what it takes"
+            f"the model fails on images of shape {tuple(images.shape)}: {failure(error)}; {_remedy(images, model)}"
         ) from error
+
+
+def _remedy(images: Tensor, model: nn.Module) -> str:
+    """What to do where a model fails on images: where its first convolution tells it, which channels it takes."""
+    taken = first_channels(model)
+    if taken in (None, images.shape[1]):
+        return "mend it, or give it a preprocess that makes what it takes"
+    return (
+        f"the model takes images of {counted(taken or 0, 'channel')}, by its first convolution, and these have "
+        f"{images.shape[1]}: give a preprocess that makes that many"
+    )
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -317,8 +327,14 @@ def answer(text: str, classes: Names) -> int | Answer:
         return _function(text)
     one, minus, other = text.partition(" - ")
     if minus and not is_name:
+        if " - " in other and not _is_named(other, classes):
+            raise InvalidTarget(f"target {brief(text)}: a difference names two classes only; leave the others out")
         return Difference(_named_or_numbered(one, classes), _named_or_numbered(other, classes))
     return _named_or_numbered(text, classes)
+
+
+def _is_named(text: str, classes: Names) -> bool:
+    return text.strip().casefold() in [name.casefold() for name in classes or ()]
 
 
 def _named_or_numbered(text: str, classes: Names) -> int:

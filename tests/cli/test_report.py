@@ -116,6 +116,14 @@ def test_results_are_exported_by_the_files_ending_or_the_option(folder, tmp_path
     assert r"\begin{tabular}{lllr" in latex
     assert r"\label{tab:run}" in latex
     assert f"Means over {len(results.record.images)} images" in latex
+    top1 = results.values()[lambda rows: rows["metric"] == "top1"]["value"].mean()
+    [row] = [line for line in latex.splitlines() if "(the variant)" in line and "caption" not in line]
+    assert f" {top1:.2f}" in row
+    assert row.count("–") == latex.count(r"arrow$") - 2  # in the columns of what grades maps
+    assert r"top1 $\uparrow$ & prediction difference $\downarrow$" in latex or (
+        r"prediction difference $\downarrow$ & top1 $\uparrow$" in latex
+    )
+    assert "its rank is among variants." in latex
     above = latex[: latex.index(r"\bottomrule")].splitlines()[-1]
     assert above.endswith("\\\\")  # a row, no rule
 

@@ -353,7 +353,9 @@ def test_rules_that_meet_nothing_raise(images: torch.Tensor) -> None:
         ("smoothed gradient", InvalidParameter, r"write smoothed\(gradient\)"),
         ("smoothed(gradient", InvalidParameter, "a bracket is not closed"),
         ("gradient)", InvalidParameter, "a bracket is closed that was not opened"),
-        ("", InvalidParameter, "is no method; write a name"),
+        ("", InvalidParameter, r"is no method; write a name.* around one \(all: pellucid list methods\)$"),
+        ("gradcam++", InvalidParameter, r"around one; did you mean gradcam\? \(all: pellucid list methods\)$"),
+        ("smoothgard*2+", InvalidParameter, r"; did you mean smoothgrad or .*\? \(all: pellucid list methods\)$"),
     ],
 )
 def test_bad_method_texts(text: str, error: type[Exception], message: str) -> None:

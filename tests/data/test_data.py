@@ -219,6 +219,20 @@ def test_a_place_without_images_says_what_was_looked_for(tmp_path):
         open_images(3)
 
 
+def test_a_place_that_is_called_nearly_so_is_named(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "lung.png").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidData, match=r"no file or folder photo \(did you mean photos\?\); give an image"):
+        open_images("photo")
+    with pytest.raises(InvalidData, match=rf"folder {tmp_path}/photo/ \(did you mean {tmp_path}/photos\?\); give"):
+        open_images(f"{tmp_path}/photo/")
+    with pytest.raises(InvalidData, match=r"folder photos/lungs.png \(did you mean photos/lung.png\?\); give"):
+        open_images("photos/lungs.png")
+    with pytest.raises(InvalidData, match=r"folder zzz/photos; give"):
+        open_images("zzz/photos")
+
+
 # Parquet.
 
 

@@ -72,7 +72,9 @@ def test_another_number_of_channels_is_named() -> None:
     said = typed("pellucid explain photo.png --model model.py:network -o out", code=2)
     assert "the model fails on images of shape (1, 3, 64, 64)" in said
     assert "to have 1 channels, but got 3 channels" in said
-    with pytest.raises(pl.PellucidError, match=r"fails on images of shape \(1, 3, 64, 64\).*1 channels"):
+    told = "the model takes images of 1 channel, by its first convolution, and these have 3: give a preprocess"
+    assert told in said
+    with pytest.raises(pl.PellucidError, match=rf"fails on images of shape \(1, 3, 64, 64\).*1 channels.*{told}"):
         pl.method("gradient")(network("model.py"), torch.randn(1, 3, 64, 64))
 
 

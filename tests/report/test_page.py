@@ -300,10 +300,28 @@ def test_what_is_to_be_known_of_maps_is_listed():
     assert page.count("gradient&lt;b&gt; is zero everywhere at input for some images; lower its threshold") == 1
 
 
+def test_the_cards_words_on_the_best_are_of_how_they_are_drawn():
+    """Cells of the table of means are shaded, names on the cards are bold."""
+    text = benchmark_page(plausible(shown=1))
+    assert "The best have their names in bold and their intervals in green" in text
+    assert "Shaded are" not in text
+    assert ".contenders .best th { font-weight: 650; }" in text
+
+
 @pytest.mark.parametrize(
     ("methods", "ends", "note"),
     [
         (("gradient", "random"), ("against the class", "for the class"), "The sign of random says nothing."),
+        (
+            ("gradient", "random", "edges"),
+            ("against the class", "for the class"),
+            "The sign of random and edges says nothing.",
+        ),
+        (
+            ("gradient", "random", "edges", "guided_backprop", "deconvnet", "rectgrad"),
+            ("against the class", "for the class"),
+            "The sign of random, edges, guided_backprop and 2 more says nothing.",
+        ),
         (("gradient", "gradcam"), ("against the class", "for the class"), ""),
         (("random", "guided_backprop"), ("negative", "positive"), ""),
     ],

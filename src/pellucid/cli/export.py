@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..experiments.store import Results
-    from ..report.pages import TableColumn
+    from ..report.pages import Table as Part
+    from ..report.pages import TableColumn, TableRow
 
+_WHOLE = "(the variant)"  # in place of a method, where a variant is graded
 _MOST_LINES = 20  # differences of two runs that are told
 _PACKAGES = "% \\usepackage{booktabs, multirow}\n"  # what the table needs
 _ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
@@ -83,29 +85,28 @@ def _latex(results: Results, layer: str | None, name: str) -> str:
 
     from ..findings.statistics import Statistics
     from ..findings.wording import judged_at
-    from ..report.tables import overview
+    from ..report.tables import overview, variants_overview
 
     statistics = Statistics.of(results)
-    pairs = statistics.values.index.droplevel(["method", "layer", "metric"]).unique()
-    rows = {
-        (model, variant, row.title): {
-            _head(column): f"{cell.text} ({cell.note})" if cell.note else cell.text
-            for column, cell in zip(part.columns[1:], row.cells, strict=True)
-        }
-        for model, variant in pairs
-        if (part := overview(statistics, model, variant, layer)) is not None
-        for row in part.rows
-    }
-    if not rows:
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for model, variant in statistics.values.index.droplevel(["method", "layer", "metric"]).unique():
+        if (part := overview(statistics, model, variant, layer)) is not None:
+            rows |= {(model, variant, row.title): _cells(part, row) for row in part.rows}
+        whole = variants_overview(statistics, model)
+        for row in (row for row in whole.rows if row.title == variant):
+            rows[model, variant, _WHOLE] = _cells(whole, row)
+    if layer is not None and all(method == _WHOLE for _, _, method in rows):
         raise InvalidParameter(f"no maps were graded at {layer!r}; name a layer of the run, or none")
     index = pd.MultiIndex.from_tuples(list(rows), names=["model", "variant", "method"])
-    table = pd.DataFrame(list(rows.values()), index)
+    table = pd.DataFrame(list(rows.values()), index).fillna("–")
     counts = ((noun, results.table[noun].nunique()) for noun in ("image", "training"))
     over = " or ".join(counted(count, noun) for noun, count in counts if count)
     caption = (
         f"Means over {over}, {judged_at(layer)}. In brackets the rank among methods of the same "
         "variant (= where several share it)" + (" and the layer." if layer is None else ".")
     )
+    if any(method == _WHOLE for _, _, method in rows):
+        caption += f" A row {_WHOLE} grades the whole variant, and its rank is among variants."
     text = table.replace({"−": "-"}, regex=True).to_latex(
         escape=True,
         caption=caption,
@@ -115,6 +116,14 @@ def _latex(results: Results, layer: str | None, name: str) -> str:
     for arrow, command in _ARROWS.items():  # put in last: in a table's texts a backslash is escaped
         text = text.replace(arrow, command)
     return _PACKAGES + _LAST_LINE.sub("", text)
+
+
+def _cells(part: Part, row: TableRow) -> dict[str, str]:
+    """A row's means, with what stands in brackets behind them, by metric."""
+    return {
+        _head(column): f"{cell.text} ({cell.note})" if cell.note else cell.text
+        for column, cell in zip(part.columns[1:], row.cells, strict=True)
+    }
 
 
 def _head(column: TableColumn) -> str:
@@ -220,7 +229,7 @@ def _differences(found: pd.DataFrame, first: Results, sides: tuple[str, str], ti
         ends = " to ".join(interval_ends(row["low"], row["high"], places[metric]))
         layers = " | ".join(dict.fromkeys(filter(None, (row["layer"], row["other_layer"]))))
         table.add_row(
-            escape(f"{metric} {arrow}"), escape(method or "(the variant)"), escape(variant),
+            escape(f"{metric} {arrow}"), escape(method or _WHOLE), escape(variant),
             *([escape(model)] if several else []), *numbers, ends, str(row["images"]), row["verdict"],
             escape(layers),
         )  # fmt: skip

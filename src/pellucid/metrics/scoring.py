@@ -122,7 +122,7 @@ class Scorer:
                 if is_out_of_memory(error):
                     raise
                 self._channels_last = False
-        with failures_named(rows):
+        with failures_named(rows, self.model):
             return self._run(rows.clone(memory_format=torch.contiguous_format))
 
     def _run(self, rows: Tensor) -> Tensor:

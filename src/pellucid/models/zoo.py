@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, failure, shortened
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
-from ..layers import layer_names, require_shapes, unwrapped
+from ..layers import first_channels, layer_names, require_shapes, unwrapped
 from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
 from ..pixels import Ends
 from .hugging_face import HuggingFace, under_own_names
@@ -270,7 +270,7 @@ def load_model(
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
     elif isinstance(preprocess, CustomPreprocess):  # known channels tell what a Normalize of one mean is for
-        preprocess = understood(preprocess.function, _first_channels(model)) or preprocess
+        preprocess = understood(preprocess.function, first_channels(model)) or preprocess
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
     if has_one and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
@@ -330,11 +330,7 @@ def weights_facts(loaded: LoadedModel) -> dict[str, str]:
 
 def input_channels(model: nn.Module) -> int:
     """The channels of the first convolution; 3 where there is none."""
-    return _first_channels(model) or 3
-
-
-def _first_channels(model: nn.Module) -> int | None:
-    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    return first_channels(model) or 3
 
 
 def _fitting(

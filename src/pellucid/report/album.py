@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InvalidData, PellucidError, shortened
+from ..errors import InvalidData, PellucidError
+from ..findings.wording import joined
 from .figures import (
     Map,
     Overlay,
@@ -34,6 +35,7 @@ from .pages import ColorKey, Tile, data_uri
 LONGEST_SIDE = 256  # pixels of a picture
 BUDGET = 6_000_000  # bytes of all pictures: photos beyond are left out
 LEVELS = 127  # colors of a map; odd, so that 0 has one of its own
+_NAMED = 3  # methods without a sign; the others are counted
 MAP_KEY = ["model", "variant", "method", "layer", "image"]
 
 
@@ -167,7 +169,9 @@ def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
     without = [text for text in methods if not _has_sign(text)]
     if len(without) == len(methods):
         return None, ""
-    return explained, f"the sign of {shortened(without, 3)} says nothing" if without else ""
+    others = len(without) - _NAMED
+    names = joined([*without[:_NAMED], f"{others} more"] if others > 0 else without)
+    return explained, f"the sign of {names} says nothing" if without else ""
 
 
 def _has_sign(text: str) -> bool:

@@ -36,6 +36,21 @@ def overview(statistics: Statistics, model: str, variant: str, layer: str | None
     return Table(columns, rows, title=f"{variant}, {judged_at(layer)}", sortable=True)
 
 
+def variants_overview(statistics: Statistics, model: str) -> Table:
+    """Variants x the metrics that grade them as a whole: the mean and its rank."""
+    summary = statistics.of_variants(model)
+    columns: list[TableColumn] = [TableColumn("Variant")]
+    cells: dict[str, dict[str, TableCell]] = {}
+    for metric, rows in _by_metric(summary):
+        columns.append(column_of(statistics, metric))
+        places = shared_decimals(rows["low"], rows["high"])
+        for variant, row in zip(rows.index, rows.to_dict("records"), strict=True):
+            cells.setdefault(variant, {})[metric] = _mean_cell(row, places, False)
+    metrics = [metric for metric, _ in _by_metric(summary)]
+    rows = [_row(name, [of.get(metric, TableCell("–")) for metric in metrics]) for name, of in cells.items()]
+    return Table(columns, rows)
+
+
 def details(statistics: Statistics, model: str, variant: str, layer: str | None) -> list[Table]:
     """For each metric, a table of all its statistics by method."""
     found = []
