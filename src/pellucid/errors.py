@@ -85,8 +85,8 @@ class UnknownName(PellucidError, LookupError):
         super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f' ({way_out})'}")
 
 
-def near_names(name: str, names: Iterable[str]) -> list[str]:
-    """At most three names that begin with this one, or are spelled alike.
+def near_names(name: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """At most three names that begin with this one, or of whose letters the share ``cutoff`` is the same.
 
     Capitals, dashes and the like do not count: Grad-CAM is gradcam.
     """
@@ -94,7 +94,7 @@ def near_names(name: str, names: Iterable[str]) -> list[str]:
     for one in names:
         known.setdefault(_folded(one), []).append(one)
     begun = [folded for folded in known if len(name) > 2 and folded.startswith(_folded(name))]
-    near = dict.fromkeys([*begun, *get_close_matches(_folded(name), known, n=3, cutoff=0.5)])
+    near = dict.fromkeys([*begun, *get_close_matches(_folded(name), known, n=3, cutoff=cutoff)])
     return [one for folded in near for one in known[folded]][:3]
 
 

@@ -196,7 +196,7 @@ def _near(path: str | Path) -> str:
     with suppress(OSError, ValueError):  # ValueError: a null character
         with os.scandir(folder or ".") as entries:
             beside = [entry.name for entry in islice(entries, _MOST_BESIDE)]
-        near = [os.path.join(folder, one) for one in near_names(name, sorted(beside))]
+        near = [os.path.join(folder, one) for one in near_names(name, sorted(beside), cutoff=0.6)]
         return f" (did you mean {' or '.join(near)}?)" if near else ""
     return ""
 

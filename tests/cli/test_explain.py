@@ -286,8 +286,8 @@ def test_a_finished_run_of_another_request_is_told_and_kept(work, other):
     result = explain_again(*OTHERS[other])
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: out holds a finished run of another request: 1 photo by gradient, smoothed(gradient, samples=3); "
-        "choose another folder, or move this one\n"
+        "error: out holds a finished run of another request: 1 photo by gradient, smoothed(gradient, samples=3), "
+        "or with other settings, weights or files; choose another folder, or move this one\n"
     )
     assert everything() == before
 
@@ -925,7 +925,10 @@ def test_a_resizing_that_whole_leaves_out_is_told(work):
     Image.new("RGB", (40, 50), "tan").save("tile.png")
     note = "tile.png, 40 x 50, is seen at its own size; the model's own preprocess would resize it, and all"
     result = explain("tile.png", "--preprocess", "whole", model="tile.py:network")
-    assert f"{note} that is in it, to 0.5 times that (1 such photo); to keep that, give" in result.stderr
+    assert (
+        f"{note} that is in it, to 0.5 times that (1 such photo); if it learnt from parts of such images, keep"
+        in result.stderr
+    )
     assert note in page().replace("&#x27;", "'").replace("&#39;", "'")
     assert note not in explain("tile.png", model="tile.py:network").stderr
 

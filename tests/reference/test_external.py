@@ -206,6 +206,10 @@ def plain(model, images, targets, gain=1.0):
 def at(model, images, targets, layer="layer2.0", way="up"):
     value = {"layer2.0": 1.0, "layer3.0": 2.0}[layer]
     return torch.full((len(images), 1, 2, 2), -value if way == "down" else value)
+
+
+def needs(model, images, targets, layer, *, gain, way="up", **others):
+    return images
 """
 
 
@@ -253,6 +257,11 @@ def test_settings_that_a_function_does_not_take_are_named(functions: Path, tmp_p
         pl.method(f"{tmp_path}/own.py:plain(windw=3)")
     with pytest.raises(UnknownName, match=r"'windw'; known: layer, way$"):
         pl.method(f"{tmp_path}/own.py:at(windw=3)")
+    with pytest.raises(
+        InvalidParameter, match=r"own.py:needs needs layer and gain: write .*needs\(layer=LAYER, gain="
+    ):
+        pl.method(f"{tmp_path}/own.py:needs")
+    assert str(pl.method(f"{tmp_path}/own.py:needs(layer=conv, gain=2)"))
     with pytest.raises(UnknownName, match="did you mean plain"):
         pl.method(f"smoothed({tmp_path}/own.py:plian)")
     with pytest.raises(InvalidParameter, match="takes no method inside"):

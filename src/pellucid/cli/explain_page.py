@@ -11,7 +11,7 @@ from functools import cached_property
 from ..catalog import meaning
 from ..errors import counted
 from ..files import replace_file
-from ..findings.wording import begun, ended
+from ..findings.wording import as_sentence, ended
 from ..models.preprocess import Preprocess, shown_of
 from ..models.zoo import input_channels
 from ..report.album import BUDGET, color_key, signs
@@ -111,7 +111,7 @@ class ExplainPage:
         """What to bear in mind, and what the maps show."""
         run = self.run
         names = (run.loaded.name, *run.request.texts.values(), *(facts.name for facts in run.found.photos))
-        told = [ended(one if one.startswith(names) else begun(one)) for one in noticed(run)]
+        told = [ended(one) if one.startswith(names) else as_sentence(one) for one in noticed(run)]
         told += [ended(f"Left out: {reason}") for reason in run.left_out[:_MOST_TOLD]]
         if len(run.left_out) > _MOST_TOLD:
             told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InvalidParameter, counted
+from ..errors import InvalidParameter, counted, shortened
 from .terminal import say, show_whole
 
 if TYPE_CHECKING:
@@ -168,15 +168,24 @@ def compare_command(
     second = None if other is None else Results.read(other)
     found = compare(first, second, layer, against=against)
     if second is None:
-        _say_of_one(found, first, against)
+        _say_of_one(found, first, against, layer)
     else:
         _say_of_two(found, first, second, layer)
+    unlike = (found["verdict"] == "not told apart") & ((found["low"] > 0) | (found["high"] < 0))
+    if unlike.any():
+        say("values of 0 and 1 are told apart by the exact sign test, also where their interval leaves out 0")
     if output is not None:
         replace_file(output, found.to_csv().encode())
         say(f"wrote {output}")
 
 
-def _say_of_one(found: pd.DataFrame, run: Results, against: str | None) -> None:
+def _elsewhere(run: Results, layer: str) -> list[str]:
+    """The methods without any map at a layer."""
+    graded = run.table[run.table["method"].notna()]
+    return sorted({*graded["method"].unique()} - {*graded.loc[graded["layer"] == layer, "method"].unique()})
+
+
+def _say_of_one(found: pd.DataFrame, run: Results, against: str | None, layer: str | None) -> None:
     from ..findings.comparison import classes_apart, part_of
 
     kind, name = part_of(run, against)
@@ -184,6 +193,8 @@ def _say_of_one(found: pd.DataFrame, run: Results, against: str | None) -> None:
         say(f"note: the run is unfinished, {counted(len(run.missing), 'cell')} missing")
     for line in classes_apart(run, against=against):
         say(f"note: {line}")
+    if layer is not None and (elsewhere := _elsewhere(run, layer)):
+        say(f"not compared at {layer}, since their maps are of other layers: {shortened(elsewhere)}")
     title = f"Each other {kind} against {name}, paired over the images that both have"
     show_whole(_differences(found, run, (name, "this one"), title), keys=3)
 

@@ -220,7 +220,8 @@ def _earlier_run(folder: Path, key: str) -> _Earlier:
     if told.get(_REQUEST, "") != key:
         what = _told_of(told) or f", {told.get('command') or 'unknown'!r}"
         raise OutputNotWritable(
-            f"{folder} holds a finished run of another request{what}; choose another folder, or move this one"
+            f"{folder} holds a finished run of another request{what}, or with other settings, weights or files; "
+            "choose another folder, or move this one"
         )
     earlier = _Earlier(paths, digests)
     with writable(folder):

@@ -89,7 +89,8 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is seen at its own size"
         found["whole"] = Oddity(
             f"{what}; the model's own preprocess would resize it, and all that is in it, to {resized}",
-            f"to keep that, give --preprocess FILE.py:NAME, a Preprocess(resize={whole_of.resize}, crop=None)",
+            "if it learnt from parts of such images, keep their scale: --preprocess FILE.py:NAME, a "
+            "Preprocess(resize=SIDE, crop=None), SIDE being the length of its shorter side at that scale",
         )
     if recolored := preprocess.recolored(image):
         found[recolored] = Oddity(f"{sample.name} {recolored}")

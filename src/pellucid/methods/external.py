@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidLayer, InvalidMap, PellucidError, UnknownName, failure
+from ..errors import InvalidLayer, InvalidMap, InvalidParameter, PellucidError, UnknownName, failure
 from ..files import run_file
 from ..layers import INPUT
 from ..layouts import Layout
@@ -117,6 +117,7 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
     Raises:
         InvalidMap: no such file, or it fails when it is imported.
         UnknownName: it has no function of that name, or that has no such parameter.
+        InvalidParameter: it has a parameter without a default that is not given.
     """
     path, _, name = text.rpartition(":")
     module = run_file(Path(path), InvalidMap, "file of methods", "function")
@@ -131,9 +132,19 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
         label = "" if "layer" in taken else "besides, layer=NAME says which layer its maps are of"
         for setting in settings.keys() - taken.keys():
             raise UnknownName(f"parameter of {text}", setting, list(taken)[3:], label)
+    if missing := [name for name in _needed(taken) if name not in settings]:
+        given = ", ".join(f"{name}={name.upper()}" for name in missing)
+        raise InvalidParameter(f"{text} needs {' and '.join(missing)}: write {text}({given})")
     default = taken["layer"].default if "layer" in taken else None
     layer = layer or (default if isinstance(default, str) else "") or INPUT
     return External(function=partial(function, **settings) if settings else function, name=text, layer=layer)
+
+
+def _needed(taken: Mapping[str, Parameter]) -> list[str]:
+    """The parameters without a default, beside the model, the images and the targets."""
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    asked = list(taken.items())[3:]
+    return [name for name, one in asked if one.default is Parameter.empty and one.kind not in several]
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
