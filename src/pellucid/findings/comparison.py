@@ -13,7 +13,7 @@ import pandas as pd
 from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
 from .intervals import LEAST, Numbers, mean, paired_interval, roundings, told_apart
 from .statistics import WHOLE_VARIANT, Statistics
-from .wording import joined
+from .wording import joined, joined_some
 
 if TYPE_CHECKING:
     from ..experiments.store import Results
@@ -94,7 +94,8 @@ def part_of(results: Results, against: str | None) -> tuple[str, str]:
         if len(names["variant"]) < 2:
             raise InvalidParameter(
                 f"the run has the variant {names['variant'][0]} alone: give a second run, or say which method or "
-                f"model of this one the others are compared with, {_some([*names['method'], *names['model']])}"
+                "model of this one the others are compared with, "
+                f"{joined_some([*names['method'], *names['model']])}"
             )
         against = names["variant"][0]
     kinds = [kind for kind in _KINDS if against in names[kind]]
@@ -149,8 +150,8 @@ def _of_one(rows: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> s
     """Which parts of a run's rows no row of the other's has; where each has one, which rows as a whole."""
     parts = {name: [_distinct(run, place) for run in (rows, others)] for place, name in enumerate(_PARTS)}
     alone = {name: [part for part in own if part not in theirs] for name, (own, theirs) in parts.items()}
-    told = [f"the {name} {_some(own)}" for name, own in alone.items() if own]
-    return ", and ".join(told) or _some([", ".join(filter(None, row)) for row in rows if row not in others])
+    told = [f"the {name} {joined_some(own)}" for name, own in alone.items() if own]
+    return ", and ".join(told) or joined_some([", ".join(filter(None, row)) for row in rows if row not in others])
 
 
 def _called_alike(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +239,7 @@ def _apart(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> st
         return "they share models, variants, methods and metrics, but no row of all four; grade the same in both"
     shared = [f"{name}s" for name in parts if name not in alone]
     told = ", nor ".join(
-        f"the {name}: {_some(one)} in the first, {_some(other)} in the second"
+        f"the {name}: {joined_some(one)} in the first, {joined_some(other)} in the second"
         for name, (one, other) in alone.items()
     )
     has = f"they share {joined(shared)}, but not {told}" if shared else f"they do not share {told}"
@@ -250,11 +251,6 @@ def _apart(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> st
 
 def _distinct(rows: Sequence[Sequence[str]], place: int) -> list[str]:
     return list(dict.fromkeys(row[place] or "the variant itself" for row in rows))
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many more there are."""
-    return joined([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 def _values(results: Results, layer: str | None) -> pd.DataFrame:

@@ -365,6 +365,11 @@ def _name(lead: Ranking, one: Contender) -> str:
     return _contenders([one], lead.contenders)
 
 
+def joined_some(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    return joined([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
+
+
 def joined(names: Sequence[str]) -> str:
     """Names as ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

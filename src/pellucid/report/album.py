@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InvalidData, PellucidError
-from ..findings.wording import joined
+from ..findings.wording import joined_some
 from .figures import (
     Map,
     Overlay,
@@ -169,9 +169,7 @@ def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
     without = [text for text in methods if not _has_sign(text)]
     if len(without) == len(methods):
         return None, ""
-    others = len(without) - _NAMED
-    names = joined([*without[:_NAMED], f"{others} more"] if others > 0 else without)
-    return explained, f"the sign of {names} says nothing" if without else ""
+    return explained, f"the sign of {joined_some(without, _NAMED)} says nothing" if without else ""
 
 
 def _has_sign(text: str) -> bool:
