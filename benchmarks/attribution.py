@@ -222,6 +222,7 @@ def transformer_row(device: str) -> Row:
     """ViT-B/16 at its input and all blocks."""
     torch.manual_seed(0)
     model = torchvision.models.vit_b_16(weights=None).eval().requires_grad_(False).to(device)
+    torch.nn.init.normal_(model.heads.head.weight, std=0.02)  # zeros as torchvision leaves it: all maps would be 0
     images, targets = torch.randn(BATCH, 3, SIZE, SIZE).to(device), torch.arange(BATCH, device=device)
     layers = pl.layer_names(model)[1:]
     return Row(
