@@ -86,6 +86,20 @@ def test_a_run_that_was_begun_keeps_its_sizes(tmp_path, monkeypatch):
     assert not benchmark(again, tmp_path / "run").missing
 
 
+def test_a_run_that_is_given_more_costs_what_it_lacks(tmp_path, monkeypatch):
+    """Of 8 pairs of a method and a variant 3 are there; a run of other settings is not measured at all."""
+    methods = list(spec().methods)
+    benchmark(spec(images_per_cell=6), tmp_path / "run")
+    asked = spec(methods=[*methods, "edges"], variants=["original", "backward"], images_per_cell=6)
+    keys = [("shapes-resnet", method) for method in (*methods, "edges")]
+    found = dict.fromkeys(keys, 10), dict.fromkeys(keys, 1.0)
+    monkeypatch.setattr(cost, "image_cost", lambda spec: Cost(*found))
+    grown = sized(asked, tmp_path / "run")
+    assert (grown.grows, grown.passes, grown.seconds) == (True, 6 * 5 * 10, 6 * 5 * 1.0)
+    other = sized(spec(seed=1), tmp_path / "run")
+    assert (other.grows, other.passes) == (False, 0)
+
+
 def test_what_is_wrong_is_left_for_the_benchmark_to_tell(tmp_path):
     broken = spec(models=["no-such-network"])
     assert sized(broken, tmp_path).spec == broken

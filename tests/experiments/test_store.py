@@ -377,6 +377,29 @@ def test_a_changed_file_of_a_method_costs_its_own_cells_alone(tmp_path, computed
     pd.testing.assert_frame_equal(again.table, first.table)
 
 
+@pytest.mark.parametrize("place", ["run", "memory://runs/grown"])
+def test_a_run_is_given_more_methods_and_variants(tmp_path, computed, place):
+    """Only what is new is computed, and the results are those of one run of all."""
+    place = place if "://" in place else tmp_path / place
+    benchmark(spec(methods=["gradient"]), place)
+    more = spec(methods=["random", "gradient"], variants=["original", "backward"])
+    assert len(computed) == 2
+    grown = benchmark(more, place)
+    assert len(computed) == 2 + 6
+    whole = benchmark(more, tmp_path / "whole")
+    pd.testing.assert_frame_equal(grown.table, whole.table, check_exact=True)
+    pd.testing.assert_frame_equal(grown.pictures, whole.pictures)
+    assert grown.record.spec == whole.record.spec
+    assert grown.record.identity == whole.record.identity
+    del computed[:]
+    again = benchmark(more, place)
+    assert (computed, again.missing) == ([], [])
+    with pytest.raises(OutputNotWritable, match=r"methods: random there alone.*name those too"):
+        benchmark(spec(methods=["gradient"], variants=["original", "backward"]), place)
+    with pytest.raises(OutputNotWritable, match=r"seed is 0 there and 1 here; choose another folder$"):
+        benchmark(spec(methods=["random", "gradient", "edges"], variants=["backward", "original"], seed=1), place)
+
+
 # Refusals.
 
 

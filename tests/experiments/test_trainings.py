@@ -21,6 +21,7 @@ from pellucid.experiments import inputs
 from pellucid.experiments.planning import plan
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
+from pellucid.experiments.store import Store
 from pellucid.experiments.trainings import TrainingCell, Trainings, images_of
 from pellucid.findings.statistics import Statistics
 from pellucid.metrics.base import Criterion, Metric
@@ -273,6 +274,17 @@ def undisturbed(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         epochs = trained_epochs(patched)
         return benchmark(small(data), tmp_path_factory.mktemp("runs") / "undisturbed"), len(epochs)
+
+
+def test_a_run_of_trainings_is_given_no_more_methods(data, tmp_path):
+    """Trainings of all methods share what they learn, so that one more changes the results of the others."""
+    asked = plan(small(data)).record
+    more = small(data).model_copy(update={"methods": (*small(data).methods, "gradient")})
+    assert plan(more, begun=asked).record.hash != asked.hash
+    with Store(tmp_path / "run").opened(asked):
+        pass
+    with pytest.raises(OutputNotWritable, match=r"methods: gradient here alone; choose another folder$"):
+        benchmark(more, tmp_path / "run")
 
 
 def killed_later(data, path):

@@ -124,8 +124,8 @@ def benchmark_command(
 ) -> None:
     """Grade the maps of methods x variants x layers by metrics, image by image.
 
-    A run that was interrupted goes on where it was when the same command is given again. Before it begins, one
-    image is graded to say what all of them cost.
+    A run that was interrupted goes on where it was when the same command is given again; given more methods or
+    variants, it computes only these. Before it begins, one image is graded to say what all of them cost.
 
     Examples:
 
@@ -220,7 +220,7 @@ def _run(
             if not planned.passes:
                 show("grading", done, total)
                 return
-            passes = planned.passes * first // max(total, 1) + run
+            passes = run if planned.grows else planned.passes * first // max(total, 1) + run
             passes = planned.passes if done == total else min(passes, planned.passes - 1)
             cells = f"{done} of {counted(total, 'cell')}"
             show(f"grading, {cells}; forward passes", passes, planned.passes, kept=cells)
@@ -235,10 +235,13 @@ def _cost(planned: Sized) -> str:
     minutes = planned.seconds / 60
     time = f"{planned.seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
     time = f"{minutes / 60:.1f} hours" if minutes > 100 else time
-    return (
-        f"{counted(planned.images, 'image')}, {planned.passes:,} forward passes, about {time} on this machine if "
-        "nothing is done yet (measured on one image); stopped at any time, the same command goes on"
+    images, passes = counted(planned.images, "image"), f"{planned.passes:,} forward passes"
+    what = (
+        f"what {images} lack of methods and variants: {passes}, about {time} on this machine"
+        if planned.grows
+        else f"{images}, {passes}, about {time} on this machine if nothing is done yet"
     )
+    return f"{what} (measured on one image); stopped at any time, the same command goes on"
 
 
 def _show(results: Results, output: str) -> None:

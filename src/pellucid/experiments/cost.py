@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from time import perf_counter
 
 from ..errors import PellucidError
 from ..passes import counting
 from . import inputs
 from .cells import Cell, run_cell
-from .planning import graded_alone, with_usable
+from .planning import NO_RESULT, dumped, graded_alone, with_usable
+from .record import GROWING
 from .spec import DEFAULT_CUT, Spec
 from .store import Store
 
@@ -28,20 +30,31 @@ class Cost:
     passes: Mapping[tuple[str, str | None], int]
     seconds: Mapping[tuple[str, str | None], float]
 
-    def of(self, spec: Spec, images: int) -> tuple[int, float]:
-        """The passes and seconds of a spec with so many images, its trainings apart."""
-        times = images * len(spec.variants)
-        return times * sum(self.passes.values()), times * sum(self.seconds.values())
+    def of(self, spec: Spec, images: int, there: Collection[tuple[str, str]] = ()) -> tuple[int, float]:
+        """The passes and seconds of a spec with so many images, its trainings apart.
+
+        Methods under the variants that are ``there``, as pairs of a variant and a method, cost nothing.
+        """
+        times = {
+            (model, method): images * sum((variant, method) not in there for variant in spec.variant_texts)
+            for model, method in self.passes
+        }
+        passes = sum(self.passes[key] * count for key, count in times.items())
+        return passes, sum(self.seconds[key] * count for key, count in times.items())
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A spec whose images and cells are counted, and what it costs, where that could be measured."""
+    """A spec whose images and cells are counted, and what it costs, where that could be measured.
+
+    Where it ``grows``, a finished run is given more methods or variants, and these alone cost.
+    """
 
     spec: Spec
     images: int = 0
     passes: int = 0
     seconds: float = 0.0
+    grows: bool = False
 
 
 def sized(spec: Spec, output: str | os.PathLike[str], is_quick: bool = False) -> Sized:
@@ -56,10 +69,15 @@ def sized(spec: Spec, output: str | os.PathLike[str], is_quick: bool = False) ->
         begun = store.record()
         if is_quick:
             spec = _with_images(spec, spread=True)
+        there: set[tuple[str, str]] = set()
         if begun is not None:
             spec = _as_begun(spec, begun.spec, is_quick)
-            if store.has_all(begun.cells):
+            if _differs(spec, begun.spec):
                 return Sized(spec)
+            if store.has_all(begun.cells):
+                there = set(product(begun.spec["variants"], begun.spec["methods"]))
+                if there >= set(product(spec.variant_texts, spec.method_texts)):
+                    return Sized(spec)
         cost = image_cost(spec)
         count = len(inputs.chosen(spec.images))
         if is_quick and begun is None:
@@ -69,7 +87,7 @@ def sized(spec: Spec, output: str | os.PathLike[str], is_quick: bool = False) ->
         if spec.images_per_cell is None:
             fitting = int(LONGEST / max(cost.seconds.values()))
             spec = spec.model_copy(update={"images_per_cell": min(max(fitting, 1), DEFAULT_CUT)})
-        return Sized(spec, count, *cost.of(spec, count))
+        return Sized(spec, count, *cost.of(spec, count, there), grows=bool(there))
     except (PellucidError, ZeroDivisionError, ValueError):
         return Sized(spec)
 
@@ -106,6 +124,15 @@ def _as_begun(spec: Spec, begun: Mapping[str, object], is_quick: bool) -> Spec:
     if spec.images_per_cell is None:
         spec = spec.model_copy(update={"images_per_cell": begun.get("images_per_cell")})
     return spec
+
+
+def _differs(spec: Spec, begun: Mapping[str, object]) -> bool:
+    """Whether a run of other settings was begun, which more methods or variants do not make it."""
+    there, here = (
+        {name: value for name, value in content.items() if name not in {*NO_RESULT, *GROWING, "models", "images"}}
+        for content in (begun, dumped(spec))
+    )
+    return there != here
 
 
 def _with_images(spec: Spec, **changes: object) -> Spec:

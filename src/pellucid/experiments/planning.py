@@ -27,7 +27,7 @@ from . import inputs
 from .cells import Cell
 from .inputs import ParsedSpec
 from .noticing import Counts, count_odd, mendable, mislabeled, oddities, of_images, of_model
-from .record import MetricRecord, RunRecord, cell_digest, hashed, versions
+from .record import MetricRecord, RunRecord, cell_digest, hashed, obstacle, versions
 from .spec import DEFAULT_CUT, Spec, shown
 from .trainings import TrainingCell, cache_of, has_weights, require_trainable, training_cells
 
@@ -44,10 +44,11 @@ class Plan:
     record: RunRecord
 
 
-def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
+def plan(spec: Spec, folder: Path | None = None, command: str = "", begun: RunRecord | None = None) -> Plan:
     """Check everything that can be checked without explaining, and cut the experiment into cells.
 
     ``folder`` is where trainings keep what they share; None is the user's cache. ``command`` is what was typed.
+    ``begun`` is the run that is there: where it can go on as this one, its cells keep their names.
     Raises a ``PellucidError`` for whatever is wrong with models, methods, layers, variants, metrics or images.
     """
     spec = spec.model_copy(update={"images_per_cell": spec.images_per_cell or DEFAULT_CUT})
@@ -71,7 +72,9 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     # Trainings share what they learn of all methods, so that their results depend on every method's file.
     files = {} if trained else {shown(text): found for text in spec.methods if (found := digests_of_files([text]))}
     identity = _identity(spec, models, images, training, spec.methods if trained else ()) | numbers
-    key = hashed(identity)
+    # Trainings rank the pixels of all methods, so that one more changes what the others' networks share.
+    goes_on = begun is not None and not trained and obstacle(begun.identity, identity) is None
+    key = begun.hash if begun is not None and goes_on else hashed(identity)
     cells: list[Cell | TrainingCell] = [
         *_cells(parsed, len(names), key, files),
         *training_cells(parsed, trained, key, folder or cache_of(key)),
@@ -79,7 +82,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     record = RunRecord(
         hash=key,
         versions=versions(),
-        spec=_dumped(spec),
+        spec=dumped(spec),
         metrics={text: _recorded(metric, spec) for text, metric in parsed.metrics.items()},
         layers=layers,
         images=tuple(names),
@@ -246,7 +249,7 @@ def _require_usable(sample: Sample, needs: Mapping[str, str], models: Sequence[L
 # What makes an experiment the same, wherever its files are.
 
 
-def _dumped(spec: Spec) -> dict[str, Any]:
+def dumped(spec: Spec) -> dict[str, Any]:
     """The spec as plain values, methods and variants by the names that tables have."""
     left_out = {name for name in ("training", "layouts") if not getattr(spec, name)}
     dumped = spec.model_dump(mode="json", exclude=left_out)
@@ -265,7 +268,7 @@ def _identity(
 
     Of ``methods`` their files decide all cells; of others, only their own.
     """
-    content = {name: value for name, value in _dumped(spec).items() if name not in NO_RESULT}
+    content = {name: value for name, value in dumped(spec).items() if name not in NO_RESULT}
     content["models"] = models
     content["images"] = {"names": list(inputs.chosen(spec.images).names), "content": images}
     if spec.training is not None:

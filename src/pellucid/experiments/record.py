@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..errors import InvalidData, counted, differing
+from ..errors import InvalidData, counted, differing, first_difference
 from ..files import RUN, sealed, unsealed
 
 DIGESTED = "weights and preprocess"  # what a reader calls the digests of models
+GROWING = (
+    "methods",
+    "variants",
+)  # of each of these lists a cell has one name, so that more names leave it as it is
 _LOADED = ("weights", "preprocess", "scale", "size", "randomized", "way")  # what of a model's spec decides them
 
 
@@ -87,7 +91,8 @@ class RunRecord(BaseModel):
     """What run.json says.
 
     Attributes:
-        hash: the digest of ``identity``: all that decides the results, files by their content.
+        hash: the digest of the ``identity`` that the run began with: all that decides the results, files by their
+            content. A run that was given more methods or variants since keeps it, for its cells are named by it.
         versions: of the libraries that the run was begun with.
         spec: the spec as plain values, methods and variants by the names that the table has.
         metrics: by their texts.
@@ -132,10 +137,9 @@ class RunRecord(BaseModel):
     @property
     def decisive(self) -> dict[str, Any]:
         """All that the results depend on, by what a reader calls it."""
-        known = dict(self.identity)
         files = {name: of for part in self.method_files.values() for name, of in part.items()}
-        files |= known.pop("files", {})
-        return {DIGESTED: known.pop("models", {}), **known, "files": files}
+        known = _as_called(self.identity)
+        return known | {"files": files | known["files"]}
 
     def given(self, model: str) -> dict[str, Any]:
         """How the spec gives a model, what it leaves to the model as "its own"."""
@@ -206,6 +210,26 @@ def _another(told: Any, url: str) -> str:
 def hashed(value: Any) -> str:
     """The SHA-256 of plain values."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _as_called(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity by what a reader calls its parts, models first and files last."""
+    known = dict(identity)
+    models, files = known.pop("models", {}), known.pop("files", {})
+    return {DIGESTED: models, **known, "files": files}
+
+
+def obstacle(begun: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """What keeps a run of the identity ``begun`` from going on as ``asked``; None where nothing does.
+
+    More methods and variants do not, with the files of these variants: no cell that is there depends on them.
+    """
+    there, here = _as_called(begun), _as_called(asked)
+    for name in GROWING:
+        if set(there.get(name, ())) <= set(here.get(name, ())):
+            here[name] = there.get(name)
+    here["files"] = {name: of for name, of in here["files"].items() if name in there["files"]}
+    return None if there == here else first_difference(there, here)
 
 
 def cell_digest(

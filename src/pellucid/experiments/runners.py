@@ -78,7 +78,8 @@ def benchmark(
 
     Args:
         spec: what to compute.
-        output: a folder, or a URL that fsspec knows; it is empty, new, or holds the same experiment.
+        output: a folder, or a URL that fsspec knows; it is empty, new, or holds the same experiment, or one with
+            fewer methods or variants: its cells are kept, and only those of the new ones computed.
         runner: computes cells, in any order, and yields what became of each as it ends; ``on_ray`` is another.
         advance: called with the number of cells done and that of all.
         command: what was typed, for run.json.
@@ -89,7 +90,7 @@ def benchmark(
     """
     store = Store(output)
     try:
-        planned = plan(spec, None if store.local is None else store.local / SHARED, command)
+        planned = plan(spec, None if store.local is None else store.local / SHARED, command, store.begun())
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
         with store.opened(planned.record):

@@ -31,7 +31,7 @@ from ..errors import (
 from ..files import RUN, alone, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
-from .record import Answered, DamagedRun, Note, RunRecord, with_answers
+from .record import GROWING, Answered, DamagedRun, Note, RunRecord, obstacle, with_answers
 
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
@@ -268,10 +268,14 @@ class Store:
                     f"{self.url} holds {others[0]} but no run of pellucid benchmark; choose another folder"
                 )
             return None
-        if found.hash != record.hash:
+        first = obstacle(found.identity, record.identity)
+        if first is None and found.hash != record.hash:
             first = first_difference(found.decisive, record.decisive)
+        if first is not None:
+            less = first.startswith(GROWING) and " there alone" in first
+            more = "; name those too, for a run can only be given more" if less else ""
             raise OutputNotWritable(
-                f"{self.url} holds the results of another spec: {first}; choose another folder"
+                f"{self.url} holds the results of another spec: {first}; choose another folder{more}"
             )
         return found
 
@@ -329,6 +333,13 @@ class Store:
     def record(self) -> RunRecord | None:
         """What run.json says; None if there is none."""
         return self._again(self._told)
+
+    def begun(self) -> RunRecord | None:
+        """The same, but None where run.json cannot be read, which is ``opened``'s to tell."""
+        try:
+            return self.record()
+        except InvalidData:
+            return None
 
     def _told(self) -> RunRecord | None:
         content = self.folder.read(RUN)
