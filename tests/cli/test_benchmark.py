@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 import pellucid as pl
 from pellucid import catalog
 from pellucid.cli import app
-from pellucid.cli.benchmark import _scores, spec_content
+from pellucid.cli.benchmark import _scores, show_troubles, spec_content
 from pellucid.data.sources import open_images
 from pellucid.errors import RuleNotApplied
+from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
 from pellucid.findings.statistics import Statistics
@@ -363,3 +364,13 @@ def test_scores_of_probabilities_are_said_to_be_squeezed(tmp_path, monkeypatch):
         more = ["--metrics", "insertion(steps=2)", "--score", score, "-o", score]
         ended = CliRunner().invoke(app, ["benchmark", *given, *more])
         assert ("so squeezed: --score logits takes them as they are" in ended.stderr) is told
+
+
+def test_what_is_true_of_several_runs_is_said_once(tmp_path, capsys):
+    options = {"models": ["shapes-resnet"], "images": {"source": "shapes:2"}, "metrics": ["total_variation"]}
+    found = benchmark(read_spec(None, {**options, "methods": ["gradcam"], "layers": ["input"]}), tmp_path / "run")
+    show_troubles({"one": found, "two": found})
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: one, two: gradcam weighs the image's own channels")
+    show_troubles({"": found})
+    assert capsys.readouterr().err.startswith("note: gradcam weighs")

@@ -1244,6 +1244,25 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
 
 
+def test_passes_within_one_photo_are_shown(work, monkeypatch):
+    """One photo takes its methods' passes, each of which moves what is shown, while none of 1 is done."""
+    told, whole = [], ExplainRun.explain_all
+
+    def explain_all(self, show):
+        return whole(self, lambda what, done, total, kept="": told.append((what, done, total, kept)))
+
+    monkeypatch.setattr(ExplainRun, "explain_all", explain_all)
+    methods = "integrated(gradient, steps=5),random"
+    assert explain("photo0.png", "--methods", methods, "--max-batch", 1, "--layers", "input").exit_code == 0
+    moved = [(what, done) for what, done, _, kept in told if kept == "0 of 1"]
+    passes = [int(what.rpartition(" ")[2]) for what, _ in moved]
+    assert passes == sorted(passes)
+    assert len(set(passes)) >= 5
+    assert [done for _, done in moved] == sorted(done for _, done in moved)
+    assert {done for _, done in moved} == {0, 1 / 3, 2 / 3}
+    assert told[-1][:3] == ("explaining", 1, 1)
+
+
 def test_an_interruption_tells_what_is_kept(work, monkeypatch):
     """It comes while the second method explains five photos, of which none is written yet."""
     calls, whole = [], ExplainRun.attribute

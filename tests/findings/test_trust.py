@@ -580,3 +580,14 @@ def test_every_warning_about_a_layer_has_a_sentence():
     assert found
     for name in found:
         assert "gradient" in notes_told([Note(name, "gradient", "input")])[0]
+
+
+def test_the_way_out_of_a_lattice_is_that_of_its_layers():
+    first, hidden = (Note("PatternWarning", "gradient", layer, "backward") for layer in ("input", "layer1"))
+    [at_input], [below], [both] = map(notes_told, ([first], [hidden], [first, hidden]))
+    assert "at input for some images; the first convolution prints it: backward_with_first" in at_input
+    assert "index" not in at_input
+    assert "at layer1 for some images; something steps over places" in below
+    assert "first convolution" not in below
+    assert "first convolution" in both
+    assert "elsewhere something steps" in both

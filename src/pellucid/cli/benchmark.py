@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InvalidParameter, counted
+from ..errors import InvalidParameter, counted, shortened
 from .options import (
     AS_FOR_EXPLAIN,
     COMMAND,
@@ -34,7 +34,6 @@ from .terminal import (
     progress,
     say,
     show_going_on,
-    show_notes,
     show_noticed,
     show_reasons,
     show_whole,
@@ -255,20 +254,35 @@ def _show(results: Results, output: str) -> None:
     )
     if skipped := record.skipped:
         say(f"left out {counted(len(skipped), 'image')}, named in run.json as skip", err=True)
-    show_troubles(results)
+    show_troubles({"": results})
     say(f"next: pellucid report {output}")
 
 
-def show_troubles(results: Results, place: str = "") -> None:
-    """Say what was noticed, of methods too, and which cells failed; ``place`` begins each of these lines."""
-    several = len(results.record.noticed) > 1
-    for model, sentences in results.record.noticed.items():
-        show_noticed(sentences, f"{place}{model}: " if several else place)
-    show_notes(results.notes, "image", place)
-    if results.failed:
-        failed = counted(len(results.failed), "cell")
-        say(f"{place}{failed} failed; the same command tries them again:", err=True)
-        show_reasons([f"{cell}: {message}" for cell, message in results.failed.items()])
+def show_troubles(runs: Mapping[str, Results]) -> None:
+    """Say what was noticed of runs, of methods too, and which cells failed.
+
+    The names of the runs begin each line, one name that is empty none; what is true of several is said once.
+    """
+    noticed: dict[str, list[str]] = {}
+    for name, results in runs.items():
+        for sentence in _noticed(results):
+            noticed.setdefault(sentence, []).append(name)
+    for sentence, names in noticed.items():
+        show_noticed([sentence], f"{shortened(names, 3)}: " if any(names) else "")
+    for name, results in runs.items():
+        if results.failed:
+            failed = counted(len(results.failed), "cell")
+            say(f"{f'{name}: ' if name else ''}{failed} failed; the same command tries them again:", err=True)
+            show_reasons([f"{cell}: {message}" for cell, message in results.failed.items()])
+
+
+def _noticed(results: Results) -> list[str]:
+    """What makes a run's maps say less than they seem to, of its models and of methods."""
+    from ..findings.wording import notes_told
+
+    told, several = results.record.noticed, len(results.record.noticed) > 1
+    of_models = [f"{f'{model}: ' if several else ''}{one}" for model, some in told.items() for one in some]
+    return of_models + notes_told(results.notes)
 
 
 def _scores(results: Results) -> Table:

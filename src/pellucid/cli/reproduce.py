@@ -123,8 +123,7 @@ def _show(run: Reproduction, folder: Path) -> None:
 
     if verdicts := judged(run):
         show_whole(_claims(verdicts))
-    for key, results in run.results.items():
-        show_troubles(results, f"{key}: ")
+    show_troubles(run.results)
     say(f"open {folder / 'index.html'}, or read {folder / 'README.md'}")
 
 

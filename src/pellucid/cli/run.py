@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -40,7 +40,7 @@ from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, has_own_weights, load_model
 from ..outputs import Difference, answer, class_of, first_logits, likelihoods
-from ..passes import fitting
+from ..passes import counting, fitting
 from ..variants.base import ORIGINAL, Variant
 from .output import HOW_FAR, UNFINISHED
 from .photos import NO_CLASS, Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
@@ -204,15 +204,15 @@ class ExplainRun:
 
     def explain_group(self, photos: list[Photo], show: Show) -> None:
         """Classify, explain and draw photos of one size, and keep what was found."""
-        found, pairs = self.found, self.request.pairs
+        found = self.found
         images = torch.stack([photo.pixels for photo in photos]).to(self.request.device)
-        targets = self.classify(photos, images)
-        if not found.photos:
-            self.probe(images[:1], targets[:1])
-        for number, (name, variant) in enumerate(pairs, 1):
-            self.keep(photos, name, variant, self.attribute(name, variant, images, targets))
-            done, total = len(found.photos) + len(photos) * number / (len(pairs) + 1), len(self.places)
-            show("explaining", done, total, kept=f"{len(found.photos)} of {total}")
+        with self.ticking(show, len(photos)) as advance:
+            targets = self.classify(photos, images)
+            if not found.photos:
+                self.probe(images[:1], targets[:1])
+            for name, variant in self.request.pairs:
+                self.keep(photos, name, variant, self.attribute(name, variant, images, targets))
+                advance()
         self.pictures.kinds = found.pictures or ()
         self.pictures.draw(photos)
         for photo in photos:
@@ -223,6 +223,26 @@ class ExplainRun:
         found.photos += [photo.facts for photo in photos]
         found.write(self.folder)
         show("explaining", len(found.photos), len(self.places))
+
+    @contextmanager
+    def ticking(self, show: Show, photos: int) -> Iterator[Callable[[], None]]:
+        """Show each pass of a group of photos, so that something moves within a method; what it gives ends one."""
+        before, total = len(self.found.photos), len(self.places)
+        passes = pairs = 0
+
+        def tick(rows: int) -> None:
+            nonlocal passes
+            passes += rows
+            done = before + photos * pairs / (len(self.request.pairs) + 1)
+            show(f"explaining; forward passes: {passes:,}", done, total, kept=f"{before} of {total}")
+
+        def advance() -> None:
+            nonlocal pairs
+            pairs += 1
+            tick(0)
+
+        with counting(tick):
+            yield advance
 
     def classify(self, photos: Sequence[Photo], images: Tensor) -> Tensor:
         """The classes to explain, from one forward pass; and what variants make of them."""

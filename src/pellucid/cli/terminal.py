@@ -156,8 +156,8 @@ def show_noticed(sentences: Iterable[str], place: str = "") -> None:
         say(f"note: {place}{visible(sentence, '')}", err=True)
 
 
-def show_notes(notes: Sequence[Note], noun: str, place: str = "") -> None:
-    """Say once and short what is to be known about methods (``notes_told``); ``place`` begins each line."""
+def show_notes(notes: Sequence[Note], noun: str) -> None:
+    """Say once and short what is to be known about methods (``notes_told``)."""
     from ..findings.wording import notes_told
 
-    show_noticed(notes_told(notes, noun), place)
+    show_noticed(notes_told(notes, noun))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 GROUP = ["model", "variant", "method", "layer", "metric"]
 CONTENDER = ["model", "variant", "method", "metric"]
 UNCHANGED = "original"  # the variant that the others are compared with, where no method is graded
-_INPUT = "input"
+AT_INPUT = "input"
 POINTS = 57  # of a curve that are kept at most
 WHOLE_VARIANT = ""  # the null method and layer of what grades a variant as a whole: an index takes no null
 
@@ -107,8 +107,8 @@ class Statistics:
         values = self.values.to_numpy()
         named, chosen = [], []
         for key, group in keys.groupby(CONTENDER, sort=False):
-            if key[2] in self.hidden and (group["layer"] != _INPUT).any():
-                group = group[group["layer"] != _INPUT]
+            if key[2] in self.hidden and (group["layer"] != AT_INPUT).any():
+                group = group[group["layer"] != AT_INPUT]
             place, each = best_row(values[group.index], self.metrics[key[-1]].higher_is_better)
             named.append(group.index[place])
             chosen.append(group.index.to_numpy()[each])

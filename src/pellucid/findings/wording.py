@@ -11,7 +11,7 @@ from ..experiments.record import Note
 from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
-from .statistics import UNCHANGED
+from .statistics import AT_INPUT, UNCHANGED
 
 # In the order of the card; other axes follow.
 QUESTIONS = {
@@ -48,13 +48,15 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "PatternWarning": (
         "still has a lattice under a variant that should level it",
-        "at the input the first convolution prints it, which backward_with_first, forward_with_first and a "
-        "surrogate that was trained and is used with include_first=True take away; elsewhere something steps over "
-        "places by an index, interpolate, reshape or a pooling, or under a surrogate by a strided slice, which "
-        "backward levels",
+        "something steps over places there by an index, interpolate, reshape or a pooling, or under a surrogate "
+        "by a strided slice, which backward levels",
     ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
+_FIRST_PRINTS = (  # the way out of a lattice at the input
+    "the first convolution prints it: backward_with_first and forward_with_first take it away, and a surrogate "
+    "that was trained and is used with include_first=True"
+)
 _NAMED = 4  # names in a sentence; the others are counted
 FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
@@ -240,7 +242,7 @@ def notes_told(
                 for variant in under
             }
             at = f"{shortened(names, 3)}{_of_images(numbers, noun, total)}"
-            told += f" {_NOTES[warning][0]} at {at}; {_way_out(warning, method)}"
+            told += f" {_NOTES[warning][0]} at {at}; {_way_out(warning, method, names)}"
         methods.setdefault((model if several else "", told), []).append(method)
     return [
         f"{f'{model}: ' if model else ''}{_each(names) if told[0] != ':' else joined(names)}{told}"
@@ -264,8 +266,10 @@ def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
     return f" for {most}{max(known)} of {total} {noun}s"
 
 
-def _way_out(warning: str, method: str) -> str:
+def _way_out(warning: str, method: str, layers: Sequence[str]) -> str:
     """What to do; where a sum is missed a method itself says why, and of a user's function nobody knows."""
+    if warning == "PatternWarning" and AT_INPUT in layers:
+        return _FIRST_PRINTS + (f"; elsewhere {_NOTES[warning][1]}" if len(layers) > 1 else "")
     if ".py:" in method and warning in ("EmptyMapWarning", "FlatMapWarning"):
         return "its function gives it so"
     if warning == "CompletenessWarning":
