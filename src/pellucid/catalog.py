@@ -156,7 +156,7 @@ _AROUND = {  # what the combinators add to the sentence of what they wrap
 }
 _INTEGRATED_GRADIENT = (
     "What each place adds to the score or takes from it on the way from an empty image (zeros, mostly gray) to "
-    "this one: the places together add up to the difference of the two scores."
+    "this one: of the network as it is, the places together add up to the difference of the two scores."
 )
 
 METRICS: Mapping[str, type[Criterion]] = {

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from pellucid.cli import app
 from pellucid.experiments.store import PICTURE_ROWS, ROWS, Results, Store
 from pellucid.files import RUN
+from pellucid.findings.statistics import Statistics
 from tests.tables import plausible
 
 SMALL = {"variants": ("original",), "layers": ("input",), "shown": 1}
@@ -126,6 +127,12 @@ def test_results_are_exported_by_the_files_ending_or_the_option(folder, tmp_path
     assert "its rank is among variants." in latex
     above = latex[: latex.index(r"\bottomrule")].splitlines()[-1]
     assert above.endswith("\\\\")  # a row, no rule
+    statistics = Statistics.of(results).best.summary
+    low, high = statistics.loc[("net", "original", "gradcam", "input", "mass_outside"), ["low", "high"]]
+    assert run("export", folder, "--latex", "--intervals").exit_code == 0
+    latex = (tmp_path / "run.tex").read_text()
+    assert f"{mean:.3f} [{low:.3f}, {high:.3f}] (" in latex
+    assert r"images, with their 95\,\% intervals, each method" in latex
 
 
 def test_exports_of_no_kind_or_two_are_refused(folder):

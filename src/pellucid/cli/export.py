@@ -38,6 +38,9 @@ def export(
     layer: Annotated[
         str | None, typer.Option(help="With --latex: the layer, instead of each method's own best one.")
     ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="With --latex: the 95 % interval behind each mean.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -66,20 +69,20 @@ def export(
         )
     results = Results.read(run)
     path = output or Path(f"{run.rstrip('/').rpartition('/')[2]}{_ENDINGS[kind]}")
-    replace_file(path, _content(results, kind, layer, path.stem))
+    replace_file(path, _content(results, kind, layer, intervals, path.stem))
     if missing := len(results.missing):
         say(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
     say(f"wrote {path}")
 
 
-def _content(results: Results, kind: str, layer: str | None, name: str) -> bytes:
+def _content(results: Results, kind: str, layer: str | None, intervals: bool, name: str) -> bytes:
     if kind == "parquet":
         return results.table.to_parquet(index=False)  # type: ignore[no-any-return]
-    text = results.values().to_csv(index=False) if kind == "csv" else _latex(results, layer, name)
+    text = results.values().to_csv(index=False) if kind == "csv" else _latex(results, layer, intervals, name)
     return str(text).encode()
 
 
-def _latex(results: Results, layer: str | None, name: str) -> str:
+def _latex(results: Results, layer: str | None, intervals: bool, name: str) -> str:
     """Means with their ranks as the report's tables have them, a part for each model and variant."""
     import pandas as pd
 
@@ -90,9 +93,9 @@ def _latex(results: Results, layer: str | None, name: str) -> str:
     statistics = Statistics.of(results)
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for model, variant in statistics.values.index.droplevel(["method", "layer", "metric"]).unique():
-        if (part := overview(statistics, model, variant, layer)) is not None:
+        if (part := overview(statistics, model, variant, layer, intervals)) is not None:
             rows |= {(model, variant, row.title): _cells(part, row) for row in part.rows}
-        whole = variants_overview(statistics, model)
+        whole = variants_overview(statistics, model, intervals)
         for row in (row for row in whole.rows if row.title == variant):
             rows[model, variant, _WHOLE] = _cells(whole, row)
     if layer is not None and all(method == _WHOLE for _, _, method in rows):
@@ -101,8 +104,9 @@ def _latex(results: Results, layer: str | None, name: str) -> str:
     table = pd.DataFrame(list(rows.values()), index).fillna("–")
     counts = ((noun, results.table[noun].nunique()) for noun in ("image", "training"))
     over = " or ".join(counted(count, noun) for noun, count in counts if count)
+    means = r", with their 95\,\% intervals" if intervals else ""
     caption = (
-        f"Means over {over}, {judged_at(layer)}. In brackets the rank among methods of the same "
+        f"Means over {over}{means}, {judged_at(layer)}. In parentheses the rank among methods of the same "
         "variant (= where several share it)" + (" and the layer." if layer is None else ".")
     )
     if any(method == _WHOLE for _, _, method in rows):

@@ -172,9 +172,13 @@ class Statistics:
         )
         return values, checked, summary
 
-    def scores(self, model: str, variant: str, layer: str | None) -> pd.DataFrame:
-        """The summary of maps by (method, metric) at a layer, or at each one's best, which ``layer`` says."""
-        rows = rows_at((self if layer is not None else self.best).summary, model=model, variant=variant)
+    def scores(self, model: str, variant: str | None, layer: str | None) -> pd.DataFrame:
+        """The summary of maps by (method, metric) at a layer, or at each one's best, which ``layer`` says.
+
+        None for ``variant`` are all variants, by which the rows are told then, too.
+        """
+        at = {"model": model} if variant is None else {"model": model, "variant": variant}
+        rows = rows_at((self if layer is not None else self.best).summary, **at)
         rows = _at_layer(rows[~is_of_variant(rows.index.get_level_values("method"))], layer)
         return rows.reset_index("layer")
 

@@ -18,26 +18,32 @@ from ..findings.wording import joined, judged_at
 from .pages import Table, TableCell, TableColumn, TableRow, Whisker
 
 
-def overview(statistics: Statistics, model: str, variant: str, layer: str | None) -> Table | None:
-    """Methods x metrics: the mean, its rank, and the layer where each has its own (``layer=None``)."""
+def overview(
+    statistics: Statistics, model: str, variant: str, layer: str | None, intervals: bool = False
+) -> Table | None:
+    """Methods x metrics: the mean, its rank, and the layer where each has its own (``layer=None``).
+
+    All variants have as many decimals, so that they can be read beside each other; with ``intervals`` each mean's
+    95 % interval follows.
+    """
     summary = statistics.scores(model, variant, layer)
     if summary.empty:
         return None
     methods, metrics = (list(summary.index.get_level_values(key).unique()) for key in ("method", "metric"))
-    places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in _by_metric(summary)}
+    of_all = _by_metric(statistics.scores(model, None, layer))
+    places = {metric: shared_decimals(rows["low"], rows["high"]) for metric, rows in of_all}
     found = dict(zip(summary.index, summary.to_dict("records"), strict=True))
+    kinds = {"own_layer": layer is None, "interval": intervals}
     rows = [
-        _row(
-            method, [_mean_cell(found.get((method, metric)), places[metric], layer is None) for metric in metrics]
-        )
+        _row(method, [_mean_cell(found.get((method, metric)), places[metric], **kinds) for metric in metrics])
         for method in methods
     ]
     columns = [TableColumn("Method"), *(column_of(statistics, metric) for metric in metrics)]
     return Table(columns, rows, title=f"{variant}, {judged_at(layer)}", sortable=True)
 
 
-def variants_overview(statistics: Statistics, model: str) -> Table:
-    """Variants x the metrics that grade them as a whole: the mean and its rank."""
+def variants_overview(statistics: Statistics, model: str, intervals: bool = False) -> Table:
+    """Variants x the metrics that grade them as a whole: the mean and its rank, as ``overview`` has them."""
     summary = statistics.of_variants(model)
     columns: list[TableColumn] = [TableColumn("Variant")]
     cells: dict[str, dict[str, TableCell]] = {}
@@ -45,7 +51,7 @@ def variants_overview(statistics: Statistics, model: str) -> Table:
         columns.append(column_of(statistics, metric))
         places = shared_decimals(rows["low"], rows["high"])
         for variant, row in zip(rows.index, rows.to_dict("records"), strict=True):
-            cells.setdefault(variant, {})[metric] = _mean_cell(row, places, False)
+            cells.setdefault(variant, {})[metric] = _mean_cell(row, places, interval=intervals)
     metrics = [metric for metric, _ in _by_metric(summary)]
     rows = [_row(name, [of.get(metric, TableCell("–")) for metric in metrics]) for name, of in cells.items()]
     return Table(columns, rows)
@@ -175,13 +181,17 @@ def _notes(statistics: Statistics, metric: str, rows: pd.DataFrame) -> list[str]
     return notes
 
 
-def _mean_cell(row: dict[str, Any] | None, places: int, own_layer: bool) -> TableCell:
+def _mean_cell(
+    row: dict[str, Any] | None, places: int, own_layer: bool = False, interval: bool = False
+) -> TableCell:
     if row is None:
         return TableCell("–")
-    rank = _rank_cell(row)
+    rank, cell = _rank_cell(row), _number_cell(row["mean"], places)
     place = " ".join(filter(None, [rank.text.rstrip("–"), row["layer"] if own_layer else ""]))
     note = ", ".join(filter(None, [place, known_text(row)]))
-    return replace(_number_cell(row["mean"], places), note=note, best=rank.best)
+    if interval and math.isfinite(row["low"]):
+        cell = replace(cell, text=f"{cell.text} [{', '.join(interval_ends(row['low'], row['high'], places))}]")
+    return replace(cell, note=note, best=rank.best)
 
 
 def known_text(row: Mapping[Any, Any]) -> str:
