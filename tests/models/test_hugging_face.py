@@ -57,6 +57,17 @@ def test_a_folder_is_the_model_with_its_processor_and_names(folder):
     assert torch.equal(loaded.model(found[None]).logits, model(found[None]).logits)
 
 
+def test_a_folder_of_weights_that_were_never_trained_is_told(folder):
+    told = "looks untrained: its weights lie as they are drawn at the start"
+    [sentence] = of_model(load_model(f"hf:{folder}"))
+    assert told in sentence
+    assert sentence.endswith("give the weights after training")
+    model = transformers.ViTForImageClassification.from_pretrained(folder)
+    torch.nn.init.normal_(model.vit.layernorm.weight, mean=1.0, std=0.1)
+    model.save_pretrained(folder)
+    assert not [one for one in of_model(load_model(f"hf:{folder}")) if told in one]
+
+
 def test_it_is_explained_at_its_blocks_by_name(folder):
     loaded = load_model(f"hf:{folder}")
     images = loaded.preprocess(picture())[None]

@@ -45,10 +45,12 @@ def of_model(loaded: LoadedModel) -> Iterator[str]:
     is_file, name = ".py:" in loaded.name, shown(loaded.name)
     if loaded.weights == "random" and not is_file:
         yield f"{name} has random weights; give --weights FILE or DEFAULT"
-    elif loaded.weights == "random" and is_untrained(loaded.model):
+    elif is_untrained(loaded.model):
+        given = loaded.weights != "random"
+        way = "give the weights after training" if given else "load its weights in the file or give --weights FILE"
         yield (
             f"{name} looks untrained: its weights lie as they are drawn at the start, so the maps tell "
-            "nothing of a trained network; load its weights in the file or give --weights FILE"
+            f"nothing of a trained network; {way}"
         )
     if loaded.assumption:
         yield (
