@@ -268,13 +268,16 @@ def everything(folder="out"):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-OTHERS = {
-    "photos": ["photo1.png"],
-    "more photos": ["photo0.png", "photo1.png"],
-    "methods": ["photo0.png", "--methods", "gradcam"],
-    "model": ["photo0.png", "--model", "shapes-resnet"],
-    "settings": ["photo0.png", "--seed", "1"],
-    "what fails": ["photo0.png", "--target", "99"],
+OTHERS = {  # and the first thing in which each differs
+    "photos": (["photo1.png"], "photos: photo0.png there alone; photo1.png here alone"),
+    "more photos": (["photo0.png", "photo1.png"], "photos: photo1.png here alone"),
+    "methods": (
+        ["photo0.png", "--methods", "gradcam"],
+        "methods: gradient, smoothed(gradient, samples=3) there alone; gradcam here alone",
+    ),
+    "model": (["photo0.png"], "model is 'tiny.py:network' there and 'shapes-resnet' here"),
+    "settings": (["photo0.png", "--seed", "1"], "seed is 0 there and 1 here"),
+    "what fails": (["photo0.png", "--target", "99"], "target is 'auto' there and '99' here"),
 }
 
 
@@ -283,12 +286,13 @@ def test_a_finished_run_of_another_request_is_told_and_kept(work, other):
     assert explain("photo0.png", "--methods", "gradient,smoothed(gradient, samples=3)").exit_code == 0
     Path("out/notes.txt").write_text("mine")
     before = everything()
-    result = explain_again(*OTHERS[other])
+    result = explain_again(*OTHERS[other][0], model="shapes-resnet" if other == "model" else "tiny.py:network")
     assert result.exit_code == 2
-    assert result.stderr == (
-        "error: out holds a finished run of another request: 1 photo by gradient, smoothed(gradient, samples=3), "
-        "or with other settings, weights or files; choose another folder, or move this one\n"
+    differs, says = OTHERS[other][1], result.stderr
+    assert says.startswith(
+        "error: out holds a finished run of another request: 1 photo by gradient, smoothed(gradient, samples=3); "
     )
+    assert f"; {differs}; choose another folder, or move this one\n" in says
     assert everything() == before
 
 
@@ -392,6 +396,7 @@ def test_other_names_beside_the_weights_are_another_request(work):
     result = explain_again(*arguments, model="shapes-resnet")
     assert result.exit_code == 2
     assert "holds a finished run of another request" in result.stderr
+    assert "; files.w.safetensors: not the same; choose another folder" in result.stderr
 
 
 def test_maps_and_benchmarks_are_of_the_weights_that_a_file_loads(loading):

@@ -24,7 +24,7 @@ from .options import (
     chosen_device,
     parted,
 )
-from .output import finished, staged, write_facts
+from .output import ASKED, finished, staged, write_facts
 from .terminal import ALREADY_FINISHED, Show, progress, say, show_going_on, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
@@ -212,20 +212,20 @@ def _explained(request: Request, output: Path, show: Show) -> tuple[dict[str, An
     from .facts import run_facts
     from .run import ExplainRun, require_same_model
 
-    key = request.digest()
+    key, asked = request.digest(), request.asked()
     told = finished(output, key)
     if told is not None:
         require_same_model(request, told, output)
     if told is not None and told["title"] == request.title:
         say(ALREADY_FINISHED.format(output))
         return told, 0
-    with staged(output, key) as folder:
+    with staged(output, key, asked) as folder:
         run = ExplainRun.of(request, folder)
         before = len(run.found.photos)
         show_going_on(before, len(run.places), "photo")
         run.explain_all(show)
         ExplainPage(run).write()
-        told = run_facts(run)
+        told = run_facts(run) | {ASKED: asked}
         write_facts(folder, told, key)
     return told, before
 

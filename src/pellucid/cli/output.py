@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ..errors import InvalidParameter, OutputNotWritable, counted, shortened
+from ..errors import InvalidParameter, OutputNotWritable, counted, first_difference, shortened
 from ..files import (
     DIGESTS,
     FILES,
@@ -33,11 +34,12 @@ UNFINISHED = ".kept"  # in a draft that the same command goes on with: what it h
 HOW_FAR = "state.json"  # in there: how far it is
 _EARLIER = ".earlier"  # in a draft that is taking its place: what of an earlier run goes
 _KEPT_ASIDE = (UNFINISHED, _EARLIER)  # what of a draft does not take its place
-_REQUEST = "request"  # in run.json: the key of the run
+_REQUEST, ASKED = "request", "asked"  # in run.json: the key of the run, and what it was made from
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @contextmanager
-def staged(folder: Path, key: str = "") -> Iterator[Path]:
+def staged(folder: Path, key: str = "", asked: Mapping[str, Any] = _NOTHING) -> Iterator[Path]:
     """A draft folder whose content takes its place in ``folder`` if all goes well, and else is removed.
 
     Only an earlier run of the same ``key`` is replaced, and only if all its files are as it wrote them; whatever
@@ -59,7 +61,7 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
     _finish_moves(folder)
     _require_no_stopped(folder, key)
-    _earlier_run(folder, key)
+    _earlier_run(folder, key, asked)
     with writable(folder):
         for place in {beside, folder.absolute().parent}:
             _clear_away(place, folder, key)
@@ -81,7 +83,7 @@ def staged(folder: Path, key: str = "") -> Iterator[Path]:
                         path.unlink()
             yield draft
             with writable(folder):
-                _take_place(draft, folder, key)
+                _take_place(draft, folder, key, asked)
             stays = False
     finally:
         if held and not (stays and (draft / UNFINISHED).exists()):
@@ -191,8 +193,11 @@ class _Earlier:
                 raise OutputNotWritable(f"{folder / name} {how}; choose another folder or move this file")
 
 
-def _earlier_run(folder: Path, key: str) -> _Earlier:
-    """What an earlier run of the same ``key`` left in ``folder``, by its run.json; anything else is refused."""
+def _earlier_run(folder: Path, key: str, asked: Mapping[str, Any]) -> _Earlier:
+    """What an earlier run of the same ``key`` left in ``folder``, by its run.json; anything else is refused.
+
+    Of another run it is said in what it differs from what is ``asked``.
+    """
     if not folder.is_dir():
         if folder.exists():
             raise OutputNotWritable(f"{folder} is a file; choose a folder")
@@ -219,9 +224,10 @@ def _earlier_run(folder: Path, key: str) -> _Earlier:
         ) from error
     if told.get(_REQUEST, "") != key:
         what = _told_of(told) or f", {told.get('command') or 'unknown'!r}"
+        differs = f"; {first_difference(told[ASKED], asked)}" if asked and told.get(ASKED) else ""
         raise OutputNotWritable(
-            f"{folder} holds a finished run of another request{what}, or with other settings, weights or files; "
-            "choose another folder, or move this one"
+            f"{folder} holds a finished run of another request{what}{differs}; choose another folder, or move "
+            "this one"
         )
     earlier = _Earlier(paths, digests)
     with writable(folder):
@@ -240,13 +246,13 @@ def _own(folder: Path, name: str) -> Path:
     return path
 
 
-def _take_place(draft: Path, folder: Path, key: str) -> None:
+def _take_place(draft: Path, folder: Path, key: str, asked: Mapping[str, Any]) -> None:
     """Move a finished draft to where it belongs; what came there meanwhile is looked at again."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft, folder)
         return
-    earlier = _earlier_run(folder, key)
+    earlier = _earlier_run(folder, key, asked)
     # Whoever finds this draft after a kill can finish the moves.
     told = {FILES: [path.name for path in earlier.paths], DIGESTS: dict(earlier.digests)}
     (draft / _EARLIER).write_text(json.dumps(told))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -70,22 +71,30 @@ class Request:
         """Whether colors have two sides, by what the methods are: so all photos and figures have one scale."""
         return self.heatmap["channels"] in SIGNED and any(map(may_be_negative, self.texts.values()))
 
-    def digest(self) -> str:
-        """16 hexadecimal digits that differ where anything differs that results depend on: settings or files.
+    def asked(self) -> dict[str, Any]:
+        """All that results depend on, settings and the states of files, as plain values.
 
         What a model loads by itself is told by the model alone (``require_same_model``).
         """
         settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for name in ("methods", "variants", "title", "command"):
             settings.pop(name)
-        named = [*self.photos, self.model, self.weights, *self.variant_texts.values(), self.target]
+        settings["methods"] = list(settings.pop("texts").values())
+        settings["variants"] = list(settings.pop("variant_texts").values())
+        named = [self.model, self.weights, *self.variant_texts.values(), self.target]
         named += [*self.texts.values(), *(self.classes or ()), self.preprocess]
         paths = [Path(re.sub(r"\.py:.*", ".py", text)) for text in named if text]
         paths += [facts_beside(Path(self.weights))] if self.weights and is_file(self.weights) else []
-        files = [_state(path) for place in paths for path in _files(place)]
-        tables = [table for photos in self.photos for table in _files(Path(photos)) if table.suffix == ".parquet"]
-        files += [_state(path) for table in tables for path in files_named(table)]
-        return sha256(repr((sorted(settings.items()), files, origin(""))).encode()).hexdigest()[:16]
+        photos = [path for place in self.photos for path in _files(Path(place))]
+        photos += [path for table in photos if table.suffix == ".parquet" for path in files_named(table)]
+        states = {str(path): _state(path) for place in paths for path in _files(place)}
+        states["of photos"] = _digest([(str(path), _state(path)) for path in photos])
+        plain: dict[str, Any] = json.loads(json.dumps(settings, default=repr))
+        return {**plain, **origin(""), "files": states}
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that differ where anything differs that results depend on."""
+        return _digest(self.asked())[:16]
 
 
 def _files(place: Path) -> list[Path]:
@@ -98,10 +107,14 @@ def _files(place: Path) -> list[Path]:
         return []
 
 
-def _state(path: Path) -> tuple[str, int, int]:
+def _state(path: Path) -> str:
     """What tells a file's content from another without reading it."""
     found = path.stat()
-    return str(path), found.st_size, found.st_mtime_ns
+    return _digest([found.st_size, found.st_mtime_ns])
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def checked_pictures(text: str) -> list[str]:
