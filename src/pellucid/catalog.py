@@ -47,14 +47,12 @@ class Entry:
     """A method of the catalogue: what it is, as a function or as text made of other names, and its source.
 
     ``shows`` says in one plain sentence what is seen on a map; of text it is put together from its parts.
-    ``has_sign``: whether what is positive speaks for the class, and what is negative against it.
     ``goes_below_zero``: whether maps may have negative values at all.
     """
 
     made_of: Callable[..., Method] | str
     source: str
     shows: str = ""
-    has_sign: bool = True
     goes_below_zero: bool = True
 
     @property
@@ -75,13 +73,11 @@ METHODS: Mapping[str, Entry] = {
         Random,
         f"{_NIELSEN}, Sec. III: the floor of every comparison",
         "Noise that knows nothing of the network: a map of use looks different from it.",
-        has_sign=False,
     ),
     "edges": Entry(
         Edges,
         f"{_SANITY}: an edge detector, blind to the model",
         "The edges of the photo, which know nothing of the network: a map of use tells more than they do.",
-        has_sign=False,
         goes_below_zero=False,
     ),
     "gradient": Entry(
@@ -101,19 +97,16 @@ METHODS: Mapping[str, Entry] = {
         guided_backprop,
         f"{_NIELSEN}, Eq. 4",
         f"Fine structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
-        has_sign=False,
     ),
     "deconvnet": Entry(
         deconvnet,
         f"{_RECTGRAD}, Claim 1",
         f"Structures that excite the units behind the class, much alike for whatever class. {_NO_SIGN}",
-        has_sign=False,
     ),
     "rectgrad": Entry(
         rectgrad,
         f"{_RECTGRAD}, Sec. 4.1, q = 98, padding trick",
         "What remains of the gradient when each layer lets only its strongest contributions pass. " + _NO_SIGN,
-        has_sign=False,
     ),
     "rectgrad_prr": Entry("rectgrad(proportional=True)", f"{_RECTGRAD}, Appendix C.2"),
     "deeplift": Entry(
@@ -234,12 +227,6 @@ def meaning(text: str) -> str:
         return f"{meaning(ast.unparse(inner))} {_AROUND.get(name, '')}".strip() if inner is not None else ""
     entry = METHODS[name]
     return entry.shows or (meaning(entry.made_of) if isinstance(entry.made_of, str) else "")
-
-
-def has_sign(text: str) -> bool:
-    """Whether the sign of a method's maps, given as text, says what speaks for the class and what against it."""
-    entry = _innermost(text)
-    return entry is None or entry.has_sign
 
 
 def may_be_negative(text: str) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import pellucid as pl
+from pellucid.catalog import METHODS
 from pellucid.errors import (
     InvalidData,
     InvalidImage,
@@ -62,6 +63,27 @@ def test_what_is_saved_is_read_again(model, images, tmp_path):
     varied.save(tmp_path / "varied.safetensors")
     assert Attributions.load(tmp_path / "varied.safetensors").unchecked == varied.unchecked
     assert "no sum is promised" in varied.unchecked
+    for name in ("guided_backprop", "gradient"):
+        found = pl.method(name)(model, images)
+        found.save(tmp_path / f"{name}.safetensors")
+        assert Attributions.load(tmp_path / f"{name}.safetensors").has_sign == (name == "gradient")
+
+
+SIGNLESS = ["random", "edges", "guided_backprop", "deconvnet", "rectgrad", "rectgrad_prr"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_which_methods_have_a_sign(model, images, name):
+    """Rules that cut what flows back by its sign, and maps blind to the network, leave none; samplings keep it."""
+    inner = METHODS[name].formula or name
+    has_sign = not any(part in inner for part in SIGNLESS)
+    assert pl.method(name).has_sign == has_sign
+    assert pl.method(f"smoothed({name}, samples=2)").has_sign == has_sign
+
+
+def test_a_confined_rule_leaves_no_sign_either(model, images):
+    found = pl.Gradient(rules=(pl.GuidedReLU().at("0"), pl.GuidedReLU().at("1", "2", "3", "4")))
+    assert not found.has_sign
 
 
 def test_any_changed_byte_is_noticed(model, images, tmp_path):

@@ -128,16 +128,19 @@ def test_what_is_no_class_is_called_as_it_was_asked(model, images):
 
 def test_the_legend_claims_no_more_than_a_methods_sign_says(model, images):
     """A guided gradient's or a random map's sign says nothing of the class; a layer's name is no method's."""
-    maps = pl.Gradient()(model, images, 0)
+    maps, guided, noise = (pl.method(name)(model, images, 0) for name in ("gradient", "guided_backprop", "random"))
 
     def told(shown):
         return {one.text for one in pl.show(shown, images).texts}
 
     assert {"for class 0", "against class 0"} <= told({"gradient": maps}) & told(maps) & told({"mine #1": maps})
-    assert {"positive", "negative"} <= told({"guided_backprop": maps, "random": maps})
-    both = told({"gradient": maps, "guided_backprop": maps})
-    assert "for class 0" in both
-    assert any("the sign of guided_backprop says nothing" in text for text in both)
+    for signless in (guided, noise, {"guided_backprop": guided, "random": noise}, {"a": guided}):
+        assert {"positive", "negative"} <= told(signless)
+        assert not any("class" in text for text in told(signless) if text.startswith(("for", "against")))
+    for guided_maps in (guided, guided["input"].numpy()):  # arrays are known by their names alone
+        both = told({"gradient": maps, "guided_backprop": guided_maps})
+        assert any("the sign of guided_backprop says nothing" in text for text in both)
+    assert "for class 0" in told({"gradient": maps, "guided_backprop": guided})
 
 
 def test_images_beyond_the_most_are_counted(model, images):

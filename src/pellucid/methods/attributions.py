@@ -62,7 +62,8 @@ class Attributions(Mapping[str, Tensor]):
     of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
     tokens are in the sum. Where a variant changes what propagates back, no sum is promised: ``unchecked`` then
     says why there are no residuals. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no
-    place, such as a class token.
+    place, such as a class token. Without ``has_sign`` what is positive does not speak for the class, nor what is
+    negative against it, as under Guided Backprop.
     """
 
     by_layer: dict[str, Tensor]
@@ -71,6 +72,7 @@ class Attributions(Mapping[str, Tensor]):
     prefixes: dict[str, Tensor] = field(default_factory=dict)
     answer: str = ""
     unchecked: str = ""
+    has_sign: bool = True
 
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self.by_layer:
@@ -126,7 +128,8 @@ class Attributions(Mapping[str, Tensor]):
             )
         parts = {name: getattr(self, name) for name in _PARTS}
         tensors = {f"{part}/{layer}": value for part, layers in parts.items() for layer, value in layers.items()}
-        facts = {"format": _FORMAT, "layers": list(self), "answer": self.answer, "unchecked": self.unchecked}
+        facts: dict[str, Any] = {"format": _FORMAT, "layers": list(self)}
+        facts |= {"answer": self.answer, "unchecked": self.unchecked, "has_sign": self.has_sign}
         replace_file(Path(path), sealed_tensors({"targets": self.targets} | tensors, facts))
 
     @classmethod
@@ -151,4 +154,5 @@ class Attributions(Mapping[str, Tensor]):
                 "(safetensors.torch.load_file reads the numbers of pellucid explain)"
             ) from error
         answer, unchecked = (str(facts.get(name, "")) for name in ("answer", "unchecked"))
-        return cls(targets=targets, **found, answer=answer, unchecked=unchecked)
+        has_sign = facts.get("has_sign", True) is not False
+        return cls(targets=targets, **found, answer=answer, unchecked=unchecked, has_sign=has_sign)

@@ -94,6 +94,11 @@ class Method(ABC):
         return ()
 
     @property
+    def has_sign(self) -> bool:
+        """Whether what is positive speaks for the class, and what is negative against it."""
+        return all(rule.keeps_sign for rule in self.backward_rules)
+
+    @property
     def maker(self) -> str:
         """The user's function that gives the maps; empty where they are of the network's own passes."""
         return ""
@@ -209,7 +214,7 @@ class Method(ABC):
             self._evaluate(network, self.samplings, points, layers)
             for points in _parted(network.images, asking.keys, network.max_batch)
         ]
-        found = Attributions({}, network.targets, answer=asking.answer)
+        found = Attributions({}, network.targets, answer=asking.answer, has_sign=self.has_sign)
         for layer in _whole(layers, parts):
             self._hand_out(network, layer, Estimate.joined([part[layer] for part in parts]), found)
         if self.is_for_hidden and INPUT in layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from .network import Network, Points
 class Random(Method):
     """Standard normal noise of the layer's shape, from the image's seed."""
 
+    has_sign: ClassVar[bool] = False
+
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """The model only tells the shapes."""
         return {
@@ -31,6 +34,8 @@ class Random(Method):
 @dataclass(frozen=True)
 class Edges(Method):
     """The Sobel gradient magnitude of the image, blind to the model; averaged down to a layer's size."""
+
+    has_sign: ClassVar[bool] = False
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """The same edges in every channel of a hidden layer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,23 +161,25 @@ def color_key(signed: bool, explained: Speaks = "the class", overlay: Overlay | 
     return ColorKey(colors, meanings(signed, explained))
 
 
-def signs(methods: Sequence[str], explained: Speaks) -> tuple[Speaks, str]:
-    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing.
+def signs(methods: Iterable[str], explained: Speaks) -> tuple[Speaks, str]:
+    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing."""
+    return signs_told({text: has_sign(text) for text in methods}, explained)
 
-    Where no method's does, the ends speak for nothing.
-    """
-    without = [text for text in methods if not _has_sign(text)]
-    if len(without) == len(methods):
+
+def signs_told(has_sign: Mapping[str, bool], explained: Speaks) -> tuple[Speaks, str]:
+    """As ``signs``, of maps by name, of which it is known; where none has a sign, the ends speak for nothing."""
+    without = [name for name, has in has_sign.items() if not has]
+    if len(without) == len(has_sign):
         return None, ""
     return explained, f"the sign of {joined_some(without, _NAMED)} says nothing" if without else ""
 
 
-def _has_sign(text: str) -> bool:
-    """As ``has_sign``, also of a name that is no method's text, which may be any."""
-    from ..catalog import has_sign  # with torch, which whoever only opens a run does not wait for
+def has_sign(text: str) -> bool:
+    """Whether the signs of a method's maps say something, given as text; of any other name they may."""
+    from ..catalog import method  # with torch, which whoever only opens a run does not wait for
 
     with suppress(PellucidError):
-        return has_sign(text)
+        return ".py:" in text or method(text).has_sign  # a user's file is not run to draw its maps
     return True
 
 

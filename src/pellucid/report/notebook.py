@@ -16,7 +16,7 @@ from ..heatmap import Channels, heatmap, require_finite_maps
 from ..methods.attributions import Attributions
 from ..outputs import class_names, ends_of
 from ..pixels import picture
-from .album import signs
+from .album import has_sign, signs_told
 from .figures import CaptionedPhoto, Drawing, Overlay, Speaks, grid
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ def show(
     rows = range(min(max(count), most))
     left = max(count) - len(rows)
     captioned = [CaptionedPhoto(photo, name) for photo, name in zip(photos, called, strict=False)][: len(rows)]
-    methods = [str(name) for name in attributions] if _is_by_name(attributions) else []
-    explained, note = (
-        signs(methods, _speaks(attributions, names)) if methods else (_speaks(attributions, names), "")
-    )
+    explained, note = signs_told(_have_signs(attributions), _speaks(attributions, names))
     return grid(
         [[maps[row] for _, maps in columns] for row in rows],
         [name for name, _ in columns],
@@ -93,6 +90,14 @@ def show(
         clip=clip,
         note=note,
     )
+
+
+def _have_signs(shown: AnyMaps) -> dict[str, bool]:
+    """Of which maps, by name, the sign says something: attributions tell themselves, of others their names may."""
+    if not isinstance(shown, Mapping) or isinstance(shown, Attributions):
+        return {"": getattr(shown, "has_sign", True)}
+    found = {str(name): getattr(value, "has_sign", None) for name, value in shown.items()}
+    return {name: has_sign(name) if has is None else has for name, has in found.items()}
 
 
 def _is_by_name(shown: AnyMaps) -> bool:

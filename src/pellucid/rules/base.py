@@ -50,7 +50,8 @@ class Rule(ABC):
     (rules/compositions.py), and parameters are constants. A rule with ``needs_reference`` finds in
     ``operation.reference`` what the operation computed of the reference, and one with ``asks_for_first`` in
     ``operation.above`` what came between the image and the operation. Under rules that each say ``conserves``
-    activation times gradient should sum to the logit.
+    activation times gradient should sum to the logit. Under one that does not say ``keeps_sign`` positive values
+    no longer speak for the class, nor negative ones against it.
     """
 
     operations: ClassVar[frozenset[str]]
@@ -60,6 +61,7 @@ class Rule(ABC):
     linear: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
+    keeps_sign: ClassVar[bool] = True
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
     without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
     # Of a rule that takes the checkerboard away: what of it may stay, and the way out; of the network's first
@@ -157,6 +159,7 @@ class ConfinedRule(Rule):
             "linear",
             "of_parts",
             "conserves",
+            "keeps_sign",
             "required",
             "without_it",
         ):

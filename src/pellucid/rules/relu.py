@@ -30,6 +30,7 @@ Interpolation = Literal["nearest", "linear"]
 class GuidedReLU(BackwardRule):
     """Guided backpropagation: R_in = 1[a > 0] 1[R > 0] R (Nielsen et al., Eq. 4; RectGrad, Claim 2)."""
 
+    keeps_sign: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
@@ -48,6 +49,7 @@ def _of_active(gradient: Tensor, activation: Tensor) -> Tensor:
 class DeconvReLU(BackwardRule):
     """Deconvolution: R_in = 1[R > 0] R, whatever the unit's activation (RectGrad, Claim 1)."""
 
+    keeps_sign: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
@@ -72,6 +74,7 @@ class RectifiedReLU(BackwardRule):
     interpolation: Interpolation = "nearest"
     tau: float | None = None
     gate: Gate = "PR1"
+    keeps_sign: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
 
