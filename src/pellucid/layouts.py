@@ -12,7 +12,7 @@ import ast
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -198,17 +198,25 @@ CLEAR = 0.95  # a correlation after which the other dimension need not be looked
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """An output (R, ...) and the R equal images (R, C, H, W) that it was computed from, with the graph between."""
+    """An output (R, ...) and the R equal images (R, C, H, W) that it was computed from, with the graph between.
+
+    ``below`` is another output on the way, whose ``layout`` is known: where the output looks is told there then.
+    """
 
     output: Tensor
     images: Tensor
+    below: Tensor | None = None
+    layout: Layout = Layout()
 
     def looks(self, chosen: Tensor) -> Tensor:
         """Where each of r selections (r, ...) of the output looks: |d sum / d x|^2, over channels of x, (r, H, W).
 
-        The sum takes each value times a random number of its own, lest channels cancel.
+        The sum takes each value times a random number of its own, lest channels cancel; x is the image, or what
+        lies ``below``.
         """
         generator = torch.Generator().manual_seed(0)
+        source = self.images if self.below is None else self.below
+        size = (self.images.shape[-2], self.images.shape[-1])
         seen = []
         for part in chosen.split(len(self.images)):
             weights = torch.zeros_like(self.output)
@@ -216,9 +224,9 @@ class Probe:
                 part
             )
             (gradient,) = torch.autograd.grad(
-                self.output, self.images, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+                self.output, source, weights, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            seen.append(exact(gradient[: len(part)]))
+            seen.append(exact(self.layout.split(gradient[: len(part)], size)[0]))
         looked = torch.cat(seen)
         largest = looked.abs().amax((1, 2, 3), keepdim=True)
         looked = (looked / largest.masked_fill(largest == 0, 1)).square().sum(1)
@@ -265,7 +273,10 @@ def oriented(probe: Probe, layout: Layout = Layout()) -> Layout | None:
     halves = torch.stack([half for dim in (1, 2) for half in _halves(maps.shape[1:], dim)])
     chosen = layout.join(halves.to(maps), prefix.new_zeros(len(halves), *prefix.shape[1:]))
     for draws in (1, DRAWS):
-        found = _centers(probe.looks(chosen.repeat(draws, *[1] * (chosen.dim() - 1))))
+        seen = probe.looks(chosen.repeat(draws, *[1] * (chosen.dim() - 1)))
+        if probe.below is not None and not bool(seen.any()):  # nothing passes between the two
+            return oriented(Probe(probe.output, probe.images), layout)
+        found = _centers(seen)
         first, second = found.unflatten(0, (draws, 2, 2)).mean(0).unbind(1)
         straight, across = (second - first).diagonal(), (second - first).flip(1).diagonal()
         if straight.min() > MOVED * across.abs().max():
@@ -428,8 +439,35 @@ def _measured(
     seen |= {name: measured(probe) for name, probe in probes.items()}
     alike = {name: kin[name] or found.get((kinds[name], size)) for name in outputs if name not in seen}
     maps = {name: one for name, one in alike.items() if isinstance(one, Layout) and one.is_map}
-    probes, _ = _probed(model, list(maps), images, min(copies, _HALVES))
-    return alike | seen | {name: oriented(probe, maps[name]) for name, probe in probes.items()}
+    return (
+        alike
+        | seen
+        | _oriented(model, maps, {name: seen[name] for name in outputs if name in seen}, images, copies)
+    )
+
+
+def _oriented(
+    model: nn.Module, maps: Mapping[str, Layout], known: Mapping[str, FoundLayout], images: Tensor, max_batch: int
+) -> dict[str, FoundLayout]:
+    """The layouts of maps by which way each looks at the one before it, measured or found here, or at the image.
+
+    One layer away a place looks at its own place most clearly, and the pass is short.
+    """
+    if not maps:
+        return {}
+    probes, _ = _probed(model, [*known, *maps], images, min(_HALVES, max_batch))
+    order = [name for name, _ in model.named_modules() if name in probes]
+    found: dict[str, FoundLayout] = {}
+    before: Probe | None = None
+    for name in order:
+        probe = probes[name]
+        if name in maps:
+            near = probe if before is None else replace(probe, below=before.output, layout=before.layout)
+            found[name] = oriented(near, maps[name])
+        told = found.get(name, known.get(name))
+        if isinstance(told, Layout) and told.is_map:
+            before = replace(probe, layout=told)
+    return found
 
 
 def _ends(model: nn.Module, name: str, kind: tuple[Any, ...]) -> tuple[str, str]:

@@ -237,6 +237,35 @@ def test_tokens_between_a_turn_and_one_back_are_refused() -> None:
     assert found == {"blocks.0": Layout("bnc", 0, (8, 8)), "blocks.2": None}
 
 
+class Beside(nn.Module):
+    """Blocks of one class in (B, h, w, C), one behind another or beside each other, of which some see a mirror."""
+
+    def __init__(self, mirrored: list[int], is_chain: bool) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 6, 3, 2, 1), nn.ModuleList(Mixer() for _ in range(5))
+        self.head, self.mirrored, self.is_chain = nn.Linear(8 * 8 * 6, 3), mirrored, is_chain
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        given, total = x, torch.zeros_like(x)
+        for place, block in enumerate(self.blocks):
+            seen = x if self.is_chain else given
+            seen = seen.flip(2) if place in self.mirrored else seen
+            x = block(seen)
+            total = total + (x.flip(2) if place in self.mirrored else x)
+            x = x.flip(2) if place in self.mirrored else x
+        return self.head(total.flatten(1))
+
+
+@pytest.mark.parametrize("is_chain", [True, False], ids=["one behind another", "beside each other"])
+def test_mirrored_blocks_among_others_of_their_class_are_refused(is_chain: bool) -> None:
+    torch.manual_seed(0)
+    names = [f"blocks.{place}" for place in range(5)]
+    found = layouts_of(Beside([1, 2], is_chain).eval(), names, torch.randn(1, 3, 16, 16), {}, 64)
+    upright = Layout("bhwc")
+    assert list(found.values()) == [upright, None, None, upright, upright]
+
+
 def test_a_layer_whose_places_are_mixed_cannot_be_told() -> None:
     """Tokens in no order: no grid, so no guess."""
     assert layouts_of(unclear(), ["layer"], torch.randn(1, 3, 16, 16), {}, 64)["layer"] is None
