@@ -1150,6 +1150,25 @@ def test_a_table_without_rows_in_a_folder_called_as_a_class_is_no_photo(work):
     assert "no photos were given" in result.stderr
 
 
+def test_a_class_is_asked_for_by_the_name_of_its_folder(work):
+    for name in ("ant", "bee", "cow", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        shutil.copy("photo0.png", f"photos/{name}/a.png")
+    for target, number in [("cow", 2), ("cow - bee", -1)]:
+        result = explain("photos", "--target", target)
+        assert result.exit_code == 0, result.output
+        assert "the model's 4 classes are called as the photos' folders" in result.stderr
+        photos = json.loads(Path("out/run.json").read_text())["photos"]
+        assert {(photo["target"]["class"], photo["target"]["name"]) for photo in photos} == {(number, target)}
+        assert {photo["predicted"]["name"] for photo in photos} <= {"ant", "bee", "cow", "dog"}
+    by_number = json.loads(Path("out/run.json").read_text())["photos"][0]["target"]["value"]
+    assert explain("photos", "--target", "2 - 1").exit_code == 0
+    assert json.loads(Path("out/run.json").read_text())["photos"][0]["target"]["value"] == by_number
+    assert "did you mean cow" in explain("photos", "--target", "cwo").stderr
+    shutil.rmtree("photos/dog")
+    assert "the model's classes have no names" in explain("photos", "--target", "cow").stderr
+
+
 def test_folders_name_the_classes_of_a_model_that_has_no_names(work):
     for name in ("ant", "bee", "cow", "dog"):
         Path("photos", name).mkdir(parents=True)
@@ -1556,13 +1575,13 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     told = "gradient has one value at all places, so its map is of one color, at"
     assert told not in result.stderr  # a rectifier comes after
     result = explain("photo0.png", "--layers", "1")
-    assert f"{told} 1; only an average over places comes after" in result.stderr
+    assert f"{told} 1; there are no places any more, or only an average over them comes after" in result.stderr
     assert told in page()
     assert "<small>one value</small>" in page()
     methods = ["--methods", "gradient,smoothed(gradient, samples=2)"]
     result = explain("photo0.png", "photo1.png", *methods, "--layers", "1", "--no-pictures")
     assert "each of gradient and smoothed(gradient, samples=2) has one value" in result.stderr
-    assert "1 for all 2 photos; only an average" in result.stderr
+    assert "1 for all 2 photos; there are no places any more, or only an average" in result.stderr
 
 
 def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):

@@ -201,8 +201,8 @@ def test_what_one_run_alone_graded_is_said_to_be_left_out():
     assert compare(one, other).index.get_level_values("method").tolist() == ["random"]
     assert left_out(one, other) == [
         f"not compared, since the {which} run alone has the method smoothed(gradient, samples={samples}): "
-        "grade both in one run"
-        for which, samples in (("first", 2), ("second", 6))
+        f"grade that in the {other_run} run, too, or both in one run"
+        for which, other_run, samples in (("first", "second", 2), ("second", "first", 6))
     ]
     assert left_out(one, one) == []
 
@@ -211,9 +211,10 @@ def test_combinations_of_one_run_alone_are_said_as_a_whole():
     one = run({("a", "insertion"): 1.0, ("b", "deletion"): 1.0})
     other = run({("a", "insertion"): 1.0, ("a", "deletion"): 1.0, ("b", "insertion"): 1.0})
     assert left_out(one, other) == [
-        "not compared, since the first run alone has net, original, b, deletion: grade both in one run",
+        "not compared, since the first run alone has net, original, b, deletion: grade that in the second run, "
+        "too, or both in one run",
         "not compared, since the second run alone has net, original, a, deletion and net, original, b, insertion: "
-        "grade both in one run",
+        "grade that in the first run, too, or both in one run",
     ]
 
 

@@ -535,8 +535,9 @@ def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
     assert told == [
         "rectgrad under original and backward is zero everywhere at a, b, c, ... (1 more) for some images; "
         "lower its threshold, if it has one, or choose another layer",
-        "gradient has one value at all places, so its map is of one color, at e for some images; only an average "
-        "over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
+        "gradient has one value at all places, so its map is of one color, at e for some images; there are no "
+        "places any more, or only an average over them comes after: take an earlier layer, or gradcam or "
+        "input_x_gradient where there are places",
         "guided: one product may be an activation",
     ]
     other = flat._replace(model="other")

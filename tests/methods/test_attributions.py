@@ -78,7 +78,13 @@ def test_which_methods_have_a_sign(model, images, name):
     inner = METHODS[name].formula or name
     has_sign = not any(part in inner for part in SIGNLESS)
     assert pl.method(name).has_sign == has_sign
+    assert not pl.method(f"smoothed({name}, samples=2, moment=squared)").has_sign
     assert pl.method(f"smoothed({name}, samples=2)").has_sign == has_sign
+
+
+def test_magnitudes_have_no_sign(model, images):
+    assert not pl.Gradient(absolute=True)(model, images).has_sign
+    assert pl.Gradient(multiply=True)(model, images).has_sign
 
 
 def test_a_confined_rule_leaves_no_sign_either(model, images):

@@ -511,7 +511,7 @@ def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_f
     assert [one.layer for one in flat] == ["2"] * is_flat
     assert bool((maps["2"] == maps["2"][..., :1, :1]).all()) == is_flat
     for one in flat:
-        assert "only an average over places comes after the layer; take gradcam" in str(one)
+        assert "only an average over them comes after the layer: take an earlier layer" in str(one)
 
 
 def test_grad_cam_at_the_input_is_the_image_weighed_and_that_is_said():

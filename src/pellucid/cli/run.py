@@ -119,6 +119,12 @@ def _loaded(request: Request) -> LoadedModel:
     return loaded.seeing(request.preprocess, request.scale, request.bands)
 
 
+def _named_as_photos(loaded: LoadedModel, places: Sequence[Place]) -> LoadedModel:
+    """The model with its classes called as the photos' folders or labels, if it names none and they do."""
+    names = places[0].classes if places else None
+    return loaded if loaded.classes is not None or not names else replace(loaded, classes=names)
+
+
 def require_same_model(request: Request, told: Mapping[str, Any], folder: Path) -> None:
     """Refuse a finished run, by what its run.json told, of a model that has changed where the request cannot see.
 
@@ -157,16 +163,17 @@ class ExplainRun:
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
         """Load the model, check that it has the layers, and find the photos, and what was explained before."""
-        named = loaded = _loaded(request)  # as labels are, whatever is asked for
-        if request.target not in ("auto", "label"):
-            loaded = loaded.asked(request.target)
+        given = named = loaded = _loaded(request)
         if request.layers is not None:
             select_layers(loaded.model, request.layers)
-        places, wrong, cut = find_photos(request, named)
-        found = Explained.read(folder, _digest_of(named))
+        places, wrong, cut = find_photos(request, given)
+        if request.target not in ("auto", "label"):
+            named = _named_as_photos(given, places)  # whether it has so many classes, the first photos show
+            loaded = named.asked(request.target)
+        found = Explained.read(folder, _digest_of(given))
         found.methods = list(request.texts.values())
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
-        return cls(request, loaded, named, folder, places, wrong, cut, found, pictures)
+        return cls(request, loaded, named, folder, places, wrong, cut, found, pictures, named is not given)
 
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
@@ -314,12 +321,13 @@ class ExplainRun:
             file, of_file, _ = self.loaded.name.partition(".py:")
             place = f"by `classes` in {file}.py or beside the weights" if of_file else "beside the weights"
             place = "by --classes" if self.request.classes else place
+            place = "by the photos' folders or labels" if self.named_by_folders else place
             raise InvalidParameter(
                 f"{len(names)} classes are named {place}, and {self.loaded.name} has {count}; name each of the "
                 f"model's classes by --classes, or give a model of {len(names)}"
             )
         if names is None and photos[0].classes is not None and len(photos[0].classes) == count > 1:
-            self.named = replace(self.named, classes=photos[0].classes)
+            self.named = _named_as_photos(self.named, [photo.place for photo in photos])
             if not self.is_asked:
                 self.loaded = self.named
             self.named_by_folders = True

@@ -76,8 +76,11 @@ def left_out(one: Results, other: Results, layer: str | None = None) -> list[str
     """What one run alone graded, so that ``compare`` has no row of it, in a sentence for each run that has any."""
     found = [list(places) for places in _places(*_sides(one, other, layer, None))]
     return [
-        f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade both in one run"
-        for which, rows, others in zip(("first", "second"), found, reversed(found), strict=True)
+        f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade that in the "
+        f"{other_run} run, too, or both in one run"
+        for which, other_run, rows, others in zip(
+            ("first", "second"), ("second", "first"), found, reversed(found), strict=True
+        )
         if set(rows) - set(others)
     ]
 

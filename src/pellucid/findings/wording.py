@@ -36,7 +36,8 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "FlatMapWarning": (
         "has one value at all places, so its map is of one color,",
-        "only an average over places comes after: take gradcam or input_x_gradient there, or an earlier layer",
+        "there are no places any more, or only an average over them comes after: take an earlier layer, or "
+        "gradcam or input_x_gradient where there are places",
     ),
     "CanceledMapWarning": (
         "has channels that cancel, so their signed mean shows nothing,",

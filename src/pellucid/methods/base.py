@@ -95,8 +95,12 @@ class Method(ABC):
 
     @property
     def has_sign(self) -> bool:
-        """Whether what is positive speaks for the class, and what is negative against it."""
-        return all(rule.keeps_sign for rule in self.backward_rules)
+        """Whether what is positive speaks for the class, and what is negative against it.
+
+        A weighted sum over draws keeps that, their squares do not.
+        """
+        summed = all(sampling.weights is not None for sampling in self.samplings)
+        return summed and all(rule.keeps_sign for rule in self.backward_rules)
 
     @property
     def maker(self) -> str:

@@ -33,8 +33,8 @@ _LEAST_PATTERNED, _UNLEVEL, _SURE = 12, 0.25, 8
 
 
 _AVERAGED = (
-    "only an average over places comes after the layer; take gradcam or input_x_gradient there, or "
-    "an earlier layer"
+    "there are no places any more, or only an average over them comes after the layer: take an earlier layer, or "
+    "gradcam or input_x_gradient where there are places"
 )
 
 
@@ -110,7 +110,7 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
 
 
 def _warn_if_flat(layer: str, maps: Tensor, size: Tensor, why: str) -> None:
-    if maps.dim() != 4 or maps[0, 0].numel() < 2:
+    if maps.dim() != 4:
         return
     maps = maps[size > 0]
     # Two corners tell most maps apart, so that few are looked at whole.

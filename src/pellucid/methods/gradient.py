@@ -42,6 +42,11 @@ class Gradient(Method):
         return not (self.multiply or self.absolute)
 
     @property
+    def has_sign(self) -> bool:
+        """Magnitudes have none."""
+        return super().has_sign and not self.absolute
+
+    @property
     def backward_rules(self) -> tuple[Rule, ...]:
         """The rules given."""
         return self.rules
