@@ -55,6 +55,8 @@ def tensor_in(output: Any) -> Tensor:
         sizes = sorted({part.shape[1] for part in output if isinstance(part, Tensor) and part.dim() == 2})
         if isinstance(found, Tensor) and found.dim() < 2:  # one value, as a loss, beside vectors
             sizes = sorted({1, *sizes})
+        # The first item is the logits by custom, but where other
+        # vectors differ in size (features, a second head) nobody knows.
         if isinstance(found, Tensor) and found.dim() <= 2 and len(sizes) > 1:
             raise InvalidModel(
                 f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; say "
@@ -325,6 +327,7 @@ def answer(text: str, classes: Names) -> int | Answer:
     is_name = text in (classes or ())
     if not is_name and re.search(r"\.py(:|$)", text):
         return _function(text)
+    # Blanks belong to the minus, since names of classes have hyphens, as "go-kart".
     one, minus, other = text.partition(" - ")
     if minus and not is_name:
         if " - " in other and not _is_named(other, classes):
@@ -371,6 +374,7 @@ def class_number(name: str, classes: Names) -> int:
         )
         raise error
     wanted = name.strip().casefold()
+    # From the strictest reading to the loosest, so that a name that is exactly one class's is never doubtful.
     fits = {number for number, known in enumerate(classes) if name == known}
     fits = fits or {number for number, known in enumerate(classes) if wanted == known.casefold()}
     fits = fits or {
@@ -419,6 +423,7 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
     found = [None if known is None else number_among(name, known) for name in names]
     if all(number is not None for number in found):
         return tuple(number for number in found if number is not None)
+    # Folders called 0, 1, 2 mean these classes only where none of them is the name of one.
     strangers = not any(number is not None for number in found)
     if strangers and all(name.isdecimal() for name in names) and max(map(int, names)) < count:
         return tuple(map(int, names))
