@@ -54,6 +54,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a crash of the machine might keep the new name but not the content
+        # Within one folder, and so on one disk, a renaming is one step.
         os.replace(draft, path)
         _sync(path.parent)
     except BaseException as error:
@@ -112,6 +113,7 @@ def alone(lock: Path, place: str | Path) -> Iterator[None]:
     held, is_new = FileLock(lock, timeout=0), not lock.parent.exists()
     with writable(place):
         lock.parent.mkdir(parents=True, exist_ok=True)
+        # Opening a lock through a link would make, or hold, a file elsewhere.
         if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
             raise OutputNotWritable(f"{lock} is no plain file, as locks are; remove it or choose another place")
         try:
@@ -136,6 +138,7 @@ def is_held(lock: Path) -> bool:
         import fcntl
 
         with open_regular(lock) as file:
+            # A shared lock is refused only while somebody holds the file alone; closing the file frees it again.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
