@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import Any
 
 import torch
@@ -250,32 +250,35 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
         if not confined:
             raise RuleNotApplied(message)
         warnings.warn(RuleWarning(message), stacklevel=6)  # it may lie elsewhere
-    if confined:
-        return
+    if not confined:
+        _warn_of_hidden_activations(rule, names, path)
+
+
+def _warn_of_hidden_activations(rule: Rule, names: Container[str], path: Collection[Node]) -> None:
+    """Warn of what may be an activation in another spelling: gates, other bent functions, and pieces of some."""
     gates = sum(_is_gate(node) for node in path)
     if gates and not rule.needs_reference:  # what those of references miss, completeness tells
         message = (
             f"{counted(gates, 'gate')} such as torch.where(x > t, x, 0) or x * (x > t) propagated the plain "
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
-    others = sorted(_OTHERS[name] for name in names if name in _OTHERS)
+        warnings.warn(RuleWarning(message), stacklevel=7)
+    others = sorted(other for name, other in _OTHERS.items() if name in names)
     if others and rule.operations == RECTIFIERS:
         message = (
             f"{', '.join(others)} between the layers propagated the plain gradient while {rule} applied to other "
             f"activations: it acts at {', '.join(sorted(RECTIFIERS))}; build the model of these, or choose a "
             "method without this rule"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
-    pieces = sorted(
-        {_PIECES[name] for name in names if name in _PIECES} | _shifted(path) | _clipped(path) | _summed(path)
-    )
+        warnings.warn(RuleWarning(message), stacklevel=7)
+    known = {piece for name, piece in _PIECES.items() if name in names}
+    pieces = sorted(known | _shifted(path) | _clipped(path) | _summed(path))
     if pieces and not (rule.needs_reference or rule.of_parts):
         message = (
             f"{', '.join(pieces)} between the layers: an activation written by hand, such as a softplus, an ELU "
             f"or a hard sigmoid, may be made of it, to which {rule} did not apply as such; write it as one"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
+        warnings.warn(RuleWarning(message), stacklevel=7)
 
 
 def _shifted(path: Collection[Any]) -> set[str]:
