@@ -50,6 +50,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "") -> Plan:
     ``folder`` is where trainings keep what they share; None is the user's cache. ``command`` is what was typed.
     Raises a ``PellucidError`` for whatever is wrong with models, methods, layers, variants, metrics or images.
     """
+    # What is left to the default is written down, so that a later version with another goes on with this run.
     spec = spec.model_copy(update={"images_per_cell": spec.images_per_cell or DEFAULT_CUT})
     parsed = inputs.parsed(spec)
     if not spec.methods and not all(metric.of_model for metric in parsed.metrics.values()):
@@ -98,6 +99,7 @@ def _cells(parsed: ParsedSpec, images: int, key: str, files: Mapping[str, Mappin
     spec = parsed.spec
     cut = spec.images_per_cell or DEFAULT_CUT
     for model in spec.models:
+        # Images come before variants and methods: what a model knows of them is kept for the next cell.
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
@@ -135,6 +137,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
         for counts, loaded in zip(odd.values(), models, strict=True):
             count_odd(counts, mendable(oddities(sample, loaded.preprocess, loaded.whole_of)))
 
+    # Where images may be skipped others take their place, so all candidates are looked at until there are enough.
     looked = source if images.skip_unusable else source[:count]
     digest, wrong = inputs.survey(looked, count, require)
     if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
