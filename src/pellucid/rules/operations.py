@@ -222,10 +222,16 @@ def _number(bound: Any) -> Any:
     return bound.item() if constant else bound
 
 
-def _clamp_min(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
-    _, rest, options, _ = _split(args, kwargs)
-    low = _number(rest[0] if rest else options.get("min"))
-    return None if isinstance(low, Tensor) else _bounded(function, args, kwargs, low, None)
+def _clamp_end(end: str) -> Reader:
+    """``clamp_min`` and ``clamp_max``, which have one bound alone."""
+
+    def read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        _, rest, options, _ = _split(args, kwargs)
+        bound = _number(rest[0] if rest else options.get(end))
+        low, high = (bound, None) if end == "min" else (None, bound)
+        return None if isinstance(bound, Tensor) else _bounded(function, args, kwargs, low, high)
+
+    return read
 
 
 def _hardtanh(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -541,7 +547,8 @@ _AVG_POOL = {
 _SPECIAL: dict[str, Reader] = {
     "clamp": _clamp,
     "clip": _clamp,
-    "clamp_min": _clamp_min,
+    "clamp_min": _clamp_end("min"),
+    "clamp_max": _clamp_end("max"),
     "hardtanh": _hardtanh,
     "threshold": _threshold,
     "_threshold": _threshold,
