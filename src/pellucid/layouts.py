@@ -530,7 +530,7 @@ def last_map(
     known: dict[Any, tuple[str, list[str]]] = remembered(model, _LAST_MAP, with_weights=True)
     if trial not in known:
         passed_over: list[str] = []
-        # From the last block up, without the input, which comes first.
+        # Blocks are tried from the last one up, without the input, which comes first.
         blocks = layer_names(model)[:0:-1]
         found = (layouts_of(model, (name,), images, declared, max_batch) for name in blocks)
         for name, layout in ((name, layout) for ran in found for name, layout in ran.items()):
@@ -550,7 +550,7 @@ def _has_say(model: nn.Module, name: str, layout: Layout, images: Tensor) -> boo
         logits = tensor_in(model(_random_image(images)))
     if not logits.requires_grad:
         return False
-    # Random weights, since all logits together may not depend on anything, as log-probabilities hardly do.
+    # The weights are random, since the plain sum of outputs may depend on nothing, as that of probabilities does.
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(logits)
     (gradient,) = torch.autograd.grad(logits, outputs[name], weights, materialize_grads=True, allow_unused=True)
     places, _ = layout.split(gradient, (images.shape[-2], images.shape[-1]))

@@ -54,7 +54,7 @@ def tensor_in(output: Any) -> Tensor:
         sizes = sorted({part.shape[1] for part in output if isinstance(part, Tensor) and part.dim() == 2})
         if isinstance(found, Tensor) and found.dim() < 2:  # one value, as a loss, beside vectors
             sizes = sorted({1, *sizes})
-        # The first item is the logits by custom, but where other
+        # By custom the first item is the logits, but where other
         # vectors differ in size (features, a second head) nobody knows.
         if isinstance(found, Tensor) and found.dim() <= 2 and len(sizes) > 1:
             raise InvalidModel(
@@ -373,7 +373,7 @@ def class_number(name: str, classes: Names) -> int:
         )
         raise error
     wanted = name.strip().casefold()
-    # From the strictest reading to the loosest, so that a name that is exactly one class's is never doubtful.
+    # Readings go from the strictest to the loosest, so that a name that is exactly one class's is never doubtful.
     fits = {number for number, known in enumerate(classes) if name == known}
     fits = fits or {number for number, known in enumerate(classes) if wanted == known.casefold()}
     fits = fits or {

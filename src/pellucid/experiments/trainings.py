@@ -89,8 +89,7 @@ def training_cells(parsed: ParsedSpec, metrics: Metrics, key: str, folder: Path)
     spec, entrants = parsed.spec, parsed.entrants
     cell = partial(TrainingCell, key=key, folder=str(folder))
     runs = range(spec.training.seeds if spec.training else 0)
-    # These give no rows, but as cells of their own they are
-    # shared out to machines before the trainings that need them.
+    # These give no rows, but as cells of their own they are shared out to machines ahead of what needs them.
     if any(isinstance(metric, Removal) for metric in metrics.values()):
         if not has_weights(spec):
             yield cell("explained")

@@ -51,7 +51,7 @@ def _counts(ratings: Numbers) -> Numbers:
 
 def _alpha(counts: Numbers) -> float:
     of_value, n = counts.sum(0), counts.sum()
-    # Each value's mean rank among all ratings, whose differences are Krippendorff's ordinal distances.
+    # These are each value's mean rank among all ratings, whose differences are Krippendorff's ordinal distances.
     ranks = np.cumsum(of_value) - of_value / 2
     distance = (ranks[:, None] - ranks) ** 2
     # Pairs of a rating with itself lie on the diagonal, whose distance is 0, so they need not be taken off.

@@ -33,7 +33,7 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
     apart = values - means[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):  # fewer than two values, or all alike
         deviations = np.sqrt(np.nansum(apart**2, 1) / (n - 1))
-        # The third moment over the 3/2-th power of the second, both taken with n.
+        # It is the third moment over the 3/2-th power of the second, both taken with n.
         skewness = np.nansum(apart**3, 1) / n / (np.nansum(apart**2, 1) / n) ** 1.5
         within = np.array([quantile(int(count), coverage) for count in n]) / np.sqrt(n)
         # The inverse divides by g; for a g of nearly 0 it tends to Student's interval.
@@ -97,7 +97,7 @@ def quantile(n: int, coverage: float) -> float:
         return math.nan
     freedom = min(n, MOST) - 1
     density = np.cos(_ANGLES) ** (freedom - 1)
-    # The trapezoid rule, up to a factor that the division by the last share takes away.
+    # This is the trapezoid rule, up to a factor that the division by the last share takes away.
     shares = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return math.sqrt(freedom) * math.tan(np.interp(coverage, shares / shares[-1], _ANGLES))
 

@@ -119,7 +119,8 @@ class Statistics:
             values=self.values.iloc[named],
             missing=self.missing.iloc[named],
             points=self.points[self.points.index.droplevel(["at", "step"]).isin(index)],
-            # Row i, column j: the value of image j at the layer that the other half of the images chose for i.
+            # In row i and column j stands image j's value at the
+            # layer that the other half of the images chose for i.
             checked=pd.DataFrame(values[np.array(chosen), np.arange(self.images)], index, self.values.columns),
         )
 

@@ -210,7 +210,7 @@ class Method(ABC):
         return network, tuple(name for name in chosen if found.get(name, name) is not None)
 
     def _explain(self, asking: _Asking, max_batch: int) -> Attributions:
-        # Run anew for each bound that ``fitting`` tries, so nothing of a failed attempt lives on.
+        # It is made anew for each bound that ``fitting`` tries, so that nothing of a failed attempt lives on.
         network, layers = self._network(asking, max_batch)
         parts = [
             self._evaluate(network, self.samplings, points, layers)
@@ -280,7 +280,7 @@ class Method(ABC):
         # From here on everything lies at the layer explained: each layer gets its own points, all captured in
         # one pass over the network below.
         passed = network.forward(points, layers)
-        # All layers' references from one pass, ahead of the loop that would ask for them one by one.
+        # One pass gives all layers' references, ahead of the loop that would ask for them one by one.
         if isinstance(samplings[0], Path):
             network.reference(samplings[0].baseline, tuple(passed.activations))
         estimates: dict[str, Estimate] = {}
@@ -385,7 +385,7 @@ def _chunks(
 
 def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor, tied: bool) -> Points:
     """The points of the given draws of the given rows, tied to these rows if that saves anything."""
-    # Only the rows of this chunk, so that references and points of others are not copied with it.
+    # These are the rows of this chunk alone, so that points and references of others are not copied with it.
     which, of = row.unique(return_inverse=True)
     chosen = Points(points.values[which], points.origin[which], ())
     references = (

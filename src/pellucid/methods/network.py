@@ -326,7 +326,7 @@ class Network:
         injected: dict[str, Tensor],
         make: Callable[[Tensor], Rules],
     ) -> tuple[Activations, Tensor]:
-        # What the pass computes from: rows that enter at a layer, or the images.
+        # The pass computes from the rows that enter at a layer, or from the images.
         rules = make(next(iter(injected.values()), images))
         with Guard(), captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)

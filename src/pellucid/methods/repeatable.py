@@ -210,8 +210,7 @@ def _batches(image: Tensor, max_batch: int) -> Iterator[Tensor]:
         return
     keys = range(1, count)
     noise = noise_like(image.expand(len(keys), -1, -1, -1), keys).view(-1, *image.shape[1:])
-    # Noise as large as the image's values, less its mirror:
-    # it differs from the image even where that has one color.
+    # The others are noise as large as the image, less its mirror: they differ from it even where it has one color.
     batch = torch.cat([image, noise * float(image.abs().amax() or 1) - image.flip(-1)])
     yield batch
     yield batch.roll(1, 0)

@@ -61,7 +61,7 @@ def coherence(maps: Tensor, masks: Tensor | None = None, share: float = 0.1) -> 
     ones = torch.ones_like(kept)
     # The pixel itself is no neighbor of its own, and at the border there are fewer than 8.
     fraction = (_sum3(kept) - kept) / (_sum3(ones) - 1)
-    # Divided by all bright pixels, so that those outside of the masks count against the map.
+    # It is divided by all bright pixels, so that those outside of the masks count against the map.
     value = (kept * fraction).sum((1, 2)) / bright.sum((1, 2))
     rows = maps.flatten(1)
     return value.masked_fill(rows.amax(1) == rows.amin(1), torch.nan)

@@ -82,7 +82,7 @@ class BackgroundOcclusion(Metric):
         """The curve of every image, each its own rows through the network above the layer."""
         units = unit_masks(objects, activations, layer)
         units = units if self.on_object else ~units
-        # The same orders for all images and methods, so that their values can be compared one by one.
+        # The orders are the same for all images and methods, so that their values can be compared one by one.
         sequences = _random_sequences(activations[:1], self.orders, case.seed)
         curves = []
         for index, (activation, chosen) in enumerate(zip(activations, units.expand_as(activations), strict=True)):

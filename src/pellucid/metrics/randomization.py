@@ -204,7 +204,7 @@ def _then_all(
 
 def _reset(model: nn.Module, seed: int) -> nn.Module:
     """A copy whose modules ran their own initializers, each from its own seed; float32 on the CPU."""
-    # On the CPU and in float32, so that initial values are the same wherever the model lies.
+    # It runs on the CPU and in float32, so that initial values are the same wherever the model lies.
     fresh = _copy(model).cpu().float()
     with torch.random.fork_rng(devices=[]):
         for place, (name, module) in enumerate(fresh.named_modules()):

@@ -149,7 +149,7 @@ class AdversarialChange(_Change):
         if self.bounds is not None:
             low, high = (torch.full_like(low, bound) for bound in self.bounds)
         images = fgsm(case.explained, case.images, classes, epsilon, case.max_batch)
-        # Clipped here and not in ``fgsm``, since only the metric knows which pixels there can be.
+        # It is clipped here and not in ``fgsm``, since only the metric knows which pixels there can be.
         images = images.clamp(low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1))
         return classes, _logits(case, images).argmax(1), images
 

@@ -43,8 +43,8 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
         raise InvalidParameter(f"data_range={data_range}: give the span of the maps' values, above 0")
     a, b = _pair(a, b, WINDOW, "SSIM's window")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    # scikit-image takes the sample covariance, N / (N - 1), of N
-    # = 121 pixels also where the window weighs them unequally.
+    # The sample covariance, by N / (N - 1) with N = 11 x 11,
+    # is scikit-image's also where the window weighs unequally.
     sample = WINDOW**2 / (WINDOW**2 - 1)
     # Variances of centered maps: squares of what is far from 0 would cancel.
     center_a, center_b = (maps.mean((-2, -1), keepdim=True) for maps in (a, b))

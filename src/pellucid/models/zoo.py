@@ -262,13 +262,13 @@ def load_model(
     # Random weights come from the seed alone, and whoever draws
     # numbers afterwards draws the same as without this call.
     with torch.random.fork_rng([]):
-        # Not ``torch.manual_seed``, which would seed every accelerator as well.
+        # It is not ``torch.manual_seed``, which would seed every accelerator as well.
         torch.default_generator.manual_seed(seed)
         model, preprocess, known, is_tuned = _weighted(architecture, name, weights, count)
     if count is not None and architecture.sized:
         _require_outputs(model, count, f"{name} with weights {weights}")
     assumption = _assumption(architecture, preprocess, name, weights if is_tuned else None)
-    # Nothing fits a network that nobody knows, but its own number of channels.
+    # Of a network that nobody knows only the number of channels is certain.
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
     elif isinstance(preprocess, CustomPreprocess):  # known channels tell what a Normalize of one mean is for

@@ -126,8 +126,8 @@ class _Replaced(torch.autograd.Function):
             ctx.mark_dirty(x)
         else:
             y = operation.run(x)
-        # Saved through autograd, which raises if the model overwrites
-        # the output later; ``Network.gradients`` then asks for copies.
+        # It is saved through autograd, which raises if the model
+        # overwrites it later; ``Network.gradients`` then asks for copies.
         ctx.save_for_backward(kept, y.clone() if operation.copies else y)
         ctx.propagate, ctx.operation = partial(rule.propagate, operation), operation.name
         ctx.unreached, ctx.place = operation.unreached, operation.place

@@ -138,7 +138,7 @@ def _attention(
         key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
     scores = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
     if is_causal:
-        # Aligned at the upper left also where queries and keys differ in number, as in torch.
+        # It is aligned at the upper left also where queries and keys differ in number, as in torch.
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, -math.inf)
@@ -323,7 +323,7 @@ def _gru_cell(
     reset_h, update_h, new_h = F.linear(h, w_hh, b_hh).chunk(3, -1)
     # As in torch, the reset gate comes after the matrix product, not before it as in the paper (Cho et al. 2014).
     new = (new + (reset + reset_h).sigmoid() * new_h).tanh()
-    # (1 - z) n + z h with one product instead of two.
+    # This is (1 - z) n + z h with one product instead of two.
     return new + (update + update_h).sigmoid() * (h - new)
 
 

@@ -139,8 +139,8 @@ class SmoothedDownsampling(Rule):
         dims = operation.settings.get("dims", tuple(range(-len(stride), 0)))
         if self.where == "forward":
             return run(rolled_mean(x, stride, self.direction, dims))
-        # At the input of the operation, not at its output: the
-        # pattern arises in the operation's own backward pass.
+        # It acts at the input of the operation, not at its output,
+        # since the pattern arises in its own backward pass.
         return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction, dims)))
 
 

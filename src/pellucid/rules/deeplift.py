@@ -210,7 +210,7 @@ class RescaleSoftmax(DifferenceRule):
         """Share by logarithmic means."""
         dim, is_log = operation.settings["dim"], operation.name == "log_softmax"
         (x, y), (x0, y0) = here, there
-        # The difference of log y_i, from the inputs: log(y) of a probability that underflows would be -inf.
+        # It is the difference of log y_i, by the inputs: log(y) of a probability that underflows would be -inf.
         logs = y - y0 if is_log else (x - x.logsumexp(dim, True)) - (x0 - x0.logsumexp(dim, True))
         mean = logarithmic_mean(y.exp() if is_log else y, y0.exp() if is_log else y0, logs).nan_to_num(0, 0, 0)
         mean = mean.to(multiplier.dtype)
@@ -238,8 +238,6 @@ class RescaleMaxPool(DifferenceRule):
     ) -> tuple[Tensor | None, ...]:
         """Scatter m times the difference of maxima to the arg-maxima, over the inputs' difference."""
         (x, y), (x0, y0) = here, there
-        # The max of both lies between: going from x' to it moves
-        # the image's arg-max, from it to x the reference's.
         larger = torch.maximum(y, y0)
         share = _scatter(operation, x, multiplier * (larger - y0))
         share += _scatter(operation, x0, multiplier * (y - larger))

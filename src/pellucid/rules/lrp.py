@@ -137,7 +137,7 @@ class AlphaBetaLRP(_LayerLRP):
         relevance = y * gradient
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            # Both divisors share one pair of forward and backward passes.
+            # One backward pass serves both divisors.
             positive, negative = sums = _signed_sums(operation, x)
         for_positive = self.alpha * relevance / stabilized(positive.detach(), self.epsilon)
         for_negative = -self.beta * relevance / stabilized(negative.detach(), self.epsilon)

@@ -97,7 +97,7 @@ def open_ranks(path: str | Path) -> Tensor:
         raise InvalidData(f"{path} holds no ranks that can be read ({error}); remove it and rank again") from error
     if ranks.dtype.str not in ("<u2", "<i4") or ranks.ndim not in (3, 4):
         raise InvalidData(f"{path} holds {ranks.dtype} {ranks.shape}, no ranks; remove it and rank again")
-    # Not all of torch knows unsigned 16 bits, so the same bits are taken with a sign.
+    # Torch does little with unsigned 16 bits, so the same bits are taken with a sign.
     return torch.from_numpy(ranks.view("<i2") if ranks.dtype.str == "<u2" else ranks)
 
 
@@ -140,7 +140,7 @@ class Degradation:
         if self.counting == "floor":
             top = math.floor(share * count)
             return top if self.how == "roar" else count - top
-        # The percentile's place in the ascending order of N values, of which 0 is the first.
+        # This is the percentile's place in the ascending order of N values, of which 0 is the first.
         threshold = (1 - share) * (count - 1)
         # Strictly above the place there are N - 1 - floor(place) values, strictly below it ceil(place).
         return count - 1 - math.floor(threshold) if self.how == "roar" else math.ceil(threshold)

@@ -373,7 +373,7 @@ class _Teaching(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         convolution, y = Convolution.of(operation), run(x)
         with torch.enable_grad():
-            # The mean over all values of a path's output; gradients
+            # It is the mean over all values of a path's output; gradients
             # of all paths, added up, are those of the losses' sum.
             loss = F.l1_loss(self.learners[convolution](x, convolution.output_size(x)), y)
             # It runs back at once, so that one path at a time takes
