@@ -340,7 +340,7 @@ def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Remove a hook, of which an interrupt may have lost the handle."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, one in hooks.items() if one is hook]:
-            # Last from where it is found by, so that an interrupted removal can be done again.
+            # The dict in which a hook is looked for comes last, so that an interrupted removal can be done again.
             module._forward_hooks_always_called.pop(key, None)
             del hooks[key]
 

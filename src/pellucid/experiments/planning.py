@@ -185,7 +185,7 @@ def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
     return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
 
 
-# What squeezes outputs that are shares already, by what these come from; of one output a softmax is a sigmoid.
+# By what shares come from, the scores that would squeeze them again; of one output a softmax is a sigmoid.
 _SQUEEZED = {"softmax": ("softmax",), "sigmoid": ("softmax", "sigmoid")}
 
 

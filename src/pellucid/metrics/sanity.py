@@ -78,8 +78,8 @@ class Cascade(SharedMetric):
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
-            # Also at the first steps, which randomize only what lies above the paths: a mean over these alone
-            # would not compare with the other variants'.
+            # This is so at the first steps, too, which randomize only what lies above the
+            # paths: a mean over these alone would not compare with the other variants'.
             nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))
             return dict.fromkeys(case.layers, nowhere)
         return SharedMetric.measure(self, case)

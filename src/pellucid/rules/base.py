@@ -62,8 +62,8 @@ class Rule(ABC):
     conserves: ClassVar[bool] = False
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
     without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
-    # Of a rule that takes the checkerboard away: what of it may stay, and the way out; of the network's first
-    # convolution, and of what else steps by a period over places.
+    # Where a rule takes the checkerboard away: what of it stays all the same, and the way
+    # out; of the network's first convolution, and of what else steps over places by a period.
     first_stays: ClassVar[str] = ""
     stays: ClassVar[str] = ""
 
@@ -268,7 +268,8 @@ class Rules(TorchFunctionMode):
         self._by_hand = not compared and any(rule.operations >= RECTIFIERS for rule in rules)
         self._is_product_known = bool(products)  # so that one that is no activation needs no warning
         self._undo = Undo()
-        # Torch puts a mode back after each call; where an interrupt ended that, maybe when all is long over.
+        # Torch takes a mode off for each call and puts it back
+        # after it; after an interrupt that may be when all is over.
         self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment

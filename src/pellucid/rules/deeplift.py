@@ -129,7 +129,7 @@ def _slope(operation: Operation, x: Tensor) -> Tensor:
         return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0]
 
 
-# Functions that bend so sharply near 0, or jump, that only differences of rounding's size are near.
+# These functions bend so sharply near 0, or jump, that only differences as small as rounding count as near.
 _STEEP = frozenset({"log", "log2", "log10", "pow", "logit", "hardshrink", "threshold", "sign", "digamma", "entr"})
 
 

@@ -30,7 +30,7 @@ _GATES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: torch.tanh(F.softplus(x)),
     lambda x: torch.special.ndtr(x),
 )
-# By what a model may have multiplied the gate, and the input before: 0.5 x (1 + erf(x / sqrt 2)).
+# Numbers by which a model may have multiplied the gate, and the input before it: 0.5 x (1 + erf(x / sqrt 2)).
 _HEIGHTS, _SCALES = (1.0, 2.0, 6.0, 0.5), (1.0, 0.5)
 
 _BENDING = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Hardtanh", "Clamp", "Softplus", "Exp", "Relu", "_Replaced")

@@ -112,7 +112,8 @@ RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
     | {"hardswish", "softplus"}
 )
-# Activations with f(0) = 0, for which f(z) / z is bounded: the non-linearities of LRP.
+# The non-linearities of LRP: activations with f(0) = 0, for
+# which f(z) / z is bounded, and softplus, of which it is not.
 ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign", "tanhshrink", "softshrink", "hardshrink", "atan"}
 # Every elementwise non-linearity.
 ELEMENTWISE = (
