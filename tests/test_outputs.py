@@ -400,6 +400,10 @@ def test_classes_of_images_without_a_common_name_are_taken_in_order_and_said():
         assert class_numbers(("crane", "eel", "crane2"), ("crane", "eel", "crane"), 3) == (0, 1, 2)
 
 
+def test_a_name_that_two_classes_have_is_taken_at_its_own_place_without_a_word():
+    assert class_numbers(("crane", "Eel", "crane"), ("crane", "eel", "crane"), 3) == (0, 1, 2)
+
+
 def test_of_many_classes_that_are_taken_in_order_some_are_named():
     names, classes = (tuple(f"{letter}{number}" for number in range(9)) for letter in "nc")
     said = r"'n0', .*'n5', \.\.\. \(3 more\) are .* 'c5', \.\.\. \(3 more\); if that is wrong, rename the images'"

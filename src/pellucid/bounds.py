@@ -76,6 +76,7 @@ def require_unpacked_archive(archive: BinaryIO, thing: str, error: type[Pellucid
 
 def read_unpacked(read: Callable[[int], bytes], packed: int, thing: str, error: type[PellucidError]) -> bytes:
     """All that unpacking so many bytes gives, read with never more in memory than is allowed."""
+    # One byte more than is allowed is enough to know that there is too much.
     content = read(max(UNPACKED.value, _PACKING * packed) + 1)
     require_unpacked(len(content), packed, f"{thing} holds", error)
     return content

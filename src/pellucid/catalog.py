@@ -337,6 +337,7 @@ def _mistake(text: str, kind: str) -> str:
 
 def _as_python(text: str) -> str:
     """The text in Python's grammar: functions in files as names, and words after ``=`` in quotes."""
+    # A path is no name in Python's grammar; written in hexadecimal digits it is one, and can be read back.
     named = on_files(text, lambda path, name: f"{_IN_FILE}{path}:{name}".encode().hex().join(["f_", ""]))
     return _WORD.sub(lambda found: found[0] if found["word"] is None else f"={found['word']!r}", named)
 
@@ -344,6 +345,7 @@ def _as_python(text: str) -> str:
 def on_files(text: str, change: Callable[[str, str], str]) -> str:
     """The text with every ``path/to/file.py:name`` in it replaced by what ``change`` makes of path and name."""
     path, _, name = text.rpartition(":")
+    # A path may hold brackets and commas, so a text that is a file's function as a whole is taken as it stands.
     if path.endswith(".py") and name.isidentifier() and ("(" not in path or FilePath(path).is_file()):
         return change(path, name)
     return _FILE.sub(lambda found: change(found["path"], found["name"]), text)
@@ -351,6 +353,7 @@ def on_files(text: str, change: Callable[[str, str], str]) -> str:
 
 def _depth(tree: ast.AST) -> int:
     """How deep a syntax tree is, found without recursion."""
+    # Python's own walk, and what follows it, would exceed the depth of recursion on a text made to do so.
     depth, level = 0, [tree]
     while level:
         depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
@@ -367,6 +370,8 @@ def _built(node: ast.expr, settings: dict[str, Any]) -> tuple[Method, dict[str, 
     if name in COMBINATORS:
         if inner is None:
             raise InvalidParameter(f"{name}(...) needs a method inside, such as {name}(gradient)")
+        # Settings from outside go to the outermost level that
+        # has a parameter of that name, what is left further in.
         own, rest = _taken(COMBINATORS[name], settings)
         wrapped, rest = _built(inner, rest)
         return wrapped.sampled(_call_checked(name, COMBINATORS[name], written | own)), rest

@@ -11,7 +11,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputNotWritable, PellucidError, failure, near_names
+from .errors import OutputNotWritable, PellucidError, UnknownName, failure, near_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a crash of the machine might keep the new name but not the content
+        # Within one folder, and so on one disk, a renaming is one step.
         os.replace(draft, path)
         _sync(path.parent)
     except BaseException as error:
@@ -112,6 +113,7 @@ def alone(lock: Path, place: str | Path) -> Iterator[None]:
     held, is_new = FileLock(lock, timeout=0), not lock.parent.exists()
     with writable(place):
         lock.parent.mkdir(parents=True, exist_ok=True)
+        # Opening a lock through a link would make, or hold, a file elsewhere.
         if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
             raise OutputNotWritable(f"{lock} is no plain file, as locks are; remove it or choose another place")
         try:
@@ -136,6 +138,7 @@ def is_held(lock: Path) -> bool:
         import fcntl
 
         with open_regular(lock) as file:
+            # A shared lock is refused only while somebody holds the file alone; closing the file frees it again.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -316,6 +319,21 @@ def file_name(text: str) -> str:
     """Make a text fit for a file's name: letters, digits and ``._=-``, at most 100 bytes."""
     name = re.sub(r"[^\w.=]+", "-", text).encode()[:100].decode(errors="ignore")
     return name.strip("-.") or "unnamed"
+
+
+def function_in(path: str, name: str, error: type[PellucidError], what: str) -> Callable[..., Any]:
+    """The function of this name in a Python file of the user's, which is run; the errors are as of ``run_file``.
+
+    Raises:
+        UnknownName: the file has no such function.
+    """
+    module = run_file(Path(path), error, what, "function")
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
+        raise UnknownName(f"function in {path}", name, known)
+    found: Callable[..., Any] = function
+    return found
 
 
 def run_file(path: Path, error: type[PellucidError], what: str, inside: str) -> ModuleType:

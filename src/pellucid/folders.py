@@ -43,6 +43,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
         fitting = [name for name in seen if not suffixes or name.lower().endswith(suffixes)]
         found += [path for name in fitting if (path := Path(place, name)).is_file()]
         others += len(seen) - len(fitting)
+        # This is asked on the way, so that a whole disk is refused before it was walked through.
         OTHER_FILES.require(others, f"name a folder inside: {folder} holds", InvalidData, but=10 * len(found))
     return sorted(found)
 
@@ -139,6 +140,7 @@ class Folder:
         """
         if self.local is not None:
             return self.local / name if name else self.local
+        # It keeps its own name, by whose ending readers go.
         place = Path(tempfile.mkdtemp(prefix="pellucid-"), (name or self._root).rpartition("/")[2])
         weakref.finalize(self, shutil.rmtree, place.parent, ignore_errors=True)
         if self._read(name, lambda: self._fs.get_file(self._at(name), str(place)) or place) is None:
@@ -171,6 +173,7 @@ class Folder:
             with replaced(self.local / name) as file:
                 yield file
             return
+        # It is whole on this disk first, so that the store gets it in one write or not at all.
         with tempfile.NamedTemporaryFile() as draft:
             yield draft  # type: ignore[misc]
             draft.flush()
@@ -203,6 +206,7 @@ class Folder:
                 self._fs.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
+            # A file system of fsspec that knows no condition takes no such argument, or says so.
             except (TypeError, NotImplementedError):
                 if self._fs.exists(path):
                     return False
@@ -248,6 +252,7 @@ class Folder:
             except _ANSWERS:
                 raise
             except Exception as error:
+                # A disk that fails, or is full, answers the same a second later; a network may not.
                 if isinstance(error, OSError) and (self.local is not None or error.errno in _FULL):
                     raise
                 if wait is None or "Credentials" in type(error).__name__:

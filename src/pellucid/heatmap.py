@@ -66,6 +66,8 @@ def heatmap(
     if size is not None and min(size) < 1:
         raise InvalidParameter(f"size={size}: give a height and a width of at least 1")
     attribution = attribution.to(torch.promote_types(attribution.dtype, torch.float32))  # halves overflow in sums
+    # The same reduction of magnitudes tells how large the
+    # numbers were that canceled, and so how large rounding is.
     magnitudes = _reduced(attribution.abs(), channels)
     if not bool(magnitudes.isfinite().all()):
         require_finite_maps(attribution, "the attribution")
@@ -77,6 +79,7 @@ def heatmap(
         reduced = clip_percentiles(reduced, *clip)
     if size is None or tuple(size) == tuple(reduced.shape[-2:]):
         return reduced
+    # Torch refuses ``align_corners`` for nearest up-sampling, even to say no.
     corners = None if upsampling == "nearest" else False
     return F.interpolate(reduced[:, None], size, mode=upsampling, align_corners=corners)[:, 0]
 
@@ -140,6 +143,8 @@ def clip_percentiles(maps: Tensor, low: float, high: float) -> Tensor:
         raise InvalidParameter(f"percentiles {low}, {high}: give 0 <= low <= high <= 100")
     rows = maps.flatten(1)
     floor, ceiling = _quantile(rows, low), _quantile(rows, high)
+    # As the released code has it: below a positive percentile
+    # there is nothing, below a negative one the percentile.
     clipped = torch.where(rows < floor, torch.where(floor > 0, 0.0, floor).to(rows), rows)
     return torch.minimum(clipped, ceiling).view_as(maps)
 
@@ -170,6 +175,7 @@ def normalize(maps: Tensor, display: Display = "absolute", percentile: float = 9
     magnitude = rows.abs()
     top = _quantile(magnitude, percentile)
     if display == "diverging":
+        # A sparse map has a percentile of 0, which is no scale; its largest value then is one.
         top = torch.where(top > 0, top, magnitude.amax(1, keepdim=True))
         return (rows / top.masked_fill(top == 0, 1)).clamp(-1, 1).view_as(maps)
     bottom = magnitude.amin(1, keepdim=True)

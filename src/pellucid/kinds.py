@@ -80,6 +80,7 @@ _hints = cache(get_type_hints)
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # It is strict, or pydantic would take "1" for a number and 1 for a truth.
     plain = ConfigDict(arbitrary_types_allowed=True, strict=True)
     try:
         return TypeAdapter(kind, config=plain)

@@ -45,11 +45,14 @@ def layer_names(model: nn.Module) -> list[str]:
         kinds = (*kinds, nn.Linear)
     blocks = list(_blocks(model, "", kinds, _count(model, kinds) / 2))
     *_, last = [name for name, module in model.named_modules() if isinstance(module, (*kinds, nn.Linear))] or [""]
+    # The classifier's block gives no map, but a network that is nothing else keeps its only block.
     if len(blocks) > 1 and blocks[-1] == last.split(".")[0]:
         # A head of convolutions, as of a segmentation model, still has places.
         head = model.get_submodule(blocks[-1])
         if isinstance(model.get_submodule(last), nn.Linear) or _count(head, kinds) == 1:
             del blocks[-1]
+    # Blocks that hold less than a quarter of the network, as a
+    # VGG's, say little of it; so its convolutions are the layers.
     if sum(_count(model.get_submodule(name), kinds) for name in blocks) * 4 < _count(model, kinds):
         blocks = [name for name, module in model.named_modules() if name and isinstance(module, _CONVOLUTIONS)]
     return [INPUT, *blocks]
@@ -113,6 +116,7 @@ def select_layers(model: nn.Module, layers: LayerChoice) -> dict[str, bool]:
     for given in wanted:
         pattern = _name_of(given, model) if isinstance(given, nn.Module) else given
         if pattern in modules:
+            # To be named outright counts more than to be chosen by a pattern, also by one that came before.
             selected[pattern] = True
             continue
         chosen = layer_names(model) if pattern == "all" else [name for name in modules if fits_glob(name, pattern)]
@@ -284,6 +288,8 @@ def captured(
 
     def hook_for(name: str) -> Any:
         def hook(module: nn.Module, _: Any, result: Any) -> Any:
+            # Hooks are the module's and so everybody's: another thread
+            # that runs the same model goes on as if there were none.
             if threading.get_ident() != thread:
                 return None
             try:
@@ -334,7 +340,7 @@ def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Remove a hook, of which an interrupt may have lost the handle."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, one in hooks.items() if one is hook]:
-            # Last from where it is found by, so that an interrupted removal can be done again.
+            # The dict in which a hook is looked for comes last, so that an interrupted removal can be done again.
             module._forward_hooks_always_called.pop(key, None)
             del hooks[key]
 
@@ -371,6 +377,8 @@ def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
 
     def enter(module: nn.Module, _: Any) -> None:
         if threading.get_ident() == thread:
+            # A module that is registered twice has two names, of
+            # which those count that lie in what runs around it.
             around = tuple(f"{name}." for name in inside[-1]) if inside else ("",)
             here = tuple(name for name in names[module] if name.startswith(around))
             inside.append(here or tuple(names[module]))

@@ -117,6 +117,7 @@ def layout(text: str) -> Layout:
 
 def nearest_grid(places: int, image: tuple[int, int]) -> tuple[int, int]:
     """The factors (h, w) of a number of places whose ratio is nearest to that of an image (H, W)."""
+    # By the logarithm 1 : 2 is as far from a square as 2 : 1.
     ratio = math.log(image[0] / image[1])
     pairs = [(height, places // height) for height in range(1, places + 1) if places % height == 0]
     return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1]) - ratio))
@@ -139,6 +140,7 @@ def of_convolutions(output: Tensor) -> bool:
     """Whether an output (B, C, h, w) was computed from convolutions' by nothing that moves dimensions."""
     if output.dim() != 4 or output.grad_fn is None:
         return False
+    # All ways back must be known: a sum of a convolution's output and of something permuted may be anything.
     pending, known, reached = [output.grad_fn], set(), False
     while pending:
         node = pending.pop()
@@ -220,6 +222,8 @@ class Probe:
         seen = []
         for part in chosen.split(len(self.images)):
             weights = torch.zeros_like(self.output)
+            # One backward pass looks at as many selections as there
+            # are copies of the image, one in each copy's row.
             weights[: len(part)] = part * torch.randn(part.shape, generator=generator, dtype=torch.float32).to(
                 part
             )
@@ -228,6 +232,7 @@ class Probe:
             )
             seen.append(exact(self.layout.split(gradient[: len(part)], size)[0]))
         looked = torch.cat(seen)
+        # It is scaled before it is squared, lest a small gradient underflow.
         largest = looked.abs().amax((1, 2, 3), keepdim=True)
         looked = (looked / largest.masked_fill(largest == 0, 1)).square().sum(1)
         return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(looked.dtype).tiny)
@@ -257,6 +262,7 @@ def measured(probe: Probe) -> Layout | None:
 def _mixes_rows(probe: Probe) -> bool:
     """Whether the first row of an output looks at other images than the first, as a token of them all does."""
     weights = torch.zeros_like(probe.output)
+    # The weights differ, since the plain sum of what a normalization gives is constant and has no gradient.
     weights[0] = probe.output.detach()[0].abs() + 1
     (gradient,) = torch.autograd.grad(
         probe.output, probe.images, weights, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -276,6 +282,8 @@ def oriented(probe: Probe, layout: Layout = Layout()) -> Layout | None:
         seen = probe.looks(chosen.repeat(draws, *[1] * (chosen.dim() - 1)))
         if probe.below is not None and not bool(seen.any()):  # nothing passes between the two
             return oriented(Probe(probe.output, probe.images), layout)
+        # The rows are (draw, dimension of the map, half); what is
+        # left says how far each dimension's two halves look apart.
         found = _centers(seen)
         first, second = found.unflatten(0, (draws, 2, 2)).mean(0).unbind(1)
         straight, across = (second - first).diagonal(), (second - first).flip(1).diagonal()
@@ -294,11 +302,13 @@ def _of_places(probe: Probe) -> Layout | None:
     if shape.count(1) >= 2:  # a single place
         return _lettered(shape.index(max(shape)), *(dim for dim in range(3) if dim != shape.index(max(shape))))
     halves = torch.stack([half for dim in range(3) for half in _halves(shape, dim)]).to(probe.output)
+    # One draw is enough where it is clear by far; only else the mean of several, four times as costly, is taken.
     for draws, margin in ((1, 2 * MOVED), (DRAWS, MOVED)):
         found = _centers(probe.looks(halves.repeat(draws, 1, 1, 1))).unflatten(0, (draws, 3, 2)).mean(0)
         signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
         moves = signed.abs()
         height, width = (int(axis.argmax()) for axis in moves.T)
+        # The three dimensions are numbered 0, 1, 2, whose sum is 3.
         channels = 3 - height - width
         upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
         clear = height != width and min(moves[height, 0], moves[width, 1]) > margin * moves[channels].max()
@@ -314,6 +324,7 @@ def _lettered(channels: int, height: int, width: int) -> Layout:
 
 def _halves(shape: Sequence[int], dim: int) -> tuple[Tensor, Tensor]:
     """The first and the second half of a dimension's indices, as selections of 0 and 1."""
+    # Of an odd number both halves hold the middle, so that they are of one size.
     first, second, half = torch.zeros(*shape), torch.zeros(*shape), -(-shape[dim] // 2)
     first.narrow(dim, 0, half).fill_(1)
     second.narrow(dim, shape[dim] - half, half).fill_(1)
@@ -328,6 +339,8 @@ def _centers(seen: Tensor) -> Tensor:
 
 
 def _of_tokens(probe: Probe) -> Layout | None:
+    # Tokens before channels is by far the more common order, so
+    # the other is looked at only where this one is doubtful.
     fit, prefix, grid = _grid(probe, 0)
     dims = "bnc"
     if fit < CLEAR:
@@ -347,6 +360,7 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
     found = _centers((seen - seen.mean(0)).clamp_min(0)).cpu()
     image = (probe.images.shape[-2], probe.images.shape[-1])
     best = (0.0, 0, (0, 0))
+    # A wrong prefix shifts all tokens along their rows, so that only the right one lines up with where they look.
     for prefix in range(min(PREFIX + 1, count - 1)):
         height, width = nearest_grid(count - prefix, image)
         place = tokens[tokens >= prefix] - prefix
@@ -385,6 +399,7 @@ def layouts_of(
     outputs, refused = _probed(model, unknown, images, 1)
     found |= {(name, size): error for name, error in refused.items()}
     told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
+    # The order of dimensions is sure there; only whether height and width were exchanged has to be measured.
     turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
     probes, _ = _probed(model, turning, images, min(_HALVES, max_batch))
     found |= {(name, size): oriented(probe) for name, probe in probes.items()}
@@ -432,6 +447,7 @@ def _measured(
     seen = {name: measured(probe) for name, probe in probes.items()}
     for kind, both in ends.items():
         shapes = {probes[end].output.shape[1:] if end in probes else None for end in both}
+        # Both ends must run, give this shape and be measured alike; else nothing is known of those between.
         if shapes == {kind[1][1:]} and len({seen[end] for end in both}) == 1:
             found[kind, size] = seen[both[0]]
     apart = [name for name, kind in kinds.items() if (kind, size) not in found and name not in seen]
@@ -507,6 +523,7 @@ def _of_kin(model: nn.Module, name: str, output: Tensor, images: Tensor, max_bat
     if not isinstance(told, Layout) or told.grid is None:
         return None
     places = output.shape[told.dims.index("n")] - told.prefix
+    # Later stages merge places in steps of 2, 4 and so on, rounding up where the grid is odd.
     for step in range(1, max(told.grid) + 1):
         grid = (-(-told.grid[0] // step), -(-told.grid[1] // step))
         if grid[0] * grid[1] == places:
@@ -551,6 +568,7 @@ def last_map(
     known: dict[Any, tuple[str, list[str]]] = remembered(model, _LAST_MAP, with_weights=True)
     if trial not in known:
         passed_over: list[str] = []
+        # Blocks are tried from the last one up, without the input, which comes first.
         blocks = layer_names(model)[:0:-1]
         found = (layouts_of(model, (name,), images, declared, max_batch) for name in blocks)
         for name, layout in ((name, layout) for ran in found for name, layout in ran.items()):
@@ -570,6 +588,7 @@ def _has_say(model: nn.Module, name: str, layout: Layout, images: Tensor) -> boo
         logits = tensor_in(model(_random_image(images)))
     if not logits.requires_grad:
         return False
+    # The weights are random, since the plain sum of outputs may depend on nothing, as that of probabilities does.
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(logits)
     (gradient,) = torch.autograd.grad(logits, outputs[name], weights, materialize_grads=True, allow_unused=True)
     places, _ = layout.split(gradient, (images.shape[-2], images.shape[-1]))

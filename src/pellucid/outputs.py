@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -26,7 +25,7 @@ from .errors import (
     near_names,
     shortened,
 )
-from .files import run_file
+from .files import function_in
 from .layers import first_channels, unwrapped
 from .passes import is_out_of_memory, placed
 
@@ -55,6 +54,8 @@ def tensor_in(output: Any) -> Tensor:
         sizes = sorted({part.shape[1] for part in output if isinstance(part, Tensor) and part.dim() == 2})
         if isinstance(found, Tensor) and found.dim() < 2:  # one value, as a loss, beside vectors
             sizes = sorted({1, *sizes})
+        # By custom the first item is the logits, but where other
+        # vectors differ in size (features, a second head) nobody knows.
         if isinstance(found, Tensor) and found.dim() <= 2 and len(sizes) > 1:
             raise InvalidModel(
                 f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; say "
@@ -325,6 +326,7 @@ def answer(text: str, classes: Names) -> int | Answer:
     is_name = text in (classes or ())
     if not is_name and re.search(r"\.py(:|$)", text):
         return _function(text)
+    # Blanks belong to the minus, since names of classes have hyphens, as "go-kart".
     one, minus, other = text.partition(" - ")
     if minus and not is_name:
         if " - " in other and not _is_named(other, classes):
@@ -371,6 +373,7 @@ def class_number(name: str, classes: Names) -> int:
         )
         raise error
     wanted = name.strip().casefold()
+    # Readings go from the strictest to the loosest, so that a name that is exactly one class's is never doubtful.
     fits = {number for number, known in enumerate(classes) if name == known}
     fits = fits or {number for number, known in enumerate(classes) if wanted == known.casefold()}
     fits = fits or {
@@ -419,38 +422,43 @@ def class_numbers(names: Sequence[str], classes: Names, count: int) -> tuple[int
     found = [None if known is None else number_among(name, known) for name in names]
     if all(number is not None for number in found):
         return tuple(number for number in found if number is not None)
+    # Folders called 0, 1, 2 mean these classes only where none of them is the name of one.
     strangers = not any(number is not None for number in found)
     if strangers and all(name.isdecimal() for name in names) and max(map(int, names)) < count:
         return tuple(map(int, names))
-    as_many = len(names) == (count or len(names))
+    as_many = len(names) == (count or len(known or names))
     if as_many and all(number in (None, place) for place, number in enumerate(found)):
-        if known is not None:
-            pairs = [
-                (name, known[place])
-                for place, name in enumerate(names)
-                if found[place] is None and name != known[place]
-            ]
-            own, others = (shortened(map(brief, side), 6) for side in zip(*pairs, strict=True))
-            warnings.warn(
-                InputWarning(
-                    f"the images' classes {own} are not called as the model's, and are taken in order for "
-                    f"{others}; if that is wrong, rename the images', or name the model's classes as the images "
-                    "do, in the model's order (--classes, classes)"
-                ),
-                stacklevel=3,
-            )
+        # Of a name that two of the model's classes have neither is found, though it stands at its own place.
+        told = zip(names, known or names, found, strict=False)
+        if unlike := [(name, other) for name, other, number in told if number is None and name != other]:
+            _warn_of_order(unlike)
         return in_order
-    first = names[found.index(None)]
+    raise _no_class(names[found.index(None)], len(names), known, count)
+
+
+def _warn_of_order(pairs: Sequence[tuple[str, str]]) -> None:
+    """Warn of classes of images that were taken for classes of the model by their place alone."""
+    own, others = (shortened(map(brief, side), 6) for side in zip(*pairs, strict=True))
+    message = (
+        f"the images' classes {own} are not called as the model's, and are taken in order for {others}; if that "
+        "is wrong, rename the images', or name the model's classes as the images do, in the model's order "
+        "(--classes, classes)"
+    )
+    warnings.warn(InputWarning(message), stacklevel=4)
+
+
+def _no_class(name: str, among: int, known: tuple[str, ...] | None, count: int) -> InvalidData:
+    """Why a class, ``among`` so many of the images', is none of a model of ``count`` classes."""
     if known is None:
-        raise InvalidData(
-            f"the images are of {len(names)} classes, as {brief(first)}, and the model has {count}, whose names "
-            "are not known; name them (--classes, classes)"
+        return InvalidData(
+            f"the images are of {among} classes, as {brief(name)}, and the model has {count}, whose names are not "
+            "known; name them (--classes, classes)"
         )
-    near = near_names(first, known)
+    near = near_names(name, known)
     hint = f"did you mean {' or '.join(near)}" if near else f"known: {shortened(known, 6)}"
-    raise InvalidData(
-        f"the images' class {brief(first)} is none of the model's {len(known)} classes ({hint}); rename it, "
-        "or name the model's classes as the images do (--classes, classes)"
+    return InvalidData(
+        f"the images' class {brief(name)} is none of the model's {len(known)} classes ({hint}); rename it, or "
+        "name the model's classes as the images do (--classes, classes)"
     )
 
 
@@ -480,12 +488,7 @@ def _function(text: str) -> Answer:
     path, _, name = text.rpartition(":")
     if not path:
         raise InvalidTarget(f"{text!r} names no function; write it as 'path/to/file.py:function'")
-    module = run_file(Path(path), InvalidTarget, "file of targets", "function")
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
-        raise UnknownName(f"function in {path}", name, known)
-    return function  # type: ignore[no-any-return]
+    return function_in(path, name, InvalidTarget, "file of targets")
 
 
 def class_names(model: Any) -> tuple[str, ...] | None:

@@ -30,6 +30,7 @@ _FITTING: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
 
 def placed(images: Tensor, model: nn.Module) -> Tensor:
     """Images on the model's device, in the precision of most of its weights."""
+    # A few parameters may be more precise than the rest, as norms of a model in half precision are.
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -70,6 +71,7 @@ def counting(each: Callable[[int], None] = lambda rows: None) -> Iterator[list[i
     def hear(rows: int) -> None:
         found.append(rows)
         each(rows)
+        # Counts may be nested: whoever counts outside hears of these passes, too.
         if outer is not None:
             outer(rows)
 
@@ -94,6 +96,7 @@ def fitting(model: nn.Module, images: Tensor, max_batch: MaxBatch, work: Callabl
     known = _FITTING.setdefault(model, {})
     size = tuple(images.shape[1:]), str(images.device)
     if max_batch == "auto":
+        # What fitted once is where the next call begins, so that it does not run out of memory again.
         most = known.get(size) or rows_per_pass(most, images)
     while True:
         try:

@@ -51,6 +51,7 @@ class Pixels:
             raise InvalidImage(
                 f"{name} is {values.dtype} of shape {values.shape}; give numbers (H, W), (H, W, C) or (C, H, W)"
             )
+        # Torch takes numbers in the machine's own order of bytes alone.
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         if values.ndim == 2:
             values = values[..., None]
@@ -102,6 +103,7 @@ class Pixels:
                 f"--scale={low},{high}, in Python Preprocess(scale=({low}, {high}))"
             )
         black, white = reversed(scale) if self.inverted else scale
+        # They are doubles, since whole numbers of 32 bits have more digits than a single holds.
         moved = (self.values.astype(np.float64) - black) / (white - black)
         return torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))
 
@@ -256,6 +258,7 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
     """
     pixels = image.scaled(scale)
     count = len(pixels)
+    # Transparency is no color, unless the model asks for as many channels as the file has.
     if image.has_alpha and count != channels:
         pixels, count = pixels[:-1], count - 1
     if count == channels:

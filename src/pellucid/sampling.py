@@ -60,6 +60,7 @@ class Sampling(ABC):
     def weights_of(self, draw: Tensor, like: Tensor) -> Tensor:
         """The weights of these draws alone, however many there are in all, in the precision of ``like``."""
         assert self.weights is not None
+        # Equal weights are a view of one number (``broadcast_to``), so millions of draws take no memory.
         return like.new_tensor(self.weights[draw.cpu().numpy()])
 
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +139,7 @@ class Noise(Sampling):
         """The chosen moment."""
         if self.moment == "variance":
             mean, squares = sums
+            # Rounding may bring a variance of nothing below 0.
             return (squares - mean.square()).clamp_min(0)
         return sums[0]
 
@@ -208,10 +210,13 @@ class Path(Sampling):
     ) -> Tensor:
         """Interpolate between each row's reference and its point: one product for all rows."""
         assert references is not None
+        # Row i is a_i times its point plus (1 - a_i) times its
+        # reference: a matrix of two numbers a row, times all ends.
         ends, row = torch.cat([values, references]).detach(), torch.arange(len(of), device=of.device)
         places = values.new_tensor(self.nodes[0][list(draw)])
         mixture = values.new_zeros(len(row), len(ends))
         mixture[row, of] = places
+        # The remainder takes the only reference where there is one for all.
         mixture[row, len(values) + of % len(references)] = 1 - places
         rows = values.new_empty(len(row), *values.shape[1:])  # no view: the model may overwrite it
         with torch.autocast(values.device.type, enabled=False):
@@ -228,6 +233,7 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [-1, 1]: NumPy's, and of many steps, whose matrix it would need, by Newton's method."""
     if n <= _FEW_NODES:
         return np.polynomial.legendre.leggauss(n)
+    # The first guess is the usual one: the k-th root of P_n lies near cos(pi (k - 1/4) / (n + 1/2)).
     angle = np.pi * (np.arange((n + 1) // 2) + 0.75) / (n + 0.5)
     nodes = -np.cos(angle)  # those below 0; the others mirror them
     for _ in range(_NEWTON_STEPS):
@@ -238,8 +244,10 @@ def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
             before *= -k / (k + 1)
             before += moved
             before, value = value, before  # ((2k + 1) x P_k - k P_(k-1)) / (k + 1)
+        # Here P_n' follows from (1 - x^2) P_n' = n (P_(n-1) - x P_n).
         slope = n * (before - nodes * value) / (1 - nodes**2)
         nodes = nodes - value / slope
+    # Of an odd number the middle node, 0, is not mirrored.
     weights, other = 2 / ((1 - nodes**2) * slope**2), slice(None, None, -1) if n % 2 == 0 else slice(-2, None, -1)
     return np.concatenate([nodes, -nodes[other]]), np.concatenate([weights, weights[other]])
 
@@ -261,6 +269,7 @@ def reference_images(baseline: Baseline, images: Tensor) -> Tensor:
         # Torchvision takes as long to import as torch, and of all methods only this baseline needs it.
         from torchvision.transforms.functional import gaussian_blur
 
+        # Reflection at the edges, by which the blur pads, needs fewer pixels of padding than the image has.
         taps = min(31, 2 * (min(images.shape[-2:]) - 1) + 1)
         blurred: Tensor = gaussian_blur(images, [taps, taps], [5.0, 5.0])
         return blurred
@@ -277,6 +286,7 @@ def noise_like(values: Tensor, keys: Sequence[int]) -> Tensor:
         )
         for key in dict.fromkeys(keys)
     }
+    # Without a dimension of rows it broadcasts over them, which saves the copies.
     if len(distinct) == 1:
         return distinct[keys[0]]
     return torch.stack([distinct[key] for key in keys])

@@ -17,6 +17,6 @@ def fold_in(key: int, part: int | str, byteorder: Literal["little", "big"] = "li
 def image_seed(seed: int, name: str) -> int:
     """The seed of an image's noise in a benchmark: independent between images, whatever cell they come in.
 
-    The same hash as ``fold``, read in the other byte order: published numbers were computed so.
+    The same hash as ``fold_in``, read in the other byte order: published numbers were computed so.
     """
     return fold_in(seed, name, "big")

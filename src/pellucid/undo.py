@@ -30,6 +30,7 @@ class Undo:
 
     def __exit__(self, *_: Any) -> None:
         """Undo what stands further in, if an interrupt kept it from ending, and then this."""
+        # Those further in come off first: they were made later, and may rely on what this one changed.
         while self in self._stack:
             self._stack[-1]._end()
 
@@ -39,6 +40,8 @@ class Undo:
 
     def _end(self) -> None:
         while self._waiting:
+            # It is taken off only once it is done: after an interrupt
+            # in between it is done again, which does no harm.
             self._waiting[-1]()
             self._waiting.pop()
         self._stack.pop()

@@ -479,6 +479,7 @@ ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
     "clamp": [(-0.3, 0.5), (None, 0.5), (0, 6), (0,)],
     "clip": [(-0.3, 0.5), (None, 0.5), (0, 6), (0,)],
     "clamp_min": [(0.1,), (0,)],
+    "clamp_max": [(0.1,), (0,)],
     "logit": [(0.1,)],
     "prelu": [(torch.tensor([0.1, 0.2, 0.3, 0.4]).double(),)],
     "pow": [(3,), (2.0,)],

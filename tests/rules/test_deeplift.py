@@ -370,6 +370,12 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Tensor]]] = {
         lambda x: x.masked_fill(x < 0, 0),
         lambda x: x.clone().masked_fill_(x < 0, 0),
     ],
+    "clipped above": [
+        lambda x: x.clamp(max=0.3),
+        lambda x: x.clamp_max(0.3),
+        lambda x: torch.clamp_max(x, max=0.3),
+        lambda x: x.clone().clamp_max_(0.3),
+    ],
     "product": [lambda x: x[:, 0] * x[:, 1] * x[:, 2], lambda x: x.prod(1), lambda x: torch.prod(x, 1, True)],
     "cosine": [
         lambda x: F.cosine_similarity(x[:, 0], x[:, 1], -1),

@@ -173,12 +173,16 @@ def _voc_boxes(path: Path) -> _Boxes:
     try:
         with open_regular(path) as file:
             content = TEXT_FILE.read(file, str(path), InvalidData)
+        # Comments begin so, too, and do no harm.
         if b"<!" in content.replace(b"<!--", b""):
             raise ValueError("it declares entities")  # which may be of any size
         told = ElementTree.fromstring(content)
         ends = [one.find("bndbox") for one in told.iter("object")]
         boxes = tuple(
-            (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax")) for box in ends
+            # Pixel 1 of VOC lies from 0 to 1 here, so the first end
+            # moves by one and the last, which is inside, stays.
+            (_end(box, "xmin") - 1, _end(box, "ymin") - 1, _end(box, "xmax"), _end(box, "ymax"))
+            for box in ends
         )
         return _Boxes(boxes, _size(told.findtext("size/width"), told.findtext("size/height")))
     except InvalidData:

@@ -255,6 +255,8 @@ def decode(
             skipped.append(str(error))
             continue
         if pixels is None:
+            # There is room for all before it is known how many can
+            # be read: what is left over is cut off at the end.
             pixels = room((len(positions), *image.shape), image.dtype, memory, folder)
         if image.shape != pixels.shape[1:]:
             raise refusal(
@@ -278,6 +280,7 @@ def room(size: Sequence[int], dtype: torch.dtype, memory: int, folder: Path | No
     if needed <= memory:
         return torch.empty(tuple(size), dtype=dtype)
     try:
+        # The file has no name, and what maps it keeps it: it vanishes with the tensor, however the program ends.
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, needed)  # a full disk is told now, not when a page is written
             return torch.from_numpy(np.memmap(file, empty.numpy().dtype, "r+", shape=tuple(size)))

@@ -110,8 +110,10 @@ def mask_of(image: AnyImage, name: str) -> Image.Image:
     found = np.unique(values)
     low, high = found[0], found[-1]
     if np.isfinite(found).all() and low >= 0:
+        # Of 0 and any other value, as of labels 0 and 1, the other is the object, however dark it looks.
         if len(found) == 1 or (len(found) == 2 and (low == 0 or low <= white / 2 < high)):
             return Image.fromarray(np.where((values == high) & (values != 0), 255, 0).astype(np.uint8))
+        # Soft edges are lines; where every value also fills a square, it numbers a thing.
         if _WHITISH * white <= high <= white and not _has_areas_of_all(values, len(found)):
             return Image.fromarray((255 * (values / white)).round().astype(np.uint8))
     told = [f"{value:g}" for value in found.tolist()]
@@ -130,6 +132,7 @@ def _has_areas_of_all(values: np.ndarray, count: int) -> bool:
 
 def _reader(content: bytes) -> Callable[[bytes, str], AnyImage]:
     """Who reads an image, by how its file starts."""
+    # Who reads is told by what is inside, since names of files may lie, and bytes have none.
     if content[:6] == b"\x93NUMPY" or content[:4] == b"PK\x03\x04":
         return _from_numpy
     if content[128:132] == b"DICM":
@@ -205,9 +208,11 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     order = [axes.index(axis) for axis in axes if axis in "YX"] + [
         axes.index(axis) for axis in "SC" if axis in axes
     ]
+    # Rows and columns come first, then samples and channels, whichever of them the file has.
     values = values.transpose(order)
     values = values.reshape(*values.shape[:2], -1)
     turned = _turned(values, int(orientation.value) if orientation else 1)
+    # ExtraSamples of TIFF: 1 is premultiplied and 2 is plain alpha; 0 is a channel of whatever kind.
     has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
     return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha, frames)
 
@@ -270,6 +275,7 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
 def _undeflated(content: bytes, name: str) -> bytes:
     """A DICOM's content as it is, after it was tried that it does not inflate to more than is allowed."""
     if _DEFLATED in content[:_HEADER]:
+        # What follows the first group is deflated as a whole, without a header (RFC 1951).
         start = _GROUP + int.from_bytes(content[_GROUP - 4 : _GROUP], "little")
         read = partial(zlib.decompressobj(-zlib.MAX_WBITS).decompress, content[start:])
         read_unpacked(read, len(content), name, InvalidImage)

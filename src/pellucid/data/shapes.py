@@ -250,6 +250,7 @@ def _scene(random: _Rng, label: int, size: int) -> tuple[Array, NDArray[np.bool_
     for _ in range(random.integers(3, 8)):
         image = _over(image, *_distractor(grid, random))
     radius = random.uniform(*RADII)
+    # The whole object lies within the image.
     x, y = random.uniform(radius - 1, 1 - radius, 2)
     seen = grid.placed(x, y, radius, random.uniform(0, 2 * np.pi))
     visible = _placed_coverage(OUTLINES[SHAPE_NAMES[label]], seen, radius)

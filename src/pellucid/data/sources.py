@@ -184,6 +184,7 @@ def _from_folder(folder: Path, label_column: str | None) -> Source:
     images, shards = ([], paths) if kind == _TABLES else (paths, [])
     if images:
         folders = {path.relative_to(folder).parts[0] for path in images}
+        # One image beside the folders is enough to tell that these are no classes.
         in_folders = all(path.parent != folder for path in images)
         return _from_files(images, folder, tuple(sorted(folders)) if in_folders else None)
     if shards:
@@ -223,6 +224,7 @@ def _from_url(url: str, label_column: str | None) -> Source:
     folder = Folder(url)
     if url.endswith(SHARDS):
         found = _from_shard(folder.fetch(""), label_column)
+        # The fetched file is removed with its ``Folder``, which the reader therefore holds.
         return replace(found, read=partial(_read_fetched, folder, found))
     kind, names = _of_one_kind(list(folder.files()), url)
     if not names or kind == _TABLES:
@@ -248,6 +250,8 @@ def _from_tar(path: Path) -> Source:
     """A tar as webdataset writes it: what a sample is made of follows one another and has one key, up to a dot."""
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            # Only places are kept, by which each part is read when it is
+            # asked for. A packed tar, which mode "r:" refuses, has none.
             members = [(one.name, one.offset_data, one.size) for one in tar if one.isfile() and not one.issparse()]
     except (tarfile.TarError, OSError, ValueError) as error:
         raise InvalidData(f"{path} is no readable tar ({error}); fetch it again") from error
@@ -286,6 +290,7 @@ def _parts_by_key(members: Sequence[tuple[str, int, int]], path: Path) -> dict[s
     named: dict[tuple[str, str], str] = {}
     for name, start, size in members:
         folder, _, file = name.rpartition("/")
+        # A key goes up to the first dot, as webdataset has it: "a.seg.png" is another part of the sample "a".
         key, _, kind = file.partition(".")
         key, kind = f"{folder}/{key}".lstrip("/"), f".{kind.lower()}"
         alike = "image" if kind in SUFFIXES else kind
@@ -311,6 +316,7 @@ def concatenated(parts: Mapping[str, Source]) -> Source:
         sample = sources[which][position - ends[which]]
         own, label = sources[which].classes, sample.label
         if own != classes and own is not None and classes is not None and label is not None:
+            # The same class may have another number in each part.
             label = classes.index(own[label])
         return replace(sample, name=names[position], label=label)
 
@@ -379,6 +385,7 @@ def _from_parquet(path: Path, label_column: str | None) -> Source:
     def read(position: int) -> Sample:
         group = bisect_right(ends, position)
         rows = row_group(group)
+        # ``ends`` counts to the end of each row group, so its beginning is that less the group's rows.
         [row] = rows.slice(position - ends[group] + rows.num_rows, 1).to_pylist()
         return _row_sample(names[position], row, image_column, label_column, path.parent, classes)
 
@@ -415,6 +422,7 @@ def _row_group(
     about = table.metadata.row_group(group)
     parts = [about.column(index) for index in range(about.num_columns)]
     chosen = [part for part in parts if part.path_in_schema.partition(".")[0] in columns]
+    # The footer tells both before anything is unpacked.
     unpacked, packed = sum(p.total_uncompressed_size for p in chosen), sum(p.total_compressed_size for p in chosen)
     require_unpacked(unpacked, packed, f"row group {group} of {path} holds", InvalidData)
     try:

@@ -125,6 +125,7 @@ def write_maps(
     try:
         identity = _identity(spec)
         cells = list(_cells(spec, url, hashed(identity)))
+        # They are told only now: a shard's key must not depend on how many others there are.
         identity["shards"] = [cell.id for cell in cells]
         with nullcontext() if folder.local is None else alone(folder.local / LOCK, url):
             for place in ("", MAPS):
@@ -211,9 +212,11 @@ def _stretches(images: Images, size: int | None) -> Iterator[tuple[str, int, int
     """Places, from where to where, and what tells their content from another."""
     files = {} if is_source_name(images.source) else Folder(images.source).files()
     shards = {name: state for name, state in files.items() if f"{images.source}{name}".endswith(SHARDS)}
+    # A folder of photos that also holds an archive is one of photos.
     if not shards or any(name.lower().endswith(SUFFIXES) for name in files):
         names = open_images(images.source, images.label_column, images.split, images.root).names
         for start, stop in _cut(len(names), size):
+            # Names come with sizes and times, so that an image that was replaced is explained again.
             content = [(name, files.get(name, "")) for name in names[start:stop]]
             yield images.source, start, stop, hashed(content)
         return
@@ -232,6 +235,7 @@ def _cut(count: int | None, size: int | None) -> Iterator[tuple[int, int | None]
     if count is None:
         yield 0, None
     else:
+        # This is the greatest power of two of which there are four at least.
         size = size or min(_MOST, 1 << max((count // _LEAST).bit_length() - 1, 0))
         yield from pairwise([*range(0, count, size), count])
 
@@ -301,6 +305,7 @@ def _finished(folder: Folder, cells: list[ShardCell]) -> dict[str, Shard]:
     """The shards that are there, whole and of what their places hold now."""
     there = folder.names(MAPS)
     named = [cell for cell in cells if f"{cell.id}.parquet" in there]
+    # At a store each answer is waited for, so several are asked for at once.
     with ThreadPoolExecutor(_ASKING) as pool:
         found = pool.map(lambda cell: Shard.read(folder, f"{MAPS}/{cell.id}.parquet"), named)
         return {

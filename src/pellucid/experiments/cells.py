@@ -258,6 +258,7 @@ def _maps(cell: Cell, case: Case, kind: str, attributions: Mapping[str, Tensor],
     rows = [row for row, name in enumerate(case.names) if name in names]
     for layer, attribution in attributions.items() if rows else ():
         maps = heatmap(attribution[rows], None, case.channels).double()
+        # Halves end at 65 504 and have few digits near 0, so maps are brought to a largest magnitude of 1.
         maps = maps / maps.abs().amax((1, 2), keepdim=True).clamp_min(np.finfo(np.float64).tiny)
         for row, values in zip(rows, maps.cpu().numpy(), strict=True):
             buffer = io.BytesIO()

@@ -91,10 +91,12 @@ class Batch:
         return self.scorers[variant]
 
 
+# Cells come in the order of their images, so what one run of images needs is kept, and no more.
 @lru_cache(maxsize=1)
 def batches(spec: Spec, model: str, start: int, stop: int) -> Sequence[Batch]:
     """The images ``start`` to ``stop`` as a model takes them, those of one size together, in order."""
     loaded = model_of(spec, model)
+    # Images seen at their own size differ in it, and only those of one size can be stacked.
     samples: dict[tuple[int, ...], list[tuple[Sample, Tensor]]] = {}
     for sample in labeled(spec, chosen(spec.images), loaded)[start:stop]:
         pixels = pixels_of(loaded.preprocess, sample.image)
@@ -120,6 +122,7 @@ def batch_of(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tens
     """Samples and their pixels, of one size, with what is known about them."""
     device = place(spec)
     known = zip(*(annotated(sample, loaded) for sample, _ in group), strict=True)
+    # What one image lacks is unknown of the whole batch, since a metric takes all images or none.
     labels, masks, boxes = (None if any(value is None for value in values) else values for values in known)
     return Batch(
         spec,
@@ -181,6 +184,8 @@ def spread_first(length: int, count: int) -> list[int]:
     """All places, ``count`` of them first, in order: one at random of each of so many equal stretches."""
     count = min(count, length)
     edges = [number * length // count for number in range(count + 1)] if count else []
+    # They are random within each stretch, since what recurs
+    # at even distances, as classes may, would else be missed.
     first = [low + fold_in(low, count) % (high - low) for low, high in pairwise(edges)]
     return first + sorted(set(range(length)) - set(first))
 
@@ -218,6 +223,7 @@ def moved_boxes(boxes: Sequence[Box], size: tuple[int, int], preprocess: Preproc
     A box is cut at the crop's border; one that lies beyond it is left out.
     """
     crop = preprocess.crop
+    # The size is that of an empty mask that really went through the resizing, however it rounds.
     resized = replace(preprocess, crop=None).object_mask(Image.new("L", size)).shape[::-1]
     offsets = [0 if crop is None else _offset(length, crop) for length in resized]
     ends = [length if crop is None else crop for length in resized]

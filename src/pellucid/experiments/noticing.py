@@ -83,6 +83,7 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
         found["dark"] = Oddity(f"{sample.name} {what}", way_out, image.ends)
     if lost := _lost(image.size, preprocess):
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
+        # The kind names both losses, so that images that lose alike are counted together.
         found[", ".join(lost)] = Oddity(
             f"{what}, so {' and '.join(lost.values())}",
             "cut it into tiles, or give --preprocess whole",
@@ -150,6 +151,7 @@ def mislabeled(
     """
     pairs = [pair for pair in zip(labels, predicted, strict=True) if pair[0] >= 0]
     right = sum(label == one for label, one in pairs)
+    # By chance one of ``count`` predictions is right; half as many are hardly an accident of a bad network.
     if count > 1 and len(pairs) >= _LABELED and right < len(pairs) / count / 2:
         of = counted(len(pairs), noun)
         model = f"the model's are {shortened(classes, 6)}; --classes names others" if classes else "--classes"

@@ -77,6 +77,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     """A connection to a cluster, which ends with the work; one of the caller's is left as it is."""
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None and address not in ("auto", "local"):
+        # Ray itself would try for a long time to reach an address at which nothing listens.
         _require_answer(address)
     if ray.is_initialized():
         there = ray.get_runtime_context().gcs_address
@@ -141,6 +142,7 @@ class _Cluster:
     def outcomes(self, spec: Spec, cells: Sequence[AnyCell]) -> Iterator[Outcome]:
         """What becomes of each cell, as it ends."""
         ray, waiting = self.ray, iter(cells)
+        # What all cells share is put into the cluster once, not sent with each.
         given = ray.put((spec, self.checked(spec, cells), self.cpus))
         # Without a bound on the calls of a worker, it keeps what it loaded on a GPU, too.
         settings = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": _TRIES - 1, "max_calls": 0}
@@ -148,10 +150,13 @@ class _Cluster:
         pending: dict[Any, AnyCell] = {}
         try:
             while True:
+                # This is asked anew each round, since machines come
+                # and go; what is far ahead would be lost with one.
                 for cell in islice(waiting, max(_AHEAD * self.places() - len(pending), 0)):
                     pending[task.remote(given, cell)] = cell
                 if not pending:
                     return
+                # The wait is short, so that an interrupt, or a machine that came, is noticed.
                 for done in ray.wait(list(pending), timeout=1.0)[0]:
                     yield self.told(done, pending.pop(done))
         finally:
@@ -165,6 +170,7 @@ class _Cluster:
         try:
             outcome, rows, warned = self.ray.get(reference)
         except failures.RayTaskError as error:
+            # The error that the cell's own code raised ends the run, as it does in one process.
             raise error.cause from error
         except failures.RayError as error:
             reason = str(error).strip().partition("\n")[0]
@@ -200,6 +206,7 @@ class _Cluster:
             needs = f"{self.cpus} processors" + (" and a GPU" if self.gpus else "")
             raise InvalidCluster(f"no machine of the Ray cluster has the {needs} that a cell is to have")
         folders = tuple(sorted({cell.folder for cell in cells if cell.folder}))
+        # A folder of the same path may be another disk there, which only a file put in it from here can tell.
         with _marked(folders) as mark:
             expected = _Expected(
                 _own_versions(), {str(path): _content(path) for path in paths_of(spec)}, folders, mark
@@ -213,6 +220,7 @@ class _Cluster:
                 _require_fine(
                     f"started no worker within {_START:.0f} s; remove it from the cluster", asked[reference]
                 )
+        # The marks are gone by then; machines that come later are asked for all else.
         return replace(expected, mark="")
 
     def _answer(self, reference: Any, node: Mapping[str, Any]) -> str:
@@ -228,6 +236,7 @@ def _on(ray: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a task for one machine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # It takes no processor for itself, so that a machine that is busy answers, too.
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
 
 

@@ -51,6 +51,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "", begun: RunRe
     ``begun`` is the run that is there: where it can go on as this one, its cells keep their names.
     Raises a ``PellucidError`` for whatever is wrong with models, methods, layers, variants, metrics or images.
     """
+    # What is left to the default is written down, so that a later version with another goes on with this run.
     spec = spec.model_copy(update={"images_per_cell": spec.images_per_cell or DEFAULT_CUT})
     parsed = inputs.parsed(spec)
     if not spec.methods and not all(metric.of_model for metric in parsed.metrics.values()):
@@ -101,6 +102,7 @@ def _cells(parsed: ParsedSpec, images: int, key: str, files: Mapping[str, Mappin
     spec = parsed.spec
     cut = spec.images_per_cell or DEFAULT_CUT
     for model in spec.models:
+        # Images come before variants and methods: what a model knows of them is kept for the next cell.
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
@@ -138,6 +140,7 @@ def _usable(parsed: ParsedSpec) -> tuple[Spec, str, dict[str, Counts]]:
         for counts, loaded in zip(odd.values(), models, strict=True):
             count_odd(counts, mendable(oddities(sample, loaded.preprocess, loaded.whole_of)))
 
+    # Where images may be skipped others take their place, so all candidates are looked at until there are enough.
     looked = source if images.skip_unusable else source[:count]
     digest, wrong = inputs.survey(looked, count, require)
     if wrong and (not images.skip_unusable or len(source) - len(wrong) < (images.count or 1)):
@@ -185,7 +188,7 @@ def _recorded(metric: Criterion, spec: Spec) -> MetricRecord:
     return record.model_copy(update={"ends": (0.0, 1.0)}) if is_share else record
 
 
-# What squeezes outputs that are shares already, by what these come from; of one output a softmax is a sigmoid.
+# By what shares come from, the scores that would squeeze them again; of one output a softmax is a sigmoid.
 _SQUEEZED = {"softmax": ("softmax",), "sigmoid": ("softmax", "sigmoid")}
 
 

@@ -345,6 +345,7 @@ class Answered(BaseModel):
 
 def with_answers(record: RunRecord, answers: Iterable[Answered]) -> RunRecord:
     """A record that tells how variants answer on all images that were graded, each image once."""
+    # Every method's cell of the same images tells the same answers, which count once.
     alone = {(one.model, one.variant, one.start): Change(one.points, one.same, one.count) for one in answers}
     found: dict[str, dict[str, Change]] = {}
     for (model, variant, _), change in sorted(alone.items(), key=lambda item: item[0][2]):

@@ -94,6 +94,7 @@ def benchmark(
         ids = [cell.id for cell in planned.cells]
         failed: dict[str, str] = {}
         with store.opened(planned.record):
+            # A cell whose pictures are damaged is computed again as a whole, since they come of the same maps.
             finished = store.finished(ids) - store.damaged_pictures(ids)
             if not store.has_photos():
                 store.write_pictures(PHOTOS, photos(planned.spec))

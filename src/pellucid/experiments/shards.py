@@ -141,6 +141,7 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
             found.images, found.maps = found.images + len(positions), found.maps + len(rows)
             _HEARING.get()(len(positions))
         shard = Shard(cell.key, cell.place, cell.start, notes=sorted(notes), **vars(found))
+        # It stands in the footer, which is written last: a shard without it is not whole.
         writer.add_key_value_metadata({TOLD: json.dumps(asdict(shard))})
     return shard
 
@@ -186,6 +187,7 @@ def _batches(
         count_odd(found.odd, mendable(oddities(sample, loaded.preprocess, loaded.whole_of)))
         group = waiting.setdefault(tuple(pixels.shape), [])
         group.append((position, sample, pixels))
+        # Images of other sizes wait for their own kind, so that every batch but the last of a size is full.
         if len(group) == most:
             yield batch(waiting.pop(tuple(pixels.shape)))
     for group in waiting.values():
@@ -216,6 +218,7 @@ def read_ahead(read: Callable[[_T], _R], items: Iterable[_T], threads: int, ahea
         waiting: deque[Future[_R]] = deque()
         for item in items:
             waiting.append(pool.submit(read, item))
+            # The bound keeps decoded images from filling the memory where explaining is slower than reading.
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

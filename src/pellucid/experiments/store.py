@@ -237,6 +237,8 @@ class Store:
     def _claim(self, record: RunRecord) -> None:
         """Write run.json, unless it says the same already."""
         found = self._require_same(record)
+        # Whoever creates the file reads it again: of two that
+        # did so at once the store kept one, and both see which.
         if found is None and self.local is None and self.folder.create(RUN, record.content()):
             found = self._require_same(record)
         if found is None:  # damaged, or written by another process meanwhile
@@ -302,6 +304,7 @@ class Store:
         notes: Iterable[Note] = (),
     ) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
+        # The pictures come first: a cell is finished by its part, and would else be finished without them.
         self.write_pictures(cell, pictures)
         told = {} if answers is None else {ANSWERED: answers.model_dump_json().encode()}
         told |= {NOTED: json.dumps(sorted(notes)).encode()} if notes else {}
@@ -378,6 +381,7 @@ class Store:
         try:
             return self._again(lambda: self._checked(name, schema))
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            # Elsewhere it means that the store did not answer, of which nothing follows about the part.
             if type(error) is InvalidData and self.local is None:
                 raise
             warnings.warn(DamagedFileWarning(f"{self.url}/{name} cannot be used: {error}"), stacklevel=2)
@@ -487,6 +491,8 @@ def checksum(table: pyarrow.Table, told: bytes = b"") -> bytes:
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pyarrow.types.is_dictionary(column.type):
+            # Which number a dictionary gives a text depends on
+            # how parts were written, so it is encoded anew below.
             column = column.cast(column.type.value_type)
         if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type):
             content.update(name.encode() + column.to_numpy(zero_copy_only=False).tobytes())
@@ -495,5 +501,6 @@ def checksum(table: pyarrow.Table, told: bytes = b"") -> bytes:
         content.update(name.encode() + values.indices.to_numpy(zero_copy_only=False).tobytes())
         for value in values.dictionary.to_pylist():
             raw = value.encode() if isinstance(value, str) else value
+            # Values come with their lengths, or ("ab", "c") and ("a", "bc") would have one checksum.
             content.update(len(raw).to_bytes(8, "little") + raw)
     return content.hexdigest().encode()

@@ -89,6 +89,7 @@ def training_cells(parsed: ParsedSpec, metrics: Metrics, key: str, folder: Path)
     spec, entrants = parsed.spec, parsed.entrants
     cell = partial(TrainingCell, key=key, folder=str(folder))
     runs = range(spec.training.seeds if spec.training else 0)
+    # These give no rows, but as cells of their own they are shared out to machines ahead of what needs them.
     if any(isinstance(metric, Removal) for metric in metrics.values()):
         if not has_weights(spec):
             yield cell("explained")
@@ -101,6 +102,7 @@ def training_cells(parsed: ParsedSpec, metrics: Metrics, key: str, folder: Path)
 
 def _walks(metrics: Metrics) -> list[tuple[str, ...]]:
     """The texts of metrics that share a walk through trainings and maps: those of the same patch, the last."""
+    # One network trained with a patch serves all metrics of this patch.
     patches: dict[int, tuple[str, ...]] = {}
     for text, metric in metrics.items():
         if isinstance(metric, TrainingOcclusion):
@@ -136,6 +138,7 @@ def require_trainable(parsed: ParsedSpec, metrics: Metrics) -> dict[str, Any]:
             f"{spec.models[0].key} has no weights: {names} would train it first and {others} grade it untrained; "
             "give weights"
         )
+    # Checking keeps nothing, so the place of artifacts may be any.
     return _fitting(Trainings(parsed, Artifacts(Path())))
 
 
@@ -197,6 +200,8 @@ def images_of(spec: Spec, part: Split) -> LabeledImages:
     if part == "train" and training.count is not None:
         if training.count > len(source):
             raise InvalidData(f"{origin} has {len(source)} images, not {training.count}; lower training.count")
+        # The part is random, since sources are often sorted by
+        # class; and in the source's order, which is read fastest.
         positions = shuffled(len(source), spec.seed)[: training.count].sort().values.tolist()
     display = preprocess_of(training.network).display
     return load_images(source, display, origin, positions).to(inputs.place(spec))
@@ -269,6 +274,7 @@ class Trainings:
     def all_trained(self, pairs: Pairs, run: int, checkpoint: Path) -> list[nn.Module]:
         """A network for each pair of sets, all trained from the same weights."""
         network, seed = self.settings.network, self.seed(run)
+        # All start from one seed, so that degraded sets alone make them differ.
         models = [self.network(network, seed).model for _ in pairs]
         train_sets, test_sets = zip(*pairs, strict=True)
         train_ensemble(
@@ -299,6 +305,7 @@ class Trainings:
         """Positions, prepared images and their attributions, batch by batch; each image's noise is its own."""
         spec, like = self.spec, next(loaded.model.parameters())
         variant, method = entrant
+        # Noise depends on the image's place in its part alone, not on the batch or on who computes it.
         key = fold_in(spec.seed, SPLITS.index(part))
         for rows in torch.arange(image_count(images)).split(most_rows(spec.max_batch)):
             pixels, labels = fetch(images, rows)
@@ -317,6 +324,7 @@ class Trainings:
     def ranks(self, part: Split, entrant: Entrant) -> Tensor:
         """The ranks of a method's maps of all images, from their file."""
         variant, method = entrant
+        # A file's name may leave out what tells two texts apart, which the digest keeps.
         digest = blake2b(f"{variant}/{method}".encode(), digest_size=4).hexdigest()
         name = file_name(f"{method}_{variant}")[:60]
         ranked = self._ranked(part, entrant)
@@ -381,6 +389,7 @@ def run_training(spec: Spec, cell: TrainingCell) -> Finished:
 def _rank(trainings: Trainings, entrant: Entrant) -> None:
     trainings.ranks("test", entrant)
     retrained = [metric for metric in trainings.parsed.metrics.values() if isinstance(metric, Removal)]
+    # Random removal trains on random ranks and asks methods for test images alone.
     if not all(isinstance(metric, RandomRemoval) for metric in retrained):
         trainings.ranks("train", entrant)
 
@@ -428,6 +437,7 @@ def randomly_removed(trainings: Trainings, cell: TrainingCell, metric: Removal, 
         drawn = _degraded(trainings, metric, {part: trainings.random_ranks(part, run) for part in SPLITS})
         models = trainings.all_trained(drawn, run, checkpoint)
         scores = [graded(models, trainings.ranks("test", entrant)) for entrant in entrants]
+        # The file of results has them by fraction and then by entrant.
         return {"scores": list(zip(*scores, strict=True))}
 
     scores = zip(*trainings.artifacts.result(cell.id, compute)["scores"], strict=True)
@@ -459,6 +469,7 @@ def _curve(trainings: Trainings, metric: Removal, found: Sequence[float], whole:
     chance = 1 / outputs(trainings.network(trainings.settings.network, 0).model)
     whole = chance if trainings.settings.replacement == "mask" else whole  # a mask of all pixels tells nothing
     area = metric.area(fractions, found, whole, chance)
+    # ROAR removes nothing at 0, KAR keeps everything at 1: there both have the network trained on whole images.
     at, curve = [0.0, *fractions], [whole, *found]
     if metric.how == "kar":
         at, curve = [*fractions, 1.0], [*found, whole]

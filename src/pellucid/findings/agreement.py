@@ -36,6 +36,7 @@ def alpha_interval(ratings: Numbers) -> tuple[float, float]:
     n = len(counts)
     whole = _alpha(counts)
     others = np.array([_alpha(np.delete(counts, place, 0)) for place in range(n)])
+    # The jackknife's pseudo-values n a - (n - 1) a_i behave as n independent values whose mean is alpha.
     low, high = interval((n * whole - (n - 1) * others)[None])
     return float(low[0]), float(high[0])
 
@@ -50,8 +51,10 @@ def _counts(ratings: Numbers) -> Numbers:
 
 def _alpha(counts: Numbers) -> float:
     of_value, n = counts.sum(0), counts.sum()
+    # These are each value's mean rank among all ratings, whose differences are Krippendorff's ordinal distances.
     ranks = np.cumsum(of_value) - of_value / 2
     distance = (ranks[:, None] - ranks) ** 2
+    # Pairs of a rating with itself lie on the diagonal, whose distance is 0, so they need not be taken off.
     pairs = counts[:, :, None] * counts[:, None, :] / (counts.sum(1) - 1)[:, None, None]
     expected = float((np.outer(of_value, of_value) * distance).sum())
     return 1 - float((pairs.sum(0) * distance).sum()) * (float(n) - 1) / expected if expected else math.nan

@@ -68,6 +68,7 @@ def compare(
     higher = np.array([one.record.metrics[key[-1]].higher_is_better for key in keys])
     signs = rows.pop("sign") * np.where(higher, 1, -1)
     spans = np.array([_span(one.record.metrics[key[-1]].ends) for key in keys])
+    # No difference can exceed the span of what the metric's values can be, as 1 of shares.
     rows["low"], rows["high"] = np.maximum(rows["low"], -spans), np.minimum(rows["high"], spans)
     return rows.assign(verdict=[_verdict(*pair) for pair in zip(signs, rows["images"], strict=True)])
 
@@ -268,6 +269,7 @@ def _values(results: Results, layer: str | None) -> pd.DataFrame:
 def _paired(ours: Numbers, theirs: Numbers) -> dict[str, object]:
     """The columns that are numbers: means where both have values, their difference, and its sign if it is sure."""
     both = ~np.isnan(ours) & ~np.isnan(theirs)
+    # Means of both are over the same images, or their difference would not be the mean difference.
     ours, theirs = np.where(both, ours, np.nan), np.where(both, theirs, np.nan)
     low, high = paired_interval(theirs, ours)
     above, below = told_apart(theirs, ours, roundings(ours, theirs))

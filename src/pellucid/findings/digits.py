@@ -14,6 +14,7 @@ def decimals(spread: float) -> int:
     """The decimals that show two digits of how unsure a number is, half of its interval: 0 to 6."""
     if not math.isfinite(spread) or spread <= 0:
         return 3
+    # A spread of 0.023 has its first digit at the second decimal, so three decimals show two digits of it.
     return min(max(1 - math.floor(math.log10(spread)), 0), 6)
 
 
@@ -33,6 +34,7 @@ def number(value: float, places: int) -> str:
         digits, power = f"{value:.1e}".split("e")
         return f"{digits} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace("-", "−")
     text = f"{value:,.{places}f}"
+    # What rounds to 0 has no sign.
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 

@@ -33,10 +33,13 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
     apart = values - means[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):  # fewer than two values, or all alike
         deviations = np.sqrt(np.nansum(apart**2, 1) / (n - 1))
+        # It is the third moment over the 3/2-th power of the second, both taken with n.
         skewness = np.nansum(apart**3, 1) / n / (np.nansum(apart**2, 1) / n) ** 1.5
         within = np.array([quantile(int(count), coverage) for count in n]) / np.sqrt(n)
+        # The inverse divides by g; for a g of nearly 0 it tends to Student's interval.
         skewness = np.where(np.abs(skewness) > 1e-6, skewness, 1e-6)
         above, below = (_untransformed(side * within, skewness, n) for side in (1, -1))
+        # Whichever of both intervals reaches further counts, at each end.
         low = means - deviations * np.maximum(within, above)
         high = means + deviations * np.maximum(within, -below)
     return low, high
@@ -44,6 +47,7 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
 
 def _untransformed(y: Numbers, g: Numbers, n: NDArray[np.int64]) -> Numbers:
     """The inverse of Hall's h."""
+    # h(T) = ((1 + g T / 3)^3 - 1) / g + g / (6n), so a cube root undoes it, of numbers below 0, too.
     roots: Numbers = 3 * (np.cbrt(1 + g * (y - g / (6 * n))) - 1) / g
     return roots
 
@@ -73,6 +77,7 @@ def _share_ends(ones: int, n: int, coverage: float) -> tuple[float, float]:
 def _share_of(ones: int, n: int, chance: float) -> float:
     """The share under which at least so many ones have this chance: it grows with the share, so it is bisected."""
     number = np.arange(ones, n + 1)
+    # They are logarithms, since binomial coefficients of many values overflow.
     ways = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in number]
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -92,6 +97,7 @@ def quantile(n: int, coverage: float) -> float:
         return math.nan
     freedom = min(n, MOST) - 1
     density = np.cos(_ANGLES) ** (freedom - 1)
+    # This is the trapezoid rule, up to a factor that the division by the last share takes away.
     shares = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return math.sqrt(freedom) * math.tan(np.interp(coverage, shares / shares[-1], _ANGLES))
 
@@ -125,6 +131,7 @@ def better(values: Numbers, higher: bool, *others: Numbers) -> NDArray[np.bool_]
 
 
 def _better(values: Numbers, higher: bool) -> NDArray[np.bool_]:
+    # Each pair is compared once: the other way round it is the same comparison with its sides exchanged.
     first, second = np.triu_indices(len(values), 1)
     above, below = told_apart(values[first], values[second], rounding_of(values))
     wins, losses = (above, below) if higher else (below, above)
@@ -169,6 +176,7 @@ def to_one_side(
     ups, downs = (differences > rounding).sum(1), (differences < -rounding).sum(1)
     has_one_value = np.logical_or(*(_has_one_value(side, both) for side in (one, other)))
     above, below = (
+        # n equal signs have the two-sided chance 2 / 2^n, which is below 5 % from n = 6 on.
         has_one_value & (others == 0) & (2.0 ** (1 - some) <= 1 - COVERAGE)
         for some, others in ((ups, downs), (downs, ups))
     )
@@ -240,8 +248,10 @@ def without_each(values: Numbers, spread: bool = False) -> Numbers:
     apart = np.where(known, values - means, 0)
     with np.errstate(divide="ignore", invalid="ignore"):  # nothing left
         if not spread:
+            # The mean without x is m - (x - m) / (n - 1): no sum is taken anew.
             left: Numbers = means - apart / (n - 1)
             return left
+        # Without x the squares around the new mean are S - (x - m)^2 n / (n - 1), the spread's divisor one less.
         squares = (apart**2).sum(1, keepdims=True) - apart**2 * n / (n - 1)
         spreads: Numbers = np.sqrt(np.maximum(squares, 0) / (n - 1 - known))
     return spreads
@@ -257,6 +267,7 @@ def best_row(values: Numbers, higher: bool) -> tuple[int, NDArray[np.intp]]:
     ranked = np.where((10 * known >= 9 * known.max())[:, None], values if higher else -values, np.nan)
     best, each = int(_ranked_mean(ranked).argmax()), np.empty(values.shape[1], np.intp)
     for half in (0, 1):
+        # The columns of this half are judged at the row that the other half chose, so no value chooses for itself.
         means = _ranked_mean(ranked[:, 1 - half :: 2])
         # Layers may have equal maps: rounding does not choose among them.
         each[half::2] = best if means.max() <= means[best] + rounding_of(values) else means.argmax()

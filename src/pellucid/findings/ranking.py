@@ -140,6 +140,7 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     originals = [place for place, one in enumerate(contenders) if one.of_variant and one.variant == UNCHANGED]
     against = originals[0] if originals else 0
     rounding = rounding_of(numbers)
+    # Told apart are those that both comparisons tell apart (``Statistics.best``).
     tied = _tied(numbers, against) | _tied(checked.loc[summary.index].to_numpy(), against)
     # Whoever's mean is behind that of a beaten floor is no best, however few images tell it from the first.
     beaten = (place for place, one in enumerate(contenders) if one.floor and not tied[place])

@@ -77,6 +77,7 @@ class Statistics:
         table = results.table
         if not len(table):
             raise InvalidData("the results table is empty: no cell has finished; run the benchmark first")
+        # Values of a training have no image; its number takes the place of a name, so that both can be columns.
         names = table["image"].astype(object)
         table = table.assign(image=names.where(names.notna(), table["training"].astype(object)))
         images = list(dict.fromkeys(table["image"]))
@@ -118,6 +119,8 @@ class Statistics:
             values=self.values.iloc[named],
             missing=self.missing.iloc[named],
             points=self.points[self.points.index.droplevel(["at", "step"]).isin(index)],
+            # In row i and column j stands image j's value at the
+            # layer that the other half of the images chose for i.
             checked=pd.DataFrame(values[np.array(chosen), np.arange(self.images)], index, self.values.columns),
         )
 
@@ -240,6 +243,7 @@ class Statistics:
         rows = self.values.index.to_frame(index=False)[self._compared]
         of_variant = is_of_variant(rows["method"])
         rows["variant"] = rows["variant"].where(~of_variant, UNCHANGED)
+        # Where no reference is named no row has this key, and all differences are NaN.
         rows["method"] = rows["method"].where(of_variant, self.reference or "no reference")
         values = self.values if self.checked is None else self.values.droplevel("layer")
         found: Numbers = values.reindex(pd.MultiIndex.from_frame(rows)).to_numpy()

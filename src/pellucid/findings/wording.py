@@ -223,6 +223,7 @@ def notes_told(
     A model is named where notes are of several, variants where they are not the network as it is. ``counts`` says
     of how many images, of ``total``, each note is, as far as that is known.
     """
+    # Three rounds join what is told alike: layers of one method and variant, then variants, then methods.
     layers: dict[tuple[str, ...], dict[str, None]] = {}
     for note in notes:
         key = (note.model, note.warning, note.method, note.text, note.variant)
@@ -274,6 +275,7 @@ def _way_out(warning: str, method: str, layers: Sequence[str]) -> str:
     if ".py:" in method and warning in ("EmptyMapWarning", "FlatMapWarning"):
         return "its function gives it so"
     if warning == "CompletenessWarning":
+        # The catalogue lies below, but needs torch, which whoever only reads results may do without.
         from ..catalog import method as method_of
 
         with suppress(PellucidError):

@@ -168,10 +168,16 @@ class Method(ABC):
             InvalidModel, InvalidImage, InvalidTarget, InvalidLayer, InvalidParameter, UnknownName,
             RuleNotApplied, OutOfMemory: as their names say; the model is unchanged then, too.
         """
+        # The names are read before the model is unwrapped: what
+        # loads models knows them, the module inside does not.
         names, preprocess, model = class_names(model), getattr(model, "preprocess", None), explainable(model)
         require_images(images, model)
         told = require_kind(Mapping[str, str | Layout] | None, layouts, "layouts", InvalidParameter) or {}
+        # The frozen batch norm comes last, and so innermost: it
+        # computes the operation by itself and leaves none to others.
         rules = (*self.backward_rules, *as_variant(variant).rules, FrozenBatchNorm())
+        # What torch computes under inference mode can never be
+        # differentiated, so a caller's is switched off inside.
         with Guard() as guard, guard.inference(False):
             images = placed(images.clone() if images.is_inference() else images.detach(), model)
             warn_if_half(images)
@@ -213,6 +219,7 @@ class Method(ABC):
         return network, tuple(name for name in chosen if found.get(name, name) is not None)
 
     def _explain(self, asking: _Asking, max_batch: int) -> Attributions:
+        # It is made anew for each bound that ``fitting`` tries, so that nothing of a failed attempt lives on.
         network, layers = self._network(asking, max_batch)
         parts = [
             self._evaluate(network, self.samplings, points, layers)
@@ -247,6 +254,8 @@ class Method(ABC):
         What its rules miss is then looked for where the sums of a few images show it: without the rules that
         change them.
         """
+        # A variant such as a backward hook gives no gradient of any
+        # function, so its sums say nothing of missed operations.
         foreign = [rule for rule in asking.rules if rule.alters_gradient and rule not in self.backward_rules]
         path = self.samplings and isinstance(self.samplings[-1], Path) and self.is_gradient
         own = self.backward_rules
@@ -280,6 +289,7 @@ class Method(ABC):
         # From here on everything lies at the layer explained: each layer gets its own points, all captured in
         # one pass over the network below.
         passed = network.forward(points, layers)
+        # One pass gives all layers' references, ahead of the loop that would ask for them one by one.
         if isinstance(samplings[0], Path):
             network.reference(samplings[0].baseline, tuple(passed.activations))
         estimates: dict[str, Estimate] = {}
@@ -314,6 +324,8 @@ class Method(ABC):
         expected = None
         if complete:
             scores = network.forward(points, ()).scores if scores is None else scores
+            # Completeness (Sundararajan et al. 2017, Prop. 1) holds of
+            # the gradient alone, along a path of what is explained.
             expected = scores - network.reference_scores(path.baseline, points)
         estimates = {}
         for layer in folded.layers:
@@ -342,6 +354,7 @@ class _Fold:
 
     def add(self, estimates: dict[str, Estimate], row: Tensor, draw: Tensor, summed: bool) -> None:
         """Add what the draws of the rows gave, or, if ``summed``, their weighted sums for each distinct row."""
+        # Sums come in the order of ``row.unique``, which is that of the points in ``_drawn``.
         into = row.unique() if summed else row
         self._added.update(estimates.keys())
         for layer, estimate in estimates.items():
@@ -350,9 +363,12 @@ class _Fold:
             if layer not in self._sums:
                 self._sums[layer] = tuple(term.new_zeros(self._rows, *term.shape[1:]) for term in terms)
             for total, term in zip(self._sums[layer], terms, strict=True):
+                # A chunk may hold several draws of one row, which
+                # plain indexing would overwrite instead of adding.
                 total.index_add_(0, into, term)
             if estimate.expected is not None and self._sampling.keeps_sum:
                 total = self._expected.setdefault(layer, estimate.expected.new_zeros(self._rows))
+                # The mean over noisy images sums to the mean of what each of them sums to.
                 total.index_add_(0, row, estimate.expected / self._sampling.draws)
 
     def value(self, layer: str, difference: Tensor | None = None) -> Tensor:
@@ -368,6 +384,7 @@ def _chunks(
     """Every draw of every row, at most ``size`` at a time, as numbers of rows and of draws."""
     total = rows * sampling.draws
     for start in range(0, total, size):
+        # Draws of all rows are numbered through, so that every chunk but the last is full, whatever divides what.
         index = torch.arange(start, min(start + size, total), device=device)
         if tied or sampling.needs_reference:  # point by point, so that the draws of a chunk share few points
             yield index // sampling.draws, index % sampling.draws
@@ -377,6 +394,7 @@ def _chunks(
 
 def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, draw: Tensor, tied: bool) -> Points:
     """The points of the given draws of the given rows, tied to these rows if that saves anything."""
+    # These are the rows of this chunk alone, so that points and references of others are not copied with it.
     which, of = row.unique(return_inverse=True)
     chosen = Points(points.values[which], points.origin[which], ())
     references = (
@@ -385,7 +403,10 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
     draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
     move = partial(sampling.points, of=of, draw=draws, keys=keys)
     values = move(chosen.values, references)
+    # Each draw has a seed of its own, made of its point's: nested noise is independent, whatever the chunks.
     drawn = Points(values, points.origin[row], tuple(map(fold_in, keys, draws)), points.layer)
+    # Where each point has one row in this chunk, tying saves no
+    # backward pass; along a path it still saves the forward ones.
     if not tied or (references is None and len(chosen) == len(drawn)):
         return drawn
     weights, path = sampling.weights_of(draw, values), None if references is None else move

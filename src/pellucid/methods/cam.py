@@ -52,6 +52,7 @@ class GradCAM(Method):
 
 def _weighted(network: Network, layer: str, activation: Tensor, gradient: Tensor) -> Tensor:
     maps, prefix = network.split(layer, activation)
+    # The gradient has the layer's own layout, so both are split alike before places are averaged.
     weights, _ = network.split(layer, gradient)
     places = tuple(range(2, weights.dim()))
     if places:

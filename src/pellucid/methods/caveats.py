@@ -155,9 +155,13 @@ def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
     magnitude = maps.abs().mean((0, 1))
     for period, other in ((2, "other"), (3, "third")):  # a step of 4 shows at 2
         rows, columns = (side // period * period for side in magnitude.shape)
+        # Each channel now holds the places of one residue, such as
+        # (even, odd), which a checkerboard treats unlike the others.
         tiles = F.pixel_unshuffle(magnitude[None, :rows, :columns], period)
         means, errors = tiles.mean((1, 2)), tiles.flatten(1).std(1) / math.sqrt(tiles[0].numel())
         apart = means.max() - means.min()
+        # Residues differ by chance, too, by about a standard
+        # error, which large maps make small and small maps do not.
         if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
             leaves_first = layer == INPUT and leveling.leaves_first
             why = leveling.first_stays if leaves_first else leveling.stays.format(period=period)

@@ -65,6 +65,8 @@ def _ends_in_sigmoid(model: nn.Module, image: Tensor) -> bool:
         known[()] = False
         with suppress(InvalidModel, RuntimeError), torch.inference_mode(False), torch.enable_grad():
             step = logits_in(model(placed(image.clone(), model).requires_grad_())).grad_fn
+            # The way goes back through what only reshapes outputs,
+            # or makes two answers of one, to what computed them.
             while step is not None and step.name().rstrip("0123456789") in _VIEWS:
                 step = step.next_functions[0][0]
             known[()] = step is not None and step.name().startswith("SigmoidBackward")
@@ -152,6 +154,8 @@ def same_logits(one: Tensor, other: Tensor) -> bool:
     """Whether two runs gave the same: no more than sqrt(eps) of the largest apart, eps being their precision."""
     if one.shape != other.shape or not one.numel():
         return one.shape == other.shape
+    # Runs of other batch sizes differ by rounding, since kernels
+    # sum in another order; what mixes images moves far more.
     allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
     return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
 

@@ -7,14 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidLayer, InvalidMap, InvalidParameter, PellucidError, UnknownName, failure
-from ..files import run_file
+from ..files import function_in
 from ..layers import INPUT
 from ..layouts import Layout
 from ..rules.base import Rules
@@ -78,6 +77,8 @@ class External(Method):
             path = self.name.rpartition(":")[0]
             raise InvalidMap(f"{self.maker} failed: {failure(error, path)}") from error
         finally:
+            # Only what the function switched is switched back: a
+            # model may have parts that were in training mode before.
             trained = [module for module in evaluated if module.training]
             for module in trained:
                 module.training = False
@@ -120,11 +121,7 @@ def external(text: str, layer: str | None = None, **settings: Any) -> External:
         InvalidParameter: it has a parameter without a default that is not given.
     """
     path, _, name = text.rpartition(":")
-    module = run_file(Path(path), InvalidMap, "file of methods", "function")
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [other for other, value in vars(module).items() if callable(value) and other[0] != "_"]
-        raise UnknownName(f"function in {path}", name, known)
+    function = function_in(path, name, InvalidMap, "file of methods")
     taken = _parameters(function)
     if "layer" in taken and layer is not None:
         settings["layer"] = layer

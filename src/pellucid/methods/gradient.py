@@ -64,6 +64,8 @@ class Gradient(Method):
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """One forward and one backward pass for all layers."""
         passed = network.gradients(points, layers)
+        # Relevance is the logit's at every layer: each rule hands
+        # on what it gets, so sums are compared with the score.
         expected = passed.scores if self.promises(network.rules) else None
         return {
             layer: Estimate(self._read(gradient, passed.activations[layer].detach()), expected)
@@ -112,6 +114,7 @@ class DeepLift(Method):
 
     def promises(self, rules: Sequence[Rule]) -> bool:
         """Whether no other rule changes what propagates back."""
+        # A variant's smoothing moves multipliers to other places, and the sum of m (x - x') with them.
         return all(rule.needs_reference or not rule.alters_gradient for rule in rules)
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
@@ -119,6 +122,7 @@ class DeepLift(Method):
         here = network.gradients(points, layers, self.baseline)
         there = here.reference
         assert there is not None
+        # Summation to delta (Shrikumar et al. 2017) holds at every layer that all paths from the input go through.
         expected = here.scores - there.scores if self.promises(network.rules) else None
         estimates = {}
         for layer, multiplier in here.gradients.items():
@@ -156,6 +160,7 @@ def rectgrad(
     proportional: bool = False,
 ) -> Gradient:
     """Rectified Gradient, a R at each layer, without the final threshold (see ``heatmap``'s positive_sum)."""
+    # The order does not matter: each rule has operations of its own, activations, convolutions and poolings.
     rules: list[Rule] = [RectifiedReLU(q, interpolation, tau, gate)]
     if padding_trick:
         rules.append(PaddingTrick())

@@ -107,10 +107,13 @@ class Network:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
+            # The message is torch's own, whose error has no public class.
             if "heckpoint" in str(error):
                 raise InvalidModel(
                     f"gradient checkpointing must be switched off in this model: {error}"
                 ) from error
+            # Whatever else fails may be an input that was overwritten;
+            # only where copies did not help it is the model's own.
             if self._copies:
                 said = (str(error).splitlines() or [""])[0]
                 raise InvalidModel(f"the model cannot be differentiated: {said}") from error
@@ -123,15 +126,21 @@ class Network:
         with torch.enable_grad():
             values = points.values.detach()
             if points.draws is not None:
+                # The graph begins at the points that were drawn from, so
+                # that gradients arrive there, summed over their draws.
                 draws = replace(points.draws, points=points.draws.points.detach().requires_grad_())
                 activations, logits = self._run(draws.tied(lambda: values), replace(points, draws=draws), layers)
                 activations[points.layer] = draws.points
             else:
+                # Nobody asks for the image's gradient where only hidden layers
+                # are explained, so nothing below them is differentiated.
                 if points.layer in layers:
                     values.requires_grad_()
                 activations, logits = self._run(values, points, layers, beside)
             scores = self._scores(logits, points.origin)
             there = None if reference is None else self._beside(points, layers, reference, beside)
+            # No image's logits depend on another image (``require_repeatable``),
+            # so the gradient of the sum holds each image's own.
             gradients = self._gradients(scores.sum(), activations, layers)
             return Passed(activations, gradients, scores.detach(), there)
 
@@ -154,6 +163,7 @@ class Network:
                 f"torch.inference_mode, or {_STEP} at its end; let it run with gradients, or explain what comes "
                 "before that step"
             )
+        # One backward pass gives the gradients of all layers, also of those that lie above others.
         found = torch.autograd.grad(score, [activations[layer] for layer in wanted], allow_unused=True)
         gradients = {
             layer: gradient for layer, gradient in zip(wanted, found, strict=True) if gradient is not None
@@ -177,6 +187,7 @@ class Network:
         rows = self._reference_images(baseline)
         if layer != INPUT:
             rows = self.reference(baseline, (layer,)).activations[layer]
+        # A single reference, as of zeros, stays one row that broadcasts: copies for each point would fill memory.
         return rows[points.origin] if len(rows) > 1 else rows
 
     def reference_scores(self, baseline: Baseline, points: Points) -> Tensor:
@@ -201,11 +212,14 @@ class Network:
                 part = activations[layer]
                 found[layer] = torch.cat([found[layer], part]) if start else part
         everything = torch.arange(len(self.images), device=images.device)
+        # One reference for all images still has another score for each image, that of the image's own target.
         scores = self._scores(torch.cat(logits).expand(len(self.images), -1), everything)
         self._references[key] = Passed(Activations((known.activations if known else {}) | found), {}, scores)
         return self._references[key]
 
     def _reference_images(self, baseline: Baseline) -> Tensor:
+        # A tensor has no hash by value; its method, which lives
+        # longer than this call, keeps it and so its identity.
         key = id(baseline) if isinstance(baseline, Tensor) else baseline
         if key not in self._baselines:
             self._baselines[key] = reference_images(baseline, self.images)
@@ -223,6 +237,7 @@ class Network:
     def reads_prefix_alone(self, layer: str) -> bool:
         """Whether the model's own gradient at a layer, of the first image, is at prefix tokens and at no place."""
         points = Points(self.images[:1], torch.zeros(1, dtype=torch.long, device=self.images.device), ())
+        # The model's own gradient tells it, since a rule or a threshold may empty places for other reasons.
         own = replace(self, rules=(), notes=set(), _looked=True)
         maps, prefix = self.split(layer, own.gradients(points, (layer,)).gradients[layer])
         return bool(prefix.any()) and not bool(maps.any())
@@ -255,6 +270,8 @@ class Network:
         """
         if points.layer in self._entered | self._spanned or points.scores is None:
             return
+        # The scores came from the full pass that captured these
+        # very rows, so entering with them must give the same again.
         found = self.forward(points, ()).scores
         if points.layer in self._entered and not same_logits(found, points.scores):
             self.span(points.layer)
@@ -279,6 +296,8 @@ class Network:
         if points.layer not in self._spanned:
             try:
                 activations, logits = self._pass(self.images[:0], layers, injected, make)
+                # The first time the logits must also be finite: an empty
+                # batch has a mean of NaN, which a skip may bring to the rows.
                 if len(logits) == len(values) and (points.layer in self._entered or bool(logits.isfinite().all())):
                     self._entered.add(points.layer)
                     return activations, logits
@@ -307,6 +326,7 @@ class Network:
         injected: dict[str, Tensor],
         make: Callable[[Tensor], Rules],
     ) -> tuple[Activations, Tensor]:
+        # The pass computes from the rows that enter at a layer, or from the images.
         rules = make(next(iter(injected.values()), images))
         with Guard(), captured(self.model, layers, injected) as activations, rules:
             output = self.model(images)
@@ -314,6 +334,8 @@ class Network:
         self.notes |= rules.notes
         logits = logits_in(output)
         count_rows(len(logits))
+        # Once is enough, since all passes of a call run the same operations;
+        # the walk through the graph costs as much as a small pass.
         if logits.requires_grad and not self._looked:
             require_all_met(rules, logits, [images, *activations.values()])
             self._looked = True

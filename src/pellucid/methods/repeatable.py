@@ -50,6 +50,7 @@ def require_repeatable(
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
     wrong, of these or of later images, is warned of, each kind once for a model.
     """
+    # This is asked of each call, since images differ; all that follows is of the model, and tried once.
     _tell(model, images_look_wrong(images, preprocess))
     trial = (images.shape[1:], images.dtype, images.device, min(max_batch, _BESIDE))
     function = answering.function if isinstance(answering, Answering) else None
@@ -154,6 +155,8 @@ def _changed_by_a_run(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
 
     def versions() -> dict[str, tuple[int, int]]:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        # An in-place change raises a tensor's version, a replacement
+        # its identity: neither needs a copy of the weights.
         return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}
 
     before, logits = versions(), first_logits(model, image)
@@ -165,6 +168,7 @@ def _is_random(model: nn.Module, image: Tensor, first: Tensor) -> bool:
     before = _random_state(image.device)
     if not same_logits(first, _logits(model, image)):
         return True
+    # Most models draw nothing, which the generator's state tells, so that few are run as often.
     drawn = not torch.equal(before, _random_state(image.device))
     return drawn and any(not same_logits(first, _logits(model, image)) for _ in range(TRIES))
 
@@ -206,6 +210,7 @@ def _batches(image: Tensor, max_batch: int) -> Iterator[Tensor]:
         return
     keys = range(1, count)
     noise = noise_like(image.expand(len(keys), -1, -1, -1), keys).view(-1, *image.shape[1:])
+    # The others are noise as large as the image, less its mirror: they differ from it even where it has one color.
     batch = torch.cat([image, noise * float(image.abs().amax() or 1) - image.flip(-1)])
     yield batch
     yield batch.roll(1, 0)
@@ -226,6 +231,8 @@ def _where(model: nn.Module, images: Tensor, place: int = 0) -> str:
     for _ in range(TRIES):
         with module_outputs(model) as again:
             model(images.clone())
+        # A module may run in one pass and not in the other, hence
+        # no strict pairing; the first that differs is enough.
         for (name, one), (_, other) in zip(alone, again, strict=False):
             if not same_logits(one, other[place * len(one) : (place + 1) * len(one)]):
                 return f", first at {name!r} ({type(model.get_submodule(name)).__name__})" if name else ""
@@ -264,6 +271,8 @@ def _disturbed(
             logits = logits_in(answering(image.clone()))
         return outputs if same_logits(logits, expected) else None
 
+    # All are tried at once first, since hardly any model is
+    # disturbed; one by one only to tell which layer does it.
     found = captures(layers)
     if found is not None:
         return found, set()

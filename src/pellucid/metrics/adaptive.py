@@ -41,8 +41,11 @@ def where_it_bends(
     known = torch.zeros_like(table, dtype=torch.bool)
     known[:, [0, last]] = True
     wanted = torch.zeros_like(known)
+    # A small image has fewer pixels than the finest grid has
+    # steps; the first nodes then lie as far apart in proportion.
     wanted[:, [node * last // FINEST for node in _FIRST]] = True
     wanted &= ~known
+    # Each round scores the wanted nodes of all curves together, in full batches.
     while bool(wanted.any()):
         curve, node = wanted.nonzero(as_tuple=True)
         table[curve, node] = score(curve, node).to(table)
@@ -81,15 +84,19 @@ def _variances(table: Tensor, known: Tensor, fractions: Tensor) -> Tensor:
     few points, rates chance to be low where halving stops: a true walk's error is up to twice the expected.
     """
     before, after = _neighbors(known)
+    # Only at known nodes does this mean anything; the others are masked at the end.
     width = fractions[after] - fractions
     slope = (table.gather(1, after) - table) / width.clamp_min(torch.finfo(table.dtype).tiny)
     back = width.gather(1, before)
+    # r = (difference of slopes)^2 / (1 / h1 + 1 / h2), with h1 = back and h2 = width.
     rate = (slope - slope.gather(1, before)).square() * width * back / (width + back)
     # No bend shows at the two ends of a curve, so each takes the rate of the point beside it.
     rate[:, :1] = rate.gather(1, after[:, :1])
     rate[:, -1:] = rate.gather(1, before[:, -1:])
+    # An interval lies between two points, each with a rate of its own, of which it takes the mean.
     variances = (rate + rate.gather(1, after)) / 2 * width**3 / 12
     node = torch.arange(table.shape[1], device=table.device)
+    # Neighbors on the grid have no node between them at which to score.
     return torch.where(known & (after - node >= 2), variances, 0)
 
 

@@ -246,5 +246,6 @@ class SharedMetric(Metric):
         """One value per image and layer."""
         family = [metric for metric in case.metrics if isinstance(metric, SharedMetric)]
         together = tuple(dict.fromkeys(metric for metric in family if metric.sharing == self.sharing))
+        # A metric that no case names, as one that another metric asks for, is measured on its own.
         together = together if self in together else (self,)
         return case.once(("together", *together), lambda: self.measure_all(case, together))[self]

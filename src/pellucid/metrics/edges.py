@@ -25,6 +25,7 @@ def edge_contrast(maps: Tensor, edges: Tensor) -> Tensor:
     """
     magnitude = maps.abs().flatten(1)
     on = edges.flatten(1)
+    # Without an edge this is 0 / 0, the NaN that is promised.
     inside = magnitude.where(on, 0).sum(1) / on.sum(1)
     outside = magnitude.where(~on, 0).sum(1) / (~on).sum(1)
     return (inside - outside) / (inside + outside)
@@ -42,6 +43,7 @@ def image_edges(images: Tensor, share: float = 0.1) -> Tensor:
 def outline(masks: Tensor) -> Tensor:
     """Pixels (B, H, W) with the object's mask (B, H, W; bool) and its outside both in their 3x3 neighborhood."""
     solid = masks[:, None].float()
+    # These are dilation and erosion; pooling pads by -inf, so the image's border is no outline.
     grown, shrunk = F.max_pool2d(solid, 3, 1, 1), -F.max_pool2d(-solid, 3, 1, 1)
     return (grown > shrunk)[:, 0]
 
@@ -57,7 +59,9 @@ def coherence(maps: Tensor, masks: Tensor | None = None, share: float = 0.1) -> 
     bright = _brightest(maps.abs(), share)
     kept = bright if masks is None else bright * masks
     ones = torch.ones_like(kept)
+    # The pixel itself is no neighbor of its own, and at the border there are fewer than 8.
     fraction = (_sum3(kept) - kept) / (_sum3(ones) - 1)
+    # It is divided by all bright pixels, so that those outside of the masks count against the map.
     value = (kept * fraction).sum((1, 2)) / bright.sum((1, 2))
     rows = maps.flatten(1)
     return value.masked_fill(rows.amax(1) == rows.amin(1), torch.nan)
@@ -69,12 +73,14 @@ def _brightest(magnitude: Tensor, share: float) -> Tensor:
     places = share * rows.shape[1]
     last = rows.sort(1, descending=True).values[:, min(int(places), rows.shape[1] - 1), None]
     above, tied = (rows > last).to(rows), (rows == last).to(rows)
+    # Ties share what places are left, so that no reading order decides among them.
     rest = (places - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
     return (above + rest * tied).view_as(magnitude)
 
 
 def _sum3(maps: Tensor) -> Tensor:
     """Sum over each pixel's 3x3 neighborhood within the image."""
+    # The average counts padding as zeros, so 9 times it is the sum within the image.
     return 9 * F.avg_pool2d(maps[:, None], 3, 1, 1)[:, 0]
 
 

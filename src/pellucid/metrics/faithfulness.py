@@ -144,7 +144,9 @@ def curves(
     perturbations = [RISE[kind] if isinstance(kind, str) else kind for kind in kinds]
     with torch.no_grad():
         queue = Queue(scorer, images, targets, maps, perturbations)
+        # The ceiling is taken in whole numbers: of a float's k H W / n it may be one too high.
         counts = torch.tensor([-(-k * pixels // n) for k in range(n + 1)], device=images.device)
+        # Areas are sums of many scores, for which halves are too coarse.
         start, finish = (end.to(torch.promote_types(end.dtype, torch.float32)) for end in queue.ends())
         fractions = counts.to(start.dtype) / pixels
 
@@ -205,6 +207,7 @@ class Faithfulness(SharedMetric):
     ) -> Mapping[Faithfulness, dict[str, Measured]]:
         """All layers under all these metrics."""
         maps = [case.heatmaps(layer) for layer in case.layers]
+        # The curve of a constant map would only say how reading order fares, which is no finding about the method.
         constant = torch.stack([map_.flatten(1).amax(1) == map_.flatten(1).amin(1) for map_ in maps])
         kinds = [metric.perturbation for metric in metrics]
         found = curves(case.scorer, case.images, case.scored, maps, kinds, self.steps, self.tolerance)

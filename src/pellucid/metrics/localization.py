@@ -183,6 +183,7 @@ def _dilated(masks: Tensor, radius: float) -> Tensor:
     """Masks (B, H, W) with every pixel whose center is within ``radius`` pixels of one of theirs."""
     reach = min(int(radius), max(masks.shape[-2:]))
     offsets = torch.arange(-reach, reach + 1, device=masks.device).square()
+    # The convolution counts the object's pixels within the disc; one is enough.
     disc = (offsets[:, None] + offsets <= radius**2).float()
     return F.conv2d(masks[:, None].float(), disc[None, None], padding=reach)[:, 0] > 0.5
 

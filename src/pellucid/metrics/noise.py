@@ -66,6 +66,7 @@ def checkerboard(maps: Tensor, period: int = 2) -> Tensor:
     rows, columns = (side // period * period for side in maps.shape[1:])
     centered = maps[:, :rows, :columns].double()
     centered = centered - centered.mean((1, 2), keepdim=True)
+    # These are (B, tile row, row within, tile column, column within): the mean over tiles leaves each place's.
     tiles = centered.unflatten(1, (-1, period)).unflatten(3, (-1, period))
     energy = centered.square().mean((1, 2))
     share: Tensor = tiles.mean((1, 3)).square().mean((1, 2)) / energy

@@ -82,6 +82,7 @@ class BackgroundOcclusion(Metric):
         """The curve of every image, each its own rows through the network above the layer."""
         units = unit_masks(objects, activations, layer)
         units = units if self.on_object else ~units
+        # The orders are the same for all images and methods, so that their values can be compared one by one.
         sequences = _random_sequences(activations[:1], self.orders, case.seed)
         curves = []
         for index, (activation, chosen) in enumerate(zip(activations, units.expand_as(activations), strict=True)):
@@ -118,6 +119,7 @@ class BackgroundOcclusion(Metric):
             parts.append(above(torch.where(hidden, 0, activation)))
         logits = torch.cat(parts)
         mean = logits.new_zeros(self.levels, logits.shape[1]).index_add_(0, levels, logits)
+        # The ends were run once and are their own mean.
         mean[1:-1] /= self.orders
         return mean
 
@@ -136,6 +138,7 @@ def unit_masks(objects: Tensor, activations: Tensor, layer: str) -> Tensor:
             f"layer {layer!r} gives shape {tuple(activations.shape)}, no maps (batch, channels, h, w) whose units "
             "lie on object or background; leave it out"
         )
+    # The mean of the mask over the pixels that a unit's cell covers is the share of it that the object covers.
     share = F.interpolate(objects[:, None].to(activations.dtype), activations.shape[-2:], mode="area")
     return share >= 0.5
 
@@ -169,12 +172,14 @@ def _logits_above(network: Network, scorer: Scorer, layer: str, image: int, rows
 
 def _random_sequences(activation: Tensor, orders: int, seed: int) -> Tensor:
     """All units of a layer in random orders, (orders, units), from the seed alone."""
+    # Sorting noise gives a random order that is the same on every device (``noise_like``).
     noise = noise_like(activation.expand(orders, -1, -1, -1), [fold_in(seed, order) for order in range(orders)])
     return noise.expand(orders, *activation.shape[1:]).flatten(1).argsort(dim=1, stable=True)
 
 
 def _places(sequences: Tensor, units: Tensor) -> Tensor:
     """Each chosen unit's place among the chosen ``units`` (C, h, w) of each sequence, from 0; -1 elsewhere."""
+    # One sequence of all units serves every image: restricted to an image's own units it is still a random order.
     chosen = units.flatten().expand_as(sequences)
     counted = chosen.gather(1, sequences).cumsum(1) - 1
     places = torch.empty_like(counted).scatter_(1, sequences, counted)

@@ -32,12 +32,14 @@ def blur_kernel(kernel: _Kernel = "rise") -> Tensor:
     Gaussian cut at 11 x 11 and normalized: center 0.01196, corner 0.00440.
     """
     require_choice("kernel", kernel, _Kernel)
+    # SciPy cuts its Gaussian at 4 sigma = 20 pixels, which reach beyond the 11 x 11 image on all sides.
     reach = round(_TRUNCATED * _SIGMA) if kernel == "rise" else _SIDE // 2
     offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
     taps = torch.exp(-0.5 * (offset / _SIGMA).square())
     # Reflection repeats each edge's pixel: places 0..10 10..0 0..10 and so on, with period 22.
     place = (offset.long() + _SIDE // 2) % (2 * _SIDE)
     place = torch.minimum(place, 2 * _SIDE - 1 - place)
+    # The filter is separable and so is the reflection, so one line of taps gives both directions.
     line = torch.zeros(_SIDE, dtype=torch.float64).index_add(0, place, taps / taps.sum())
     return torch.outer(line, line)
 
@@ -107,7 +109,9 @@ def ranks(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(heatmaps.shape[-2:]) != size:
         heatmaps = F.interpolate(heatmaps[:, None], size)[:, 0]
+    # Up-sampled maps have many equal values, whose order would else depend on the device.
     order = heatmaps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    # This is the inverse of the permutation: the pixel order[k] has rank k.
     place = torch.arange(order.shape[1], device=order.device, dtype=torch.int32)
     return torch.empty_like(order, dtype=torch.int32).scatter_(1, order, place.expand_as(order)).view_as(heatmaps)
 
@@ -165,8 +169,10 @@ class Queue:
         clean = self._scorer.of(self._images)
         require_in_range(self._targets, clean.shape[1])
         whole = clean.gather(1, self._targets[:, None])[:, 0]
+        # A reference that images share, as of zeros, is scored once and read at each image's own class.
         replaced = self._scorer.scores(self._references)[self._row, self._targets]
         inserts = self._inserts[:, None]
+        # Insertion runs from the reference to the image, deletion from the image to the reference.
         start, finish = torch.where(inserts, replaced, whole), torch.where(inserts, whole, replaced)
         return start[:, None].expand(self.shape).flatten(), finish[:, None].expand(self.shape).flatten()
 
@@ -184,6 +190,7 @@ class Queue:
         for part, pixels in zip(curve.split(most), count.int().split(most), strict=True):
             perturbation, map_, image = torch.unravel_index(part, self.shape)
             reached = self._ranks[map_, image] < pixels[:, None, None]
+            # A pixel shows the image where it was reached by an insertion, or not yet reached by a deletion.
             shown = (reached == self._inserts[perturbation][:, None, None]).to(rows)
             batch = rows[: len(part)]
             torch.index_select(self._references, 0, self._row[perturbation, image], out=batch)
@@ -199,6 +206,7 @@ def _reference_rows(perturbations: Sequence[Perturbation], images: Tensor) -> tu
     rows = []
     for perturbation in perturbations:
         given = perturbation.reference
+        # Insertion from zeros and deletion to zeros, or to 0, share their references and so their scores.
         key = id(given) if isinstance(given, Tensor) else ("zero" if given == 0 else given)
         if key not in first:
             references = perturbation.references(images)

@@ -32,6 +32,7 @@ def groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, _ in model.named_parameters():
         owner = name.rpartition(".")[0]
         block = next((block for block in blocks if _within(owner, block)), owner)
+        # A parameter of the model itself, as a class token, has no module and so is a group of its own.
         found.setdefault(block or name, []).append(name)
     return {group: tuple(found[group]) for group in reversed(found)}
 
@@ -137,6 +138,7 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
         if group not in modules:
             raise UnknownName("group", group, modules)
         chosen[group] = tuple(name for name in candidates if _within(name, group))
+        # What an earlier group holds is random already, as layer4 within a list that also names layer4.1.
         candidates = [name for name in candidates if name not in chosen[group]]
         if not chosen[group]:
             raise InvalidParameter(f"group {group!r} holds no parameter to randomise that no earlier group holds")
@@ -153,6 +155,7 @@ def _normal(name: str, old: Tensor, key: int) -> Tensor:
     """Normal values with the mean and standard deviation of the old ones."""
     # Drawn in float32 on the CPU: the same on every device and in every precision.
     noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(key), dtype=torch.float32).to(old)
+    # The deviation is the unbiased one, as in the released code of Wienecke & Hinrichs; a single value has none.
     spread = old.std() if old.numel() > 1 else torch.zeros_like(old).sum()
     return old.mean() + spread * noise
 
@@ -165,6 +168,8 @@ def _steps(
     seed: int,
     drift: bool,
 ) -> Iterator[_Step]:
+    # Seeds come from a parameter's place in the model, not in
+    # the cascade: independent and cascading copies share values.
     places = {name: place for place, (name, _) in enumerate(model.named_parameters())}
     names = tuple(chosen)
     working = _copy(model)
@@ -174,9 +179,13 @@ def _steps(
             working = _copy(model)
         parameters = dict(working.named_parameters())
         with torch.no_grad():
+            # Without drift the working copy still holds the trained
+            # values of this group, whose moments are drawn from.
             for member in (member for group in (so_far if drift else (name,)) for member in chosen[group]):
+                # With drift a group is drawn again at each later step, which must not repeat the same numbers.
                 key = fold_in(fold_in(seed, places[member]), step if drift else 0)
                 parameters[member].copy_(draw(member, parameters[member], key))
+        # A copy is handed out, so that who keeps or changes it does not change the next step.
         yield so_far, _copy(working)
 
 
@@ -186,6 +195,8 @@ def _then_all(
     yield from steps
     last = _copy(model)
     with torch.no_grad():
+        # The state's tensors are the copy's own, so they are written
+        # in place; buffers go with them, unlike in the steps before.
         for name, old in last.state_dict().items():
             old.copy_(state[name])
     yield (*names, ALL), last
@@ -193,6 +204,7 @@ def _then_all(
 
 def _reset(model: nn.Module, seed: int) -> nn.Module:
     """A copy whose modules ran their own initializers, each from its own seed; float32 on the CPU."""
+    # It runs on the CPU and in float32, so that initial values are the same wherever the model lies.
     fresh = _copy(model).cpu().float()
     with torch.random.fork_rng(devices=[]):
         for place, (name, module) in enumerate(fresh.named_modules()):

@@ -78,8 +78,8 @@ class Cascade(SharedMetric):
     def measure(self, case: Case) -> Mapping[str, Measured]:
         """One value per image and layer, from one explanation of every copy for all metrics that share it."""
         if case.variant.bound:
-            # Also at the first steps, which randomize only what lies above the paths: a mean over these alone
-            # would not compare with the other variants'.
+            # This is so at the first steps, too, which randomize only what lies above the
+            # paths: a mean over these alone would not compare with the other variants'.
             nowhere = Measured(case.images.new_full((len(case.images),), torch.nan))
             return dict.fromkeys(case.layers, nowhere)
         return SharedMetric.measure(self, case)
@@ -101,7 +101,10 @@ class Cascade(SharedMetric):
         targets = "auto" if self.target == "argmax" else case.targets
         for randomized, copy in self.copies(case.explained):
             names.append(randomized[-1])
+            # Whether it is repeatable and which layouts it has does
+            # not depend on weights, so that copies are not tried anew.
             take_over(copy, case.explained)
+            # What the case shares, such as heatmaps, is of the model's own maps; a step begins with nothing.
             step = replace(case, attributions=_explained(case, copy, targets), metrics=asked, _shared={})
             for metric in metrics:
                 grades[metric].append(metric.grade(case, step))
@@ -166,6 +169,7 @@ class Similarity(Cascade):
         found = {}
         for layer in case.layers:
             maps = [self._part(each, layer) for each in (case, step)]
+            # Small maps are enlarged to at least the side of one block of HOG, and that is what takes the memory.
             sides = [max(side, HOG_SIZE) for side in maps[0].shape[2:]]
             rows = max(1, _COMPARED // (maps[0].shape[1] * sides[0] * sides[1]))
             if rows >= len(maps[0]):

@@ -97,6 +97,7 @@ class Scorer:
         with Guard() as guard, guard.inference(True):
             for rows, classes in batches:
                 logits = self._forward(rows)
+                # They are kept as tensors: to ask for a value would make the next batch wait for this one.
                 sound.append(logits.isfinite().all())
                 followed.append(self._scored(logits).gather(1, classes[:, None])[:, 0])
             self._require(torch.stack(sound).all())

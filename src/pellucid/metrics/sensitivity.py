@@ -86,6 +86,7 @@ def fgsm(
         logits = logits_in(model(points.clone()))
         count_rows(len(logits))
         require_in_range(labels, logits.shape[1])
+        # By the sum the gradient of an image does not shrink, and underflow, with the size of its batch.
         loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
         return torch.autograd.grad(loss, points)[0].sign()
 
@@ -148,6 +149,7 @@ class AdversarialChange(_Change):
         if self.bounds is not None:
             low, high = (torch.full_like(low, bound) for bound in self.bounds)
         images = fgsm(case.explained, case.images, classes, epsilon, case.max_batch)
+        # It is clipped here and not in ``fgsm``, since only the metric knows which pixels there can be.
         images = images.clamp(low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1))
         return classes, _logits(case, images).argmax(1), images
 
@@ -194,6 +196,7 @@ class ClassChange(_Change):
             generator = torch.Generator().manual_seed(fold_in(case.seed, 0))
             step = int(torch.randint(1, logits.shape[1], (), generator=generator))
             return (targets + step) % logits.shape[1]
+        # The explained class is put out of the running at -inf, whether the highest or the lowest is sought.
         sign = 1 if self.other == "second" else -1
         return (sign * logits).scatter(1, targets[:, None], -torch.inf).argmax(1)
 

@@ -43,6 +43,8 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
         raise InvalidParameter(f"data_range={data_range}: give the span of the maps' values, above 0")
     a, b = _pair(a, b, WINDOW, "SSIM's window")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    # The sample covariance, by N / (N - 1) with N = 11 x 11,
+    # is scikit-image's also where the window weighs unequally.
     sample = WINDOW**2 / (WINDOW**2 - 1)
     # Variances of centered maps: squares of what is far from 0 would cancel.
     center_a, center_b = (maps.mean((-2, -1), keepdim=True) for maps in (a, b))
@@ -50,8 +52,10 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     mean_a, mean_b = _windowed(a), _windowed(b)
     variances = sample * (_windowed(a * a) + _windowed(b * b) - mean_a**2 - mean_b**2)
     covariance = sample * (_windowed(a * b) - mean_a * mean_b)
+    # Only the variances are free of the center; luminance compares the means as they were.
     mean_a, mean_b = mean_a + center_a, mean_b + center_b
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    # Only whole windows count: scikit-image crops the border, where its filter had to make values up.
     return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
 
 
@@ -125,6 +129,7 @@ def mid_ranks(maps: Tensor) -> Tensor:
     ordered, order = rows.sort(1)
     begins = torch.ones_like(ordered, dtype=torch.bool)
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    # Ties are numbered through all rows at once, since each row's first value begins one.
     tie = begins.flatten().cumsum(0) - 1
     sizes = tie.bincount()
     firsts = sizes.cumsum(0) - sizes  # counted through all rows, of n places each
@@ -190,5 +195,6 @@ def hog_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def enlarged(maps: Tensor, least: int) -> Tensor:
     """Maps (..., H, W), every value repeated equally often along both sides, until neither is below ``least``."""
+    # Both sides grow by one whole factor, so that no value counts more than another.
     factor = -(-least // min(maps.shape[-2:]))
     return maps.repeat_interleave(factor, -2).repeat_interleave(factor, -1) if factor > 1 else maps

@@ -73,6 +73,7 @@ class Detection(Sharing):
     def _scores(self, found: _Found) -> Iterator[Tensor]:
         """The score (0-dim) of what is found at each given box."""
         boxes, scores, labels = found
+        # Which box is meant is a choice without a slope; its score is what is explained.
         overlaps = box_iou(self.boxes.to(boxes), boxes.detach())
         for number, here in enumerate(overlaps):
             if self.labels is not None:

@@ -50,6 +50,7 @@ class HuggingFace:
 
     def build(self, count: int | None) -> nn.Module:
         """The network with random weights."""
+        # The count makes the names anew, as LABEL_0 and so on, so it is set only where it is another.
         if count is not None and count != self.config.num_labels:
             self.config.num_labels = count
         try:
@@ -74,6 +75,7 @@ class HuggingFace:
             )
         loader = _library().AutoModelForImageClassification
         model, told = self._read(loader, "weights", use_safetensors=True, output_loading_info=True)
+        # Transformers would draw them at random and only warn.
         lacking = [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])]
         if lacking:
             raise InvalidWeights(
@@ -143,6 +145,7 @@ def under_own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[st
         return state
     try:
         with _quiet():
+            # The library knows its own renamings of old files, which nothing else tells.
             made, told = make(None, config=model.config, state_dict=dict(state), output_loading_info=True)
     except (RuntimeError, ValueError, KeyError):
         return state

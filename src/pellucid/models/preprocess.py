@@ -155,6 +155,8 @@ class Preprocess:
 
     def object_mask(self, mask: Image.Image) -> Tensor:
         """Where a gray mask shows the object (H, W), resized (nearest, so it stays exact) and cropped likewise."""
+        # It is made black and white before it is resized, so that
+        # grays at edges are decided by the mask's own pixels.
         moved = self._moved(mask.point(lambda gray: 255 * (gray >= OBJECT)), "nearest")
         shown: Tensor = transforms.pil_to_tensor(moved)[0] > 0
         return shown
@@ -163,6 +165,7 @@ class Preprocess:
         """A picture, or pixels, resized and cropped."""
         if self.resize is not None:
             size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            # The last two dimensions backwards are (width, height), as Pillow has them.
             self._require_size(image.shape[:-3:-1] if isinstance(image, Tensor) else image.size)
             mode = InterpolationMode(interpolation or self.interpolation)
             image = transforms.resize(image, size, mode, antialias=True)
@@ -310,6 +313,7 @@ def _of_steps(function: Callable[[Any], Any], channels: int | None) -> Preproces
     order = [name for name in by_kind if name not in _TENSORS]
     tensors = [name for name in by_kind if name in _TENSORS]
     expected = [name for name in ("Grayscale", "Resize", "CenterCrop", "Normalize") if name in by_kind]
+    # A step twice, one that is unknown or in another order makes it another function.
     unlike = order != expected or len(by_kind) < len(steps) or not tensors
     if unlike or getattr(by_kind.get("Resize"), "max_size", None) is not None:
         return None
@@ -363,6 +367,7 @@ def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float 
 
     They are tried on images of as many channels as the function ``takes``.
     """
+    # Differences are told in units of pixels, whatever a small standard deviation makes of them.
     std = 1.0 if preprocess.std is None else torch.tensor(preprocess.std)[:, None, None]
     for height, width in _PROBES:
         image = _probe(height, width, takes)
@@ -376,6 +381,7 @@ def agree(preprocess: Preprocess, function: Callable[[Any], Any], within: float 
 
 def _probe(height: int, width: int, channels: int) -> Image.Image | np.ndarray:
     """A picture with noise; where Pillow has none of so many channels, an array of floats in [0, 1]."""
+    # The slope tells crops and turns apart, the noise how pixels are resized.
     slope = np.linspace(0, 255, height * width * channels).reshape(height, width, channels)
     noise = np.random.default_rng(0).normal(0, 20, slope.shape)
     values = (slope + noise).clip(0, 255).astype("uint8")

@@ -105,6 +105,7 @@ class Segmentation(Sharing):
                 raise InvalidParameter(f"region={self.region}: a pixel (row, column) of images of {size}")
             mask = torch.zeros(size, dtype=torch.bool, device=logits.device)
             mask[row, column] = True
+        # Logits may be coarser than the images, so a place counts by the share of it that lies in the region.
         return F.adaptive_avg_pool2d(mask[None].to(logits.dtype), (logits.shape[-2], logits.shape[-1]))[0]
 
     def targets(self, images: Tensor, max_batch: MaxBatch = DEFAULT_MAX_BATCH) -> Tensor:
@@ -140,6 +141,7 @@ class Dense(Sharing):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w)."""
+        # The classifier runs as it is, and what its last block gives is taken before it is pooled away.
         with Guard(), captured(self._model, [self._block]) as features:
             self._model(images)
         # A linear layer after the mean over places is the mean of the same layer, run at every place.

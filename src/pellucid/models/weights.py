@@ -78,6 +78,7 @@ def _decoded(path: Path) -> Any:
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load(content)
+        # ``torch.load`` refuses such an archive, too, but without a way out.
         refuse_torchscript(path, content)
         _refuse_makers(path, content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -135,6 +136,7 @@ def _refuse_makers(path: Path, content: bytes) -> None:
     Loading lets them, as no code of the file runs; tensors by their names need none of them.
     """
     is_archive = content[:4] == b"PK\x03\x04"  # by what loading goes, too
+    # It is one and the same stream, in which each look reads on from where the last pickle ended.
     for file in _pickles_in(content) if is_archive else [io.BytesIO(content)] * _PICKLES:
         if makers := _makers(file):
             raise InvalidWeights(
@@ -234,6 +236,7 @@ def renamed(state: _StateDict, model: nn.Module, path: Path) -> _StateDict:
         return state
     # By the file's names that are used: what is taken off, what is put before, and the weights so called.
     named: dict[tuple[str, ...], tuple[str, str, _StateDict]] = {}
+    # Every module that holds the first parameter may be the network that the file is of, in another wrapper.
     for put in ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]:
         bare = first.removeprefix(put)
         for off in sorted({"", *(name.removesuffix(bare) for name in state if name.endswith(f".{bare}"))}):
@@ -276,6 +279,7 @@ def plain_names(state: _StateDict, path: Path) -> _StateDict:
         if all(name.startswith(prefix) for name in state):
             state = _below(state, prefix)
             warnings.warn(WeightsWarning(f"{path}: took {prefix!r} off the weights' names"), stacklevel=3)
+    # Torchvision once called these layers "norm.1", which a module's name can no longer be.
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
     return {old.sub(r"\1\2.", name): value for name, value in state.items()}
 
@@ -319,6 +323,7 @@ def _refuse_untied(own: Mapping[str, Tensor], state: _StateDict, name: str, path
     """Refuse different values for what is one tensor in the network, of which the last would be taken."""
     first: dict[tuple[Any, ...], str] = {}
     for key, value in own.items():
+        # Tied parameters share memory, which their address tells; an empty tensor has none.
         other = first.setdefault((value.data_ptr(), value.shape, value.stride()), key)
         if not value.data_ptr() or other == key:
             continue
@@ -399,6 +404,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         with open_regular(path) as file:
             facts = unsealed(TEXT_FILE.read(file, str(path), InvalidWeights))
         for name, expected in facts.get("files", {}).items():
+            # Another file's facts would give its classes to these weights, without anybody noticing.
             if name == weights.name and file_digest(weights) != expected:
                 raise ValueError("it tells of other weights than those beside it")
     except InvalidWeights:
@@ -435,6 +441,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 def _is_as_begun(norm: Any) -> bool:
     weight: Tensor = norm.weight.detach()
     others: list[Tensor | None] = [norm.bias, getattr(norm, "running_mean", None)]
+    # A residual block's last norm may begin at 0 instead of 1.
     changed = bool((weight != weight.flatten()[0]).any()) or float(weight.flatten()[0]) not in (0.0, 1.0)
     return not changed and not any(other is not None and bool(other.any()) for other in others)
 

@@ -154,17 +154,8 @@ class LoadedModel:
         Raises:
             InvalidParameter: a scale for a function of the user's own, which scales by itself.
         """
-        found, assumption, whole_of = self.preprocess, self.assumption, self.whole_of
-        if preprocess is not None:
-            own, whole_of = whole_of or self.preprocess, None
-            if preprocess in ("whole", "none") and isinstance(own, Preprocess) and not assumption:
-                whole_of = own  # what is assumed is no training's
-            found = preprocess_named(preprocess, self.preprocess, input_channels(self.model))
-            before, after = (one.mean if isinstance(one, Preprocess) else () for one in (self.preprocess, found))
-            if before and after is None and not assumption:
-                assumption = f"the model's own normalization is left out by preprocess {preprocess}"
-            elif preprocess != "whole":  # which keeps a normalization that is assumed
-                assumption = ""
+        seen = self if preprocess is None else self._through(preprocess)
+        found = seen.preprocess
         if display is not None:
             found = replace(found, bands=tuple(display))
         if scale is not None:
@@ -174,6 +165,20 @@ class LoadedModel:
                     f"scale the values there, or take another by --preprocess; {PREPROCESS_INSTEAD}"
                 )
             found = replace(found, scale=scale)
+        return replace(seen, preprocess=found)
+
+    def _through(self, preprocess: str) -> LoadedModel:
+        """The model with another preprocess (``preprocess_named``), and what is assumed by it."""
+        own, whole_of, assumption = self.whole_of or self.preprocess, None, self.assumption
+        if preprocess in ("whole", "none") and isinstance(own, Preprocess) and not assumption:
+            whole_of = own  # what is assumed is no training's
+        found = preprocess_named(preprocess, self.preprocess, input_channels(self.model))
+        # A function of the user's normalizes in a way of its own, so that nothing can be told to be left out.
+        before, after = (one.mean if isinstance(one, Preprocess) else () for one in (self.preprocess, found))
+        if before and after is None and not assumption:
+            assumption = f"the model's own normalization is left out by preprocess {preprocess}"
+        elif preprocess != "whole":  # which keeps a normalization that is assumed
+            assumption = ""
         return replace(self, preprocess=found, assumption=assumption, whole_of=whole_of)
 
 
@@ -254,29 +259,55 @@ def load_model(
     if not isinstance(classes, int | None):
         classes = read_class_names(classes)
     count = classes if isinstance(classes, int | None) else len(classes)
+    # Random weights come from the seed alone, and whoever draws
+    # numbers afterwards draws the same as without this call.
     with torch.random.fork_rng([]):
+        # It is not ``torch.manual_seed``, which would seed every accelerator as well.
         torch.default_generator.manual_seed(seed)
         model, preprocess, known, is_tuned = _weighted(architecture, name, weights, count)
-    has_one = outputs(model) == 1
-    if classes is not None and architecture.sized and outputs(model) != count and not (has_one and count == 2):
-        has = f"but {name} with weights {weights} has {outputs(model)} outputs"
-        refusal = InvalidParameter(f"classes={count}, {has}; leave classes out, or give weights of as many")
-        way_out = f"leave out --classes, or give --weights FILE of a network of {count} classes"
-        refusal.command = f"--classes names {count}, {has}; {way_out}"
-        raise refusal
-    assumption = architecture.assumption if preprocess is architecture.preprocess else ""
-    if is_tuned and preprocess is architecture.preprocess and not architecture.names_outputs:
-        assumption = f"{Path(weights).name} tells no preprocess, and its classes are not {name}'s own"
+    if count is not None and architecture.sized:
+        _require_outputs(model, count, f"{name} with weights {weights}")
+    assumption = _assumption(architecture, preprocess, name, weights if is_tuned else None)
+    # Of a network that nobody knows only the number of channels is certain.
     if assumption and not architecture.sized:
         preprocess = assumed(input_channels(model))
     elif isinstance(preprocess, CustomPreprocess):  # known channels tell what a Normalize of one mean is for
         preprocess = understood(preprocess.function, first_channels(model)) or preprocess
     names = _fitting(known, architecture, model) if isinstance(classes, int | None) else classes
-    if has_one and names is not None and len(names) == 2:
+    if outputs(model) == 1 and names is not None and len(names) == 2:
         model = Classifier(model, two_answers)
     model = _on_device(model.eval().requires_grad_(False), device)
     naming = _naming(architecture, names, weights)
     return LoadedModel(model, preprocess, name, names, str(weights), assumption, naming=naming)
+
+
+def _require_outputs(model: nn.Module, count: int, called: str) -> None:
+    """Raise ``InvalidParameter`` unless a network has so many outputs, or one, which answers for two classes."""
+    has = outputs(model)
+    if has == count or (has == 1 and count == 2):
+        return
+    told = f"but {called} has {has} outputs"
+    refusal = InvalidParameter(f"classes={count}, {told}; leave classes out, or give weights of as many")
+    way_out = f"leave out --classes, or give --weights FILE of a network of {count} classes"
+    refusal.command = f"--classes names {count}, {told}; {way_out}"
+    raise refusal
+
+
+def _assumption(
+    architecture: Architecture,
+    preprocess: Preprocess | CustomPreprocess,
+    name: str,
+    tuned: str | Path | None,
+) -> str:
+    """Why a preprocess is assumed, empty where the network or its weights tell it.
+
+    ``tuned`` is a file of weights for other classes than the network's own, so that its images may differ, too.
+    """
+    if preprocess is not architecture.preprocess:
+        return ""
+    if tuned is not None and not architecture.names_outputs:
+        return f"{Path(tuned).name} tells no preprocess, and its classes are not {name}'s own"
+    return architecture.assumption
 
 
 def _naming(architecture: Architecture, names: tuple[str, ...] | None, weights: str | Path) -> str:
@@ -460,6 +491,7 @@ def _timm_preprocess(described: Mapping[str, Any]) -> Preprocess:
 
     config = resolve_data_config(pretrained_cfg=dict(described))
     channels, height, width = config["input_size"]
+    # timm resizes to crop size / crop_pct, rounded down, and crops the center.
     scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     squashed = config["crop_mode"] == "squash" or height != width
     return Preprocess(
@@ -528,6 +560,7 @@ def _making(path: str, known: Mapping[str, Any], name: str) -> Callable[[], Any]
     public = {other: value for other, value in known.items() if other[0] != "_"}
     models = [other for other, value in public.items() if isinstance(value, nn.Module)]
     makers = [other for other, value in public.items() if _is_maker(value)]
+    # What the file imported, as a library's constructors, is no function of its own.
     own = [other for other in makers if getattr(public[other], "__module__", "") == known.get("__name__")]
     if models and not own:
         raise InvalidModel(f"{path} has no function {name}; {models[0]} is a model, {_wrap(models[0], models[0])}")
@@ -566,6 +599,7 @@ def _with_file(architecture: Architecture, name: str, path: Path) -> tuple[nn.Mo
         state = {
             key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))
         }
+    # The file's names may have a prefix that ``renamed`` takes off only once the network has its size.
     head = next((key for key in state if f".{key}".endswith(f".{_output_layer(model)}")), "")
     is_tuned = bool(architecture.sized and head and len(state[head]) != outputs(model))
     if is_tuned:

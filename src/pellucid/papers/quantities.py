@@ -88,6 +88,7 @@ def selected(rows: pd.DataFrame, where: RowFilter) -> pd.DataFrame:
         level = index.names.index(key)
         names, patterns = index.levels[level], getattr(where, key)
         known = np.array([matches(name, patterns) for name in names], bool)
+        # Each name is matched once, however many rows have it.
         kept &= known[index.codes[level]]
     return rows[kept]
 
@@ -121,6 +122,7 @@ def found_in(rows: pd.DataFrame, quantity: Quantity, others: pd.DataFrame | None
         whole = _compared(whole, mean(theirs), quantity.how)
         each = _compared(each, without_each(theirs), quantity.how)
     value, images = float(whole.mean()), int(known.sum(1).min())
+    # The jackknife's n a - (n - 1) a_i is a + (n - 1) (a - a_i); what bias it shows is taken off below.
     values = np.where(known.any(0) & (images >= LEAST), (known.any(0).sum() - 1) * (value - each.mean(0)), np.nan)
     return Found(value, value + values - mean(values[None]), images, len(ours))
 
@@ -233,6 +235,8 @@ def _sides_of(tests: Sequence[Test], numbers: Sequence[Found | None]) -> list[in
     """On which side of its bound each number lies; on the other than claimed by Holm's steps."""
     sides = [max(_side(test, number, COVERAGE), 0) for test, number in zip(tests, numbers, strict=True)]
     while True:
+        # By Holm's step, with r tests refuted so far, each other
+        # one is held to a level of 5 % over how many are left.
         level = (1 - COVERAGE) / (len(tests) - sides.count(-1) or 1)
         refuted = [_side(test, number, 1 - level) == -1 for test, number in zip(tests, numbers, strict=True)]
         if sum(refuted) == sides.count(-1):

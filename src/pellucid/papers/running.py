@@ -117,6 +117,7 @@ def reproduce(
     places = located(recipe, keys, data, weights)
     files = {part.key: str(folder.absolute() / TRAINED / f"{part.key}.safetensors") for part in trainings}
     work = _Work(scale, folder, {**places, **files}, device, advance, command, runner)
+    # All are checked before the first is trained, which may take days.
     settings = {part.key: work.settings(part) for part in trainings}
     specs = {part.key: work.spec(part) for part in recipe.experiments}
     with _opened(folder, recipe.title, scale) as state:
@@ -186,6 +187,7 @@ class _Work:
                 state.seconds.pop(part.step, None)
             if known and (known.finished or known.identity != identity):  # what is left of it is of no use
                 _remove(output)
+            # It is written down before it begins, so that the next call knows whose checkpoints lie there.
             state.trained[part.key] = begun = StartedTraining(identity=identity, finished=False)
             state.write()
             with _at(part.step), state.timed(part.step):

@@ -257,6 +257,7 @@ def _legend(figure: Figure, looks: Mapping[str, Look]) -> float:
 def _draw_lines(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     for line in panel.lines:
         look = looks[line.name]
+        # A band stops where there is no interval, rather than leading across.
         for start, end in contiguous_regions(np.isfinite(line.low)):
             x, low, high = (values[start:end] for values in (line.x, line.low, line.high))
             band = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])

@@ -200,6 +200,7 @@ def _reduced(png: bytes, colors: int) -> bytes:
     # Not the default, median cut, which splits colors by how many pixels have them and merges dark red and blue.
     few = whole.quantize(colors, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette = np.array(few.getpalette()).reshape(-1, 3)
+    # The upper left pixel is of the canvas, whose white an octree's mean may have tinted.
     palette[np.asarray(few)[0, 0]] = whole.getpixel((0, 0))
     few.putpalette(palette.ravel().tolist())
     return encoded(few, "png", optimize=True)
@@ -244,6 +245,7 @@ def overlaid(
 
     How much of the photo is hidden grows in proportion to |value|: where signs change the photo alone is seen.
     """
+    # The photo is gray beneath, so that all color is the map's.
     gray = np.repeat((photo @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1)
     hues = np.where(values[..., None] < 0, _AGAINST, _FOR if signed else _STRONG)
     share = overlay.alpha * np.abs(values)[..., None]
@@ -254,6 +256,7 @@ def overlaid(
 
 def _outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The rim of a region (H, W), two pixels wide, inside it; the picture's border is none."""
+    # By repeating its edge the picture's border counts as inside.
     kept = np.pad(region, 2, mode="edge")
     height, width = region.shape
     moved = [kept[2 + down : 2 + down + height, 2 + across : 2 + across + width] for down, across in _NEAR]
@@ -284,6 +287,7 @@ def drawn_map(
 
 def upsampled(values: Map, size: tuple[int, ...]) -> Map:
     """A map (h, w) of another size, as nearest-neighbor up-sampling makes it."""
+    # This is nearest as torch has it: row floor(i h / H), in whole numbers.
     down, across = (np.arange(new) * old // new for new, old in zip(size, values.shape, strict=True))
     larger: Map = values[down[:, None], across]
     return larger
@@ -345,6 +349,7 @@ def wrapped(text: str, width: float, points: float, weight: str = "normal") -> s
             line += piece
             while not fits(line):
                 ends = range(1, min(len(line), _LONGEST_LINE + 1))
+                # A longer beginning is never narrower, so the first that does not fit is found by bisection.
                 end = max(1, bisect_left(ends, True, key=partial(overflows, line)))
                 lines.append(line[:end])
                 line = line[end:]

@@ -64,8 +64,8 @@ class Rule(ABC):
     keeps_sign: ClassVar[bool] = True
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
     without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
-    # Of a rule that takes the checkerboard away: what of it may stay, and the way out; of the network's first
-    # convolution, and of what else steps by a period over places.
+    # Where a rule takes the checkerboard away: what of it stays all the same, and the way
+    # out; of the network's first convolution, and of what else steps over places by a period.
     first_stays: ClassVar[str] = ""
     stays: ClassVar[str] = ""
 
@@ -128,9 +128,13 @@ class _Replaced(torch.autograd.Function):
             ctx.mark_dirty(x)
         else:
             y = operation.run(x)
+        # It is saved through autograd, which raises if the model
+        # overwrites it later; ``Network.gradients`` then asks for copies.
         ctx.save_for_backward(kept, y.clone() if operation.copies else y)
         ctx.propagate, ctx.operation = partial(rule.propagate, operation), operation.name
         ctx.unreached, ctx.place = operation.unreached, operation.place
+        # Until the backward pass comes here, the operation counts
+        # as one that no gradient reaches (``is_last_of``).
         ctx.unreached.add(operation.place)
         return y
 
@@ -151,6 +155,7 @@ class ConfinedRule(Rule):
     def __post_init__(self) -> None:
         if not self.patterns:
             raise InvalidParameter(f"{self.rule}.at(): name at least one module, such as 'layer[34].*'")
+        # A confined rule is asked wherever the rule itself would be, so it answers with the rule's own properties.
         for name in (
             "operations",
             "replaces_backward",
@@ -242,6 +247,7 @@ class Rules(TorchFunctionMode):
         self.references = references
         self.of_parts = any(rule.of_parts for rule in rules)
         self.model = model
+        # Rules are values: one that is given twice, as by a method and by a variant, acts once.
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
         self.made: set[Any] = set()  # what the graph holds of rules' results
@@ -265,7 +271,8 @@ class Rules(TorchFunctionMode):
         self._by_hand = not compared and any(rule.operations >= RECTIFIERS for rule in rules)
         self._is_product_known = bool(products)  # so that one that is no activation needs no warning
         self._undo = Undo()
-        # Torch puts a mode back after each call; where an interrupt ended that, maybe when all is long over.
+        # Torch takes a mode off for each call and puts it back
+        # after it; after an interrupt that may be when all is over.
         self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
@@ -276,6 +283,7 @@ class Rules(TorchFunctionMode):
         """Intercept operations, and follow which modules run if some rule asks."""
         if any(isinstance(rule, ConfinedRule) for rule in self.rules):
             self._modules = running_modules(self._model_of_confined_rules())
+        # A mode that an interrupt left on this thread's stack would act again below this one.
         for late in _get_current_function_mode_stack():
             if isinstance(late, Rules) and late.is_over:
                 late._leave()
@@ -297,11 +305,15 @@ class Rules(TorchFunctionMode):
         """Be no mode of this thread any more, however often an interrupt left this one on the stack."""
         self.is_over = True
         while any(mode is self for mode in _get_current_function_mode_stack()):
+            # Torch has no way to take a mode out from below others,
+            # so these are taken off and put back in their order.
             others = []
             while (top := _pop_mode()) is not self:
                 others.append(top)
             for other in reversed(others):
                 _push_mode(other)
+        # An interrupt within ``saved_tensors_hooks`` leaves its hooks
+        # in force; ours are told by the function that they call.
         while (kept := torch._C._autograd._top_saved_tensors_default_hooks(True)) and kept[0] is _itself:
             torch._C._autograd._pop_saved_tensors_default_hooks()
 
@@ -336,6 +348,8 @@ class Rules(TorchFunctionMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = list(tensors((*args, *kwargs.values())))
         if not all(x in self._constants for x in given):
+            # An operation of parts comes here again for each of them:
+            # all that the trace gains from here on belongs to this call.
             place = len(self.trace)
             above = None if self._layers_above is None else self._layers_above.of(given)
             result = self._met(func, args, kwargs)
@@ -366,6 +380,8 @@ class Rules(TorchFunctionMode):
         if operation is not None:
             operation = self._as_layer(operation)
         if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
+            # A quotient such as x / (1 + exp(-x)) may be an activation by
+            # hand. These are looked for among products, so it runs as one.
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
             parts = parts_of(func, args, kwargs) if apart else None
             if parts is None and self.of_parts and is_recurrent(func):
@@ -378,11 +394,14 @@ class Rules(TorchFunctionMode):
         operation.modules = tuple(name for names in self._inside for name in names)
         self.trace.append(operation.name)
         x = operation.input
+        # Whether it matters is told once the graph is known: the result may go nowhere (``require_all_met``).
         if x.requires_grad and x not in self._constants and not torch.is_grad_enabled():
             self.without_graph.add(operation.name)
         self._homes.append(operation.modules[-1] if operation.modules else "no module of its own")
         if operation.name not in AFFINE:
             return self._perform(operation, lambda: func(*args, **kwargs))
+        # The nodes that a layer adds to the graph are remembered,
+        # so that in it a layer that no call showed stands out.
         below = {x.grad_fn for x in operation.inputs}
         if self._varies(operation.settings["bias"]):  # a summand as any other
             operation, bias = without_bias(operation)
@@ -396,6 +415,8 @@ class Rules(TorchFunctionMode):
     def _as_layer(self, operation: Operation) -> Operation | None:
         """Know in which inputs an image has a part; where it is one of two factors, the other is a weight."""
         varies = tuple(map(self._varies, operation.inputs))
+        # A pass over references has no graph; what is no constant
+        # is then the activation, so that both passes decide alike.
         active = varies if any(varies) else tuple(x not in self._constants for x in operation.inputs)
         layer = as_linear(operation, active)
         if layer is not None:
@@ -431,6 +452,7 @@ class Rules(TorchFunctionMode):
         if self._by_hand and operation.name == "mul":
             by_hand = handmade(operation, self._is_product_known)
         if by_hand is not None and (rules := self._concerned(by_hand.activation)):
+            # From here on it counts as an activation, also where another asks whether it is the last one.
             self.trace[operation.place] = by_hand.activation.name
             return by_hand.scaled(self._apply(rules, by_hand.activation))
         rules = self._concerned(operation)
@@ -441,8 +463,11 @@ class Rules(TorchFunctionMode):
             raise InvalidParameter(
                 f"rules {rules} each replace the backward pass of {operation.name}; give only one of them"
             )
+        # They are read first, since ``_apply`` lets go of the operation's input.
         x, indices = operation.input, operation.indices
         y = self._apply(rules, operation)
+        # A slice that ran as it is shares memory with its tensor;
+        # under a smoothing of the input it does not any more.
         if operation.name == "slice" and _root(y) is not _root(x):
             self._parts.append(_Part(rules[0], weakref.ref(_root(x)), weakref.ref(_root(y)), _version(y)))
         return y if indices is None else (y, indices(x.detach()))
@@ -454,6 +479,8 @@ class Rules(TorchFunctionMode):
         rules = [rule for rule in self._by_name.get(operation.name, ()) if rule.concerns(operation)]
         if rules and any(map(_is_transformed, operation.inputs)):
             return self._none_of(rules, operation)
+        # The two passes run the same operations in the same order,
+        # so the place in the trace tells which belong together.
         comparing = [rule for rule in rules if rule.needs_reference]
         if comparing and self.references is not None and any(map(is_differentiated, operation.inputs)):
             operation.reference = self.references[operation.place] = Counterpart(operation.name)
@@ -479,6 +506,8 @@ class Rules(TorchFunctionMode):
             return func(*args, **kwargs)
         named = dict(kwargs)
         first = [named.pop(name) for name in ("self", "input") if name in named]
+        # Torch switches a mode off while the mode handles a
+        # call; without it on, the parts would run under no rule.
         mode: Any = super()
         mode.__enter__()
         try:
@@ -491,6 +520,7 @@ class Rules(TorchFunctionMode):
         run, others = operation.run, operation.others
         if others:
             run = lambda x: operation.run(x, *others)  # noqa: E731
+        # A rule may return without calling ``run``, and then those inside it never act, which is refused below.
         acted: set[Rule] = set()
         # What replaces the backward pass does not ask what runs inside, so it is innermost.
         for rule in sorted(rules, key=_is_inner)[::-1]:
@@ -541,6 +571,8 @@ class ReferenceRules(Rules):
 
     def _concerned(self, operation: Operation) -> list[Rule]:
         rules = self._by_name.get(operation.name, ())
+        # What compares changes the backward pass alone. What changes the forward pass, as a smoothing
+        # of the input does, must hold here, too: the differences would be of two functions.
         return [rule for rule in rules if not rule.needs_reference and rule.concerns(operation)]
 
     def _perform(self, operation: Operation, call: Callable[[], Any]) -> Any:
@@ -576,6 +608,8 @@ class _Constants:
     def __contains__(self, x: Tensor) -> bool:
         if isinstance(x, nn.Parameter):
             return True
+        # An identity may be given again once a tensor is freed, so the weak reference must still
+        # lead to this tensor; a later version means that something else was written into it.
         known, version = self._known.get(id(x), (None, 0))
         return known is not None and known() is x and version == _version(x)
 
@@ -603,6 +637,7 @@ class _LayersAbove:
     def of(self, given: Sequence[Tensor]) -> frozenset[str] | None:
         """The layers above any of some tensors; None if they are unknown."""
         activations = [x for x in given if x not in self._constants]
+        # What a pass computes from first is the image, above which there are no layers.
         if not self._known:
             self.know(activations, frozenset())
         found = [self._known.get(id(x), (None, 0, frozenset[str]())) for x in activations]
@@ -629,6 +664,7 @@ class _Part:
 
     def follow(self, given: Sequence[Tensor], result: Any) -> None:
         """Notice a write into the slice; ``RuleNotApplied`` where the tensor is used after it."""
+        # What is written through a view of the slice counts as well.
         roots = [_root(x) for x in given]
         gives = any(True for _ in tensors(result if isinstance(result, list | tuple) else (result,)))
         if self.is_written and gives and any(root is self.whole() for root in roots):

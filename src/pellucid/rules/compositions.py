@@ -116,6 +116,7 @@ def _batch_norm(
         dims = (0, *range(2, x.dim()))
         running_mean = x.mean(dims)
         running_var = (x - running_mean.view(shape)).square().mean(dims)
+    # Each step is an operation that a rule may act at, since statistics of the image's own are activations.
     scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -(running_mean * scale) if bias is None else bias - running_mean * scale
@@ -137,6 +138,7 @@ def _attention(
         key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
     scores = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
     if is_causal:
+        # It is aligned at the upper left also where queries and keys differ in number, as in torch.
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, -math.inf)
@@ -224,7 +226,7 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = No
 
 
 def _prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Pair by pair."""
+    """Products pair by pair, so that each is of two factors, which a rule shares between, in few rounds."""
     x, dim = (x.flatten(), 0) if dim is None else (x, dim)
     x = x.to(dtype or x.dtype)
     while (half := x.shape[dim] // 2) > 0:
@@ -242,6 +244,7 @@ def _logaddexp(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _quotient(x: Any, other: Any, *, rounding_mode: None = None) -> Any:
+    # By the reciprocal a rule meets the divisor on its own: LRP takes it for a constant, DeepLIFT rescales it.
     return x * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
 
 
@@ -272,6 +275,7 @@ def _amin(x: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
 
 def _logsumexp(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
     """x - log softmax(x) is the same at every place; the greatest stands for all, since others may be -inf."""
+    # Every step is one that rules know: a logarithm of a softmax, and a choice that is linear.
     dims = sorted(d % x.dim() for d in _dims(x, dim))
     rows = x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
     total = (rows - rows.log_softmax(-1)).gather(-1, rows.argmax(-1, keepdim=True)).squeeze(-1)
@@ -317,7 +321,9 @@ def _gru_cell(
 ) -> Tensor:
     reset, update, new = F.linear(x, w_ih, b_ih).chunk(3, -1)
     reset_h, update_h, new_h = F.linear(h, w_hh, b_hh).chunk(3, -1)
+    # As in torch, the reset gate comes after the matrix product, not before it as in the paper (Cho et al. 2014).
     new = (new + (reset + reset_h).sigmoid() * new_h).tanh()
+    # This is (1 - z) n + z h with one product instead of two.
     return new + (update + update_h).sigmoid() * (h - new)
 
 
@@ -353,12 +359,14 @@ def _recurrent(cell: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     ) -> tuple[Tensor, ...]:
         x = x.transpose(0, 1) if batch_first else x
         starts = [state.unbind(0)] if isinstance(state, Tensor) else [part.unbind(0) for part in state]
+        # Weights and states come layer by layer, and within a layer forwards, then backwards.
         runs = layers * (1 + bidirectional)
         each, ends = len(weights) // runs, []
         for layer in range(layers):
             found = []
             for place in range(layer * runs // layers, (layer + 1) * runs // layers):
                 given = list(weights[each * place : each * (place + 1)])
+                # A cell takes its two biases after its two weights; what follows is the projection of an LSTM.
                 given[2:2] = [] if has_biases else [None, None]  # type: ignore[list-item]
                 start = tuple(part[place] for part in starts)
                 y, end = _unrolled(cell, x, start, given, backwards=bidirectional and place % 2 == 1)
@@ -452,6 +460,7 @@ def parts_of(
 
     Of a function that torch wrote in Python, such as ``F.multi_head_attention_forward``, it is its own body.
     """
+    # A packed sequence has its batch sizes, whole numbers, in the second place, where others have the state.
     is_packed = is_recurrent(function) and isinstance(args[1], Tensor) and not args[1].is_floating_point()
     known = None if kwargs.get("rounding_mode") or is_packed else _TABLE.get(function)
     if known is not None or not isinstance(function, FunctionType):
@@ -469,6 +478,8 @@ def is_quotient(function: Callable[..., Any]) -> bool:
 @cache
 def _body(function: FunctionType) -> FunctionType:
     """The function without its first lines, which hand the call over as a whole."""
+    # Such a function first asks whether a mode wants the whole call, and hands it over;
+    # told no, it runs its own lines, whose calls then come to the mode one by one.
     names = {**function.__globals__, **dict.fromkeys(_ASK, lambda *_: False)}
     body = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__

@@ -41,6 +41,8 @@ class PaddingTrick(Rule):
 
     def _is_padded(self, operation: Operation) -> bool:
         padding, weight = operation.settings["padding"], operation.settings["weight"]
+        # TensorFlow calls a 1x1 convolution SAME or VALID at will,
+        # though neither pads it; torch cannot tell them apart.
         pointwise = tuple(weight.shape[2:]) == (1, 1)
         if self.pointwise and pointwise:
             return True
@@ -125,6 +127,7 @@ class SmoothedDownsampling(Rule):
             return False
         if operation.name in STEPPING:
             return self.include_first or not operation.is_first_of(STEPPING)
+        # Windows as large as the stride cover all places and print no pattern; smaller ones leave some out.
         if operation.name in POOLS:
             window = pair(operation.settings["kernel_size"])
             return self.pooling or any(side < step for side, step in zip(window, stride, strict=True))
@@ -136,6 +139,8 @@ class SmoothedDownsampling(Rule):
         dims = operation.settings.get("dims", tuple(range(-len(stride), 0)))
         if self.where == "forward":
             return run(rolled_mean(x, stride, self.direction, dims))
+        # It acts at the input of the operation, not at its output,
+        # since the pattern arises in its own backward pass.
         return run(transform_gradient(x, lambda gradient: rolled_mean(gradient, stride, self.direction, dims)))
 
 
@@ -157,6 +162,7 @@ def rolled_mean(
     """The mean of x rolled by 0..s-1 pixels, circularly, along each of its dimensions ``dims`` of places."""
     for dim, steps in zip(dims, stride, strict=True):
         if steps > 1:
+            # The mean over s x s rolls is one over rows of one over columns: 2 (s - 1) rolls instead of s^2 - 1.
             rolls = [x.roll(direction * shift, dim) for shift in range(1, steps)]
             x = sum(rolls, start=x) / steps
     return x

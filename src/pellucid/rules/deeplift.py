@@ -40,10 +40,14 @@ class DifferenceRule(Rule):
 
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the operation; its backward pass is ``propagate``."""
+        # The operation stays with the graph; tensors that it
+        # held beside autograd's own would keep the graph alive.
         others, operation.others = operation.others, ()
         if not (others and operation.inplace):
             result: Tensor = _Compared.apply(self, operation, x, *others)
             return result
+        # Autograd has no way to say that of several inputs the first was overwritten
+        # and is also needed: so the product is made apart and copied in.
         operation.inplace = False
         product: Tensor = _Compared.apply(self, operation, x.clone(), *others)
         return x.copy_(product)
@@ -102,8 +106,10 @@ def _chord(operation: Operation, x: Tensor, y: Tensor, x0: Tensor, y0: Tensor) -
     """
     difference = x - x0
     slope = torch.sub(y, y0).div_(difference)
+    # Near 0 the logarithm's slope changes within NEAR itself, so there only relative differences are small.
     scale = x.abs().clamp_max_(1) if operation.name in _STEEP else 1
     near = difference.abs_() < NEAR * scale
+    # With a scale of 0 no difference is less than NEAR, and 0 / 0 has to be replaced all the same.
     near |= difference == 0
     if near.any():
         slope[near] = _derivative(operation, x, x0, near)
@@ -123,7 +129,7 @@ def _slope(operation: Operation, x: Tensor) -> Tensor:
         return torch.autograd.grad(operation.run(leaf).sum(), leaf)[0]
 
 
-# Functions that bend so sharply near 0, or jump, that only differences of rounding's size are near.
+# These functions bend so sharply near 0, or jump, that only differences as small as rounding count as near.
 _STEEP = frozenset({"log", "log2", "log10", "pow", "logit", "hardshrink", "threshold", "sign", "digamma", "entr"})
 
 
@@ -148,6 +154,7 @@ _EXACT: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 def logarithmic_mean(y: Tensor, y0: Tensor, difference: Tensor) -> Tensor:
     """(y - y') / d, where d is the difference of their logarithms; y if they agree."""
+    # y' = y exp(-d) gives (y - y') / d = max(y, y') (1 - exp(-|d|)) / |d|, in which nothing cancels or overflows.
     size = difference.abs()
     shrunk = torch.expm1(-size).div_(-size).masked_fill_(size == 0, 1)
     return torch.maximum(y, y0) * shrunk
@@ -173,6 +180,8 @@ class RescaleProduct(DifferenceRule):
     ) -> tuple[Tensor | None, ...]:
         """Propagate to each factor the mean of the product of the others."""
         factors = list(zip(here[:-1], there[:-1], strict=True))
+        # The derivative by one of n factors is of degree n - 1
+        # along the line, for which ceil(n / 2) nodes are exact.
         nodes, weights = np.polynomial.legendre.leggauss((len(factors) + 1) // 2)
         found = []
         for node, weight in zip(nodes, weights, strict=True):
@@ -201,6 +210,7 @@ class RescaleSoftmax(DifferenceRule):
         """Share by logarithmic means."""
         dim, is_log = operation.settings["dim"], operation.name == "log_softmax"
         (x, y), (x0, y0) = here, there
+        # It is the difference of log y_i, by the inputs: log(y) of a probability that underflows would be -inf.
         logs = y - y0 if is_log else (x - x.logsumexp(dim, True)) - (x0 - x0.logsumexp(dim, True))
         mean = logarithmic_mean(y.exp() if is_log else y, y0.exp() if is_log else y0, logs).nan_to_num(0, 0, 0)
         mean = mean.to(multiplier.dtype)
@@ -266,5 +276,6 @@ def _scatter(operation: Operation, x: Tensor, values: Tensor) -> Tensor:
     """Add each window's value at the window's arg-max of ``x``."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
+        # The native gradient of a pooling is this very scatter, for any window, stride, padding and dilation.
         (placed,) = torch.autograd.grad(operation.run(leaf), leaf, values)
     return placed

@@ -43,6 +43,7 @@ class Draws:
 
     def sums(self, gradient: Tensor) -> Tensor:
         """The weighted sums (m, ...) of the rows' gradients (n, ...)."""
+        # As a matrix product the sum has one order of its terms, also on a GPU, where ``index_add_`` has none.
         shares = gradient.new_zeros(len(self.points), len(gradient))
         row = torch.arange(len(gradient), device=gradient.device)
         shares[self.of, row] = self.weights.to(gradient.dtype)
@@ -85,6 +86,8 @@ class DrawnRules(Rules):
         count: int | None = None,
     ) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Draws]] = {}
+        # A rule that is not linear would need the rows' own values,
+        # which never come into being if points run instead.
         linear = all(rule.linear for rule in rules if rule.operations & AffineOnce.operations)
         super().__init__((AffineOnce(self), *rules) if linear else rules, copies, model, count=count)
         self.know(rows, draws)
@@ -104,6 +107,7 @@ class DrawnRules(Rules):
         result = super()._run(func, args, kwargs)
         for x in tensors((*args, *kwargs.values())):
             draws = self.draws_of(x)
+            # A copy is what it was made of, until one of the two is written into.
             if draws is not None and func in _COPIES:
                 self.know(result, draws)
             elif func not in _READS:
@@ -140,6 +144,7 @@ class AffineOnce(Rule):
         draws = self.rows.draws_of(x)
         assert draws is not None
         points, path = run(draws.points), draws.path
+        # Noise lies on no line, so the rows have to run forward; only the backward pass is one per point.
         if path is None or draws.references is None:
             moved = replace(draws, points=points)
             return self.rows.know(moved.tied(lambda: run(x.detach())), moved)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import Any
 
 import torch
@@ -74,9 +74,11 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     convolving = any("conv2d" in rule.operations and rule.required for rule in mode.rules)
     if not rules and not convolving and not mode.without_graph:
         return
+    # Only what lies between the layers and the logits counts; what made a layer's output changes no map of it.
     ends = {get_gradient_edge(layer).node for layer in layers if layer.requires_grad}
     path = _between(get_gradient_edge(logits).node, ends) - ends
     hiding = sorted({name for node in path if (name := _own_function(node, mode))})
+    # A custom function runs its operations without a graph too, but may have a backward pass of its own.
     if not hiding and mode.without_graph & AFFINE:
         raise InvalidModel(
             f"part of the model ({', '.join(sorted(mode.without_graph & AFFINE))}) runs under torch.no_grad, so "
@@ -100,6 +102,8 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
 
 def _between(root: Node, ends: Collection[Node]) -> set[Node]:
     """The nodes on the ways from a root back to any of the ends, both included."""
+    # One walk goes down from the root to learn who consumes each node, one up from the ends, so that branches
+    # that reach no end stay out. Both are loops: a deep network would exceed the depth of Python's recursion.
     consumers: dict[Node, list[Node]] = defaultdict(list)
     pending = [root]
     while pending:
@@ -119,6 +123,7 @@ def _between(root: Node, ends: Collection[Node]) -> set[Node]:
 
 def _own_function(node: Node, mode: Rules) -> str | None:
     """The name of a custom autograd function of the model's own; None of any other node."""
+    # Autograd makes a class for the backward node of each Python function, which names the function so.
     function: Any = getattr(type(node), "_forward_cls", None)
     if not isinstance(node, BackwardCFunction) or function is None or node in mode.made:
         return None
@@ -137,6 +142,8 @@ def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
     """Refuse convolutions of a rule's kind that no call showed: scripted, in another thread or spelling."""
     unseen = [_convolution(node, mode) for node in path if _is_convolution(node) and node not in mode.layers]
     for rule in mode.rules if unseen else ():
+        # The graph does not tell in which module a convolution ran, so a confined rule is asked as
+        # if it were not confined; it may rightly have passed this one by, hence a warning only.
         whole = _whole(rule)
         if not any(one.name in rule.operations and whole.concerns(one) for one in unseen):
             continue
@@ -198,6 +205,7 @@ def _layer_of(node: Any, active: Collection[Any]) -> str:
     name = node.name().rstrip("0123456789").removesuffix("Backward")
     if name == "Convolution":
         return f"conv{'_transpose' * node._saved_transposed}{len(node._saved_stride)}d"
+    # A product with one factor on the way from the images is a layer; with two it is a product of activations.
     name, factors = name.strip("_"), [before in active for before, _ in node.next_functions[-2:]]
     if name == "Trilinear":
         factors = [before in active for before, _ in node.next_functions]
@@ -226,10 +234,13 @@ def _convolution(node: Any, mode: Rules) -> Operation:
 
 
 def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> None:
+    # A rule puts its own node in the place of autograd's. So native nodes are of activations that
+    # were met but concerned no rule (``left``), or that no call showed: the difference tells these.
     names = Counter(node.name().rstrip("0123456789").removesuffix("Backward") for node in path)
     unseen = Counter({name: names[name] for name in _NODES.values()})
     unseen.subtract(_NODES[name] for name in mode.left if name in _NODES)
     confined = isinstance(rule, ConfinedRule)
+    # The sign leaves only counts above 0.
     if +unseen:
         what = ", ".join(f"{name.lower()} x{count}" for name, count in sorted((+unseen).items()))
         message = (
@@ -239,32 +250,35 @@ def _require_rectifiers_met(rule: Rule, mode: Rules, path: Collection[Node]) -> 
         if not confined:
             raise RuleNotApplied(message)
         warnings.warn(RuleWarning(message), stacklevel=6)  # it may lie elsewhere
-    if confined:
-        return
+    if not confined:
+        _warn_of_hidden_activations(rule, names, path)
+
+
+def _warn_of_hidden_activations(rule: Rule, names: Container[str], path: Collection[Node]) -> None:
+    """Warn of what may be an activation in another spelling: gates, other bent functions, and pieces of some."""
     gates = sum(_is_gate(node) for node in path)
     if gates and not rule.needs_reference:  # what those of references miss, completeness tells
         message = (
             f"{counted(gates, 'gate')} such as torch.where(x > t, x, 0) or x * (x > t) propagated the plain "
             f"gradient while {rule} applied to the activations; if it is an activation, write it as one"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
-    others = sorted(_OTHERS[name] for name in names if name in _OTHERS)
+        warnings.warn(RuleWarning(message), stacklevel=7)
+    others = sorted(other for name, other in _OTHERS.items() if name in names)
     if others and rule.operations == RECTIFIERS:
         message = (
             f"{', '.join(others)} between the layers propagated the plain gradient while {rule} applied to other "
             f"activations: it acts at {', '.join(sorted(RECTIFIERS))}; build the model of these, or choose a "
             "method without this rule"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
-    pieces = sorted(
-        {_PIECES[name] for name in names if name in _PIECES} | _shifted(path) | _clipped(path) | _summed(path)
-    )
+        warnings.warn(RuleWarning(message), stacklevel=7)
+    known = {piece for name, piece in _PIECES.items() if name in names}
+    pieces = sorted(known | _shifted(path) | _clipped(path) | _summed(path))
     if pieces and not (rule.needs_reference or rule.of_parts):
         message = (
             f"{', '.join(pieces)} between the layers: an activation written by hand, such as a softplus, an ELU "
             f"or a hard sigmoid, may be made of it, to which {rule} did not apply as such; write it as one"
         )
-        warnings.warn(RuleWarning(message), stacklevel=6)
+        warnings.warn(RuleWarning(message), stacklevel=7)
 
 
 def _shifted(path: Collection[Any]) -> set[str]:
@@ -274,6 +288,7 @@ def _shifted(path: Collection[Any]) -> set[str]:
     """
     for scaled in path:
         for clamped, _ in scaled.next_functions if scaled.name().startswith(("Mul", "Div")) else ():
+            # A replaced node has its operation's name, which ``_Replaced`` keeps for this.
             if getattr(clamped, "operation", "") == "relu6" and _alone(_alone(clamped), ("Add",)) is not None:
                 return {"relu6(x + c) / d"}
     return set()
@@ -344,5 +359,6 @@ def _is_condition(saved: Any, shape: tuple[int, ...]) -> bool:
         return False
     if not saved.is_floating_point():
         return not saved.is_complex()
+    # Most saved tensors are no masks, and a few values show it without a pass over all of memory.
     sample = saved.flatten()[:: max(saved.numel() // _SAMPLE, 1)]
     return all(bool(((values == 0) | (values == 1)).all()) for values in (sample, saved))

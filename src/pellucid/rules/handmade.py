@@ -30,7 +30,7 @@ _GATES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: torch.tanh(F.softplus(x)),
     lambda x: torch.special.ndtr(x),
 )
-# By what a model may have multiplied the gate, and the input before: 0.5 x (1 + erf(x / sqrt 2)).
+# Numbers by which a model may have multiplied the gate, and the input before it: 0.5 x (1 + erf(x / sqrt 2)).
 _HEIGHTS, _SCALES = (1.0, 2.0, 6.0, 0.5), (1.0, 0.5)
 
 _BENDING = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Hardtanh", "Clamp", "Softplus", "Exp", "Relu", "_Replaced")
@@ -75,6 +75,7 @@ def handmade(operation: Operation, is_known: bool = False) -> Handmade | None:
     x, other = operation.input, operation.others[0]
     if x.shape != other.shape or not (x.requires_grad and other.requires_grad):
         return None
+    # Either factor may be the input. In place only the first can be: x *= gate(x) overwrites x, its result.
     for source, gate in ((x, other), (other, x)):
         if _is_gate_of(gate, source) and not (operation.inplace and source is other):
             scaled = bool(_below_scales(_edge(source))) and not operation.inplace
@@ -92,6 +93,7 @@ def handmade(operation: Operation, is_known: bool = False) -> Handmade | None:
 def _activation(operation: Operation, source: Tensor, gate: Tensor) -> Operation:
     run = lambda x: x * gate  # noqa: E731
     return Operation(
+        # Rules of rectifiers treat all of them alike, so any name of theirs with slope 1 for large inputs will do.
         "silu",
         source,
         run,
@@ -119,6 +121,7 @@ def origins(edge: Edge, ends: Collection[Edge] = ()) -> tuple[set[Edge], list[An
     """Where the functions of each element begin that made a tensor, and their nodes."""
     pending, begin = [edge], set[Edge]()
     between: list[Any] = []
+    # Gates are made of a few functions; without a limit each product would cost a walk through the whole network.
     while pending and len(between) < 32:
         node, output = pending.pop()
         if (node, output) in ends or not _name(node).startswith(_POINTWISE):
@@ -180,6 +183,8 @@ def _known(gate: Tensor, source: Tensor, scales: tuple[float, ...]) -> tuple[flo
     for height in _HEIGHTS:
         for scale in scales:
             for known in _GATES:
+                # GELU's gates by tanh and by sigmoid(1.702 x) lie within
+                # 0.01 of the exact one, which is hence close enough.
                 if bool((values - height * known(inputs / scale)).abs().max() < 0.02 * height):
                     return height, scale
     return None

@@ -65,6 +65,8 @@ class EpsilonLRP(BackwardRule):
 
     def propagate(self, operation: Operation, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
         """Multiply the gradient by the slope of the chord from the origin, stabilised by epsilon."""
+        # The affine operation below needs no rule of its own: with R = a g its epsilon
+        # rule, w R / (z + epsilon sign(z)), is the plain gradient of what is returned here.
         return gradient * (y * stabilized(x, self.epsilon).reciprocal_())
 
 
@@ -135,6 +137,7 @@ class AlphaBetaLRP(_LayerLRP):
         relevance = y * gradient
         with torch.enable_grad():
             x = x.detach().requires_grad_()
+            # One backward pass serves both divisors.
             positive, negative = sums = _signed_sums(operation, x)
         for_positive = self.alpha * relevance / stabilized(positive.detach(), self.epsilon)
         for_negative = -self.beta * relevance / stabilized(negative.detach(), self.epsilon)
@@ -154,6 +157,7 @@ def _signed_sums(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
         z: Tensor = operation.run(above, weight=same, bias=constant)
         return z + operation.run(below, weight=opposite, bias=None)
 
+    # A contribution x w is positive where both have one sign: x^+ w^+ + x^- w^-, and negative where they differ.
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     biases = (None, None) if bias is None else (bias.detach().clamp(min=0), bias.detach().clamp(max=0))
     return total(up, down, biases[0]), total(down, up, biases[1])
@@ -194,9 +198,13 @@ class ZBoxLRP(_LayerLRP):
             z = z - operation.run(low, weight=weight.clamp(min=0), bias=None)
             z = z - operation.run(high, weight=weight.clamp(max=0), bias=None)
         self._warn_if_outside(*corners)
+        # z is linear in image, low and high, so its derivatives
+        # times these are the three sums of b_ij R_j / sum_k b_kj.
         shared = torch.autograd.grad(z, leaves, y * gradient / stabilized(z.detach(), self.epsilon))
         relevance = sum(leaf.detach() * share for leaf, share in zip(leaves, shared, strict=True))
         assert isinstance(relevance, Tensor)
+        # The readout multiplies by the pixel again, which only
+        # gives back what was divided by it where it is not 0.
         lost = int(((x == 0) & (relevance != 0)).sum())
         if lost:
             raise InvalidImage(
@@ -220,6 +228,8 @@ class ZBoxLRP(_LayerLRP):
 
 def _box(bound: float | tuple[float, ...], operation: Operation, x: Tensor) -> Tensor:
     """A bound of the pixels, in the shape of the images: channels come before a convolution's places, or last."""
+    # A convolution's weight has as many dimensions of places
+    # after the channels as its input; a linear layer's none.
     values, after = x.new_tensor(bound).flatten(), operation.settings["weight"].dim() - 2
     channels = x.shape[-1 - after]
     if len(values) not in (1, channels):
@@ -290,12 +300,18 @@ class AttentionLRP(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run it with gates as constants, or share what arrives."""
         if operation.name == "softmax":
+            # Attention's weights become constants here, so that at
+            # the product with the values only these have a graph.
             return run(x.detach())
         factors = (x, *operation.others)
+        # Where both look like gates alike, as in tanh(a) tanh(b),
+        # neither is one more than the other and both share.
         gated = [_gating(factor.grad_fn) for factor in factors]
         if self.share == "gate" and min(gated) < max(gated):
             constant = [x.detach() if gate == max(gated) else x for x, gate in zip(factors, gated, strict=True)]
             return _written(operation, x, operation.run(*constant))
+        # The gradient of a product gives each factor all of R,
+        # as a g_a = b g_b = y g; divided, the shares sum to R.
         number, y = sum(map(is_differentiated, factors)), run(x.clone() if operation.inplace else x)
         transform_arriving(y, lambda gradient: gradient / number)
         return _written(operation, x, y)
@@ -333,6 +349,7 @@ _KEEPING = tuple(
 
 def _gating(node: Any) -> int:
     """How much a tensor looks like a gate: 2 of a sigmoid, 1 of another bounded function, else 0."""
+    # Between a sigmoid and its product there may be reshapings, and scales such as those of a dropout.
     while node is not None:
         name = getattr(node, "operation", node.name())
         if name in _GATES or name in _BOUNDED:

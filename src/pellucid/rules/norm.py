@@ -41,6 +41,7 @@ class FrozenBatchNorm(Rule):
         """Scale and shift each channel."""
         settings, shape = operation.settings, (1, -1, *[1] * (x.dim() - 2))
         computed = any(isinstance(value, Tensor) and is_differentiated(value) for value in settings.values())
+        # Parameters may ask for gradients that nobody takes; without a graph of scale and shift none are computed.
         with torch.set_grad_enabled(computed):
             scale = (settings["running_var"] + settings["eps"]).rsqrt()
             if settings["weight"] is not None:

@@ -35,6 +35,7 @@ class Counterpart:
 
     def read(self) -> tuple[Tensor, ...]:
         """The values; a RuntimeError, as autograd's own, if the model overwrote one."""
+        # They are let go of, so that memory shrinks while the backward pass goes on.
         values, self.values = self.values, ()
         if tuple(value._version for value in values) != self.versions:
             raise RuntimeError(f"what {self.operation} computed of the reference was overwritten in place")
@@ -111,7 +112,8 @@ RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
     | {"hardswish", "softplus"}
 )
-# Activations with f(0) = 0, for which f(z) / z is bounded: the non-linearities of LRP.
+# The non-linearities of LRP: activations with f(0) = 0, for
+# which f(z) / z is bounded, and softplus, of which it is not.
 ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign", "tanhshrink", "softshrink", "hardshrink", "atan"}
 # Every elementwise non-linearity.
 ELEMENTWISE = (
@@ -138,6 +140,7 @@ _ALIASES = {
 
 def owners(name: str) -> Iterator[Callable[..., Any]]:
     """Every public function that computes ``name``, in place or not, down to its ATen overloads."""
+    # The same function is another object in each of these places, and a mode is handed the one that was called.
     places = (F, torch, Tensor, torch.Tensor, torch._C._nn, torch.special, torch.linalg)
     for spelling in (name, name + "_"):
         for place in places:
@@ -150,6 +153,7 @@ def owners(name: str) -> Iterator[Callable[..., Any]]:
 
 
 _PLACE_OF_INPLACE: dict[Any, int] = {
+    # The place is counted without the input, which ``_split`` has taken off by then.
     function: list(inspect.signature(function).parameters).index("inplace") - 1
     for function in vars(F).values()
     if inspect.isfunction(function) and "inplace" in inspect.signature(function).parameters
@@ -158,6 +162,7 @@ _PLACE_OF_INPLACE: dict[Any, int] = {
 
 def is_inplace(function: Callable[..., Any]) -> bool:
     """Whether a call of the function overwrites its first argument."""
+    # Names of ATen come with an overload, as "relu_.default", and may come with a namespace.
     name = getattr(function, "__name__", "") or str(function)
     name = name.split("::")[-1].split(".")[0]
     return (name.endswith("_") and not name.endswith("__")) or name in (
@@ -205,6 +210,7 @@ def _clamp(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """``clamp(min=0)`` is a ReLU and ``clamp(0, 6)`` a ReLU6, whatever they are called."""
     _, rest, options, _ = _split(args, kwargs)
     bounds = dict(zip(("min", "max"), rest, strict=False)) | options
+    # Bounds that are tensors may differ from unit to unit, which no rule of rectifiers is stated for.
     low, high = _number(bounds.get("min")), _number(bounds.get("max"))
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
@@ -217,10 +223,16 @@ def _number(bound: Any) -> Any:
     return bound.item() if constant else bound
 
 
-def _clamp_min(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
-    _, rest, options, _ = _split(args, kwargs)
-    low = _number(rest[0] if rest else options.get("min"))
-    return None if isinstance(low, Tensor) else _bounded(function, args, kwargs, low, None)
+def _clamp_end(end: str) -> Reader:
+    """``clamp_min`` and ``clamp_max``, which have one bound alone."""
+
+    def read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        _, rest, options, _ = _split(args, kwargs)
+        bound = _number(rest[0] if rest else options.get(end))
+        low, high = (bound, None) if end == "min" else (None, bound)
+        return None if isinstance(bound, Tensor) else _bounded(function, args, kwargs, low, high)
+
+    return read
 
 
 def _hardtanh(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -268,6 +280,7 @@ def _maximum(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         x, other = other, x
     if not isinstance(x, Tensor) or other is None or not _is_zero(other):
         return None
+    # A larger tensor of zeros would repeat x, and a ReLU has the shape of its input.
     if x.shape != torch.broadcast_shapes(x.shape, other.shape):
         return None
     return Operation("relu", x, F.relu, F.relu)
@@ -291,10 +304,12 @@ def _with_signature(name: str, functional: Callable[..., Tensor], *parameters: s
         known = {key: value for key, value in kwargs.items() if key not in ("_stacklevel", "return_indices")}
         if "self" in known:
             known["input"] = known.pop("self")
+        # What follows the settings by place, such as ``return_indices``, is none of them.
         bound = signature.bind(*args[: len(parameters) + 1], **known)
         bound.apply_defaults()
         settings = dict(bound.arguments)
         x = settings.pop("input")
+        # A rule runs the operation with a weight of its own, by place or by name, or with another setting.
         run = lambda t, *weight, **changed: functional(  # noqa: E731
             t, **settings | dict(zip(("weight",), weight, strict=False)) | changed
         )
@@ -333,6 +348,7 @@ def _mean(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     dims = rest[0] if rest else options.get("dim")
     if not isinstance(x, Tensor) or x.dim() != 4 or not isinstance(dims, list | tuple):
         return None
+    # Both dimensions of places must be meant, in whatever order and sign.
     if {d % 4 for d in dims} != {2, 3}:
         return None
     run = lambda t: function(t, *rest, **options)  # noqa: E731
@@ -361,6 +377,7 @@ def _chosen(function: Callable[..., Any], x: Tensor, other: Tensor) -> Operation
     x, condition = (other, x) if x.dtype == torch.bool else (x, other)
     if x.dtype == torch.bool or is_inplace(function):
         return None
+    # The 0 is the second value of a choice, so that both spellings are one to ``RescaleChoice``.
     nothing = x.new_zeros(())
     run = lambda x, y=nothing, condition=condition: torch.where(condition, x, y)  # noqa: E731
     return Operation("where", x, run, run, others=(nothing, condition))
@@ -386,6 +403,7 @@ def as_linear(operation: Operation, active: tuple[bool, ...]) -> Operation | Non
     if operation.name not in ("matmul", "einsum", "linear", "addmm"):
         return operation
     one, other = operation.input, operation.others[0]
+    # Rules take the activation for the input: ``W @ x`` becomes the layer of x with weight W.
     if active == (False, True):
         bare = {"bias": None} if operation.name == "linear" else {}
         swapped = lambda t, weight: operation.run(weight, t, **bare)  # noqa: E731
@@ -399,6 +417,7 @@ def as_linear(operation: Operation, active: tuple[bool, ...]) -> Operation | Non
 def _linear_of(
     x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], bias: Tensor | None
 ) -> Operation:
+    # Rules take weights apart by sign, which sparse ones cannot be; detached, a weight is a constant in the graph.
     weight = weight.detach() if weight.layout is torch.strided else weight.detach().to_dense()
 
     def run(t: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
@@ -458,6 +477,7 @@ def _slice(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return None
     ellipsis = next((place for place, i in enumerate(index) if i is ...), len(index))
     before, after = index[:ellipsis], index[ellipsis + 1 :]
+    # What an ellipsis, or an index that is too short, leaves out is taken whole.
     whole = (slice(None),) * (4 - len(before) - len(after))
     steps = [1 if i.step is None else i.step for i in (*before, *whole, *after)]
     dims = tuple(dim for dim, step in enumerate(steps) if step > 1)
@@ -500,6 +520,8 @@ def _power(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return operation
     if not isinstance(exponent, Tensor):
         return None
+    # The name only tells rules its kind, an exponential without
+    # a formula of its own; what runs is the model's call.
     return Operation("exp2", exponent, run := lambda t: torch.pow(x, t), run)
 
 
@@ -526,7 +548,8 @@ _AVG_POOL = {
 _SPECIAL: dict[str, Reader] = {
     "clamp": _clamp,
     "clip": _clamp,
-    "clamp_min": _clamp_min,
+    "clamp_min": _clamp_end("min"),
+    "clamp_max": _clamp_end("max"),
     "hardtanh": _hardtanh,
     "threshold": _threshold,
     "_threshold": _threshold,
@@ -569,6 +592,7 @@ def _table() -> dict[Any, Reader]:
         table |= dict.fromkeys(owners(name), _reader(name))
     for alias, name in _ALIASES.items():
         table |= dict.fromkeys(owners(alias), _reader(name))
+    # These come after the plain readers, some of which they overrule: ``clamp`` is elementwise, but may be a ReLU.
     for name, reader in _SPECIAL.items():
         table |= dict.fromkeys(owners(name), reader)
     for dims in (1, 2, 3):

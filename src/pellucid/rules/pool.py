@@ -37,6 +37,8 @@ class ProportionalPooling(BackwardRule):
         """Share the gradient of each window in proportion to its inputs."""
         average = _window_average(operation)
         with torch.enable_grad():
+            # Only the transposed average pooling is wanted, which
+            # autograd gives for any window, stride and padding.
             leaf = x.detach().requires_grad_()
             z = average(leaf)
             (shared,) = torch.autograd.grad(z, leaf, gradient / (z.detach() + 1e-10))
@@ -47,6 +49,7 @@ def _window_average(operation: Operation) -> Run:
     """The average pooling over the windows of a pooling operation."""
     if operation.name == "max_pool2d":
         settings: dict[str, Any] = dict(operation.settings)
+        # ``F.avg_pool2d`` has no dilation.
         if settings.pop("dilation") not in (1, (1, 1), [1, 1]):
             raise InvalidModel("proportional redistribution is not defined for a dilated max-pooling")
         return lambda x: F.avg_pool2d(x, **settings)

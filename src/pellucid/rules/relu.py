@@ -55,6 +55,7 @@ class DeconvReLU(BackwardRule):
 
     def propagate(self, operation: Operation, x: Tensor | None, y: Tensor, gradient: Tensor) -> Tensor:
         """Pass positive gradients."""
+        # Unlike guided backpropagation it does not ask whether the unit was active.
         return gradient.clamp_min(0)
 
 
@@ -90,6 +91,7 @@ class RectifiedReLU(BackwardRule):
         if gate == "mod":
             gate = "PR1" if operation.is_last_of(self.operations) else "PR2"
         if self.tau is None:
+            # A fixed tau compares unit by unit, so it needs no rows of images.
             self._require_rows(operation, y)
         score = _score(gate, y, gradient)
         tau = self.tau if self.tau is not None else percentile(score, self.q, self.interpolation)
@@ -135,6 +137,7 @@ def percentile(values: Tensor, q: float, interpolation: Interpolation = "nearest
     shape = (-1, *[1] * (values.dim() - 1))
     last = rows.shape[1] - 1
     if interpolation == "nearest":
+        # Python's ``round`` rounds half to even, as TensorFlow does.
         return _descending(rows, round(last * (100 - q) / 100)).view(shape)
     place = last * (100 - q) / 100
     above, below = _descending(rows, int(place)), _descending(rows, min(int(place) + 1, last))
@@ -151,6 +154,7 @@ def _descending(rows: Tensor, index: int) -> Tensor:
     # the row several times as fast as torch.
     step = size // SAMPLE
     sample, expected = rows[:, ::step], index / step
+    # The rank in a sample varies by about the root of its expectation; four of these make a miss very rare.
     place = min(int(expected + 4 * expected**0.5) + 2, sample.shape[1] - 1)
     pivots = sample.kthvalue(sample.shape[1] - place, dim=1).values.tolist()
     found = [_select(row, pivot, index) for row, pivot in zip(rows.detach().numpy(), pivots, strict=True)]
@@ -161,6 +165,7 @@ def _select(row: NDArray[Any], pivot: float, index: int) -> float:
     """The element at ``index`` of the descending order, which the pivot should be a little below."""
     top = row[row > pivot]
     if len(top) <= index:
+        # At most ``index`` elements exceed the pivot; if with its equals there are more, it is the element itself.
         if np.count_nonzero(row >= pivot) > index:
             return pivot  # many elements share its value
         top = row  # the sample misled

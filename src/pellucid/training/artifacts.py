@@ -43,6 +43,7 @@ class Artifacts:
         with writable(done.parent):
             for folder in (done.parent, locks):
                 folder.mkdir(parents=True, exist_ok=True)
+        # Others that ask for the same wait here, and then find it made.
         with FileLock(locks / "-".join(done.relative_to(self.folder).parts)):
             found = self._told(done)
             if found is None:
@@ -66,6 +67,7 @@ class Artifacts:
         done = self.folder / "results" / f"{name}.json"
 
         def make() -> None:
+            # The result comes first, then its checkpoints go: in between both are there, and nothing is lost.
             replace_file(done, sealed({VALUES: compute(self._checkpoint(name))}))
             remove_checkpoints(self._checkpoint(name))
 

@@ -56,6 +56,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"identity": self.identity, "facts": {**checkpoint.facts, "epoch": epoch}}
         replace_file(self.folder / f"epoch-{epoch:05d}.safetensors", sealed_tensors(checkpoint.tensors, facts))
+        # They go only once the newest one is whole on the disk.
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -67,6 +68,8 @@ class Checkpoints:
                 warnings.warn(DamagedFileWarning(f"{path} is damaged; the one before it is taken"), stacklevel=2)
                 continue
             identity, checkpoint = found
+            # It goes through JSON as what was read did: there
+            # tuples are lists, and keys that were numbers are text.
             if identity != (wanted := json.loads(json.dumps(self.identity))):
                 raise InvalidWeights(
                     f"{path} is of another training: {first_difference(identity, wanted)}; "

@@ -70,6 +70,7 @@ def draws(model: nn.Module, images: Tensor) -> bool:
     state = partial(torch.cuda.get_rng_state, device) if device.type == "cuda" else torch.get_rng_state
     with torch.no_grad(), seeded(0, device):
         before = state()
+        # It is a copy, since a pass in training mode moves the statistics of batch norms.
         copy.deepcopy(model).train()(images)
         return not torch.equal(before, state())
 
@@ -227,6 +228,7 @@ class ClassifierLearner(Learner):
         """One epoch; its order and augmentation follow from each network's seed and the epoch alone."""
         self.networks.base.train()
         sets = self.lessons.train_sets
+        # Each network has a generator of its own, so that it learns as it would alone.
         generators = [Generator().manual_seed(fold_in(seed, epoch)) for seed in self.lessons.seeds]
         orders = [self._order(images, draw) for images, draw in zip(sets, generators, strict=True)]
         for number, part in enumerate(self.batches):
@@ -290,6 +292,7 @@ class ClassifierLearner(Learner):
         pixels, labels = prepared(pixels, None, self.like), labels.to(self.device)
         if labels.dim() == 1:
             return augmented(pixels, draw), labels
+        # The labels go along as one more channel, so that whatever turns the pixels turns them alike.
         both = augmented(torch.cat([pixels, labels[:, None].to(pixels)], 1), draw)
         return both[:, :-1], both[:, -1].long()
 
@@ -304,6 +307,7 @@ class ClassifierLearner(Learner):
             return self._losses(self._normalized(x), labels).sum()
 
         start = torch.stack([torch.rand(pixels.shape[1:], generator=draw) for draw in draws]).to(pixels)
+        # It is in eval mode, or the attack would feed its own moved images into the statistics of batch norms.
         self.networks.base.eval()
         moved = attacked(pixels, loss, self.recipe.adversarial, self.recipe.attack_steps, start)
         self.networks.base.train()
@@ -332,6 +336,7 @@ class ClassifierLearner(Learner):
         if not self.history:
             self.best = {name: value.detach().clone() for name, value in state.items()}
         for network, value in enumerate(found):
+            # Of equal epochs the first is kept.
             if all(value > epoch[network] for epoch in self.history):
                 for name, kept in self.best.items():
                     kept[network] = state[name].detach()[network]

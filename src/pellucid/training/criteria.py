@@ -153,6 +153,7 @@ class TrainingOcclusion(Retraining):
 
 def random_patch(channels: int, size: int) -> Tensor:
     """The patch (channels, size, size) of bytes of the released code: NumPy's seed 100, whole numbers to 254."""
+    # This is NumPy's old generator, by which the released code drew it; its upper end is left out.
     pixels = np.random.RandomState(100).randint(0, 255, (size, size, channels))
     return torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)
 
@@ -175,6 +176,7 @@ class PatchedImages(AlteredImages):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Patched images (B, C, H, W) uint8 and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
+        # The images' own pixels stay, which other trainings share.
         pixels = pixels.clone()
         pixels[:, :, : self.patch.shape[1], : self.patch.shape[2]] = self.patch.to(pixels.device)
         return pixels, labels

@@ -47,6 +47,7 @@ def salience_ranks(maps: Tensor, positions: Sequence[int], seed: int = 0) -> Ten
     if not bool(finite.all()):
         broken = positions[int((~finite).nonzero()[0])]
         raise InvalidMap(f"the map of image {broken} holds NaN or infinite values; it cannot be ranked")
+    # A stable sort of shuffled values leaves ties in the shuffle's order, and all else as it is.
     shuffle = random_ranks(values.shape[1:], positions, seed).long().to(values.device)
     by_value = values.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     order = shuffle.gather(1, by_value)
@@ -71,6 +72,7 @@ def write_ranks(path: str | Path, parts: Iterable[Tensor], count: int) -> None:
         for part in parts:
             if shape is None:
                 shape = tuple(part.shape[1:])
+                # Ranks run from 0, so 65 536 values still fit into 16 bits.
                 kind = np.dtype("<u2" if math.prod(shape) <= 1 << 16 else "<i4")
                 header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape)}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -95,6 +97,7 @@ def open_ranks(path: str | Path) -> Tensor:
         raise InvalidData(f"{path} holds no ranks that can be read ({error}); remove it and rank again") from error
     if ranks.dtype.str not in ("<u2", "<i4") or ranks.ndim not in (3, 4):
         raise InvalidData(f"{path} holds {ranks.dtype} {ranks.shape}, no ranks; remove it and rank again")
+    # Torch does little with unsigned 16 bits, so the same bits are taken with a sign.
     return torch.from_numpy(ranks.view("<i2") if ranks.dtype.str == "<u2" else ranks)
 
 
@@ -137,7 +140,9 @@ class Degradation:
         if self.counting == "floor":
             top = math.floor(share * count)
             return top if self.how == "roar" else count - top
+        # This is the percentile's place in the ascending order of N values, of which 0 is the first.
         threshold = (1 - share) * (count - 1)
+        # Strictly above the place there are N - 1 - floor(place) values, strictly below it ceil(place).
         return count - 1 - math.floor(threshold) if self.how == "roar" else math.ceil(threshold)
 
     def __call__(
@@ -162,6 +167,7 @@ class Degradation:
         ranks = ranks.to(images.device)
         count = ranks[0].numel()
         number = self.replaced(count)
+        # Rank 0 is the most salient, which ROAR removes first and KAR last.
         gone = ranks < number if self.how == "roar" else ranks >= count - number
         gone = gone.unsqueeze(1) if gone.dim() == 3 else gone
         left = torch.ones_like(images) if self.replacement == "mask" else images
@@ -212,6 +218,8 @@ class DegradedImages(AlteredImages):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Degraded images (B, C, H, W) float32 in [0, 1] and labels (B,) at these indices."""
         pixels, labels = self.images.batch(indices)
+        # Rows say where the images lie in the whole data set, which
+        # is what ranks and seeds go by, however it was split.
         rows = self.images.rows[indices]
         ranks = self.ranks[rows.to(self.ranks.device)]
         if ranks.dtype == torch.int16:  # written without a sign

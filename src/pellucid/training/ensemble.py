@@ -88,6 +88,7 @@ def fastest(model: nn.Module, random: bool) -> Arrangement:
 
 def processors() -> int:
     """How many processors this program may use: of a cluster's machine, those of its place."""
+    # What the process may use, as in a container, is often less than what the machine has.
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = os.environ.get("OMP_NUM_THREADS", "")
     return min(there, max(int(told), 1)) if told.isdecimal() else there
@@ -99,6 +100,7 @@ def side_by_side(work: Callable[[int], TrainingReport], count: int, workers: int
         return [work(number) for number in range(count)]
     threads = torch.get_num_threads()
     try:
+        # Each pool thread would else start as many threads for its products as there are processors.
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, range(count)))
     finally:

@@ -246,6 +246,7 @@ def _train_and_test(
         Their labels are moved to ``classes``, if there are any; a segmentation model's are those of the pixels.
         """
         images = open_images(source, settings.label_column, split)
+        # Every n-th image is held out, whatever is drawn of the others, so that both parts never share one.
         kept = [at for at in range(len(images)) if not every or (at % every == 0) == held_out]
         if not object_mask and images.classes and classes:
             images = renumbered(images, class_numbers(images.classes, classes, len(classes)), classes)

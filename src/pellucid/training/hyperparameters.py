@@ -120,6 +120,7 @@ def one_cycle(step: int, steps: int) -> tuple[float, float]:
     The rate rises along a cosine from 1/25 to 1 in the first 30 % of the steps and falls to 4e-6, while the
     momentum falls from 0.95 to 0.85 and rises again; the numbers are those of torch's ``OneCycleLR``.
     """
+    # Torch counts so, too: the peak may lie between two steps.
     peak, last = 0.3 * steps - 1, steps - 1
     if step <= peak:
         rate, momentum, done = (1 / 25, 1.0), (0.95, 0.85), step / peak
@@ -156,6 +157,7 @@ def random_crop_flip(images: Tensor, draw: Generator) -> Tensor:
     corners = torch.randint(2 * reach + 1, (2, len(images), 1), generator=draw).to(images.device)
     rows = corners[0] + torch.arange(height, device=images.device)
     columns = corners[1] + torch.arange(width, device=images.device)
+    # Places come first, so that three indices take each image's own window at once.
     padded = F.pad(images, [reach] * 4).permute(0, 2, 3, 1)
     which = torch.arange(len(images), device=images.device)[:, None, None]
     cropped = padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -67,6 +67,8 @@ def fit(learner: Learner, epochs: int, checkpoints: Checkpoints | None, progress
         InvalidParameter: a loss that is no longer finite, or a checkpoint of more epochs.
         InvalidWeights, OutputNotWritable: a checkpoint of another training, or one that cannot be written.
     """
+    # Each epoch starts its random numbers from its own seed, so a training
+    # that was taken up goes on exactly as one that was never ended.
     for epoch in range(_resume(learner, epochs, checkpoints), epochs):
         start = time.perf_counter()
         with seeded(learner.key(epoch), learner.device) if learner.draws else nullcontext():
@@ -82,6 +84,7 @@ def fit(learner: Learner, epochs: int, checkpoints: Checkpoints | None, progress
                     progress(done, epochs * learner.steps, loss)
         learner.close(epoch, time.perf_counter() - start)
         if checkpoints is not None:
+            # It is written after ``close``, so that what this found out about the epoch is part of the state.
             checkpoints.write(epoch + 1, learner.state())
 
 

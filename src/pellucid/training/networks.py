@@ -55,6 +55,7 @@ class Stacked(Networks):
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.models = [model.requires_grad_(True) for model in models]
         self.count = len(models)
+        # Only its structure is used; its own weights are replaced by those of each network.
         self.base = copy.deepcopy(models[0])
         try:
             self.weights, self.buffers = stack_module_state(self.models)
@@ -72,6 +73,7 @@ class Stacked(Networks):
             logits: Tensor = functional_call(self.base, (weights, buffers), (images,))
             return logits
 
+        # By vmap the networks stay independent: no gradient of one reaches another's weights.
         logits: Tensor = vmap(one, randomness="different")(self.weights, self.buffers, images)
         return logits
 

@@ -270,6 +270,7 @@ class SurrogateLearner(Learner):
         """A training before its first step."""
         like, key = _parameter(model), fold_in(settings.seed, 0)
         with seeded(key, like.device):
+            # A loader may draw from the global random state to give it, hence the seed around.
             first = next(iter(images.batches(key, like.device)))
         found, left = surveyed(model, first.to(like.dtype))
         wanted = [include_first or convolution.place > 0 for convolution in found]
@@ -278,6 +279,7 @@ class SurrogateLearner(Learner):
                 "the model's only strided convolution is its first, which is kept by default, since maps of "
                 "interest lie above it; give include_first=True"
             )
+        # The generator is its own, so that initial values depend on no batch and on no model.
         generator = torch.Generator().manual_seed(settings.seed)
         drawn = [BilinearPath.drawn(c, generator) if want else None for c, want in zip(found, wanted, strict=True)]
         paths = tuple(path and path.to(like.device, like.dtype) for path in drawn)
@@ -346,9 +348,11 @@ class SurrogateLearner(Learner):
         """One pass of the model, one step of every path; each path's loss."""
         learners = dict(zip(self.convolutions, self.paths, strict=True))
         teaching = _Teaching({c: path for c, path in learners.items() if path is not None})
+        # Convolutions of many channels run faster so.
         batch = batch.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
         mixed = torch.autocast(batch.device.type, torch.bfloat16, enabled=self.settings.in_bfloat16)
+        # The model needs no graph at all; each path makes its own within the rule.
         with Guard(), torch.no_grad(), mixed, Rules((teaching,)):
             self.model(batch.clone())  # a clone: its first operation may be in place
         self.optimizer.step()
@@ -369,7 +373,11 @@ class _Teaching(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         convolution, y = Convolution.of(operation), run(x)
         with torch.enable_grad():
+            # It is the mean over all values of a path's output; gradients
+            # of all paths, added up, are those of the losses' sum.
             loss = F.l1_loss(self.learners[convolution](x, convolution.output_size(x)), y)
+            # It runs back at once, so that one path at a time takes
+            # memory; and outside of autocast, as torch advises.
             with torch.autocast(x.device.type, enabled=False):
                 loss.backward()
         # A convolution that runs twice has one path, which learns both.

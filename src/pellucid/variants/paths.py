@@ -100,6 +100,7 @@ _DIGESTS = WeakTensorKeyDictionary()
 
 def digest(weight: Tensor) -> str:
     """The SHA-256 of a weight's values in float32; computed once for each tensor, until it changes."""
+    # An inference tensor counts no changes, so its digest cannot be trusted a second time.
     version = None if weight.is_inference() else weight._version
     known = _DIGESTS.get(weight)
     if known is not None and version is not None and known[0] == version:
@@ -132,6 +133,7 @@ class BilinearPath:
         """A path with PyTorch's initial values: all uniform in +-1 / sqrt(fan-in)."""
 
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+            # A bias has the bound of its weight: fan-in is input channels of a group times 3 x 3 places.
             bound = (shapes["weight" + name[-1]][1] * 9) ** -0.5
             return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 

@@ -79,6 +79,7 @@ class BilinearDownsampling(Rule):
         Raises:
             InvalidModel: the convolution is not one of those that the surrogate was trained for.
         """
+        # It is known by its form and weight, so that a copy of the model, on any device, finds its own path.
         met = Convolution.of(operation)
         if met not in self.convolutions:
             raise self._refusal(met)
@@ -86,6 +87,7 @@ class BilinearDownsampling(Rule):
         if self.convolutions[index].place == 0 and not self.include_first:
             return None
         x = operation.input
+        # They are moved once for each device and precision; the trained paths themselves stay where they are.
         if (x.device, x.dtype) not in self._placed:
             self._placed[x.device, x.dtype] = tuple(path and path.to(x.device, x.dtype) for path in self.paths)
         return self._placed[x.device, x.dtype][index]
@@ -156,6 +158,7 @@ class Surrogate(Variant):
             InvalidModel: the architecture differs; the first difference is named.
         """
         found = strided_convolutions(model, images)
+        # The order of execution stands for the architecture; weights are another's and cannot tell.
         for number, (own, other) in enumerate(zip_longest(self.convolutions, found), 1):
             mine, theirs = (_described(convolution) for convolution in (own, other))
             if mine != theirs:

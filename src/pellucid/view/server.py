@@ -97,6 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = parse_qs(asked.query).get("token", [""])[0]
         if self.server.token and secrets.compare_digest(given.encode(), self.server.token.encode()):
             self.send_response(HTTPStatus.SEE_OTHER)
+            # The token moves from the address, which histories and logs keep, into a cookie.
             self.send_header("Set-Cookie", f"{_COOKIE}={given}; HttpOnly; SameSite=Strict; Path=/")
             self.send_header("Location", "/")
             self.end_headers()
@@ -114,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.FORBIDDEN, "open the address that pellucid view has printed")
         elif what not in self.server.view.answers or not length.isdecimal():
             self._refuse(HTTPStatus.NOT_FOUND, f"nothing here is called {what[:99]!r}")
+        # A photo comes in base64, four letters for three bytes. Of
+        # more digits than 18 the first ones are too many already.
         elif int(length[:18]) > UPLOAD.value * 4 // 3 + _OVERHEAD:
             most = f"more than {UPLOAD.value:,} bytes; {UPLOAD.variable} allows more"
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, most)
@@ -123,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _may(self) -> bool:
         """Whether who asks has the token; on this machine, whether a page of this server asks and no other."""
         origin, host = self.headers.get("Origin"), self.headers.get("Host", "")
+        # A page of another site may send a question here without
+        # being allowed to read the answer; it is not answered.
         if origin is not None and urlsplit(origin).netloc != host:
             return False
         if self.server.local:
