@@ -514,6 +514,21 @@ def test_a_gradient_below_an_average_is_of_one_color_and_that_is_said(name, is_f
         assert "only an average over them comes after the layer: take an earlier layer" in str(one)
 
 
+def test_a_layer_of_one_place_and_single_images_of_one_color_are_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
+    images = torch.randn(3, 3, 8, 8)
+    images[1] = images[1, :, :1, :1]  # of one color itself, so that its tanh has one slope at all places
+    with pytest.warns(pl.FlatMapWarning) as caught:
+        pl.Gradient()(model, images, 0, layers=["0", "2"])
+    told = {one.message.layer: (one.message.images, str(one.message)) for one in caught}
+    assert {layer: count for layer, (count, _) in told.items()} == {"0": 1, "2": 3}
+    assert "the attribution of 1 of 3 images has one value" in told["0"][1]
+    assert "there are no places any more" in told["2"][1]
+
+
 def test_grad_cam_at_the_input_is_the_image_weighed_and_that_is_said():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()

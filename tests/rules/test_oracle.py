@@ -247,7 +247,7 @@ class Rectified(Naive):
 
 
 class Epsilon(Naive):
-    """R_in = R f(z) / (z + epsilon sign z), sign(0) = 1."""
+    """R_in = R (f(z) - f(0)) / (z + epsilon sign z), sign(0) = 1."""
 
     def __init__(self, layers: list[Affine | Pointwise | MaxPool], epsilon: float) -> None:
         super().__init__(layers)
@@ -258,7 +258,7 @@ class Epsilon(Naive):
     ) -> np.ndarray:
         return np.array(
             [
-                r * y / (x + (self.epsilon if x >= 0 else -self.epsilon))
+                r * (y - layer.formula(0.0)) / (x + (self.epsilon if x >= 0 else -self.epsilon))
                 for x, y, r in zip(z, a, relevance, strict=True)
             ]
         )
@@ -543,7 +543,7 @@ class _quiet:  # noqa: N801
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("epsilon", [1e-2, 1e-4, 1e-9])
-@pytest.mark.parametrize("activation", ["relu", "selu", "gelu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", "selu", "gelu", "tanh", "softplus"])
 def test_epsilon_lrp_is_its_formula(seed: int, epsilon: float, activation: str) -> None:
     """Multiplied by the layer's own activation, as relevance."""
     assert_same(

@@ -257,10 +257,10 @@ def _maps(cell: Cell, case: Case, kind: str, attributions: Mapping[str, Tensor],
     """The maps of some images at the layers' own sizes, as Results tells."""
     rows = [row for row, name in enumerate(case.names) if name in names]
     for layer, attribution in attributions.items() if rows else ():
-        maps = heatmap(attribution[rows], None, case.channels).double()
+        maps = heatmap(attribution[rows], None, case.channels).cpu().double()
         # Halves end at 65 504 and have few digits near 0, so maps are brought to a largest magnitude of 1.
         maps = maps / maps.abs().amax((1, 2), keepdim=True).clamp_min(np.finfo(np.float64).tiny)
-        for row, values in zip(rows, maps.cpu().numpy(), strict=True):
+        for row, values in zip(rows, maps.numpy(), strict=True):
             buffer = io.BytesIO()
             np.save(buffer, values.astype(np.float16))
             known = {"image": case.names[row], "kind": kind, "layer": layer}

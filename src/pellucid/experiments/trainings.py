@@ -488,7 +488,7 @@ def occluded(trainings: Trainings, metrics: Mapping[str, Any], size: int, entran
     for _, pixels, found in trainings.explanations(loaded, test, "test", entrant):
         case = Case(method, loaded.model, pixels, found, scorer, found.targets, upsampling=upsampling)
         for text, metric in metrics.items():
-            masses[text] += [measured.values.double().cpu() for measured in metric.within().measure(case).values()]
+            masses[text] += [measured.values.cpu().double() for measured in metric.within().measure(case).values()]
     return {(entrant, text): _spread(torch.cat(found)) for text, found in masses.items()}
 
 

@@ -112,14 +112,16 @@ def _warn_if_empty(layer: str, size: Tensor, remedy: str) -> None:
 def _warn_if_flat(layer: str, maps: Tensor, size: Tensor, why: str) -> None:
     if maps.dim() != 4:
         return
-    maps = maps[size > 0]
     # Two corners tell most maps apart, so that few are looked at whole.
-    if len(maps) and torch.equal(maps[..., 0, 0], maps[..., -1, -1]) and bool((maps == maps[..., :1, :1]).all()):
+    rows = ((size > 0) & (maps[..., 0, 0] == maps[..., -1, -1]).all(1)).nonzero()[:, 0]
+    flat = int((maps[rows] == maps[rows][..., :1, :1]).flatten(1).all(1).sum()) if len(rows) else 0
+    if flat:
+        of = "" if flat == len(maps) else f" of {flat} of {len(maps)} images"
         message = (
-            f"at {layer!r} the attribution has one value at all places of a channel, so its map is of one color: "
-            f"{why}"
+            f"at {layer!r} the attribution{of} has one value at all places of a channel, so its map is of one "
+            f"color: {why}"
         )
-        warnings.warn(FlatMapWarning(message, layer, len(maps)), stacklevel=7)
+        warnings.warn(FlatMapWarning(message, layer, flat), stacklevel=7)
 
 
 def warn_of_image(method: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InvalidImage, InvalidModel, InvalidTarget, NotFinite
 from ..layers import remembered
 from ..outputs import Answering, Difference, Names, answer, are_shares, first_logits, logits_in
-from ..passes import placed
+from ..passes import exact, placed
 
 
 def not_finite(model: nn.Module, what: str, or_else: str = "") -> NotFinite:
@@ -110,7 +110,7 @@ def _scaling(images: Tensor, preprocess: Any, normalized: bool) -> str:
 
 def _own_ends(images: Tensor, preprocess: Any) -> tuple[float, float]:
     """The least and greatest value of images before they were scaled and normalized."""
-    values = images.double()
+    values = exact(images)
     if getattr(preprocess, "mean", None):
         mean, std = (values.new_tensor(one)[:, None, None] for one in (preprocess.mean, preprocess.std))
         values = values * std + mean

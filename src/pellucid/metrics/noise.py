@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InvalidParameter, require_choice, require_count
 from ..heatmap import Channels, heatmap, require_values
 from ..kinds import of_kinds
+from ..passes import exact
 from .base import Axis, Case, MapMetric, ProcessedMapMetric
 
 # Smooth Deep Saliency, Eq. 2: keeps a constant channel, whose variation is 0, from dividing by 0.
@@ -64,13 +65,13 @@ def checkerboard(maps: Tensor, period: int = 2) -> Tensor:
             f"twice the period of {period}"
         )
     rows, columns = (side // period * period for side in maps.shape[1:])
-    centered = maps[:, :rows, :columns].double()
+    centered = exact(maps[:, :rows, :columns])
     centered = centered - centered.mean((1, 2), keepdim=True)
     # These are (B, tile row, row within, tile column, column within): the mean over tiles leaves each place's.
     tiles = centered.unflatten(1, (-1, period)).unflatten(3, (-1, period))
     energy = centered.square().mean((1, 2))
     share: Tensor = tiles.mean((1, 3)).square().mean((1, 2)) / energy
-    return share.masked_fill(energy <= (_ROUNDING * maps.double().abs().amax((1, 2))).square(), torch.nan)
+    return share.masked_fill(energy <= (_ROUNDING * exact(maps).abs().amax((1, 2))).square(), torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

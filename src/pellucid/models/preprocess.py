@@ -476,7 +476,7 @@ def _share_at_ends(pixels: Tensor) -> float:
     """Which share of pixels (C, H, W) are the least or the greatest of their channel, but for rounding."""
     low, high = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
     rounding = 1e-5 * pixels.abs().amax()
-    return float(((pixels - low <= rounding) | (high - pixels <= rounding)).double().mean())
+    return float(((pixels - low <= rounding) | (high - pixels <= rounding)).float().mean())
 
 
 _FEW = 0.1  # of the values between an image's ends that still lie between those of its pixels

@@ -447,7 +447,7 @@ def _is_as_begun(norm: Any) -> bool:
 
 
 def _is_evenly_drawn(weight: Tensor) -> bool:
-    values, bound = weight.detach().double(), 1 / math.sqrt(weight[0].numel())
+    values, bound = weight.detach().cpu().double(), 1 / math.sqrt(weight[0].numel())
     # The mean square of n even draws is bound^2 / 3, give or take a share of sqrt(4 / 5 / n).
     share = float(3 * values.square().mean() / bound**2)
     return float(values.abs().max()) <= bound * 1.001 and abs(share - 1) < 5 * math.sqrt(0.8 / values.numel())

@@ -49,10 +49,11 @@ def _require_positive(rule: object, name: str, value: float, zero: bool = False)
 
 @dataclass(frozen=True)
 class EpsilonLRP(BackwardRule):
-    """Epsilon-LRP: R_in = R f(z) / (z + epsilon sign(z)) at every activation with f(0) = 0; sign(0) = 1.
+    """Epsilon-LRP: R_in = R (f(z) - f(0)) / (z + epsilon sign(z)) at every activation; sign(0) = 1.
 
     Multiplied by a layer's activation, the gradient so modified is that layer's relevance under the
-    epsilon rule (Ancona et al. 2018, Prop. 1); biases absorb their share. As in RectGrad's baselines the
+    epsilon rule (Ancona et al. 2018, Prop. 1); biases absorb their share, and f(0), which of these activations
+    softplus alone has, is one. As in RectGrad's baselines the
     logit's own linear layer has no epsilon. Of gates, attention and normalizations see the rules below.
     """
 
@@ -67,6 +68,8 @@ class EpsilonLRP(BackwardRule):
         """Multiply the gradient by the slope of the chord from the origin, stabilised by epsilon."""
         # The affine operation below needs no rule of its own: with R = a g its epsilon
         # rule, w R / (z + epsilon sign(z)), is the plain gradient of what is returned here.
+        if operation.name == "softplus":  # else f(z) / z has no bound near 0
+            y = y - operation.run(torch.zeros_like(x))
         return gradient * (y * stabilized(x, self.epsilon).reciprocal_())
 
 

@@ -112,8 +112,7 @@ RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
     | {"hardswish", "softplus"}
 )
-# The non-linearities of LRP: activations with f(0) = 0, for
-# which f(z) / z is bounded, and softplus, of which it is not.
+# The non-linearities of LRP: activations for which (f(z) - f(0)) / z is bounded; f(0) is 0 but for softplus.
 ACTIVATIONS = RECTIFIERS | {"tanh", "hardtanh", "softsign", "tanhshrink", "softshrink", "hardshrink", "atan"}
 # Every elementwise non-linearity.
 ELEMENTWISE = (

@@ -142,8 +142,8 @@ def accuracy_and_score(model: nn.Module, images: Dataset[Any], preprocess: Prepr
     like, right, score = next(model.parameters()), 0.0, 0.0
     for rows in torch.arange(image_count(images)).split(SCORED):
         pixels, labels = fetch(images, rows)
-        shares = model(prepared(pixels, preprocess, like)).softmax(1).double()
-        labels = labels.to(shares.device)
+        shares = model(prepared(pixels, preprocess, like)).softmax(1).cpu().double()
+        labels = labels.cpu()
         right += float((shares.argmax(1) == labels).sum())
         score += float(shares.gather(1, labels[:, None]).sum())
     return Score(right / image_count(images), score / image_count(images))
