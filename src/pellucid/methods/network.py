@@ -72,7 +72,7 @@ class Network:
     required: frozenset[str] = frozenset()  # layers named outright, which must run
     layouts: dict[str, Layout] = field(default_factory=dict)  # of layers that are not (B, C, h, w) for certain
     notes: set[str] = field(default_factory=set)  # what rules have to say if a map is empty
-    _looked: bool = False  # whether the graph was looked at for what rules did not meet
+    _looked: set[str] = field(default_factory=set)  # layers from which hidden operations were looked for
     _in_range: bool = False
     _finite: Tensor | bool = True
     _copies: bool = False  # whether rules must keep copies
@@ -223,7 +223,7 @@ class Network:
     def reads_prefix_alone(self, layer: str) -> bool:
         """Whether the model's own gradient at a layer, of the first image, is at prefix tokens and at no place."""
         points = Points(self.images[:1], torch.zeros(1, dtype=torch.long, device=self.images.device), ())
-        own = replace(self, rules=(), notes=set(), _looked=True)
+        own = replace(self, rules=(), notes=set(), _looked={layer})
         maps, prefix = self.split(layer, own.gradients(points, (layer,)).gradients[layer])
         return bool(prefix.any()) and not bool(maps.any())
 
@@ -314,9 +314,9 @@ class Network:
         self.notes |= rules.notes
         logits = logits_in(output)
         count_rows(len(logits))
-        if logits.requires_grad and not self._looked:
+        if logits.requires_grad and not self._looked.issuperset(begin := {*injected, *layers}):
             require_all_met(rules, logits, [images, *activations.values()])
-            self._looked = True
+            self._looked |= begin
         for layer in layers:
             if layer != INPUT and layer not in activations and layer in self.required:
                 raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")

@@ -61,6 +61,8 @@ _NORMS = ("Norm", "LinalgVectorNorm")  # of single values they are magnitudes
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
 _CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
+# Of a scripted function, after its first runs, the one node that stands for all of its operations.
+_SCRIPTED = "DifferentiableGraph"
 _SAMPLE = 4096  # values by which a mask is first told from other factors
 
 
@@ -74,7 +76,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     convolving = any("conv2d" in rule.operations and rule.required for rule in mode.rules)
     if not rules and not convolving and not mode.without_graph:
         return
-    ends = {get_gradient_edge(layer).node for layer in layers if layer.requires_grad}
+    ends = {get_gradient_edge(start).node for start in [*layers, *mode.starts] if start.requires_grad}
     path = _between(get_gradient_edge(logits).node, ends) - ends
     hiding = sorted({name for node in path if (name := _own_function(node, mode))})
     if not hiding and mode.without_graph & AFFINE:
@@ -86,13 +88,14 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     _require_convolutions_met(mode, path)
     _warn_of_other_layers(mode, path, ends)
     _warn_of_wholes(mode)
-    _warn_of_left_convolutions(mode, path, [name for name in hiding if "conv" in name.lower()])
+    maybe = [name for name in hiding if "conv" in name.lower() or name == _SCRIPTED]
+    _warn_of_left_convolutions(mode, path, maybe)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
-                f"{shortened(hiding)}: a torch.autograd.Function of the model's own hides its operations from "
-                f"{rule}, which would silently pass it by; write it with PyTorch's operations, or choose a method "
-                "without this rule"
+                f"{shortened(hiding)}: a torch.autograd.Function of the model's own, or a scripted one, hides its "
+                f"operations from {rule}, which would silently pass it by; write it with PyTorch's operations, or "
+                "choose a method without this rule"
             )
         if rule.replaces_backward and rule.operations >= RECTIFIERS:
             _require_rectifiers_met(rule, mode, path)
@@ -118,7 +121,9 @@ def _between(root: Node, ends: Collection[Node]) -> set[Node]:
 
 
 def _own_function(node: Node, mode: Rules) -> str | None:
-    """The name of a custom autograd function of the model's own; None of any other node."""
+    """The name of a custom autograd function of the model's own, or of scripted code; None of any other node."""
+    if _SCRIPTED in node.name():
+        return _SCRIPTED
     function: Any = getattr(type(node), "_forward_cls", None)
     if not isinstance(node, BackwardCFunction) or function is None or node in mode.made:
         return None
@@ -156,7 +161,7 @@ def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[A
     ]
     others = [node for node in path if node not in mode.layers] if rules else []
     active = {*path, *ends}
-    kinds = {_layer_of(node, active) for node in others} - {""}
+    kinds = {_SCRIPTED if _SCRIPTED in node.name() else _layer_of(node, active) for node in others} - {""}
     if kinds:
         message = (
             f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
