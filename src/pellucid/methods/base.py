@@ -376,7 +376,8 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
     draws, keys = draw.tolist(), [points.keys[r] for r in row.tolist()]
     move = partial(sampling.points, of=of, draw=draws, keys=keys)
     values = move(chosen.values, references)
-    drawn = Points(values, points.origin[row], tuple(map(fold_in, keys, draws)), points.layer)
+    drawn_keys, beneath = tuple(map(fold_in, keys, draws)), points.beneath_of(row)
+    drawn = Points(values, points.origin[row], drawn_keys, points.layer, beneath=beneath)
     if not tied or (references is None and len(chosen) == len(drawn)):
         return drawn
     weights, path = sampling.weights_of(draw, values), None if references is None else move
