@@ -221,6 +221,25 @@ def test_padding_trick_keeps_the_inside() -> None:
     assert pointwise(Convolved(1, 0), torch.ones(1, 1, 4, 4), 0)["input"].sum() == 4
 
 
+@pytest.mark.parametrize(
+    ("frame", "kept"),
+    [
+        (nn.ZeroPad2d(1), 4),
+        (nn.ConstantPad2d((0, 1, 0, 1), 0.0), 1),
+        (nn.ConstantPad2d(1, 0.5), 16),  # no zeros
+        (nn.ReflectionPad2d(1), 16),
+        (nn.ConstantPad3d((0, 0, 0, 0, 0, 1), 0.0), 4),  # another channel
+    ],
+    ids=["zeros", "one side", "constant", "reflected", "channel"],
+)
+def test_zeros_put_around_the_input_are_padding(frame: nn.Module, kept: int) -> None:
+    convolved = Convolved(3, 0)
+    if isinstance(frame, nn.ConstantPad3d):
+        convolved.conv.weight = nn.Parameter(convolved.conv.weight.expand(1, 2, 3, 3).clone())
+    model = nn.Sequential(frame, convolved).eval()
+    assert pl.Gradient(rules=(pl.PaddingTrick(),))(model, torch.ones(1, 1, 4, 4), 0)["input"].sum() == kept
+
+
 @pytest.mark.parametrize("layers", [["conv2"], ["conv1", "conv2"]])
 def test_the_gradient_at_a_padded_convolution_has_its_border(layers: list[str]) -> None:
     """What arrives there is masked on its way down: the map is the same whether a lower layer has one, too."""
