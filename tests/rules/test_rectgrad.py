@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.rules.relu import percentile
 from tests.networks import images, seeded
 
@@ -196,6 +197,41 @@ def test_redistribution_adds_up_over_overlapping_windows() -> None:
             expected[i : i + 3, j : j + 3] += window / window.sum()
     torch.testing.assert_close(shared, expected[1:-1, 1:-1], rtol=1e-8, atol=0)
     torch.testing.assert_close(shared.sum().item(), 9.0, rtol=1e-8, atol=0)
+
+
+class Greatest(nn.Module):
+    """The greatest value or the mean of an image's one channel."""
+
+    def __init__(self, pooled) -> None:
+        super().__init__()
+        self.pooled = pooled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(F.max_pool2d(self.pooled(x)[..., None, None], 1), 1).flatten(1)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_redistribution_through_a_global_maximum_by_any_name(keepdim: bool) -> None:
+    x = torch.rand(2, 1, 3, 4, dtype=torch.float64)
+    model = Greatest(lambda x: x.amax((-1, 2), keepdim=keepdim).flatten(1))
+    found = pl.Gradient(rules=(pl.ProportionalPooling(),))(model, x, 0)["input"]
+    torch.testing.assert_close(found, x / x.sum((2, 3), keepdim=True), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pooled", "average", "named"),
+    [
+        (lambda x: x.flatten(2).amax(-1), False, "Amax"),
+        (lambda x: x.flatten(2).max(-1).values, False, "Max"),
+        (lambda x: F.max_pool1d(x.flatten(2), 12)[..., 0], False, "MaxPool2DWithIndices"),
+        (lambda x: x.flatten(2).mean(-1), True, "Mean"),
+    ],
+    ids=["amax", "max", "1d", "mean"],
+)
+def test_a_pooling_that_redistribution_leaves_alone_is_told(pooled, average: bool, named: str) -> None:
+    x, rule = torch.rand(2, 1, 3, 4, dtype=torch.float64), pl.ProportionalPooling(average=average)
+    with pytest.warns(RuleWarning, match=f"^{named} may be a pooling that ProportionalPooling"):
+        pl.Gradient(rules=(rule,))(Greatest(pooled), x, 0)
 
 
 class Convolved(nn.Module):

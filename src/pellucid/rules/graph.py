@@ -57,6 +57,9 @@ _OF_STACKS = (
     "Amax", "Amin", "MaxBackward", "MinBackward", "MaxPool", "Cummax", "Cummin", "Logsumexp", "Softmax", "Sort",
     "Topk", "Kthvalue", "Median", "Gather",
 )  # fmt: skip
+# Nodes of maxima and of means.
+_MAXIMA = ("Amax", "MaxPool", "AdaptiveMaxPool")
+_MEANS = ("Mean", "AvgPool", "AdaptiveAvgPool")
 _NORMS = ("Norm", "LinalgVectorNorm")  # of single values they are magnitudes
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
@@ -90,6 +93,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     _warn_of_wholes(mode)
     maybe = [name for name in hiding if "conv" in name.lower() or name == _SCRIPTED]
     _warn_of_left_convolutions(mode, path, maybe)
+    _warn_of_left_pooling(mode, path)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
@@ -184,6 +188,24 @@ def _warn_of_left_convolutions(mode: Rules, path: Collection[Any], compiled: Col
             message = (
                 f"{', '.join(sorted(left))} may be a convolution that {rule} is meant for, but is none that it "
                 "acts at, and ran as it is; write it as torch.nn.functional.conv2d"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_left_pooling(mode: Rules, path: Collection[Any]) -> None:
+    """Warn of maxima and means that a rule of pooling may be meant for, but leaves alone: those of other forms."""
+    names = {node.name().rstrip("0123456789").removesuffix("Backward") for node in path}
+    for rule in mode.rules:
+        if "max_pool2d" not in rule.operations or not rule.replaces_backward or rule.needs_reference:
+            continue
+        averages = getattr(rule, "average", False)
+        kinds = (*_MAXIMA, *_MEANS) if averages else _MAXIMA
+        left = {name for name in names if name == "Max" or name.startswith(kinds)}
+        if left and not isinstance(rule, ConfinedRule):
+            message = (
+                f"{', '.join(sorted(left))} may be a pooling that {rule} is meant for, but is none that it acts "
+                "at, and propagated the plain gradient; write it as torch.nn.functional.max_pool2d or avg_pool2d, "
+                "or as amax or mean of the dimensions (2, 3)"
             )
             warnings.warn(RuleWarning(message), stacklevel=6)
 
