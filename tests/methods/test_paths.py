@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import pellucid as pl
+from pellucid.sampling import noise_like
+from pellucid.seeds import fold_in
+from tests.networks import images, relative_error, seeded
 
 
 class Function(nn.Module):
@@ -125,3 +129,57 @@ def test_residual_over_tolerance_warns_with_its_size() -> None:
         match=r"sums to 0\.75, not to the logits' difference 1: off by -0\.25, 25\.0% of this difference",
     ):
         pl.Gradient().integrated(1, quadrature="midpoint")(model, image(1.0), 0)
+
+
+class Skipping(nn.Module):
+    """An inner layer that a skip passes by; bright images alone take an extra branch past it, if there is one."""
+
+    def __init__(self, extra: bool = False) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.extra, self.head = nn.Linear(4, 4) if extra else None, nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.relu(self.low(x))
+        if self.extra is None:
+            return self.head(F.relu(F.relu(self.high(low)) + 1.5 * low - 1).mean((2, 3)))
+        features = F.relu(self.high(low)).mean((2, 3))
+        bright = (x.mean((1, 2, 3)) > 0).nonzero()[:, 0]
+        if len(bright):
+            features = features.index_add(0, bright, self.extra(low[bright].amax((2, 3)))).relu()
+        return self.head(features)
+
+
+@pytest.mark.parametrize("inner", ["path", "noise", "guided path"])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_a_skip_past_the_layer_begins_at_the_noisy_image(inner: str) -> None:
+    gradient, net, x = pl.Gradient(), seeded(Skipping), images(2, 12)
+    method = {
+        "path": gradient.integrated(3),
+        "noise": gradient.smoothed(2, space="layer"),
+        "guided path": pl.Gradient(rules=(pl.GuidedReLU(),)).integrated(3),
+    }[inner]
+    found = method.smoothed(3, std=0.5)(net, x, 1, ["high"], seed=4)["high"]
+    keys = [fold_in(4, draw) for draw in range(3)]
+    each = [method(net, x + 0.5 * noise_like(x, [key] * 2), 1, ["high"], seed=key)["high"] for key in keys]
+    assert relative_error(found, sum(each) / 3) < 1e-12
+
+
+@pytest.mark.parametrize("baseline", ["zero", "blur"])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_deeplift_compares_a_layer_without_noise_as_it_does_without_a_sampling(baseline: str) -> None:
+    net, x, deeplift = seeded(Skipping), images(2, 12), pl.DeepLift(baseline=baseline)
+    found = deeplift.smoothed(2, std=0.0, space="layer")(net, x, 1, ["high"])["high"]
+    assert relative_error(found, deeplift(net, x, 1, ["high"])["high"]) < 1e-12
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+@pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+def test_what_passes_the_layer_for_later_images_alone_is_part_of_their_maps(max_batch: int) -> None:
+    net, x = seeded(lambda: Skipping(extra=True)), images(4, 12)
+    x = x - x.mean((1, 2, 3), keepdim=True)
+    x[:2] -= 0.5
+    x[2:] += 0.5
+    for method in (pl.Gradient().smoothed(3, space="layer"), pl.Gradient().integrated(4)):
+        found = method(net, x, 1, ["high"], max_batch=max_batch)["high"]
+        assert relative_error(found, method(net, x, 1, ["high"], max_batch=4)["high"]) < 1e-12

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import pellucid as pl
 from pellucid.errors import InvalidModel, InvalidParameter, UnknownName
@@ -287,3 +288,40 @@ def test_a_block_that_cannot_be_randomized_down_to_is_named_with_the_nearest(tra
     assert near in str(caught.value).removeprefix(f"unknown block to randomize down to {wrong!r}")
     with pytest.raises(InvalidParameter, match="way"):
         randomized(trained, "fc", "other")
+
+
+def _normed(layer: nn.Module) -> nn.Module:
+    return parametrizations.weight_norm(layer)
+
+
+def _pruned(layer: nn.Module) -> nn.Module:
+    # Frozen first: what is computed of a weight that learns cannot be copied.
+    return prune.l1_unstructured(layer.requires_grad_(False), "weight", amount=0.3)
+
+
+@pytest.mark.parametrize("make", [_normed, _pruned, parametrizations.spectral_norm])
+def test_a_weight_that_is_computed_from_others_is_randomized_as_any(make) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), make(nn.Conv2d(4, 4, 3)), nn.Flatten(), nn.Linear(16, 2))
+    model.eval().requires_grad_(False)
+    steps = {names[-1]: copy for names, copy in cascade(model, "independent")}
+    assert list(steps) == ["4", "2", "0"]
+    x = torch.randn(2, 3, 6, 6)
+    inside = model[:2](x)
+    assert not torch.allclose(steps["2"][2](inside), model[2](inside), atol=0.05)
+    assert torch.equal(steps["2"][2].bias, model[2].bias)
+
+
+def test_weights_of_attention_and_of_recurrent_layers_are_randomized() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "recurrent": nn.GRU(8, 4)}).eval()
+    before = state(model)
+    *_, (_, last) = cascade(model)
+    kept = {name for name in before if "weight" in name} - changed(before, last)
+    assert not kept
+    assert not any("bias" in name for name in changed(before, last))
+
+
+def test_an_initializer_that_leaves_a_weight_as_it_was_is_refused() -> None:
+    model = nn.Sequential(_pruned(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(16, 2)).eval().requires_grad_(False)
+    with pytest.raises(InvalidModel, match="leaves 'weight_orig' as it was trained"):
+        cascade(model, way="initializers")

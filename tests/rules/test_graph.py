@@ -65,6 +65,18 @@ def test_an_autograd_function_of_ones_own_is_named(method: pl.Method) -> None:
     assert relative_error(above, method(seeded(Net), x, [0, 1], "second")["second"]) < 1e-12
 
 
+@pytest.mark.parametrize("layers", [["input"], ["second", "input"], ["second", "first"]])
+@pytest.mark.parametrize("space", ["input", "layer"])
+def test_it_is_named_where_draws_share_the_first_convolution_and_where_each_layer_has_its_own_path(
+    layers: list[str], space: str
+) -> None:
+    net, x = seeded(lambda: Net(OwnReLU.apply)), images(2, 12)
+    for method in (guided_backprop().smoothed(2, space=space), guided_backprop().integrated(3, space=space)):
+        with pytest.raises(pl.RuleNotApplied, match="OwnReLU"):
+            method(net, x, [0, 1], layers)
+        assert "second" in method(net, x, [0, 1], ["second"])
+
+
 def test_where_no_rule_is_meant_for_it_it_is_let_alone() -> None:
     own, plain, x = seeded(lambda: Net(OwnReLU.apply)), seeded(Net), images(2, 12)
     for variant in ("original", "backward", "forward"):
@@ -105,6 +117,26 @@ def test_a_scripted_activation_beside_others_is_refused() -> None:
 
 def lambda_relu(x: Tensor) -> Tensor:
     return torch.relu(x)
+
+
+def script_of_several(x: Tensor) -> Tensor:
+    return torch.relu(x * 2) * 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pellucid.errors.RuleWarning")
+@pytest.mark.parametrize("method", RULED, ids=["guided", "rectgrad", "deeplift", "lrp"])
+def test_scripted_operations_that_one_node_stands_for_are_refused(method: pl.Method) -> None:
+    scripted = torch.jit.script(script_of_several)
+    for _ in range(3):  # after its first runs it is one node of the graph
+        node = scripted(images(2, 12, channels=8).requires_grad_()).grad_fn
+    assert "DifferentiableGraph" in node.name()
+    net, x = seeded(lambda: Net(scripted)), images(2, 12)
+    assert relative_error(pl.Gradient()(net, x, 0)["input"], pl.Gradient()(seeded(Net), x, 0)["input"]) < 1e-12
+    with pytest.raises(pl.RuleNotApplied, match="or a scripted one, hides its operations"):
+        method(net, x, 0)
+    with pytest.warns(RuleWarning, match="DifferentiableGraph may be a convolution"):
+        pl.Gradient()(net, x, 0, variant="backward")
 
 
 def by_index(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.errors import RuleWarning
 from pellucid.rules.relu import percentile
 from tests.networks import images, seeded
 
@@ -198,6 +199,41 @@ def test_redistribution_adds_up_over_overlapping_windows() -> None:
     torch.testing.assert_close(shared.sum().item(), 9.0, rtol=1e-8, atol=0)
 
 
+class Greatest(nn.Module):
+    """The greatest value or the mean of an image's one channel."""
+
+    def __init__(self, pooled) -> None:
+        super().__init__()
+        self.pooled = pooled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(F.max_pool2d(self.pooled(x)[..., None, None], 1), 1).flatten(1)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_redistribution_through_a_global_maximum_by_any_name(keepdim: bool) -> None:
+    x = torch.rand(2, 1, 3, 4, dtype=torch.float64)
+    model = Greatest(lambda x: x.amax((-1, 2), keepdim=keepdim).flatten(1))
+    found = pl.Gradient(rules=(pl.ProportionalPooling(),))(model, x, 0)["input"]
+    torch.testing.assert_close(found, x / x.sum((2, 3), keepdim=True), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pooled", "average", "named"),
+    [
+        (lambda x: x.flatten(2).amax(-1), False, "Amax"),
+        (lambda x: x.flatten(2).max(-1).values, False, "Max"),
+        (lambda x: F.max_pool1d(x.flatten(2), 12)[..., 0], False, "MaxPool2DWithIndices"),
+        (lambda x: x.flatten(2).mean(-1), True, "Mean"),
+    ],
+    ids=["amax", "max", "1d", "mean"],
+)
+def test_a_pooling_that_redistribution_leaves_alone_is_told(pooled, average: bool, named: str) -> None:
+    x, rule = torch.rand(2, 1, 3, 4, dtype=torch.float64), pl.ProportionalPooling(average=average)
+    with pytest.warns(RuleWarning, match=f"^{named} may be a pooling that ProportionalPooling"):
+        pl.Gradient(rules=(rule,))(Greatest(pooled), x, 0)
+
+
 class Convolved(nn.Module):
     def __init__(self, kernel: int, padding: int) -> None:
         super().__init__()
@@ -219,6 +255,25 @@ def test_padding_trick_keeps_the_inside() -> None:
     assert trick(Convolved(1, 0), torch.ones(1, 1, 4, 4), 0)["input"].sum() == 16
     pointwise = pl.Gradient(rules=(pl.PaddingTrick(pointwise=True),))
     assert pointwise(Convolved(1, 0), torch.ones(1, 1, 4, 4), 0)["input"].sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("frame", "kept"),
+    [
+        (nn.ZeroPad2d(1), 4),
+        (nn.ConstantPad2d((0, 1, 0, 1), 0.0), 1),
+        (nn.ConstantPad2d(1, 0.5), 16),  # no zeros
+        (nn.ReflectionPad2d(1), 16),
+        (nn.ConstantPad3d((0, 0, 0, 0, 0, 1), 0.0), 4),  # another channel
+    ],
+    ids=["zeros", "one side", "constant", "reflected", "channel"],
+)
+def test_zeros_put_around_the_input_are_padding(frame: nn.Module, kept: int) -> None:
+    convolved = Convolved(3, 0)
+    if isinstance(frame, nn.ConstantPad3d):
+        convolved.conv.weight = nn.Parameter(convolved.conv.weight.expand(1, 2, 3, 3).clone())
+    model = nn.Sequential(frame, convolved).eval()
+    assert pl.Gradient(rules=(pl.PaddingTrick(),))(model, torch.ones(1, 1, 4, 4), 0)["input"].sum() == kept
 
 
 @pytest.mark.parametrize("layers", [["conv2"], ["conv1", "conv2"]])

@@ -404,7 +404,8 @@ def _drawn(network: Network, sampling: Sampling, points: Points, row: Tensor, dr
     move = partial(sampling.points, of=of, draw=draws, keys=keys)
     values = move(chosen.values, references)
     # Each draw has a seed of its own, made of its point's: nested noise is independent, whatever the chunks.
-    drawn = Points(values, points.origin[row], tuple(map(fold_in, keys, draws)), points.layer)
+    drawn_keys, beneath = tuple(map(fold_in, keys, draws)), points.beneath_of(row)
+    drawn = Points(values, points.origin[row], drawn_keys, points.layer, beneath=beneath)
     # Where each point has one row in this chunk, tying saves no
     # backward pass; along a path it still saves the forward ones.
     if not tied or (references is None and len(chosen) == len(drawn)):

@@ -32,7 +32,9 @@ class Points:
     """Rows at which something is evaluated: images, or activations of ``layer`` (n, ...).
 
     ``origin`` (n,) tells which image of the call a row came from, ``keys`` its random seed. With ``draws`` only
-    sums over the rows are wanted of their gradients, one for each point that they were drawn from.
+    sums over the rows are wanted of their gradients, one for each point that they were drawn from. Activations may
+    have come from other images than the call's, as from noisy ones: then ``beneath`` holds these, and for each row
+    which of them is its own. A skip that passes the layer by begins at them.
     """
 
     values: Tensor
@@ -41,9 +43,14 @@ class Points:
     layer: str = INPUT
     scores: Tensor | None = None  # their explained logits (n,), where already known
     draws: Draws | None = None
+    beneath: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def beneath_of(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What lies beneath some of the rows."""
+        return None if self.beneath is None else (self.beneath[0], self.beneath[1][rows])
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Network:
     required: frozenset[str] = frozenset()  # layers named outright, which must run
     layouts: dict[str, Layout] = field(default_factory=dict)  # of layers that are not (B, C, h, w) for certain
     notes: set[str] = field(default_factory=set)  # what rules have to say if a map is empty
-    _looked: bool = False  # whether the graph was looked at for what rules did not meet
+    _looked: set[str] = field(default_factory=set)  # layers from which hidden operations were looked for
     _in_range: bool = False
     _finite: Tensor | bool = True
     _copies: bool = False  # whether rules must keep copies
@@ -150,8 +157,14 @@ class Network:
         """The pass over the points' references, which fills in what rules asked for in the points' own."""
         rows = self.reference_at(baseline, points.layer, points).expand_as(points.values).contiguous()
         with torch.no_grad():
-            activations, logits = self._run(rows, points, layers, beside, ReferenceRules)
+            there = replace(points, beneath=self._beneath_references(baseline, points))
+            activations, logits = self._run(rows, there, layers, beside, ReferenceRules)
         return Passed(activations, {}, self._scores(logits, points.origin))
+
+    def _beneath_references(self, baseline: Baseline, points: Points) -> tuple[Tensor, Tensor]:
+        """The images beneath the points' references."""
+        images = self._reference_images(baseline)
+        return images, points.origin if len(images) > 1 else torch.zeros_like(points.origin)
 
     def _gradients(self, score: Tensor, activations: Activations, layers: Sequence[str]) -> dict[str, Tensor]:
         for layer in [layer for layer in layers if layer in activations and not activations[layer].requires_grad]:
@@ -238,7 +251,7 @@ class Network:
         """Whether the model's own gradient at a layer, of the first image, is at prefix tokens and at no place."""
         points = Points(self.images[:1], torch.zeros(1, dtype=torch.long, device=self.images.device), ())
         # The model's own gradient tells it, since a rule or a threshold may empty places for other reasons.
-        own = replace(self, rules=(), notes=set(), _looked=True)
+        own = replace(self, rules=(), notes=set(), _looked={layer})
         maps, prefix = self.split(layer, own.gradients(points, (layer,)).gradients[layer])
         return bool(prefix.any()) and not bool(maps.any())
 
@@ -258,17 +271,20 @@ class Network:
 
     def at(self, points: Points, passed: Passed, layer: str) -> Points:
         """The points' images, as points of a captured layer."""
-        there = replace(points, values=passed.activations[layer], layer=layer, scores=passed.scores)
+        beneath = points.values, torch.arange(len(points), device=points.values.device)
+        there = replace(
+            points, values=passed.activations[layer], layer=layer, scores=passed.scores, beneath=beneath
+        )
         self._try_to_enter(there)
         return there
 
     def _try_to_enter(self, points: Points) -> None:
-        """Find out, once for a layer, whether rows that enter there give the logits that they are known to have.
+        """Find out whether rows that enter at a layer give the logits that they are known to have.
 
         Where nothing passes below, what a model does for each image that it saw there is left out: a loop over
-        images, rows chosen by an earlier feature.
+        images, rows chosen by an earlier feature. Other images may be chosen than before, so that all are tried.
         """
-        if points.layer in self._entered | self._spanned or points.scores is None:
+        if points.layer in self._spanned or points.scores is None:
             return
         # The scores came from the full pass that captured these
         # very rows, so entering with them must give the same again.
@@ -307,7 +323,8 @@ class Network:
                 if is_out_of_memory(error):
                     raise
             self._spanned.add(points.layer)
-        return self._pass(self.images[points.origin], layers, injected, make)
+        images, row = points.beneath or (self.images, points.origin)
+        return self._pass(images[row], layers, injected, make)
 
     def _rules(
         self, kind: type[Rules], points: Points, beside: dict[int, Counterpart] | None, rows: Tensor
@@ -334,11 +351,11 @@ class Network:
         self.notes |= rules.notes
         logits = logits_in(output)
         count_rows(len(logits))
-        # Once is enough, since all passes of a call run the same operations;
+        # Once for each start is enough, since all passes of a call run the same operations;
         # the walk through the graph costs as much as a small pass.
-        if logits.requires_grad and not self._looked:
+        if logits.requires_grad and not self._looked.issuperset(begin := {*injected, *layers}):
             require_all_met(rules, logits, [images, *activations.values()])
-            self._looked = True
+            self._looked |= begin
         for layer in layers:
             if layer != INPUT and layer not in activations and layer in self.required:
                 raise InvalidLayer(f"layer {layer!r} did not run in the forward pass; choose one that does")

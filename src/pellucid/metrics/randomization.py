@@ -30,7 +30,7 @@ def groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
     blocks = [name for name in layer_names(model) if name != INPUT]
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
-        owner = name.rpartition(".")[0]
+        owner = name.rpartition(".")[0].partition(".parametrizations.")[0]
         block = next((block for block in blocks if _within(owner, block)), owner)
         # A parameter of the model itself, as a class token, has no module and so is a group of its own.
         found.setdefault(block or name, []).append(name)
@@ -67,7 +67,7 @@ def cascade(
             cascade ends with ``"all"``, a wholly fresh network with its buffers (Smooth Deep Saliency).
         seed: of the random values.
         groups: modules to randomize instead, in this order, such as ("fc", "layer4", "layer3").
-        biases: ``"moments"`` draws every parameter, not only those named weight.
+        biases: ``"moments"`` draws every parameter, not only those with weight in their name.
         drift: ``"moments"`` redraws the layers above at each step from their already random values, as the
             released code of Wienecke & Hinrichs does.
         fresh: an untrained network of the same architecture, whose values the other two ways take; None
@@ -121,11 +121,9 @@ def require_way(order: RandomizationOrder, way: RandomizationWay, biases: bool, 
 
 def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -> dict[str, tuple[str, ...]]:
     """Each group's parameters that are randomized, each parameter once."""
-    candidates = [
-        name for name, _ in model.named_parameters() if not weights_only or name.rpartition(".")[2] == "weight"
-    ]
+    candidates = [name for name, _ in model.named_parameters() if not weights_only or _is_weight(name)]
     if not candidates:
-        what = "parameter named weight" if weights_only else "parameter"
+        what = "parameter with weight in its name" if weights_only else "parameter"
         raise InvalidModel(f"{type(model).__name__} has no {what}, so there is nothing to randomise")
     if names is None:
         members = {group: [p for p in held if p in candidates] for group, held in groups(model).items()}
@@ -143,6 +141,12 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
         if not chosen[group]:
             raise InvalidParameter(f"group {group!r} holds no parameter to randomise that no earlier group holds")
     return chosen
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a parameter is a weight, or what one is computed from: ``in_proj_weight``, ``weight_orig``."""
+    owner, mark, computed = name.partition("parametrizations.")
+    return "weight" in (computed.split(".")[0] if mark else owner.rpartition(".")[2])
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -217,8 +221,22 @@ def _reset(model: nn.Module, seed: int) -> nn.Module:
             if reset is not None:
                 # Not torch.manual_seed, which would seed every accelerator as well.
                 torch.default_generator.manual_seed(fold_in(seed, place))
+                own = dict(module.named_parameters(recurse=False))
+                before = {one: (value._version, value.clone()) for one, value in own.items()}
                 reset()
+                _require_reset(module, name, before)
     return fresh
+
+
+def _require_reset(module: nn.Module, name: str, before: Mapping[str, tuple[int, Tensor]]) -> None:
+    """Refuse a parameter that its module's initializer left as it was, as what a pruned weight is made of."""
+    for parameter, value in module.named_parameters(recurse=False):
+        version, old = before[parameter]
+        if value._version == version and torch.equal(value, old):
+            raise InvalidModel(
+                f"reset_parameters of module {name!r} ({type(module).__name__}) leaves {parameter!r} as it was "
+                "trained; give fresh=, an untrained network, or way='moments'"
+            )
 
 
 def _fitting(model: nn.Module, values: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -250,6 +250,7 @@ class Rules(TorchFunctionMode):
         # Rules are values: one that is given twice, as by a method and by a variant, acts once.
         self.rules = tuple(dict.fromkeys(rules))
         self.met: set[Rule] = set()
+        self.starts: list[Tensor] = []  # where the graph begins, beside the images and the explained layers
         self.made: set[Any] = set()  # what the graph holds of rules' results
         self.layers: set[Any] = set()  # what the graph holds of convolutions and linear layers that were met
         self.whole: set[str] = set()  # recurrent layers that ran as a whole, though rules ask for their parts

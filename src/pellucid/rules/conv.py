@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,8 +20,9 @@ class PaddingTrick(Rule):
     """Zero the outermost row and column of the gradient at the output of every zero-padded convolution.
 
     RectGrad, Appendix C.1 and Listing 2: one pixel on all four sides, whatever the kernel and the stride.
-    Unpadded convolutions are left alone; ``pointwise=True`` includes 1x1 convolutions, which TensorFlow
-    counts as SAME-padded. A map two pixels wide or less passes nothing.
+    Zeros put around its input just before (``F.pad``, ``nn.ZeroPad2d``) count as its own padding. Unpadded
+    convolutions are left alone; ``pointwise=True`` includes 1x1 convolutions, which TensorFlow counts as
+    SAME-padded. A map two pixels wide or less passes nothing.
     """
 
     pointwise: bool = False
@@ -31,7 +32,7 @@ class PaddingTrick(Rule):
     def apply(self, operation: Operation, x: Tensor, run: Run) -> Tensor:
         """Run the convolution; mask its output's gradient if it pads."""
         y = run(x)
-        if y.requires_grad and self._is_padded(operation):
+        if y.requires_grad and (self._is_padded(operation) or _is_framed(x)):
             if min(y.shape[-2:]) <= 2:
                 operation.notes.add(
                     f"{self} lets nothing through maps of two pixels or less, which are all border"
@@ -49,6 +50,19 @@ class PaddingTrick(Rule):
         if isinstance(padding, str):
             return padding == "same" and not pointwise
         return any(pair(padding))
+
+
+def _is_framed(x: Tensor) -> bool:
+    """Whether zeros were put around a tensor by the operation that made it."""
+    node: Any = x.grad_fn
+    while node is not None and node.name().startswith("CloneBackward"):  # of a layer that is explained
+        node = node.next_functions[0][0]
+    if node is None or not node.name().startswith("ConstantPadNdBackward"):
+        return False
+    left, right, top, bottom = (max(side, 0) for side in (*node._saved_pad, 0, 0)[:4])
+    height, width = x.shape[-2:]
+    frame = x[..., :left], x[..., width - right :], x[..., :top, :], x[..., height - bottom :, :]
+    return max(left, right, top, bottom) > 0 and not any(bool(side.any()) for side in frame)
 
 
 def _without_border(gradient: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class DrawnRules(Rules):
         # which never come into being if points run instead.
         linear = all(rule.linear for rule in rules if rule.operations & AffineOnce.operations)
         super().__init__((AffineOnce(self), *rules) if linear else rules, copies, model, count=count)
+        self.starts.append(draws.points)  # from which the graph leads past the rows, where convolutions share them
         self.know(rows, draws)
 
     def know(self, rows: Tensor, draws: Draws) -> Tensor:

@@ -57,10 +57,15 @@ _OF_STACKS = (
     "Amax", "Amin", "MaxBackward", "MinBackward", "MaxPool", "Cummax", "Cummin", "Logsumexp", "Softmax", "Sort",
     "Topk", "Kthvalue", "Median", "Gather",
 )  # fmt: skip
+# Nodes of maxima and of means.
+_MAXIMA = ("Amax", "MaxPool", "AdaptiveMaxPool")
+_MEANS = ("Mean", "AvgPool", "AdaptiveAvgPool")
 _NORMS = ("Norm", "LinalgVectorNorm")  # of single values they are magnitudes
 # Nodes that may choose by a condition for each unit of each image, and what they keep of it.
 _CHOOSING = ("Where", "Mul", "MaskedFill", "Lerp", "Addcmul", "IndexPut")
 _CONDITIONS = ("condition", "mask", "self", "other", "weight", "tensor1", "tensor2")
+# Of a scripted function, after its first runs, the one node that stands for all of its operations.
+_SCRIPTED = "DifferentiableGraph"
 _SAMPLE = 4096  # values by which a mask is first told from other factors
 
 
@@ -75,7 +80,7 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     if not rules and not convolving and not mode.without_graph:
         return
     # Only what lies between the layers and the logits counts; what made a layer's output changes no map of it.
-    ends = {get_gradient_edge(layer).node for layer in layers if layer.requires_grad}
+    ends = {get_gradient_edge(start).node for start in [*layers, *mode.starts] if start.requires_grad}
     path = _between(get_gradient_edge(logits).node, ends) - ends
     hiding = sorted({name for node in path if (name := _own_function(node, mode))})
     # A custom function runs its operations without a graph too, but may have a backward pass of its own.
@@ -88,13 +93,15 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     _require_convolutions_met(mode, path)
     _warn_of_other_layers(mode, path, ends)
     _warn_of_wholes(mode)
-    _warn_of_left_convolutions(mode, path, [name for name in hiding if "conv" in name.lower()])
+    maybe = [name for name in hiding if "conv" in name.lower() or name == _SCRIPTED]
+    _warn_of_left_convolutions(mode, path, maybe)
+    _warn_of_left_pooling(mode, path)
     for rule in rules:
         if hiding and _hides(rule, mode):
             raise RuleNotApplied(
-                f"{shortened(hiding)}: a torch.autograd.Function of the model's own hides its operations from "
-                f"{rule}, which would silently pass it by; write it with PyTorch's operations, or choose a method "
-                "without this rule"
+                f"{shortened(hiding)}: a torch.autograd.Function of the model's own, or a scripted one, hides its "
+                f"operations from {rule}, which would silently pass it by; write it with PyTorch's operations, or "
+                "choose a method without this rule"
             )
         if rule.replaces_backward and rule.operations >= RECTIFIERS:
             _require_rectifiers_met(rule, mode, path)
@@ -122,7 +129,9 @@ def _between(root: Node, ends: Collection[Node]) -> set[Node]:
 
 
 def _own_function(node: Node, mode: Rules) -> str | None:
-    """The name of a custom autograd function of the model's own; None of any other node."""
+    """The name of a custom autograd function of the model's own, or of scripted code; None of any other node."""
+    if _SCRIPTED in node.name():
+        return _SCRIPTED
     # Autograd makes a class for the backward node of each Python function, which names the function so.
     function: Any = getattr(type(node), "_forward_cls", None)
     if not isinstance(node, BackwardCFunction) or function is None or node in mode.made:
@@ -163,7 +172,7 @@ def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[A
     ]
     others = [node for node in path if node not in mode.layers] if rules else []
     active = {*path, *ends}
-    kinds = {_layer_of(node, active) for node in others} - {""}
+    kinds = {_SCRIPTED if _SCRIPTED in node.name() else _layer_of(node, active) for node in others} - {""}
     if kinds:
         message = (
             f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
@@ -186,6 +195,24 @@ def _warn_of_left_convolutions(mode: Rules, path: Collection[Any], compiled: Col
             message = (
                 f"{', '.join(sorted(left))} may be a convolution that {rule} is meant for, but is none that it "
                 "acts at, and ran as it is; write it as torch.nn.functional.conv2d"
+            )
+            warnings.warn(RuleWarning(message), stacklevel=6)
+
+
+def _warn_of_left_pooling(mode: Rules, path: Collection[Any]) -> None:
+    """Warn of maxima and means that a rule of pooling may be meant for, but leaves alone: those of other forms."""
+    names = {node.name().rstrip("0123456789").removesuffix("Backward") for node in path}
+    for rule in mode.rules:
+        if "max_pool2d" not in rule.operations or not rule.replaces_backward or rule.needs_reference:
+            continue
+        averages = getattr(rule, "average", False)
+        kinds = (*_MAXIMA, *_MEANS) if averages else _MAXIMA
+        left = {name for name in names if name == "Max" or name.startswith(kinds)}
+        if left and not isinstance(rule, ConfinedRule):
+            message = (
+                f"{', '.join(sorted(left))} may be a pooling that {rule} is meant for, but is none that it acts "
+                "at, and propagated the plain gradient; write it as torch.nn.functional.max_pool2d or avg_pool2d, "
+                "or as amax or mean of the dimensions (2, 3)"
             )
             warnings.warn(RuleWarning(message), stacklevel=6)
 

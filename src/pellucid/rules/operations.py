@@ -344,14 +344,16 @@ def _max_pool(name: str, *parameters: str, **defaults: Any) -> dict[Any, Reader]
 def _mean(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
     """A mean over height and width is a global average pooling."""
     x, rest, options, _ = _split(args, kwargs)
-    dims = rest[0] if rest else options.get("dim")
-    if not isinstance(x, Tensor) or x.dim() != 4 or not isinstance(dims, list | tuple):
-        return None
-    # Both dimensions of places must be meant, in whatever order and sign.
-    if {d % 4 for d in dims} != {2, 3}:
+    if not _are_places(x, rest[0] if rest else options.get("dim")):
         return None
     run = lambda t: function(t, *rest, **options)  # noqa: E731
     return Operation("adaptive_avg_pool2d", x, run, run)
+
+
+def _are_places(x: Any, dims: Any) -> bool:
+    """Whether dimensions are the height and the width of maps (B, C, H, W)."""
+    is_map = isinstance(x, Tensor) and x.dim() == 4
+    return is_map and isinstance(dims, list | tuple) and {d % 4 for d in dims} == {2, 3}
 
 
 def _product(name: str, functional: Callable[..., Tensor]) -> Reader:
@@ -502,10 +504,15 @@ def _softmax(name: str) -> Reader:
 
 
 def _amax(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
-    """The greatest values along dimensions."""
+    """The greatest values along dimensions: along height and width a global max-pooling, with these settings."""
     x, rest, options, _ = _split(args, kwargs)
+    given: dict[str, Any] = {"dim": (), "keepdim": False}
+    given |= dict(zip(("dim", "keepdim"), rest, strict=False)) | options
     run = lambda t: function(t, *rest, **options)  # noqa: E731
-    return Operation("amax", x, run, run)
+    if not _are_places(x, given["dim"]):
+        return Operation("amax", x, run, run)
+    settings = {"dim": tuple(given["dim"]), "keepdim": given["keepdim"]}
+    return Operation("adaptive_max_pool2d", x, run, run, settings=settings)
 
 
 def _power(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:

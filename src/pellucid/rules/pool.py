@@ -53,6 +53,8 @@ def _window_average(operation: Operation) -> Run:
         if settings.pop("dilation") not in (1, (1, 1), [1, 1]):
             raise InvalidModel("proportional redistribution is not defined for a dilated max-pooling")
         return lambda x: F.avg_pool2d(x, **settings)
+    if operation.name == "adaptive_max_pool2d" and "dim" in operation.settings:  # written as amax((2, 3))
+        return lambda x: x.mean(**operation.settings)
     if operation.name == "adaptive_max_pool2d":
         return lambda x: F.adaptive_avg_pool2d(x, **operation.settings)
     return operation.run
