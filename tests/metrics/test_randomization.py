@@ -325,3 +325,14 @@ def test_an_initializer_that_leaves_a_weight_as_it_was_is_refused() -> None:
     model = nn.Sequential(_pruned(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(16, 2)).eval().requires_grad_(False)
     with pytest.raises(InvalidModel, match="leaves 'weight_orig' as it was trained"):
         cascade(model, way="initializers")
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out() -> None:
+    """A pruned weight is computed anew in each pass, and kept as a tensor with a graph."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+    prune.l1_unstructured(model[0], "weight", amount=0.3)
+    model(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(InvalidModel, match=r"cannot be copied, which randomizing takes .*requires_grad_\(False\)"):
+        list(cascade(model))
+    model.requires_grad_(False)(torch.zeros(1, 3, 4, 4))
+    assert len(list(cascade(model))) == 2

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidModel, InvalidParameter, UnknownName, require_choice
+from ..errors import InvalidModel, InvalidParameter, UnknownName, failure, require_choice
 from ..layers import INPUT, layer_names, unwrapped
 from ..seeds import fold_in
 
@@ -152,7 +152,14 @@ def _is_weight(name: str) -> bool:
 def _copy(model: nn.Module) -> nn.Module:
     """A copy that can be differentiated, also where inference asks for it."""
     with torch.inference_mode(False):
-        return deepcopy(model)
+        try:
+            return deepcopy(model)
+        except RuntimeError as error:  # a weight that is computed anew in each pass, and kept as a tensor
+            raise InvalidModel(
+                f"the model cannot be copied, which randomizing takes ({failure(error)}); call "
+                "requires_grad_(False), or make its pruned and weight-normed weights plain ones, by "
+                "torch.nn.utils.prune.remove and remove_weight_norm"
+            ) from error
 
 
 def _normal(name: str, old: Tensor, key: int) -> Tensor:
