@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -327,6 +328,29 @@ LAYERS: dict[str, Callable[[], Once]] = {
     "conv_transpose2d": lambda: Once(lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1), 3, 2, 3, 3),
     "conv_transpose3d": lambda: Once(lambda x, w: F.conv_transpose3d(x[:, None], w), 1, 2, 2, 2, 2),
 }
+
+
+WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a product and a sum": lambda x, w: (x.flatten(1)[:, None] * w).sum(-1),
+    "vecdot": lambda x, w: torch.linalg.vecdot(x.flatten(1)[:, None], w[None]),
+    "cosine similarity": lambda x, w: torch.cosine_similarity(x.flatten(1)[:, None], w[None], dim=-1),
+    "a sum of embeddings": lambda x, w: F.embedding_bag(
+        torch.arange(48).expand(len(x), -1), w.mT.contiguous(), per_sample_weights=x.flatten(1), mode="sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_layer_that_is_written_out_is_told(name: str) -> None:
+    """The rule acts at the convolution, and the written layer's relevance is that of the epsilon-0 rule."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Once(WRITTEN_OUT[name], 5, 48)))
+    x = images(2, 4)
+    for rule in (pl.GammaLRP(), pl.AlphaBetaLRP()):
+        with pytest.warns(RuleWarning, match="ran otherwise: hidden, written out"):
+            pl.Gradient(rules=(rule,), multiply=True)(model, x, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Gradient()(model, x, 1)
 
 
 @pytest.mark.parametrize("rule", ["gamma", "alpha-beta"])

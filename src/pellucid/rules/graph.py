@@ -51,6 +51,7 @@ _OTHERS = {"Threshold": "threshold", "Softshrink": "softshrink", "Hardshrink": "
 # Nodes of matrix products, with their two factors last.
 _MATRIX_PRODUCTS = frozenset(
     {"Mm", "Bmm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear", "SparseAddmm", "Trilinear"}
+    | {"EmbeddingBag"}
 )
 # Nodes that choose among what is stacked.
 _OF_STACKS = (
@@ -166,17 +167,18 @@ def _require_convolutions_met(mode: Rules, path: Collection[Any]) -> None:
 
 
 def _warn_of_other_layers(mode: Rules, path: Collection[Any], ends: Collection[Any]) -> None:
-    """Warn where LRP's rules of layers leave a layer plain that no call showed, or a product with a constant."""
+    """Warn where LRP's rules of layers leave a layer plain that no call showed, or that was written out."""
     rules = [
         rule for rule in mode.rules if rule.replaces_backward and rule.conserves and rule.operations == AFFINE
     ]
     others = [node for node in path if node not in mode.layers] if rules else []
     active = {*path, *ends}
-    kinds = {_SCRIPTED if _SCRIPTED in node.name() else _layer_of(node, active) for node in others} - {""}
+    kinds = {_SCRIPTED if _SCRIPTED in node.name() else _layer_of(node, active) for node in others}
+    kinds = kinds.union(_summed_product(node, active) for node in others) - {""}
     if kinds:
         message = (
             f"{rules[0]} acts at convolutions and linear layers that it meets; {', '.join(sorted(kinds))} ran "
-            "where operations are hidden, or by several constants, and propagated by the epsilon-0 rule"
+            "otherwise: hidden, written out, or by several constants, and propagated by the epsilon-0 rule"
         )
         warnings.warn(RuleWarning(message), stacklevel=6)
 
@@ -237,6 +239,14 @@ def _layer_of(node: Any, active: Collection[Any]) -> str:
     if name == "Trilinear":
         factors = [before in active for before, _ in node.next_functions]
     return name.lower() if name in _MATRIX_PRODUCTS and sum(factors) == 1 else ""
+
+
+def _summed_product(node: Any, active: Collection[Any]) -> str:
+    """What a node computes if that is the sum of an elementwise product by a constant, as ``vecdot`` is."""
+    before = node.next_functions[0][0] if node.name().startswith("SumBackward") else None
+    if before is None or not before.name().startswith("MulBackward"):
+        return ""
+    return "a product that is summed" * (sum(factor in active for factor, _ in before.next_functions) == 1)
 
 
 def _is_convolution(node: Any) -> bool:
