@@ -112,7 +112,8 @@ METHODS: Mapping[str, Entry] = {
     "deeplift": Entry(
         deeplift,
         f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al.",
-        "What each place adds to the score or takes from it, compared with an empty image: zeros, mostly gray.",
+        "What each place adds to the score or takes from it, compared with an empty image: zeros, which "
+        "are gray where images are normalized, else black.",
     ),
     "lrp_epsilon": Entry(
         lrp_epsilon,
@@ -145,11 +146,13 @@ COMBINATORS: Mapping[str, type[Sampling]] = {
 
 _AROUND = {  # what the combinators add to the sentence of what they wrap
     "smoothed": "Averaged over noisy copies of the image, so that single pixels count less.",
-    "integrated": "Summed along the way from an empty image (zeros, mostly gray) to this one.",
+    "integrated": "Summed along the way from an empty image (zeros: gray where images are normalized, else black) "
+    "to this one.",
 }
 _INTEGRATED_GRADIENT = (
-    "What each place adds to the score or takes from it on the way from an empty image (zeros, mostly gray) to "
-    "this one: of the network as it is, the places together add up to the difference of the two scores."
+    "What each place adds to the score or takes from it on the way from an empty image (zeros: gray where images "
+    "are normalized, else black) to this one: of the network as it is, the places together add up to the "
+    "difference of the two scores."
 )
 
 METRICS: Mapping[str, type[Criterion]] = {

@@ -218,8 +218,13 @@ class Classifier(Sharing):
         self._keep(_output=output)
 
     @property
+    def reads(self) -> str | int | Answer | None:
+        """What is read from the output, as it was given."""
+        return self._output
+
+    @property
     def settings(self) -> str:
-        """What is read from the output."""
+        """What is read from the output, as text."""
         named = getattr(self._output, "__name__", None) or str(self._output)
         return f"{super().settings} read {named}"
 

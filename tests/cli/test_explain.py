@@ -387,6 +387,40 @@ def test_other_class_names_behind_the_same_request_are_no_finished_run(loading):
     assert "of other parts or class names of loading.py:network, which changed since" in result.stderr
 
 
+def test_files_of_a_later_date_are_the_same_and_others_are_named(work):
+    shutil.copy("photo0.png", "a.png")
+    Path("w.pth").write_bytes(b"")
+    torch.save(load_model("shapes-resnet").model.state_dict(), "w.pth")
+    arguments = ["a.png", "photo1.png", "--weights", "w.pth"]
+    assert explain(*arguments, model="shapes-resnet").exit_code == 0
+    for path in ("a.png", "w.pth"):
+        os.utime(path, (1, 1))
+    assert "was finished already" in explain_again(*arguments, model="shapes-resnet").stdout
+    shutil.copy("photo2.png", "a.png")
+    assert "; files.a.png: not the same; choose" in explain_again(*arguments, model="shapes-resnet").stderr
+
+
+def test_what_an_interruption_at_the_very_end_left_is_removed(work):
+    assert explain("photo0.png").exit_code == 0
+    key = json.loads(Path("out/run.json").read_text())["request"]
+    for draft in Path("out"), Path():
+        (draft / f".pellucid-{key}").mkdir()
+        (draft / f".pellucid-{key}.lock").touch()
+    assert "was finished already" in explain_again("photo0.png").stdout
+    assert not list(Path("out").glob(".pellucid-*"))
+
+
+def test_each_answer_of_a_last_sigmoid_is_a_probability(work):
+    """Two of them need not sum to 1; a softmax of both would say 50 to 73 %."""
+    source = "from torch import nn\n\n\ndef network():\n    return nn.Sequential(nn.Conv2d(3, 2, 8, 8), "
+    Path("labels.py").write_text(f"{source}nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sigmoid()).eval()\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pellucid.cli.run.likelihoods", None)
+        result = explain("photo0.png", "photo1.png", "--classes", "fog,rain", model="labels.py:network")
+    assert result.exit_code == 0, result.output
+    assert "without its last sigmoid" in result.stderr
+
+
 def test_other_names_beside_the_weights_are_another_request(work):
     model = load_model("shapes-resnet")
     save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)})
@@ -396,7 +430,7 @@ def test_other_names_beside_the_weights_are_another_request(work):
     result = explain_again(*arguments, model="shapes-resnet")
     assert result.exit_code == 2
     assert "holds a finished run of another request" in result.stderr
-    assert "; files.w.safetensors: not the same; choose another folder" in result.stderr
+    assert "; files.w.json: not the same; choose another folder" in result.stderr
 
 
 def test_maps_and_benchmarks_are_of_the_weights_that_a_file_loads(loading):

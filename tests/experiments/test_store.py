@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import fsspec
@@ -353,13 +354,13 @@ def test_a_spec_that_decides_no_other_result_goes_on(tmp_path, computed):
 def test_a_changed_file_of_a_method_costs_its_own_cells_alone(tmp_path, computed):
     """So it does for each of two runs of one folder, and going back finds what was computed at first."""
     mine = tmp_path / "mine.py"
-    text = "def {}(model, images, targets):\n    return {} * images\n"
+    text = "def {}(model, images, targets):\n    return {} * images\n\n\nother = own\n"
     mine.write_text(text.format("own", 1))
     asked = spec(methods=["random", f"{mine}:own"])
     first = benchmark(asked, tmp_path / "run")
     done = len(computed)
     mine.write_text(text.format("own", "images"))
-    with pytest.warns(OutdatedWarning, match=r"mine.py:own has changed: 2 cells of it computed anew, all others"):
+    with pytest.warns(OutdatedWarning, match=r"mine.py:own has changed: 2 cells computed anew, all others"):
         second = benchmark(asked, tmp_path / "run")
     assert done == 4
     assert len(computed) == done + 2
@@ -375,6 +376,16 @@ def test_a_changed_file_of_a_method_costs_its_own_cells_alone(tmp_path, computed
         again = benchmark(asked, tmp_path / "run")
     assert len(computed) == done + 2
     pd.testing.assert_frame_equal(again.table, first.table)
+
+
+def test_a_function_that_is_new_to_a_run_has_not_changed(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def own(model, images, targets):\n    return images\n\n\nother = own\n")
+    benchmark(spec(methods=["random", f"{mine}:own"]), tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OutdatedWarning)
+        grown = benchmark(spec(methods=["random", f"{mine}:own", f"{mine}:other"]), tmp_path / "run")
+    assert grown.missing == []
 
 
 @pytest.mark.parametrize("place", ["run", "memory://runs/grown"])

@@ -434,10 +434,13 @@ def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
     assert not [one for one in recwarn if issubclass(one.category, InputWarning)]
 
 
-def test_two_answers_of_a_sigmoid_are_those_of_a_probability():
+def test_two_answers_of_a_probability_are_refused():
+    """Their softmax would be a second sigmoid, by which 0.002 becomes 0.5."""
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Sigmoid(), nn.Flatten()))
-    with pytest.warns(InputWarning, match="without its last sigmoid"):
+    with pytest.raises(InvalidModel, match=r"ends in a sigmoid.*return what the sigmoid is taken of"):
         pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
+    with pytest.warns(InputWarning, match="without its last sigmoid"):
+        pl.Gradient()(model, images(2, 5), 0)
 
 
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():

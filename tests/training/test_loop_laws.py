@@ -549,6 +549,16 @@ def colored_folder(folder, per_class=12):
     return folder
 
 
+def test_the_command_says_how_well_test_images_are_known(tmp_path):
+    """Beside the accuracy on the images that chose the weights, where some are held out for that."""
+    train, test = colored_folder(tmp_path / "data"), colored_folder(tmp_path / "test", per_class=4)
+    output = tmp_path / "net.safetensors"
+    result = run("train", "sanity-cnn", "--data", train, "--test", test, "--epochs", 1, "-o", output)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(output.with_suffix(".json").read_text())
+    assert f"test accuracy {facts['test_accuracy']:.1%} on 12 images of {test}" in result.stdout
+
+
 def test_the_command_reads_folders_says_empty_classes_and_corrupt_images(tmp_path):
     folder, output = colored_folder(tmp_path / "data"), tmp_path / "net.safetensors"
     broken = folder / "green" / "05.png"

@@ -101,7 +101,19 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
         told = told_whole(folder / RUN)
     except (OSError, ValueError):
         return None
-    return told if key and told.get(_REQUEST) == key else None
+    if not key or told.get(_REQUEST) != key:
+        return None
+    _drop_draft(folder, key)
+    return told
+
+
+def _drop_draft(folder: Path, key: str) -> None:
+    """Remove what a process that was stopped after its run had taken its place left of the draft."""
+    for draft in _drafts(folder.absolute()):
+        if draft.name == f"{_DRAFT}{key}" and not is_held(_lock_of(draft)):
+            with suppress(OutputNotWritable), alone(_lock_of(draft), folder), writable(folder):
+                shutil.rmtree(draft, ignore_errors=True)
+            _lock_of(draft).unlink(missing_ok=True)
 
 
 def is_staged(name: str) -> bool:

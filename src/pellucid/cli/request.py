@@ -15,7 +15,7 @@ import torch
 from ..catalog import may_be_negative, variant_name
 from ..data.sources import files_named
 from ..errors import InvalidParameter
-from ..files import file_name
+from ..files import file_digest, file_name
 from ..folders import files_below
 from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
@@ -25,6 +25,9 @@ from ..report.figures import Overlay
 from ..variants.base import Variant
 from .options import checked_pair, parted
 from .output import origin, unused
+
+_READ = 1 << 28  # bytes of a file up to which its content is compared
+_LISTED = 1000  # photos up to which each is compared by name
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Request:
         photos = [path for place in self.photos for path in _files(Path(place))]
         photos += [path for table in photos if table.suffix == ".parquet" for path in files_named(table)]
         states = {str(path): _state(path) for place in paths for path in _files(place)}
-        states["of photos"] = _digest([(str(path), _state(path)) for path in photos])
+        of_photos = {str(path): _state(path) for path in photos}
+        states |= of_photos if len(photos) <= _LISTED else {"all photos": _digest(of_photos)}
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=repr))
         return {**plain, **origin(""), "files": states}
 
@@ -108,9 +112,9 @@ def _files(place: Path) -> list[Path]:
 
 
 def _state(path: Path) -> str:
-    """What tells a file's content from another without reading it."""
+    """What tells a file's content from another: its digest, but of a large one its size and date."""
     found = path.stat()
-    return _digest([found.st_size, found.st_mtime_ns])
+    return file_digest(path) if found.st_size <= _READ else _digest([found.st_size, found.st_mtime_ns])
 
 
 def _digest(value: Any) -> str:

@@ -312,7 +312,9 @@ class ExplainRun:
         name = self.loaded.class_name(number) if len(logits) == 1 else self.named.class_name(number)
         if len(logits) == 1:
             return Prediction(number=number, name=name, value=float(logits[number]))
-        return Prediction(number=number, name=name, probability=float(likelihoods(logits[None])[0, number]))
+        # Of a last sigmoid each class's own is a probability, whatever they sum to.
+        shares = logits if "sigmoid" in self.found.wrong else likelihoods(logits[None])[0]
+        return Prediction(number=number, name=name, probability=float(shares[number]))
 
     def name_classes(self, photos: Sequence[Photo], count: int) -> None:
         """Call the model's classes as the photos' folders or labels, if none have names and there are as many."""

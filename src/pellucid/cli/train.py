@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -97,6 +98,9 @@ def _show(output: Path, trained: Trained) -> None:
 
     report, train_set = trained.report, trained.train_set
     say(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
+    facts = json.loads(output.with_suffix(".json").read_bytes())
+    if "test_accuracy" in facts and facts["test_set"] != facts["validation_set"]:
+        say(f"test accuracy {facts['test_accuracy']:.1%} on {facts['test_set']}")
     if report.robust is not None:
         moved = f"pixels moved by up to {report.recipe.adversarial:g} against it"
         say(f"robust accuracy {report.robust:.1%}: {moved}, {ATTACKED} images at most")

@@ -246,7 +246,7 @@ class Spec(Checked):
         for what, names in named.items():
             if len(set(names)) < len(getattr(self, what)):
                 same = f"two of {what} have the same name ({', '.join(names)})"
-                raise ValueError(f"{same}; rename a file, or give models an alias")
+                raise ValueError(f"{same}; rename a file, or give models an alias, in a spec's [[models]]")
         if self.reference is not None and shown(self.reference) not in self.method_texts:
             raise ValueError(f"reference {self.reference!r} is none of the methods")
         return self
@@ -368,7 +368,9 @@ def _content(path: Path) -> dict[str, Any]:
         with open_regular(path) as file:
             content = tomllib.loads(TEXT_FILE.read(file, f"the spec {path}", InvalidData).decode())
     except OSError as error:
-        raise InvalidData(f"the spec {path} cannot be read: {error.strerror or error}") from error
+        # Lists are given with commas: what follows a blank is taken for the spec.
+        several = "" if path.suffix else "; of several methods, layers or metrics write a,b"
+        raise InvalidData(f"the spec {path} cannot be read: {error.strerror or error}{several}") from error
     except InvalidData:
         raise
     except (ValueError, RecursionError) as error:

@@ -243,12 +243,12 @@ class Store:
             found = self._require_same(record)
         if found is None:  # damaged, or written by another process meanwhile
             found = self._require_same(record)
-        changed = [
-            name for name, of in record.method_files.items() if found and found.method_files.get(name) != of
-        ]
+        known = found.method_files if found is not None else {}
+        changed = [name for name, of in record.method_files.items() if name in known and known[name] != of]
         if found is not None and changed:
-            again = counted(len(set(record.cells) - set(found.cells)), "cell")
-            message = f"{', '.join(changed)} has changed: {again} of it computed anew, all others are kept"
+            again = counted(len(set(found.cells) - set(record.cells)), "cell")
+            have = "has" if len(changed) == 1 else "have"
+            message = f"{', '.join(changed)} {have} changed: {again} computed anew, all others are kept"
             warnings.warn(OutdatedWarning(message), stacklevel=4)
         told = [(one.spec, one.cells, one.noticed, one.poor) for one in (found, record) if one is not None]
         if found is None or told[0] != told[1]:
@@ -275,7 +275,7 @@ class Store:
             first = first_difference(found.decisive, record.decisive)
         if first is not None:
             less = first.startswith(GROWING) and " there alone" in first
-            more = "; name those too, for a run can only be given more" if less else ""
+            more = ", or name those too: a run can only be given more" if less else ""
             raise OutputNotWritable(
                 f"{self.url} holds the results of another spec: {first}; choose another folder{more}"
             )
@@ -338,10 +338,10 @@ class Store:
         return self._again(self._told)
 
     def begun(self) -> RunRecord | None:
-        """The same, but None where run.json cannot be read, which is ``opened``'s to tell."""
+        """The same, but None where run.json is damaged, which is ``opened``'s to tell."""
         try:
             return self.record()
-        except InvalidData:
+        except DamagedRun:
             return None
 
     def _told(self) -> RunRecord | None:

@@ -48,7 +48,7 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "it is made for hidden layers: name those",
     ),
     "PatternWarning": (
-        "still has a lattice under a variant that should level it",
+        "still has a lattice",
         "something steps over places there by an index, interpolate, reshape or a pooling, or under a surrogate "
         "by a strided slice, which backward levels",
     ),

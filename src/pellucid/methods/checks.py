@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import InvalidImage, InvalidModel, InvalidTarget, NotFinite
 from ..layers import remembered
-from ..outputs import Answering, Difference, Names, answer, are_shares, first_logits, logits_in
+from ..outputs import (
+    Answering,
+    Classifier,
+    Difference,
+    Names,
+    answer,
+    are_shares,
+    first_logits,
+    logits_in,
+    two_answers,
+)
 from ..passes import exact, placed
 
 
@@ -39,11 +49,21 @@ def looks_wrong(
 
 
 def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None = None) -> dict[str, str]:
-    """What in a model's outputs (B, K) is likely a mistake, by kind."""
+    """What in a model's outputs (B, K) is likely a mistake, by kind.
+
+    Raises:
+        InvalidModel: two answers are made of one output that is a probability already, which would be false.
+    """
     if logits.shape[1] > 1 and are_shares(logits):
         return {"softmax": "the outputs are probabilities; explain the model without its last softmax"}
     # Logits may be as small by chance, so that the model is asked what it ends in.
     if model is not None and bool((logits.abs() <= 1).all()) and _ends_in_sigmoid(model, images[:1]):
+        if isinstance(model, Classifier) and model.reads is two_answers:
+            raise InvalidModel(
+                "the network ends in a sigmoid, so that its one output is a probability already, of which the "
+                "two answers (-z/2, z/2) of a logit z would be false: return what the sigmoid is taken of, or "
+                "name no classes"
+            )
         return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
     return {}
 
