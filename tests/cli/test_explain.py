@@ -277,6 +277,7 @@ OTHERS = {  # and the first thing in which each differs
     ),
     "model": (["photo0.png"], "model is 'tiny.py:network' there and 'shapes-resnet' here"),
     "settings": (["photo0.png", "--seed", "1"], "seed is 0 there and 1 here"),
+    "layers": (["photo0.png", "--layers", "0.0"], "layers is 'not given' there and ['0.0'] here"),
     "what fails": (["photo0.png", "--target", "99"], "target is 'auto' there and '99' here"),
 }
 
@@ -1341,15 +1342,19 @@ def test_an_interruption_tells_what_is_kept(work, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change"),
+    ("arguments", "change", "differs"),
     [
-        (["--seed", 1], lambda: None),
-        (["--methods", "gradcam"], lambda: None),
-        ([], lambda: Path("tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(12)"))),
-        ([], lambda: shutil.copy("photo2.png", "photo0.png")),
+        (["--seed", 1], lambda: None, "seed is 0 there and 1 here"),
+        (["--methods", "gradcam"], lambda: None, "methods: gradient there alone; gradcam here alone"),
+        (
+            [],
+            lambda: Path("tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(12)")),
+            "files.tiny.py: not the same",
+        ),
+        ([], lambda: shutil.copy("photo2.png", "photo0.png"), "files.photo0.png: not the same"),
     ],
 )
-def test_a_stopped_run_of_another_request_is_told_and_kept(work, monkeypatch, arguments, change):
+def test_a_stopped_run_of_another_request_is_told_and_kept(work, monkeypatch, arguments, change, differs):
     monkeypatch.setattr("pellucid.cli.run._TOGETHER", 1)
     photos = ["photo0.png", "photo1.png", "photo2.png"]
     with monkeypatch.context() as patch:
@@ -1361,8 +1366,8 @@ def test_a_stopped_run_of_another_request_is_told_and_kept(work, monkeypatch, ar
     [draft] = Path("out").glob(".pellucid-????????????????")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: out holds a stopped run of another request: 2 photos by gradient; give the command that began it, "
-        f"choose another folder, or delete {draft}\n"
+        f"error: out holds a stopped run of another request: 2 photos by gradient; {differs}; give the command "
+        f"that began it, choose another folder, or delete {draft}\n"
     )
     assert everything() == before
     assert run("demo", "-o", "out").exit_code == 2

@@ -60,7 +60,7 @@ def staged(folder: Path, key: str = "", asked: Mapping[str, Any] = _NOTHING) -> 
     if not beside.is_dir():
         raise OutputNotWritable(f"cannot write to {folder}: {beside.name} is a file; choose another folder")
     _finish_moves(folder)
-    _require_no_stopped(folder, key)
+    _require_no_stopped(folder, key, asked)
     _earlier_run(folder, key, asked)
     with writable(folder):
         for place in {beside, folder.absolute().parent}:
@@ -144,8 +144,8 @@ def _finish_moves(folder: Path) -> None:
                 _lock_of(draft).unlink(missing_ok=True)
 
 
-def _require_no_stopped(folder: Path, key: str) -> None:
-    """Refuse a folder in which a run of another ``key`` was stopped: it would be lost."""
+def _require_no_stopped(folder: Path, key: str, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder in which a run of another ``key`` was stopped: it would be lost; as ``_earlier_run``."""
     for draft in _drafts(folder.absolute()):
         state = draft / UNFINISHED / HOW_FAR
         if draft.name == f"{_DRAFT}{key}" or not state.is_file():
@@ -158,9 +158,15 @@ def _require_no_stopped(folder: Path, key: str) -> None:
         with suppress(OSError, ValueError):
             told = unsealed(state.read_bytes())
         raise OutputNotWritable(
-            f"{folder} holds a stopped run of another request{_told_of(told)}; give the command that began it, "
-            f"choose another folder, or delete {folder / draft.name}"
+            f"{folder} holds a stopped run of another request{_told_of(told)}{_differing(told, asked)}; give the "
+            f"command that began it, choose another folder, or delete {folder / draft.name}"
         )
+
+
+def _differing(told: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first thing in which a run differs from what is asked, as far as it tells."""
+    there = told.get(ASKED)
+    return f"; {first_difference(there, asked)}" if asked and there and there != asked else ""
 
 
 def _told_of(told: Mapping[str, Any]) -> str:
@@ -236,10 +242,9 @@ def _earlier_run(folder: Path, key: str, asked: Mapping[str, Any]) -> _Earlier:
         ) from error
     if told.get(_REQUEST, "") != key:
         what = _told_of(told) or f", {told.get('command') or 'unknown'!r}"
-        differs = f"; {first_difference(told[ASKED], asked)}" if asked and told.get(ASKED) else ""
         raise OutputNotWritable(
-            f"{folder} holds a finished run of another request{what}{differs}; choose another folder, or move "
-            "this one"
+            f"{folder} holds a finished run of another request{what}{_differing(told, asked)}; choose another "
+            "folder, or move this one"
         )
     earlier = _Earlier(paths, digests)
     with writable(folder):

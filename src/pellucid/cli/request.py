@@ -93,7 +93,8 @@ class Request:
         states = {str(path): _state(path) for place in paths for path in _files(place)}
         of_photos = {str(path): _state(path) for path in photos}
         states |= of_photos if len(photos) <= _LISTED else {"all photos": _digest(of_photos)}
-        plain: dict[str, Any] = json.loads(json.dumps(settings, default=repr))
+        plain = json.loads(json.dumps(settings, default=repr))
+        plain = {name: "not given" if value is None else value for name, value in plain.items()}
         return {**plain, **origin(""), "files": states}
 
     def digest(self) -> str:

@@ -67,6 +67,7 @@ class Explained(BaseModel):
     pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
     keeps: bool = False  # whether raw attributions are written
     model: str = ""  # a digest of what explained them
+    asked: dict[str, Any] = {}  # what the run was made from
 
     @classmethod
     def read(cls, folder: Path, model: str) -> Explained:
@@ -171,7 +172,7 @@ class ExplainRun:
             named = _named_as_photos(given, places)  # whether it has so many classes, the first photos show
             loaded = named.asked(request.target)
         found = Explained.read(folder, _digest_of(given))
-        found.methods = list(request.texts.values())
+        found.methods, found.asked = list(request.texts.values()), request.asked()
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
         return cls(request, loaded, named, folder, places, wrong, cut, found, pictures, named is not given)
 
