@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Commands that tests start run on one thread, as the tests do: workers share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What takes long as a whole, beside the single tests that are marked: folders, files and what tests ask for. What
 # they try across rooms, on large networks, in a browser or on a cluster, the other tests hold to room by room.
 LONG = {
