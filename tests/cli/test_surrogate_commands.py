@@ -7,6 +7,8 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
@@ -390,6 +392,27 @@ def test_a_benchmark_goes_on_only_with_the_surrogate_it_began_with(work):
     other = run_any("benchmark", "spec/bench.toml", *few, "-o", "run")
     assert other.exit_code == 2
     assert "results of another spec: files.s: not the same" in other.stderr
+
+
+def test_a_surrogate_that_a_run_was_given_later_is_known_by_its_content(work):
+    """Also where run.json was lost meanwhile, so that the names of cells alone tell which surrogate made them."""
+    few = ("benchmark", "spec/bench.toml", "--metrics", "total_variation", "--methods", "gradient", "-o")
+    both = ("--variant", "original,spec/files/s.safetensors")
+    assert run_any(*few, "run", "--variant", "original").exit_code == 0
+    assert run_any(*few, "run", *both).exit_code == 0
+    first = Results.read("run")
+    assert "nothing was computed" in run_any(*few, "run", *both).stdout
+    Path("run/run.json").unlink()
+    assert run_any(*few, "run", "--variant", "original").exit_code == 0
+    surrogate = load_surrogate("spec/files/s.safetensors")
+    weaker = [path and replace(path, bias2=path.bias2 * 0.5) for path in surrogate.paths]
+    replace(surrogate, paths=tuple(weaker)).save("spec/files/s.safetensors")
+    assert run_any(*few, "run", *both).exit_code == 0
+    assert run_any(*few, "fresh", *both).exit_code == 0
+    again, fresh = Results.read("run"), Results.read("fresh")
+    pd.testing.assert_frame_equal(again.table, fresh.table, check_exact=True)
+    values = [one.values(variant="s")["value"].to_numpy() for one in (first, again)]
+    assert not np.array_equal(*values)
 
 
 @pytest.mark.parametrize("command", ["explain", "benchmark"])

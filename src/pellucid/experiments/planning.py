@@ -75,9 +75,15 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "", begun: RunRe
     identity = _identity(spec, models, images, training, spec.methods if trained else ()) | numbers
     # Trainings rank the pixels of all methods, so that one more changes what the others' networks share.
     goes_on = begun is not None and not trained and obstacle(begun.identity, identity) is None
-    key = begun.hash if begun is not None and goes_on else hashed(identity)
+    key, later = hashed(identity), {}
+    if begun is not None and goes_on:
+        known = {*begun.identity["variants"]} - {*begun.variant_files}  # those that the run began with
+        key = begun.hash
+        later = {
+            name: {name: of} for name, of in identity["files"].items() if name in {*spec.variant_texts} - known
+        }
     cells: list[Cell | TrainingCell] = [
-        *_cells(parsed, len(names), key, files),
+        *_cells(parsed, len(names), key, files, later),
         *training_cells(parsed, trained, key, folder or cache_of(key)),
     ]
     record = RunRecord(
@@ -90,6 +96,7 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "", begun: RunRe
         cells=tuple(cell.id for cell in cells),
         identity=identity,
         method_files=files,
+        variant_files=later,
         command=command,
         noticed=noticed,
         hidden=tuple(text for text, method in parsed.methods.items() if method.is_for_hidden),
@@ -97,8 +104,17 @@ def plan(spec: Spec, folder: Path | None = None, command: str = "", begun: RunRe
     return Plan(spec, cells, record)
 
 
-def _cells(parsed: ParsedSpec, images: int, key: str, files: Mapping[str, Mapping[str, str]]) -> Iterator[Cell]:
-    """A model's cells on the same images follow each other, so that they share them; ``files`` are methods'."""
+def _cells(
+    parsed: ParsedSpec,
+    images: int,
+    key: str,
+    files: Mapping[str, Mapping[str, str]],
+    later: Mapping[str, Mapping[str, str]],
+) -> Iterator[Cell]:
+    """A model's cells on the same images follow each other, so that they share them.
+
+    ``files`` are methods', ``later`` those of variants that the run was given since it began.
+    """
     spec = parsed.spec
     cut = spec.images_per_cell or DEFAULT_CUT
     for model in spec.models:
@@ -106,7 +122,10 @@ def _cells(parsed: ParsedSpec, images: int, key: str, files: Mapping[str, Mappin
         for start in range(0, images, cut):
             stop = min(start + cut, images)
             for variant, method in product(parsed.variants, graded_alone(parsed)):
-                name = cell_digest(key, model.key, variant, method or "", start, stop, files.get(method or "", {}))
+                name = cell_digest(
+                    key, model.key, variant, method or "", start, stop,
+                    {**files.get(method or "", {}), **later.get(variant, {})},
+                )  # fmt: skip
                 yield Cell(model.key, variant, method, start, stop, name)
 
 

@@ -100,6 +100,7 @@ class RunRecord(BaseModel):
         images: the names of the images, in order.
         cells: the names of the parts, in the order of the plan.
         method_files: digests of files that methods are functions of, by method; only its cells depend on them.
+        variant_files: the same of surrogates' files that the run was given since it began, by variant.
         command: what was typed.
         noticed: of each model, sentences on what makes its maps say less than they seem to.
         poor: of each model, the variants under which it answers too differently for maps to speak for it; none of
@@ -119,6 +120,7 @@ class RunRecord(BaseModel):
     cells: tuple[str, ...]
     identity: Mapping[str, Any]
     method_files: Mapping[str, Mapping[str, str]] = {}
+    variant_files: Mapping[str, Mapping[str, str]] = {}
     command: str = ""
     noticed: Mapping[str, tuple[str, ...]] = {}
     poor: Mapping[str, tuple[str, ...]] = {}
@@ -237,7 +239,8 @@ def cell_digest(
 ) -> str:
     """How the name of the part ends that holds a method's results on a run's images from ``start`` to ``stop``.
 
-    ``files`` are the digests of the method's own.
+    ``files`` are the digests of the method's own, and of the variant's where the run was given it later: the
+    digest of the ``run`` does not tell them.
     """
     return hashed([run, model, variant, method, start, stop, *sorted(files.items())])[:12]
 

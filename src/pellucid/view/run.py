@@ -196,7 +196,8 @@ class RunView:
             named(self.variants, variant, "variant"),
             named(self.methods, method, "method"),
         )
-        stop, files = min(start + cut, len(self.record.images)), self.record.method_files.get(by, {})
+        stop = min(start + cut, len(self.record.images))
+        files = {**self.record.method_files.get(by, {}), **self.record.variant_files.get(under, {})}
         digest = cell_digest(self.record.hash, of, under, by, start, stop, files)
         found = self._pictures(self._cells.get(digest, digest)).get(self.images[image], {})
         return {layer: found[layer] for layer in self.record.layers[of] if layer in found}
