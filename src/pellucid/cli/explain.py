@@ -212,7 +212,7 @@ def _explained(request: Request, output: Path, show: Show) -> tuple[dict[str, An
     from .facts import run_facts
     from .run import ExplainRun, require_same_model
 
-    key, asked = request.digest(), request.asked()
+    key, asked = request.digest(), request.asked
     told = finished(output, key)
     if told is not None:
         require_same_model(request, told, output)

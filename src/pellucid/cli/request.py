@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class Request:
         """Whether colors have two sides, by what the methods are: so all photos and figures have one scale."""
         return self.heatmap["channels"] in SIGNED and any(map(may_be_negative, self.texts.values()))
 
+    @cached_property
     def asked(self) -> dict[str, Any]:
         """All that results depend on, settings and the states of files, as plain values.
 
@@ -99,7 +101,7 @@ class Request:
 
     def digest(self) -> str:
         """16 hexadecimal digits that differ where anything differs that results depend on."""
-        return _digest(self.asked())[:16]
+        return _digest(self.asked)[:16]
 
 
 def _files(place: Path) -> list[Path]:

@@ -172,7 +172,7 @@ class ExplainRun:
             named = _named_as_photos(given, places)  # whether it has so many classes, the first photos show
             loaded = named.asked(request.target)
         found = Explained.read(folder, _digest_of(given))
-        found.methods, found.asked = list(request.texts.values()), request.asked()
+        found.methods, found.asked = list(request.texts.values()), request.asked
         pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
         return cls(request, loaded, named, folder, places, wrong, cut, found, pictures, named is not given)
 

@@ -114,7 +114,8 @@ def _warn_if_flat(layer: str, maps: Tensor, size: Tensor, why: str) -> None:
         return
     # Two corners tell most maps apart, so that few are looked at whole.
     rows = ((size > 0) & (maps[..., 0, 0] == maps[..., -1, -1]).all(1)).nonzero()[:, 0]
-    flat = int((maps[rows] == maps[rows][..., :1, :1]).flatten(1).all(1).sum()) if len(rows) else 0
+    alike = maps[rows]
+    flat = int((alike == alike[..., :1, :1]).flatten(1).all(1).sum())
     if flat:
         of = "" if flat == len(maps) else f" of {flat} of {len(maps)} images"
         message = (
