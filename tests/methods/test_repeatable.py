@@ -434,6 +434,13 @@ def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
     assert not [one for one in recwarn if issubclass(one.category, InputWarning)]
 
 
+class Bounded(nn.Module):
+    """Keeps a probability from 0 and 1."""
+
+    def forward(self, x):
+        return x.clamp(1e-6, 1 - 1e-6)
+
+
 def test_two_answers_of_a_probability_are_refused():
     """Their softmax would be a second sigmoid, by which 0.002 becomes 0.5."""
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Sigmoid(), nn.Flatten()))
@@ -441,6 +448,8 @@ def test_two_answers_of_a_probability_are_refused():
         pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
     with pytest.warns(InputWarning, match="without its last sigmoid"):
         pl.Gradient()(model, images(2, 5), 0)
+    with pytest.raises(InvalidModel, match="ends in a sigmoid"):  # which many keep from 0 and 1
+        pl.Gradient()(pl.Classifier(nn.Sequential(model, Bounded()), pl.two_answers), images(2, 5), 1)
 
 
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():

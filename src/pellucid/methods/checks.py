@@ -68,12 +68,12 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
     return {}
 
 
-# What shapes logits, and makes two answers of one.
+# What shapes logits, keeps them from 0 and 1, and makes two answers of one.
 _VIEWS = frozenset(
     f"{name}Backward"
     for name in (
         *("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy"),
-        *("Cat", "Div", "Neg"),
+        *("Cat", "Div", "Neg", "Clamp"),
     )
 )
 
