@@ -421,13 +421,12 @@ def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
     gradient()(model, images[..., :4], 0)
 
 
-@pytest.mark.parametrize("end", [nn.Hardsigmoid(), nn.Sequential(nn.Sigmoid(), nn.Linear(4, 3))])
+@pytest.mark.parametrize("end", [nn.Linear(4, 3), nn.Linear(4, 1)])
 def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end))
     with torch.no_grad():
-        for parameter in model[3].parameters():
-            parameter.fill_(0.1)
-    x = images(2, 5)
+        [*model.modules()][-1].bias.fill_(0.5)
+    x = images(2, 5) / 10
     assert ((model(x) >= 0) & (model(x) <= 1)).all()
     pl.Gradient()(model, x, 0)
     pl.Gradient()(seeded(Bottom), images(2, 14), lambda logits: logits[:, 0].sigmoid())
@@ -450,6 +449,40 @@ def test_two_answers_of_a_probability_are_refused():
         pl.Gradient()(model, images(2, 5), 0)
     with pytest.raises(InvalidModel, match="ends in a sigmoid"):  # which many keep from 0 and 1
         pl.Gradient()(pl.Classifier(nn.Sequential(model, Bounded()), pl.two_answers), images(2, 5), 1)
+
+
+class Fraction(nn.Module):
+    """A probability in a spelling."""
+
+    def __init__(self, spelling) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def forward(self, z):
+        return self.spelling(z)
+
+
+PROBABILITIES = {
+    "division": lambda z: 1 / (1 + (-z).exp()),
+    "odds": lambda z: z.exp() / (1 + z.exp()),
+    "tanh": lambda z: (1 + (z / 2).tanh()) / 2,
+    "column": lambda z: torch.cat([torch.zeros_like(z), z], 1).softmax(1)[:, 1:],
+    "logarithm": lambda z: F.logsigmoid(z).exp(),
+    "mean": lambda z: (z.sigmoid() + (2 * z).sigmoid()) / 2,
+    "hard": F.hardsigmoid,
+}
+
+
+@pytest.mark.parametrize("spelling", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_a_probability_in_any_spelling_is_warned_of(spelling):
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    model = nn.Sequential(net, Fraction(spelling))
+    with pytest.warns(InputWarning, match=r"one output lies between 0 and 1 .* two answers made of it are false"):
+        pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
+    with pytest.warns(
+        InputWarning, match=r"outputs lie between 0 and 1 .*explain the logits that they are made of"
+    ):
+        pl.Gradient()(model, images(2, 5), 0)
 
 
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():

@@ -56,16 +56,59 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
     """
     if logits.shape[1] > 1 and are_shares(logits):
         return {"softmax": "the outputs are probabilities; explain the model without its last softmax"}
-    # Logits may be as small by chance, so that the model is asked what it ends in.
-    if model is not None and bool((logits.abs() <= 1).all()) and _ends_in_sigmoid(model, images[:1]):
-        if isinstance(model, Classifier) and model.reads is two_answers:
+    # Logits may lie so by chance, so that the model is asked what it ends in, and tried.
+    if model is None or not _are_fractions(_of_one(logits, model)):
+        return {}
+    if _ends_in_sigmoid(model, images[:1]):
+        if _has_two_answers(model):
             raise InvalidModel(
                 "the network ends in a sigmoid, so that its one output is a probability already, of which the "
                 "two answers (-z/2, z/2) of a logit z would be false: return what the sigmoid is taken of, or "
                 "name no classes"
             )
         return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
+    if _gives_fractions(model, images[:1]):
+        if _has_two_answers(model):
+            so = "the one output lies between 0 and 1 whatever the model is shown, as a probability does"
+            told = "if it is one, two answers made of it are false: return the logit z, not 1/(1 + exp(-z))"
+        else:
+            so = "the outputs lie between 0 and 1 whatever the model is shown, as probabilities do"
+            told = "explain the logits that they are made of"
+        return {"sigmoid": f"{so}; {told}"}
     return {}
+
+
+def _has_two_answers(model: nn.Module) -> bool:
+    return isinstance(model, Classifier) and model.reads is two_answers
+
+
+def _of_one(logits: Tensor, model: nn.Module) -> Tensor:
+    """The outputs that were made logits: z again, where two answers (-z/2, z/2) are made of it."""
+    return logits.diff(dim=1) if _has_two_answers(model) else logits
+
+
+def _are_fractions(values: Tensor) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())
+
+
+_FARTHER = (-100.0, -10.0, -1.0, 0.0, 10.0, 100.0)  # times an image, and 1, 10 and 100 times noise
+
+
+def _gives_fractions(model: nn.Module, image: Tensor) -> bool:
+    """Whether a model's outputs stay between 0 and 1 far from any image it knows, too; tried once.
+
+    A logit is driven out by images of a hundred times the contrast. However a probability is written, it is not.
+    """
+    known = remembered(model, "gives fractions")
+    if () not in known:
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(image.shape, generator=draw).to(image)
+        tried = [image * factor for factor in _FARTHER] + [noise * factor for factor in (1.0, 10.0, 100.0)]
+        known[()] = False
+        with suppress(InvalidModel, RuntimeError), torch.no_grad():
+            values = torch.cat([_of_one(logits_in(model(placed(one, model))), model).flatten() for one in tried])
+            known[()] = _are_fractions(values[values.isfinite()])  # exp(z) / (1 + exp(z)) overflows
+    return bool(known[()])
 
 
 # What shapes logits, keeps them from 0 and 1, and makes two answers of one.
