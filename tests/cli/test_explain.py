@@ -763,7 +763,7 @@ def test_layers_that_are_skipped_are_said(work):
     Path("pair.py").write_text(text.replace("def network", f"{pair}\n\n{first}\n\ndef network", 1))
     result = explain("photo0.png", "--layers", "[0-2]", model="pair.py:network")
     assert result.exit_code == 0, result.output
-    assert "note: gradient has no map at 2; name another layer, or declare" in result.stderr
+    assert "note: gradient has no map at layer 2; name another layer, or declare" in result.stderr
 
 
 def test_a_softmax_at_the_end_is_noticed(work):
@@ -1614,7 +1614,9 @@ def test_a_map_of_one_color_is_told_on_the_page(work):
     told = "gradient has one value at all places, so its map is of one color, at"
     assert told not in result.stderr  # a rectifier comes after
     result = explain("photo0.png", "--layers", "1")
-    assert f"{told} 1; there are no places any more, or only an average over them comes after" in result.stderr
+    assert (
+        f"{told} layer 1; there are no places any more, or only an average over them comes after" in result.stderr
+    )
     assert told in page()
     assert "<small>one value</small>" in page()
     methods = ["--methods", "gradient,smoothed(gradient, samples=2)"]
@@ -1631,7 +1633,7 @@ def test_channels_that_cancel_are_told_where_maps_are_their_signed_mean(work):
         "def network():\n    torch.manual_seed(0)\n"
         "    return Net(nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3))\n"
     )
-    told = "gradient has channels that cancel, so their signed mean shows nothing, at 0; below"
+    told = "gradient has channels that cancel, so their signed mean shows nothing, at layer 0; below"
     assert told in explain("photo0.png", "--layers", "0", model="normed.py:network").stderr
     assert told in page()
     assert "<small>zero everywhere</small>" in page()
@@ -1694,3 +1696,13 @@ def test_a_draft_of_notes_without_counts_counts_for_nothing(tmp_path):
     del content["concerned"]
     (tmp_path / UNFINISHED / HOW_FAR).write_bytes(sealed(content))
     assert Explained.read(tmp_path, "net") == Explained(model="net")
+
+
+def test_a_lattice_of_the_original_is_told_with_what_levels_it(work):
+    """Else whoever never heard of it takes dots for what the network looks at."""
+    args = ("shapes:2", "--methods", "gradient,gradcam", "--layers", "layer1", "--variant", "original,backward")
+    result = explain(*args, model="shapes-resnet")
+    assert result.exit_code == 0, result.output
+    told = "gradient shows a lattice at layer1 for all 2 photos; strided convolutions print it: --variant original"
+    assert told in result.stderr
+    assert told[1:] in Path("out/report.html").read_text()

@@ -106,7 +106,7 @@ def test_variants_that_explain_their_own_classes_are_told():
     name = changed["image"].iloc[0]
     assert told == (
         f"the explained class of 1 of the 8 images in common, such as {name}: "
-        f"'{run.table['target'].iloc[0]}' by original and 'a bird' by the others"
+        f"'{run.table['target'].iloc[0]}' by original and 'a bird' by forward"
     )
 
 

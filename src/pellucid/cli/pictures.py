@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import replace_file, writable
+from ..findings.wording import at_layer
 from ..report.album import LONGEST_SIDE, map_tile, pixels_uri, signs
 from ..report.figures import Map, grid, upsampled, write_figure, write_map
 from ..report.pages import Tile
@@ -77,7 +78,7 @@ class Pictures:
         """Write what a page shows of a photo, so that an interrupted run need not draw it again."""
         request, maps = self.request, []
         for (method, layer, variant), values in photo.maps.items():
-            words = f"{request.texts[method]} at {layer}, {variant}"
+            words = f"{request.texts[method]} {at_layer(layer)}, {variant}"
             maps.append([method, layer, variant, asdict(self.tile(values, words, photo.picture))])
         seen = Tile(pixels_uri(photo.picture, self.full_side), photo.sample.name)
         with writable(self.folder):
@@ -121,7 +122,7 @@ class Pictures:
         """Images x methods at one layer; None stands for the layer that each method chose."""
         texts = self.request.texts
         columns = [(name, at) for name, at, of in photos[0].maps if of == variant and layer in (None, at)]
-        place = " at their own layers" if layer is None else f" at {layer}"
+        place = " at their own layers" if layer is None else f" {at_layer(layer)}"
         for some in pages(photos, MOST_PHOTOS):
             for part in pages(columns, _MOST_COLUMNS):
                 titles = [f"{texts[name]}\n({at})" if layer is None else texts[name] for name, at in part]

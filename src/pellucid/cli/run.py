@@ -36,6 +36,7 @@ from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.attributions import Attributions
 from ..methods.base import Method
+from ..methods.caveats import pattern_of
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, has_own_weights, load_model
@@ -394,6 +395,10 @@ class ExplainRun:
         text, channels = self.request.texts[name], self.request.heatmap["channels"]
         with noted(text, notes, channels, variant, counts=counts):
             found = self.call(self.request.methods[name], variant, images, targets)
+        # Variants that level a lattice warn where one stays; of others it is what they are compared with.
+        if not any(rule.stays for rule in self.request.variants[variant].rules):
+            patterned = [layer for layer, maps in found.items() if pattern_of(maps)]
+            notes |= {Note("Lattice", text, layer, variant) for layer in patterned}
         self.found.note({note: counts.get(note) or len(images) for note in sorted(notes)})
         return found
 

@@ -27,7 +27,7 @@ class Note(NamedTuple):
     """A warning that arose while a method explained a cell's images.
 
     Attributes:
-        warning: the name of its class.
+        warning: the name of its class; of what is no fault, such as a lattice of the original, what it is.
         method: the method's text.
         layer: what it is about; empty where it is of no single layer.
         variant: under which the method ran.

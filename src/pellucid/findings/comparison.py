@@ -191,7 +191,10 @@ def classes_apart(one: Results, other: Results | None = None, *, against: str | 
     if asked[0] == asked[1] and asked[0] not in _OWN:
         return []
     if other is None:
-        return _unlike(*_explained_within(one, against), "by the others", f"by {part_of(one, against)[1]}")
+        kind, name = part_of(one, against)
+        others = [part for part in one.table[kind].dropna().unique() if part not in (name, "")]
+        them = others[0] if len(others) == 1 else "the others"
+        return _unlike(*_explained_within(one, against), f"by {them}", f"by {name}")
     ours, theirs = _explained(one), _explained(other)
     models = [{model for model, _, _ in known} for known in (ours, theirs)]
     if len(models[0]) == len(models[1]) == 1:

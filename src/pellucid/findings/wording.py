@@ -52,6 +52,10 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "something steps over places there by an index, interpolate, reshape or a pooling, or under a surrogate "
         "by a strided slice, which backward levels",
     ),
+    "Lattice": (
+        "shows a lattice",
+        "strided convolutions print it: --variant original,backward levels it (backward_with_first at the input)",
+    ),
     "SkippedLayerWarning": ("has no map", "name another layer, or declare its layout (--layouts)"),
 }
 _FIRST_PRINTS = (  # the way out of a lattice at the input
@@ -243,8 +247,8 @@ def notes_told(
                 for layer in names
                 for variant in under
             }
-            at = f"{shortened(names, 3)}{_of_images(numbers, noun, total)}"
-            told += f" {_NOTES[warning][0]} at {at}; {_way_out(warning, method, names)}"
+            at = f"{at_layer(shortened(names, 3))}{_of_images(numbers, noun, total)}"
+            told += f" {_NOTES[warning][0]} {at}; {_way_out(warning, method, names)}"
         methods.setdefault((model if several else "", told), []).append(method)
     return [
         f"{f'{model}: ' if model else ''}{_each(names) if told[0] != ':' else joined(names)}{told}"
@@ -333,7 +337,13 @@ def ended(text: str) -> str:
 
 def judged_at(layer: str | None) -> str:
     """At which layer maps are judged."""
-    return "each method at its own best layer" if layer is None else f"at {layer}"
+    return "each method at its own best layer" if layer is None else at_layer(layer)
+
+
+def at_layer(name: str) -> str:
+    """Where a layer is, or several, joined: a number alone, as in a ``Sequential``, does not say what it is."""
+    layer = f"layer{'s' if ' ' in name else ''} " if name[:1].isdigit() else ""
+    return f"at {layer}{name}"
 
 
 def _contenders(some: Sequence[Contender], among: Sequence[Contender]) -> str:
@@ -358,7 +368,7 @@ def _named(
     for method, variants in found.items():
         all_of_them = set(variants) == every[method]
         note = "any variant" if all_of_them else joined(variants)
-        where = f" at {joined(list(layers[method]))}" if layers and method in layers else ""
+        where = f" {at_layer(joined(list(layers[method])))}" if layers and method in layers else ""
         names.append((f"{method} ({note})" if several else method) + where)
     return _few(names, _NAMED + 1)
 

@@ -151,12 +151,26 @@ def _warn_if_canceled(layer: str, maps: Tensor) -> None:
 def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
     """Warn where of each 2 x 2 or 3 x 3 places one still gets less than another, though a variant levels them."""
     leveling = next((rule for rule in rules if rule.stays), None)
-    if leveling is None:
+    if leveling is None or (pattern := pattern_of(maps)) is None:
         return
+    period, share = pattern
+    why = (
+        leveling.first_stays if layer == INPUT and leveling.leaves_first else leveling.stays.format(period=period)
+    )
+    other = {2: "other", 3: "third"}[period]
+    message = f"at {layer!r} every {other} place still gets {share:.0%} of what its neighbor gets: {why}"
+    warnings.warn(PatternWarning(message, layer), stacklevel=7)
+
+
+def pattern_of(maps: Tensor) -> tuple[int, float] | None:
+    """The period of 2 or 3 places in which maps (B, C, h, w) repeat, and the least place's share of the greatest.
+
+    None, where places differ by no more than chance, or maps are too small to tell.
+    """
     if maps.dim() != 4 or min(maps.shape[2:]) < _LEAST_PATTERNED:
-        return
+        return None
     magnitude = maps.abs().mean((0, 1))
-    for period, other in ((2, "other"), (3, "third")):  # a step of 4 shows at 2
+    for period in (2, 3):  # a step of 4 shows at 2
         rows, columns = (side // period * period for side in magnitude.shape)
         # Each channel now holds the places of one residue, such as
         # (even, odd), which a checkerboard treats unlike the others.
@@ -166,11 +180,5 @@ def _warn_if_patterned(layer: str, maps: Tensor, rules: Sequence[Rule]) -> None:
         # Residues differ by chance, too, by about a standard
         # error, which large maps make small and small maps do not.
         if apart > _UNLEVEL * means.mean() and apart > _SURE * errors.max():
-            leaves_first = layer == INPUT and leveling.leaves_first
-            why = leveling.first_stays if leaves_first else leveling.stays.format(period=period)
-            message = (
-                f"at {layer!r} every {other} place still gets {float(means.min() / means.max()):.0%} of what its "
-                f"neighbor gets: {why}"
-            )
-            warnings.warn(PatternWarning(message, layer), stacklevel=7)
-            return
+            return period, float(means.min() / means.max())
+    return None

@@ -67,14 +67,11 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
                 "name no classes"
             )
         return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
-    if _gives_fractions(model, images[:1]):
-        if _has_two_answers(model):
-            so = "the one output lies between 0 and 1 whatever the model is shown, as a probability does"
-            told = "if it is one, two answers made of it are false: return the logit z, not 1/(1 + exp(-z))"
-        else:
-            so = "the outputs lie between 0 and 1 whatever the model is shown, as probabilities do"
-            told = "explain the logits that they are made of"
-        return {"sigmoid": f"{so}; {told}"}
+    if _has_two_answers(model) and _gives_fractions(model, images[:1]):
+        return {
+            "sigmoid": "the one output lies between 0 and 1 whatever the model is shown, as a probability does; "
+            "if it is one, two answers made of it are false: return the logit z, not 1/(1 + exp(-z))"
+        }
     return {}
 
 

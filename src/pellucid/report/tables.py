@@ -14,7 +14,7 @@ from ..findings.digits import interval_ends, number, shared_decimals
 from ..findings.intervals import LEAST
 from ..findings.ranking import Contender, Ranking, floor_of
 from ..findings.statistics import UNCHANGED, Statistics
-from ..findings.wording import joined, judged_at
+from ..findings.wording import at_layer, joined, judged_at
 from .pages import Table, TableCell, TableColumn, TableRow, Whisker
 
 
@@ -97,7 +97,7 @@ def contender_rows(ranking: Ranking) -> list[TableRow]:
     rows = []
     for one, whisker in zip(shown, whiskers, strict=True):
         title = (one.method or one.variant) + (f" ({one.variant})" if one.method and several else "")
-        title += f" at {one.layer}" if ranking.several_layers else ""
+        title += f" {at_layer(one.layer)}" if ranking.several_layers else ""
         is_best = one in ranking.best
         beaten = ("not beaten" if is_best else "beaten") if one.floor else ""
         score = TableCell(number(one.mean, ranking.places), beaten, best=is_best, whisker=whisker)
