@@ -82,11 +82,12 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
         way_out = "a trained model needs the range that it was trained with"
         found["dark"] = Oddity(f"{sample.name} {what}", way_out, image.ends)
     if lost := _lost(image.size, preprocess):
+        crop = preprocess.crop
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
         # The kind names both losses, so that images that lose alike are counted together.
         found[", ".join(lost)] = Oddity(
             f"{what}, so {' and '.join(lost.values())}",
-            "cut it into tiles, or give --preprocess whole",
+            f"cut it into tiles{'' if crop is None else f' of about {crop} x {crop}'}, or give --preprocess whole",
         )
     if whole_of is not None and (resized := _resized(image.size, whole_of)):
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is seen at its own size"
