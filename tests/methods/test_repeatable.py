@@ -27,7 +27,7 @@ from pellucid.errors import (
     SkippedLayerWarning,
 )
 from pellucid.layouts import Layout, layouts_of
-from pellucid.methods.checks import images_look_wrong
+from pellucid.methods.checks import images_look_wrong, probabilities_of
 from pellucid.methods.gradient import gradient
 from pellucid.methods.repeatable import unexplainable
 from pellucid.models.preprocess import CustomPreprocess
@@ -431,6 +431,15 @@ def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
     pl.Gradient()(model, x, 0)
     pl.Gradient()(seeded(Bottom), images(2, 14), lambda logits: logits[:, 0].sigmoid())
     assert not [one for one in recwarn if issubclass(one.category, InputWarning)]
+
+
+def test_last_sigmoids_are_told_as_they_are_and_logits_by_their_softmax():
+    labels = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sigmoid()))
+    x = images(2, 5)
+    assert torch.equal(probabilities_of(labels, x, labels(x)), labels(x))
+    logits = labels[:3](x).clamp(0, 1)
+    assert torch.equal(probabilities_of(labels[:3], x, logits), logits.softmax(1))
+    assert torch.equal(probabilities_of(labels[:3], x, logits[:, :1]), logits[:, :1].sigmoid())
 
 
 class Bounded(nn.Module):

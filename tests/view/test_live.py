@@ -3,12 +3,14 @@
 import base64
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pellucid.catalog import method, variant
 from pellucid.data.sources import open_images
@@ -17,6 +19,7 @@ from pellucid.heatmap import heatmap
 from pellucid.layers import layer_names
 from pellucid.metrics.scoring import Scorer
 from pellucid.passes import counting
+from pellucid.view.live import LiveView
 from tests.view.conftest import nobody
 from tests.view.test_run import decoded
 
@@ -99,6 +102,19 @@ def test_a_covered_part_takes_the_mean_color_and_the_scores_say_what_that_does(l
     assert {one["name"]: one["after"] for one in whole}[
         loaded.class_name(int(expected.argmax()))
     ] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_sigmoids_are_their_own_probabilities(loaded):
+    labels = replace(loaded, model=nn.Sequential(loaded.model, nn.Sigmoid()).eval())
+    view = LiveView(labels, [open_images("shapes:3")], variants=("original", "forward"))
+    told = {one["name"]: one["before"] for one in view.scores(nobody, 0, ())}
+    under = view.maps(nobody, 1, "gradient", 0, "auto")["under"]
+    view.close()
+    with torch.no_grad():
+        own = labels.model(pixels(loaded))[0]
+    place = int(own.argmax())
+    assert told[loaded.class_name(place)] == pytest.approx(float(own[place]), abs=1e-6)
+    assert f"the original: {percent(float(own[place]))}" in under
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/passwd", "a\0b", "<script>.png", "x" * 5000, "\ud800"])

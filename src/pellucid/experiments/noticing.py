@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.sources import Sample
 from ..errors import PellucidError, counted, percent, shortened
+from ..methods.checks import probabilities_of
 from ..models.preprocess import PREPROCESS_INSTEAD, CustomPreprocess, Preprocess, clips
 from ..models.weights import is_untrained
 from ..models.zoo import LoadedModel
-from ..outputs import likelihoods
 from ..pixels import Ends, Pixels, frames_of
 from ..variants.base import ORIGINAL, Variant
 from .inputs import Batch, ParsedSpec
@@ -221,12 +221,14 @@ def change_under(variant: Variant, batch: Batch) -> Change | None:
         return None
     is_label = batch.spec.target == "label" and batch.labels is not None
     targets = batch.labels if is_label and batch.labels is not None else logits.argmax(1)
-    return change_between(logits, batch.scorer(variant).logits_of(batch.images), targets)
+    changed = batch.scorer(variant).logits_of(batch.images)
+    return change_between(batch.loaded.model, batch.images, logits, changed, targets)
 
 
-def change_between(logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
-    """The change from logits (B, K) to others, for the explained classes (B,)."""
-    before, after = (likelihoods(one).gather(1, targets[:, None]) for one in (logits, changed))
+def change_between(model: nn.Module, images: Tensor, logits: Tensor, changed: Tensor, targets: Tensor) -> Change:
+    """The change from a model's logits (B, K) to others, for the explained classes (B,)."""
+    shares = (probabilities_of(model, images, one) for one in (logits, changed))
+    before, after = (one.gather(1, targets[:, None]) for one in shares)
     same = int((logits.argmax(1) == changed.argmax(1)).sum())
     return Change(100 * float((before - after).abs().sum()), same, len(logits))
 

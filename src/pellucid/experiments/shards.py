@@ -21,11 +21,10 @@ from ..data.sources import Sample, Source, open_images
 from ..errors import InvalidData, InvalidImage
 from ..folders import Folder
 from ..heatmap import heatmap
-from ..methods.checks import looks_wrong
+from ..methods.checks import looks_wrong, probabilities_of
 from ..metrics.base import Case
 from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
-from ..outputs import likelihoods
 from ..passes import most_rows
 from ..variants.base import ORIGINAL
 from . import inputs
@@ -251,7 +250,9 @@ def _layer_rows(
     values = (maps / scales.masked_fill(scales == 0, 1)[:, None, None]).half().numpy()
     targets = case.attributions.targets
     is_softmax, scorer = spec.score == "softmax", case.scorer
-    told = likelihoods(scorer.logits_of(case.images)) if is_softmax else scorer.of(case.images)
+    told = scorer.of(case.images)
+    if is_softmax:
+        told = probabilities_of(loaded.model, case.images, scorer.logits_of(case.images))
     scores = told.gather(1, targets[:, None])[:, 0]
     columns: dict[str, Any] = {
         "image": case.names,

@@ -19,6 +19,7 @@ from ..outputs import (
     answer,
     are_shares,
     first_logits,
+    likelihoods,
     logits_in,
     two_answers,
 )
@@ -69,10 +70,16 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
         return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
     if _has_two_answers(model) and _gives_fractions(model, images[:1]):
         return {
-            "sigmoid": "the one output lies between 0 and 1 whatever the model is shown, as a probability does; "
+            "fraction": "the one output lies between 0 and 1 whatever the model is shown, as a probability does; "
             "if it is one, two answers made of it are false: return the logit z, not 1/(1 + exp(-z))"
         }
     return {}
+
+
+def probabilities_of(model: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+    """The probabilities (B, K) that are told of a model's logits: of last sigmoids each is its own."""
+    is_own = logits.shape[1] > 1 and _are_fractions(logits) and _ends_in_sigmoid(model, images[:1])
+    return logits if is_own else likelihoods(logits)
 
 
 def _has_two_answers(model: nn.Module) -> bool:

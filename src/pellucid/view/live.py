@@ -32,9 +32,10 @@ from ..experiments.noticing import change_between, may_answer_otherwise
 from ..files import replace_file
 from ..findings.wording import begun
 from ..heatmap import SIGNED, Channels, heatmap
+from ..methods.checks import probabilities_of
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel
-from ..outputs import class_of, likelihoods
+from ..outputs import class_of
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, counting
 from ..report.album import pixels_uri
 from ..report.figures import has_negative
@@ -155,8 +156,10 @@ class LiveView:
             seen = self._photo(image)
             logits = self._clean(image)
             covered = self._logits(_covered(seen, dabs, radius)) if dabs else logits
-        is_class = logits.shape[1] > 1
-        before, after = (likelihoods(one)[0] if is_class else one[0] for one in (logits, covered))
+            is_class = logits.shape[1] > 1
+            before, after = (
+                self._probabilities(seen, one)[0] if is_class else one[0] for one in (logits, covered)
+            )
         places = [*before.topk(min(_LIKELIEST, len(before))).indices.tolist(), int(after.argmax())]
         return [
             {
@@ -204,6 +207,9 @@ class LiveView:
 
     def _logits(self, pixels: Tensor) -> Tensor:
         return Scorer(self.loaded.model, max_batch=self.max_batch).logits(pixels)
+
+    def _probabilities(self, seen: _Seen, logits: Tensor) -> Tensor:
+        return probabilities_of(self.loaded.model, seen.pixels, logits)
 
     def _maps(self, tick: Tick, variant: str, method: str, image: Given, target: str) -> dict[str, Any]:
         begun, seen, of = perf_counter(), self._photo(image), self.loaded
@@ -258,10 +264,10 @@ class LiveView:
         explained = of.class_name(number)
         if before.shape[1] < 2:
             return f"Under {name}: {explained} {float(after):.4g}, under the original {float(before):.4g}"
-        shares = [float(likelihoods(one)[0, number]) for one in (after, before)]
+        shares = [float(self._probabilities(seen, one)[0, number]) for one in (after, before)]
         told = [percent(share) for share in shares]
         predicted = of.class_name(int(after.argmax()))
-        change = begun(change_between(before, after, target).told(name, "photo"))
+        change = begun(change_between(of.model, seen.pixels, before, after, target).told(name, "photo"))
         return f"Under {name}: {explained} {told[0]}, predicted {predicted}; the original: {told[1]}. {change}."
 
 
