@@ -1706,3 +1706,29 @@ def test_a_lattice_of_the_original_is_told_with_what_levels_it(work):
     told = "gradient shows a lattice at layer1 for all 2 photos; strided convolutions print it: --variant original"
     assert told in result.stderr
     assert told[1:] in Path("out/report.html").read_text()
+
+
+def test_many_photos_are_listed_with_what_went_wrong_first(work, monkeypatch):
+    """Whoever looks for the network's mistakes need not look through all photos."""
+    monkeypatch.setattr("pellucid.cli.explain_page.BUDGET", 12_000)
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(f"photo{number}.png", f"photos/{name}/{number}.png")
+    result = explain("photos", "--classes", "eel,dog,fox,cat", "--methods", "gradient,edges", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    photos = {one["name"]: one for one in json.loads(Path("out/run.json").read_text())["photos"]}
+    links = re.findall(r'<a href="([^"#]*)#([^"]+)">(.*?)</a>', page())
+    listed = [photos[name.replace("<wbr>", "")] for _, _, name in links]
+    assert len(listed) == 6
+    order = [
+        (one["predicted"]["class"] == one["label"]["class"], one["predicted"]["probability"]) for one in listed
+    ]
+    assert order == sorted(order)
+    assert {right for right, _ in order} == {True, False}
+    assert {file for file, _, _ in links} > {""}  # the others are on other pages
+    for file, anchor, name in links:
+        text = Path("out", file or "report.html").read_text()
+        assert text.split(f'id="{anchor}"')[1].split("</h2>")[0].endswith(f"<h2>{name.replace('<wbr>', '')}")
+    explain("photos/cat", "--classes", "eel,dog,fox,cat", "--no-pictures")
+    assert "<h2>Photos</h2>" not in page()

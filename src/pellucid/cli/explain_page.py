@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 
 from ..catalog import meaning
 from ..errors import counted
@@ -16,7 +17,7 @@ from ..models.preprocess import Preprocess, shown_of
 from ..models.zoo import input_channels
 from ..report.album import BUDGET, color_key, signs
 from ..report.figures import scaling_note
-from ..report.pages import MapTable, Page, Section, Table
+from ..report.pages import MapTable, Page, Section, Table, TableCell, TableColumn, TableRow
 from .facts import model_facts
 from .lists import VARIANT_MEANINGS
 from .noticed import noticed
@@ -55,7 +56,7 @@ class ExplainPage:
         for number, (name, part) in enumerate(zip(names, parts, strict=True)):
             titles = [f"From {one[0].name}" for one in parts]
             others = [(title, "" if other == name else other) for title, other in zip(titles, names, strict=True)]
-            before = self.introduction() if number == 0 else []
+            before = [*self.introduction(), *self.overview(names, parts)] if number == 0 else []
             sections = [*before, *(self.photo(facts) for facts in part)]
             lead = [_LEAD, self.asked] if number == 0 else []
             page = Page(self.title, lead, sections, self.footer, others if len(parts) > 1 else [])
@@ -125,6 +126,34 @@ class ExplainPage:
         layers = _LAYERS.format(_CHANNELS[run.request.heatmap["channels"]])
         return [*caution, Section("What the maps show", [layers, *self.stretched()], tables)]
 
+    def overview(self, names: Sequence[str], parts: Sequence[Sequence[PhotoFacts]]) -> Iterator[Section]:
+        """Where many photos are: those predicted unlike their label first, then those predicted least surely."""
+        photos = self.run.found.photos
+        if len(photos) < _MANY or any(facts.predicted.probability is None for facts in photos):
+            return
+        files = {
+            facts.key: "" if place == 0 else names[place] for place, part in enumerate(parts) for facts in part
+        }
+        known = any(facts.label is not None for facts in photos)
+        rows = []
+        for facts in sorted(photos, key=lambda one: (one.is_right is not False, one.predicted.amount)):
+            cells = [facts.predicted.name, str(facts.predicted)]
+            cells += [facts.label.name if facts.label else ""] if known else []
+            rows.append(
+                TableRow(facts.name, list(map(TableCell, cells)), link=f"{files[facts.key]}#{_anchor(facts)}")
+            )
+        columns = ["photo", "predicted", "probability", *(["label"] if known else [])]
+        first = "those predicted unlike their label, then " if known else ""
+        told = (
+            f"In this order: {first}those of which the network is least sure. predictions.csv tells more of each."
+        )
+        yield Section(
+            "Photos",
+            [told],
+            [Table(list(map(TableColumn, columns)), rows, title="Photos")],
+            folded=len(photos) > _FOLDED,
+        )
+
     def stretched(self) -> Iterator[str]:
         """Of which photos the pictures are no measure of how bright the model sees them."""
         photos = self.run.found.photos
@@ -143,7 +172,9 @@ class ExplainPage:
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."
         note += f" {signless[0].upper()}{signless[1:]}." if signless and request.signed else ""
         maps = [self.maps(card)]
-        return Section(facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note)
+        return Section(
+            facts.name, paragraphs, photo=card.photo, maps=maps, keys=keys, note=note, anchor=_anchor(facts)
+        )
 
     def answers(self, facts: PhotoFacts) -> Iterator[str]:
         """What the photo was taken for, in lines."""
@@ -201,6 +232,12 @@ class ExplainPage:
         )
 
 
+def _anchor(facts: PhotoFacts) -> str:
+    """Where a photo is on its page, whatever it is called."""
+    return f"photo-{sha256(facts.key.encode()).hexdigest()[:12]}"
+
+
+_MANY, _FOLDED = 4, 12  # photos that are listed, and more than that are where a click unfolds the list
 _MOST_TOLD = 20  # photos left out that are named
 _SURROGATE = "bilinear paths, trained to take their place, run instead"
 

@@ -63,11 +63,12 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row's title, its cells, and whether it is a floor (random, edges)."""
+    """A row's title, its cells, whether it is a floor (random, edges), and where its title leads, if anywhere."""
 
     title: str
     cells: Sequence[TableCell]
     floor: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Section:
     """A heading, paragraphs, tables, maps and pictures; ``folded`` shows the heading alone until it is clicked.
 
     ``photo`` stands beside the paragraphs; ``warnings`` are paragraphs that stand out; ``keys`` say what the
-    colors of the maps mean; ``note`` is small print below them.
+    colors of the maps mean; ``note`` is small print below them; links lead to ``anchor``.
     """
 
     heading: str
@@ -156,6 +157,7 @@ class Section:
     maps: Sequence[MapTable] = ()
     keys: Sequence[ColorKey] = ()
     note: str = ""
+    anchor: str = ""
 
     def markdown(self, pictures: str) -> list[str]:
         """Its parts, with the .png files of the folder ``pictures`` beside the page."""
