@@ -86,18 +86,6 @@ class Overwriting(Entrance):
         return y + self.other(x)
 
 
-class OverwritingUnseen(Entrance):
-    """The graph does not see it, so the gradient passes it by; what runs forward does see it."""
-
-    def enter(self, x):
-        with torch.no_grad():
-            x.mul_(x)
-        y = self.first(x)
-        with torch.no_grad():
-            y.mul_(y)
-        return self.norm(y)
-
-
 class Overwritten(Entrance):
     """A view changes a part."""
 
@@ -163,7 +151,7 @@ class BatchStatistics(Entrance):
 
 
 ENTRANCES = [
-    Entrance, Normalised, NormalisedFirst, ThroughAReLU, Branching, Overwriting, OverwritingUnseen, Overwritten,
+    Entrance, Normalised, NormalisedFirst, ThroughAReLU, Branching, Overwriting, Overwritten,
     OverwrittenData, OverwrittenAlias, OverwrittenByOnesOwn, OwnWeights, BatchStatistics,
 ]  # fmt: skip
 

@@ -318,6 +318,44 @@ class FrozenBranch(Net):
         return frozen + x.mean(1, keepdim=True)
 
 
+class FrozenAttention(Net):
+    """What is weighed has a gradient, the weights have none."""
+
+    def low(self, x: Tensor) -> Tensor:
+        x = super().low(x)
+        with torch.no_grad():
+            rows = F.interpolate(x, scale_factor=0.5).flatten(2)
+            weights = (rows.transpose(1, 2) @ rows).softmax(-1).mean((1, 2))
+        return x * weights[:, None, None, None]
+
+
+class Inference(Net):
+    def low(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scale = x.mean((1, 2, 3), keepdim=True) * 1
+        return super().low(x * scale.clone())
+
+
+class Overwritten(Net):
+    def low(self, x: Tensor) -> Tensor:
+        x = super().low(x)
+        with torch.no_grad():
+            x.mul_(x)
+        return x
+
+
+class Beside(Net):
+    """What has no gradient anyway, or leads nowhere, leaves nothing out."""
+
+    def low(self, x: Tensor) -> Tensor:
+        low = super().low(x)
+        with torch.no_grad():
+            mask, steps, kept = (low > 0).to(low), low.round(), torch.ones_like(low)
+            self.seen = float((low * 2).mean())
+            straight = low + (low.tanh() - low.detach()).detach()
+        return low * mask * kept + 0 * steps + (straight.detach() - low).detach()
+
+
 class Detached(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -329,6 +367,14 @@ def test_parts_without_gradients_are_named() -> None:
         pl.Gradient()(seeded(Frozen), x, 0)
     with pytest.raises(pl.PellucidError, match=r"conv2d.*no_grad"):
         pl.Gradient()(seeded(FrozenBranch), x, 0)
+    for kind, what in ((FrozenAttention, "interpolate, .*matmul"), (Inference, "mean"), (Overwritten, "mul")):
+        for method in (pl.Gradient(), pl.Gradient().smoothed(2), guided_backprop()):
+            with pytest.raises(pl.PellucidError, match=rf"\({what}.*no_grad.*the map would leave it out"):
+                method(seeded(kind), x, 0)
+    beside = seeded(Beside)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(beside(leaf)[:, 0].sum(), leaf)
+    torch.testing.assert_close(pl.Gradient()(beside, x, 0)["input"], expected)
     with pytest.raises(pl.PellucidError, match=r"'first' runs under torch.no_grad"):
         pl.Gradient()(seeded(Frozen), x, 0, "first")
     with pytest.raises(pl.PellucidError, match="carry no gradient"):

@@ -256,6 +256,7 @@ class Rules(TorchFunctionMode):
         self.whole: set[str] = set()  # recurrent layers that ran as a whole, though rules ask for their parts
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
+        self.cut = _Cut()
         self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
         self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
@@ -277,6 +278,7 @@ class Rules(TorchFunctionMode):
         self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
         self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
+        self._is_graded = False  # whether gradients were asked for when it was entered
         self._stored: set[int] | None = None  # the model's parameters and buffers, by identity
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
 
@@ -289,6 +291,7 @@ class Rules(TorchFunctionMode):
             if isinstance(late, Rules) and late.is_over:
                 late._leave()
         self.is_over = False
+        self._is_graded = torch.is_grad_enabled()
         self._undo.__enter__()
         self._undo.later(self._leave)
         if self._modules is not None:
@@ -357,6 +360,8 @@ class Rules(TorchFunctionMode):
             if self._layers_above is not None and above is not None:
                 written = given[:1] if result is None else ()  # x[i] = y gives nothing
                 self._layers_above.know((*written, result), above.union(AFFINE.intersection(self.trace[place:])))
+            if self._is_graded:
+                self.cut.follow(func, [x for x in given if x not in self._constants], result)
             for part in self._parts:
                 part.follow(given, result)
             return result
@@ -592,6 +597,48 @@ class ReferenceRules(Rules):
         y = result[0] if isinstance(result, tuple) else result  # a pooling's may come with indices
         reference.fill(*kept, y.clone() if operation.copies else y)
         return result
+
+
+class _Cut:
+    """What a model computes of the image under ``torch.no_grad``, and all that comes of it: gradients miss it.
+
+    Steps have no gradient anyway, and what is detached is meant to have none.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}  # of what ran without a graph
+        self.nodes: set[Any] = set()  # of the graph, at which what came of it is used
+        self._known = _Constants(None)
+        self._before: dict[int, Any] = {}  # the node of each of these, by identity
+
+    def follow(self, func: Callable[..., Any], given: Sequence[Tensor], result: Any) -> None:
+        """Follow an operation on what depends on the image."""
+        is_cut = not torch.is_grad_enabled()
+        if not is_cut and not self.names:
+            return
+        name = func.__name__
+        if name.strip("_") in _STOPPING or name.endswith("_like") or name.startswith("new_"):
+            return
+        # Of the second in x.to(y) or x.view_as(y) nothing but its kind or shape is read.
+        read = given[:1] if name == "to" or name.endswith("_as") else given
+        if not any((is_cut and x.requires_grad) or self._is_known(x) for x in read):
+            return
+        written = given[:1] if result is None else ()  # x[i] = y gives nothing
+        made = [x for x in (*written, *tensors((result,))) if x.is_floating_point() or x.is_complex()]
+        if is_cut and made:
+            self.names[name.strip("_")] = None
+        elif not is_cut:
+            self.nodes.update(x.grad_fn for x in made if x.grad_fn is not None)
+        self._known.add(made)
+        self._before.update((id(x), x.grad_fn) for x in made)
+
+    def _is_known(self, x: Tensor) -> bool:
+        # What a custom function made without a graph has another node afterwards: its own backward pass.
+        return x in self._known and self._before[id(x)] is x.grad_fn
+
+
+# Operations through which no gradient passes, whatever the mode: the steps, and those that say so.
+_STOPPING = frozenset({"detach", "sign", "round", "floor", "ceil", "trunc", "heaviside", "requires_grad"})
 
 
 class _Constants:

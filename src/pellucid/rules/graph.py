@@ -78,18 +78,16 @@ def require_all_met(mode: Rules, logits: Tensor, layers: Iterable[Tensor]) -> No
     """
     rules = [rule for rule in mode.rules if rule.alters_gradient]
     convolving = any("conv2d" in rule.operations and rule.required for rule in mode.rules)
-    if not rules and not convolving and not mode.without_graph:
+    if not rules and not convolving and not mode.cut.nodes:
         return
     # Only what lies between the layers and the logits counts; what made a layer's output changes no map of it.
     ends = {get_gradient_edge(start).node for start in [*layers, *mode.starts] if start.requires_grad}
     path = _between(get_gradient_edge(logits).node, ends) - ends
     hiding = sorted({name for node in path if (name := _own_function(node, mode))})
-    # A custom function runs its operations without a graph too, but may have a backward pass of its own.
-    if not hiding and mode.without_graph & AFFINE:
+    if mode.cut.nodes & path:
         raise InvalidModel(
-            f"part of the model ({', '.join(sorted(mode.without_graph & AFFINE))}) runs under torch.no_grad, so "
-            "that no gradient passes it and the map would leave it out; let it run with gradients, or explain "
-            "layers above it"
+            f"part of the model ({shortened(mode.cut.names, 4)}) runs under torch.no_grad, so that no gradient "
+            "passes it and the map would leave it out; let it run with gradients, or explain layers above it"
         )
     _require_convolutions_met(mode, path)
     _warn_of_other_layers(mode, path, ends)
