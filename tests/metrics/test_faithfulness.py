@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidImage, InvalidMap, InvalidModel, InvalidParameter, InvalidTarget
+from pellucid.errors import InputWarning, InvalidImage, InvalidMap, InvalidModel, InvalidParameter, InvalidTarget
 from pellucid.metrics.adaptive import everywhere, where_it_bends
 from pellucid.metrics.base import Case
 from pellucid.metrics.faithfulness import Curve, Deletion, Insertion, curves, deletion, insertion
@@ -436,11 +436,43 @@ def test_bfloat16_scores_are_near_and_of_the_images_own_type() -> None:
         Scorer(network, precision="half")  # type: ignore[arg-type]
 
 
+def test_models_that_cannot_be_scored_image_by_image_are_refused():
+    images, maps = torch.rand(3, 3, 8, 8), torch.rand(3, 8, 8)
+
+    def network(*parts: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    mixing = network(nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    random = network(Dropping()).eval()
+    for model, what in ((mixing, "depend on the images beside it"), (random, "the model is random")):
+        with pytest.raises(InvalidModel, match=what):
+            pl.insertion(model, images, 0, maps, steps=4)
+        with pytest.raises(InvalidModel, match=what):
+            Scorer(model).scores(images)
+    assert Scorer(mixing, max_batch=1).scores(images).shape == (3, 4)  # one by one there is nothing to mix
+    with pytest.warns(InputWarning, match="explain the model without its last softmax"):
+        pl.deletion(nn.Sequential(network(), nn.Softmax(1)).eval(), images, 0, maps, steps=4)
+    quantized = network(Steps()).eval()  # has no derivative, which scores do not need
+    assert Scorer(quantized).scores(images).shape == (3, 4)
+
+
+class Dropping(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+class Steps(nn.Module):
+    @torch.no_grad()
+    def forward(self, x):
+        return (8 * x).round() / 8
+
+
 def test_what_is_no_bound_of_rows_and_what_takes_no_images_is_told():
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(InvalidParameter, match=r"(?s)max_batch=.*give a whole number"):
         Scorer(nn.Flatten().eval(), max_batch=images.numpy()).scores(images)
     with pytest.raises(
-        InvalidModel, match=r"fails on images of shape \(2, 3, 8, 8\): RuntimeError: mat1 and mat2"
+        InvalidModel, match=r"fails on images of shape \(1, 3, 8, 8\): RuntimeError: mat1 and mat2"
     ):
         Scorer(nn.Linear(2, 2).eval()).scores(images)

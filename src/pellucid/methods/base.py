@@ -32,7 +32,7 @@ from .attributions import Attributions, Estimate
 from .caveats import warn_if_half, warn_if_incomplete, warn_of_image, warn_of_map
 from .checks import are_named, asked, predicted, require_images, require_names, require_targets
 from .network import Network, Points
-from .repeatable import require_repeatable, unexplainable
+from .repeatable import require_repeatable, require_the_same, unexplainable
 
 _TRIED = 4  # images whose sums are compared without a variant
 
@@ -196,6 +196,7 @@ class Method(ABC):
         model, images, targets, layers = asking.model, asking.images, asking.targets, asking.layers
         rows = rows_per_pass(max_batch, images)
         require_repeatable(model, images, asking.answering, rows, asking.preprocess)
+        require_the_same(model, asking.answering, asking.rules, images[:1])
         if asking.names is not None:
             require_names(asking.names, model, images[:1])
         if layers is None:

@@ -20,10 +20,13 @@ from ..layers import INPUT, captured, module_outputs, remembered
 from ..layouts import take_over_layouts
 from ..outputs import Answering, Difference, first_logits, logits_in
 from ..passes import is_out_of_memory
+from ..rules.base import Rule, Rules
+from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
 from .checks import images_look_wrong, outputs_look_wrong, same_logits
 
 _UNEXPLAINABLE = "unexplainable"  # what is remembered of layers
+_SAME, _SCORABLE = "same under rules", "scorable"  # and of the model
 _DISTURBED = (
     "the model writes into the output of layer {!r} by another name, as into a tensor that it is a view of, so "
     "that it cannot be captured without changing what the model answers; name another layer"
@@ -66,6 +69,50 @@ def require_repeatable(
         _tried(model).setdefault(trial, WeakSet()).add(asked)
 
 
+def require_the_same(model: nn.Module, answering: nn.Module, rules: Sequence[Rule], image: Tensor) -> None:
+    """Raise ``InvalidModel`` where a model gives an image other logits under rules of the backward pass alone.
+
+    It then differentiates within its own forward pass, where they act, too, so that another function would be
+    explained. Two passes, once for a model and its rules.
+    """
+    backward = tuple(rule for rule in rules if rule.replaces_backward or isinstance(rule, FrozenBatchNorm))
+    known, trial = remembered(model, _SAME), (backward, type(answering), image.shape[1:], image.dtype)
+    if trial in known:
+        return
+    expected = first_logits(answering, image)
+    with Rules(backward, model=model):
+        ruled = _differentiated(answering, image, expected)
+    if not same_logits(ruled, expected):
+        names = [str(rule) for rule in backward if not isinstance(rule, FrozenBatchNorm)]
+        raise InvalidModel(
+            f"under {', '.join(names) or 'frozen batch norms'} the model gives an image other logits than by "
+            "itself, as one that differentiates within its own forward pass, so its map would be of another "
+            "function; choose a method without rules, or give what it computes so as a constant"
+        )
+    known[trial] = True
+
+
+def require_scorable(model: nn.Module, image: Tensor, max_batch: int) -> None:
+    """Raise ``InvalidModel`` unless an image's logits are the same again and beside other images.
+
+    That is what scores need: as ``require_repeatable``, but for gradients, and asked once for a model.
+    """
+    trial = (image.shape[1:], image.dtype, image.device, min(max_batch, _BESIDE))
+    known = remembered(model, _SCORABLE, with_weights=True)
+    if trial not in known and not _is_among(model, _tried(model).get(trial, ())):
+        with torch.no_grad():
+            _tried_on(model, image, max_batch, are_maps=False)
+        known[trial] = True
+
+
+def warn_of_scored(model: nn.Module, images: Tensor) -> None:
+    """Warn of what looks wrong of images and outputs that are scored, each kind once for a model."""
+    with torch.no_grad():
+        _tell(
+            model, images_look_wrong(images) | outputs_look_wrong(images, first_logits(model, images[:1]), model)
+        )
+
+
 def _tell(model: nn.Module, found: Mapping[str, str]) -> None:
     """Warn of what was found of a kind that was not told of this model before."""
     told = _TOLD.setdefault(model, set())
@@ -75,8 +122,11 @@ def _tell(model: nn.Module, found: Mapping[str, str]) -> None:
             warnings.warn(InputWarning(sentence), stacklevel=7)
 
 
-def _tried_on(model: nn.Module, image: Tensor, max_batch: int) -> Tensor:
-    """The logits of an image, found to be the same on a second run and beside others, where any are."""
+def _tried_on(model: nn.Module, image: Tensor, max_batch: int, are_maps: bool = True) -> Tensor:
+    """The logits of an image, found to be the same on a second run and beside others, where any are.
+
+    Where ``are_maps`` also with gradients.
+    """
     changed, first = _changed_by_a_run(model, image)
     if changed:
         raise InvalidModel(
@@ -94,7 +144,7 @@ def _tried_on(model: nn.Module, image: Tensor, max_batch: int) -> Tensor:
             f"the model is random: it gives an image other logits each time{where}; call model.eval(), or replace "
             "what stays random in it"
         )
-    if not same_logits(first, _differentiated(model, image, first)):
+    if are_maps and not same_logits(first, _differentiated(model, image, first)):
         raise InvalidModel(
             "the model gives an image other logits where gradients are asked for, so its map would be of another "
             "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
@@ -142,6 +192,8 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
     for trial, asked in _tried(model).items():
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     _TOLD[copy] = set(_TOLD.get(model, ()))
+    for what, with_weights in ((_SAME, False), (_SCORABLE, True)):
+        remembered(copy, what, with_weights).update(remembered(model, what, with_weights))
     remembered(copy, _UNEXPLAINABLE).update(remembered(model, _UNEXPLAINABLE))
     take_over_layouts(copy, model)
 

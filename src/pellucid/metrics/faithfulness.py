@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidParameter, brief, require_count
 from ..methods.checks import require_images, require_targets
+from ..methods.repeatable import warn_of_scored
 from ..passes import MaxBatch, placed
 from ..variants.base import AnyVariant
 from .adaptive import AREA_TOLERANCE, FINEST, everywhere, where_it_bends
@@ -117,6 +118,7 @@ def _curve(
     require_images(images)
     # The caller's own tensor where it will do: a Scorer knows its clean scores.
     images = placed(images.detach() if images.requires_grad else images, scorer.model)
+    warn_of_scored(scorer.model, images)
     if isinstance(targets, str) and targets == "auto":
         targets = scorer.of(images).argmax(1)
     targets = require_targets(targets, images)

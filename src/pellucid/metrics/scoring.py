@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import require_choice
 from ..layers import explainable, remembered, seen_of
 from ..methods.checks import not_finite, require_images, same_logits
+from ..methods.repeatable import require_scorable
 from ..outputs import failures_named, logits_in, probabilities
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting, is_out_of_memory, most_rows
 from ..rules.base import Rule, Rules
@@ -44,6 +45,7 @@ class Scorer:
     rules: tuple[Rule, ...] = field(init=False, repr=False)  # of the variant
     rows: int = 0
     passes: int = 0
+    _tried: bool = field(default=False, repr=False)  # whether the model was, on the first rows that it saw
     _channels_last: bool = field(default=True, repr=False)
     _known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
 
@@ -110,7 +112,13 @@ class Scorer:
 
     def _forward(self, rows: Tensor) -> Tensor:
         assert len(rows) <= self.most
-        parts = lambda most: torch.cat([self._pass(part) for part in rows.split(most)])  # noqa: E731
+
+        def parts(most: int) -> Tensor:
+            if not self._tried:
+                require_scorable(self.model, rows[:1], most)
+                self._tried = True
+            return torch.cat([self._pass(part) for part in rows.split(most)])
+
         return fitting(self.model, rows, self.max_batch, parts)
 
     def _pass(self, rows: Tensor) -> Tensor:
