@@ -218,7 +218,7 @@ class PatternWarning(LayerWarning):
 
 
 class WeightsWarning(UserWarning):
-    """What was done to the names of weights so that they fit."""
+    """What was done to the names of weights so that they fit, or which weights stay as they are."""
 
 
 def shortened(names: Iterable[str], most: int = 12) -> str:

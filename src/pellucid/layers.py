@@ -133,6 +133,8 @@ def _name_of(module: nn.Module, model: nn.Module) -> str:
     """What a model calls one of its modules; ``InvalidLayer`` for a module of another."""
     for name, part in model.named_modules():
         if part is module and name:
+            if name == INPUT:
+                raise InvalidLayer(f"a module of the model is called {INPUT!r}, as the image is; rename it")
             return str(name)
     raise InvalidLayer(
         f"the layer {type(module).__name__} given is no part of this model; name one of its modules"
@@ -246,12 +248,23 @@ def seen_of(model: nn.Module, with_weights: bool) -> list[Any]:
     state: list[Any] = []
     for module in model.modules():
         state.append(id(module))
-        state += [(name, value) for name, value in vars(module).items() if _is_plain(value)]
+        state += _settings(module)
         tensors = [*module._parameters.values(), *module._buffers.values()]
         state += map(id, tensors)
         if with_weights:
             state += [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
     return state
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    """A module's plain settings, of a wrapper also the model's, and the modes of modules it keeps in lists."""
+    for name, value in vars(module).items():
+        if _is_plain(value):
+            yield name, value
+        elif type(value) is list:
+            yield name, [(id(one), one.training) for one in value if isinstance(one, nn.Module)]
+        elif name == "_model" and isinstance(value, nn.Module):
+            yield from _settings(value)
 
 
 _PLAIN = {bool, int, float, str, type(None)}

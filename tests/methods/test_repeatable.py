@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import warnings
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.ao.quantization as tq
@@ -135,7 +137,7 @@ def test_a_repeatable_model_is_tried_once() -> None:
     method(net, x, 0)
     first = len(runs)
     method(net, x, 0)
-    assert len(runs) - first == first - 5 - 2 == 1  # five by themselves, two under the rules
+    assert len(runs) - first == first - 5 - 2 - 2 == 1  # by itself, two images together, and under the rules
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
@@ -173,7 +175,7 @@ def test_each_function_is_tried_once() -> None:
     def second(output: Tensor) -> Tensor:
         return output[:, 1]
 
-    for target, passes in ((second, 5 + 2 + 1), (second, 1), ("1 - 0", 1), (0, 1)):
+    for target, passes in ((second, 5 + 2 + 2 + 1), (second, 1), ("1 - 0", 1), (0, 1)):
         runs.clear()
         method(net, x, target)
         assert len(runs) == passes
@@ -425,7 +427,9 @@ def test_what_looks_like_a_mistake_is_warned_of_once(scale, end, message):
 def test_logits_between_0_and_1_by_chance_are_no_probabilities(end, recwarn):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end))
     with torch.no_grad():
-        [*model.modules()][-1].bias.fill_(0.5)
+        last = [*model.modules()][-1]
+        last.weight.fill_(0.1)
+        last.bias.fill_(0.3)
     x = images(2, 5) / 10
     assert ((model(x) >= 0) & (model(x) <= 1)).all()
     pl.Gradient()(model, x, 0)
@@ -859,3 +863,91 @@ def test_a_model_whose_own_gradients_rules_would_change_is_refused():
         pl.method("guided_backprop")(gating, x, 0)
     with pytest.raises(InvalidModel, match="under frozen batch norms the model gives an image other logits"):
         pl.Gradient()(seeded(Adapting).requires_grad_(), x, 0)
+
+
+# What two images do to each other, and what a trial cannot see from outside.
+
+
+class Waiting(nn.Module):
+    """Runs its second layer for all images until the least sure of them is sure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x)
+        if x.flatten(1).mean(1).amin() < 0:
+            features = features + self.second(features)
+        return features.mean((2, 3))
+
+
+def test_an_image_that_another_waits_for_is_found_among_the_images() -> None:
+    """Beside noise the first image may do as alone: it is another that it changes."""
+    net, x = seeded(Waiting), images(3, 8)
+    x = x - x.mean((1, 2, 3), keepdim=True) + torch.tensor([-1.0, 5.0, 5.0])[:, None, None, None]
+    with pytest.raises(InvalidModel, match="beside it"):
+        pl.Gradient()(net, x, 0)
+
+
+class Skipping(nn.Module):
+    """Leaves a layer out by numbers that torch does not draw."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.draw, self.layer = draw, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if self.draw() < 0.1 else self.layer(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_randomness_of_numpy_and_python_is_found_as_torchs(draw) -> None:
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002 - what models draw from
+    with pytest.raises(InvalidModel, match="the model is random"):
+        pl.Gradient()(seeded(lambda: Skipping(draw)), images(1, 8), 0)
+
+
+class Switching(nn.Module):
+    """A model of its own switch, and of modules that it keeps in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drops, self.hidden = nn.Conv2d(3, 4, 3), False, [nn.Dropout(0.5).eval()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.hidden[0](self.layer(x)), 0.5, self.drops).mean((2, 3))
+
+
+def test_what_was_found_ends_with_a_switch_of_a_wrapped_model_or_of_a_hidden_module() -> None:
+    for turn in (lambda net: setattr(net, "drops", True), lambda net: net.hidden[0].train()):
+        net, x = seeded(Switching), images(2, 8)
+        wrapped = pl.Classifier(net, lambda output: output)
+        pl.Gradient()(wrapped, x, 0)
+        turn(net)
+        with pytest.raises(InvalidModel, match="random"):
+            pl.Gradient()(wrapped, x, 0)
+
+
+def test_a_model_that_loses_the_batchs_dimension_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), Always(torch.squeeze)).eval()
+    for x in images(1, 8), images(2, 8):
+        with pytest.raises(InvalidModel, match=r"logits \(4, 1\), no row: keep the batch's dimension"):
+            pl.Gradient()(net, x, 0)
+
+
+def test_layers_with_one_gradient_have_maps_of_their_own() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    found = pl.Gradient()(net, images(2, 8).float(), 0, ["0", "1"])
+    kept = found["1"].clone()
+    found["0"].fill_(7)
+    assert torch.equal(found["1"], kept)
+
+
+def test_a_module_called_as_the_image_is_no_layer_by_itself() -> None:
+    net = nn.Module()
+    net.input = nn.Conv2d(3, 4, 3)
+    net.forward = lambda x: net.input(x).mean((2, 3))
+    with pytest.raises(InvalidLayer, match="called 'input', as the image is; rename it"):
+        pl.Gradient()(net.eval(), images(2, 8).float(), 0, net.input)

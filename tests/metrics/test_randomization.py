@@ -336,3 +336,35 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out() -> None:
         list(cascade(model))
     model.requires_grad_(False)(torch.zeros(1, 3, 4, 4))
     assert len(list(cascade(model))) == 2
+
+
+class ByHand(nn.Module):
+    """Weights that are not called so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.w2 = (nn.Parameter(torch.randn(8, count, 3, 3)) for count in (3, 8))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(nn.functional.conv2d(nn.functional.conv2d(x, self.w1), self.w2).mean((2, 3)))
+
+
+def test_weights_that_are_not_called_so_are_told() -> None:
+    net = ByHand().eval()
+    with pytest.warns(
+        pl.errors.WeightsWarning, match="w1, w2 stay trained in the copies.*biases=True draws every"
+    ):
+        list(pl.cascade(net))
+    *_, (_, copy) = pl.cascade(net, biases=True)
+    assert not torch.equal(copy.w1, net.w1)
+    assert not torch.equal(copy.w2, net.w2)
+
+
+def test_a_function_that_holds_modules_is_refused() -> None:
+    """A copy shares it, and it runs the trained layers."""
+    net = nn.Module()
+    net.conv = nn.Conv2d(3, 4, 3)
+    net.body = lambda x: net.conv(x)
+    with pytest.raises(InvalidModel, match=r"'body' is a function that holds modules.*make it a method"):
+        next(pl.cascade(net))

@@ -239,7 +239,10 @@ class Method(ABC):
         # What was found in half precision may be reduced and compared in no less than single.
         exact = torch.promote_types(network.images.dtype, torch.float32)
         maps, prefix = network.split(layer, estimate.attribution.to(exact))
-        found.by_layer[layer] = maps.contiguous()
+        maps = maps.contiguous()
+        # Layers between which nothing is computed may have one gradient, which nobody shall change for both.
+        shared = {one.untyped_storage().data_ptr() for one in found.by_layer.values()}
+        found.by_layer[layer] = maps.clone() if maps.untyped_storage().data_ptr() in shared else maps
         if prefix.numel():
             found.prefixes[layer] = prefix.contiguous()
         if estimate.expected is not None:

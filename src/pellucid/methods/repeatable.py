@@ -6,12 +6,14 @@ normalization without running statistics or a function of the model's own all sh
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,8 @@ def require_repeatable(
 ) -> None:
     """Raise ``InvalidModel`` unless an image's logits are the same again, with gradients and beside other images.
 
-    Five passes over the first image, three if a ``max_batch`` of 1 has images run alone: once for a model as it is
+    Five passes over the first image, and one over up to four together and each of the others alone; three in all
+    if a ``max_batch`` of 1 has images run alone. Once for a model as it is
     (``remembered``), for each function that is asked of it and for the images' shape. Logits are the same if they
     differ by at most sqrt(eps) of the largest, eps being their precision. ``answering`` is the model as the
     classifier whose logits are explained; ``InvalidTarget`` if its function alone is to blame. What else looks
@@ -63,7 +66,7 @@ def require_repeatable(
     if _is_among(asked, _tried(model).get(trial, ())):
         return
     with torch.no_grad():
-        first = _tried_on(answering, images[:1], max_batch)
+        first = _tried_on(answering, images, max_batch)
     _tell(model, outputs_look_wrong(images, first, model if function is None else None))
     with suppress(TypeError):  # a function that cannot be referred to weakly is tried each time
         _tried(model).setdefault(trial, WeakSet()).add(asked)
@@ -122,16 +125,22 @@ def _tell(model: nn.Module, found: Mapping[str, str]) -> None:
             warnings.warn(InputWarning(sentence), stacklevel=7)
 
 
-def _tried_on(model: nn.Module, image: Tensor, max_batch: int, are_maps: bool = True) -> Tensor:
-    """The logits of an image, found to be the same on a second run and beside others, where any are.
+def _tried_on(model: nn.Module, images: Tensor, max_batch: int, are_maps: bool = True) -> Tensor:
+    """The logits of the first image, found to be the same on a second run and beside others, where any are.
 
     Where ``are_maps`` also with gradients.
     """
+    image = images[:1]
     changed, first = _changed_by_a_run(model, image)
     if changed:
         raise InvalidModel(
             f"the model's {changed!r} changes when the model runs, so its maps would depend on what ran "
             "before; call model.eval(), or switch off what keeps statistics"
+        )
+    if len(first) != 1:
+        raise InvalidModel(
+            f"of one image the model gives logits {tuple(first.shape)}, no row: keep the batch's dimension, as by "
+            "flatten(1) instead of squeeze()"
         )
     if _is_random(model, image, first):
         where = _where(model, image)
@@ -149,7 +158,7 @@ def _tried_on(model: nn.Module, image: Tensor, max_batch: int, are_maps: bool = 
             "the model gives an image other logits where gradients are asked for, so its map would be of another "
             "function; let it compute the same, whatever torch.is_grad_enabled() or requires_grad says"
         )
-    beside = _beside(model, image, first, max_batch)
+    beside = _beside(model, images, first, max_batch)
     if beside is not None:
         where = _where(model, *beside)
         if not where and isinstance(model, Answering):
@@ -221,32 +230,44 @@ def _is_random(model: nn.Module, image: Tensor, first: Tensor) -> bool:
     if not same_logits(first, _logits(model, image)):
         return True
     # Most models draw nothing, which the generator's state tells, so that few are run as often.
-    drawn = not torch.equal(before, _random_state(image.device))
+    drawn = before != _random_state(image.device)
     return drawn and any(not same_logits(first, _logits(model, image)) for _ in range(TRIES))
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_state(device: torch.device) -> tuple[Any, ...]:
+    """The state of all that a model may draw from without a generator of its own."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - a model may draw from it
+    numbers = legacy["state"]
+    return (
+        *(state.numpy().tobytes() for state in states),
+        random.getstate(),
+        numbers["key"].tobytes(),
+        numbers["pos"],
+    )
 
 
-def _beside(model: nn.Module, image: Tensor, first: Tensor, max_batch: int) -> tuple[Tensor, int] | None:
-    """A batch, and the place in it at which an image has other logits than elsewhere; None where none has.
+def _beside(model: nn.Module, images: Tensor, first: Tensor, max_batch: int) -> tuple[Tensor, int] | None:
+    """A batch, and the place in it at which an image has other logits than alone; None where none has.
 
-    ``first`` are the logits of the first image alone.
+    ``first`` are the logits of the first image alone. Beside noise it need not wait for another, or lack a place
+    that another took, so that some of the images are tried together, too.
     """
-    known = first
-    for shift, images in enumerate(_batches(image, max_batch)):
+    known, some = first, images[: min(max_batch, _BESIDE)]
+    for shift, batch in enumerate([*_batches(images[:1], max_batch), *([some] if len(some) > 1 else [])]):
         try:
-            logits = _logits(model, images)
+            logits = _logits(model, batch)
+            if batch is some:
+                known, shift = torch.cat([first, *(_logits(model, one) for one in some[1:].split(1))]), 0
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             return None  # a model for single images
-        if len(logits) != len(images):
+        if len(logits) != len(batch):
             return None
         known, found = _moved(known, logits, shift)
         if found is not None:
-            return images, found
+            return batch, found
     return None
 
 

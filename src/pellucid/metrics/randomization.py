@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from inspect import getclosurevars
+from types import FunctionType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidModel, InvalidParameter, UnknownName, failure, require_choice
+from ..errors import (
+    InvalidModel,
+    InvalidParameter,
+    UnknownName,
+    WeightsWarning,
+    failure,
+    require_choice,
+    shortened,
+)
 from ..layers import INPUT, layer_names, unwrapped
 from ..seeds import fold_in
 
@@ -18,6 +29,7 @@ RandomizationWay = Literal["moments", "initializers", "fresh"]
 _Step = tuple[tuple[str, ...], nn.Module]
 _Draw = Callable[[str, Tensor, int], Tensor]  # parameter's name, its values, seed -> new values
 ALL = "all"
+_MUCH = 0.1  # of a model's tables of numbers
 
 
 def groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -83,7 +95,10 @@ def cascade(
     if way == "moments" and fresh is not None:
         raise InvalidParameter("fresh is for way='initializers' or 'fresh'; way='moments' draws its own weights")
     model = unwrapped(model)
+    _require_own(model)
     chosen = _chosen(model, groups, weights_only=way == "moments" and not biases)
+    if way == "moments" and groups is None:
+        _warn_of_rest(model, {name for held in chosen.values() for name in held})
     if way == "moments":
         return _steps(_normal, model, order, chosen, seed, drift)
     source = _reset(model, seed) if fresh is None else fresh
@@ -141,6 +156,31 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
         if not chosen[group]:
             raise InvalidParameter(f"group {group!r} holds no parameter to randomise that no earlier group holds")
     return chosen
+
+
+def _warn_of_rest(model: nn.Module, randomized: Collection[str]) -> None:
+    """Warn where what is not called a weight, and so stays trained, is a large part of what a model learnt."""
+    sizes = {name: value.numel() for name, value in model.named_parameters() if value.dim() > 1}
+    rest = [name for name in sizes if name not in randomized]
+    if sum(sizes[name] for name in rest) > _MUCH * sum(sizes.values()):
+        message = (
+            f"{shortened(rest, 4)} stay trained in the copies, since way='moments' draws what is called a weight; "
+            "biases=True draws every parameter"
+        )
+        warnings.warn(WeightsWarning(message), stacklevel=4)
+
+
+def _require_own(model: nn.Module) -> None:
+    """Raise ``InvalidModel`` where a function that a model keeps holds modules of it, which a copy would run."""
+    parts = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        for attribute, function in vars(module).items():
+            held = getclosurevars(function).nonlocals.values() if isinstance(function, FunctionType) else ()
+            if any(id(one) in parts for one in held):
+                raise InvalidModel(
+                    f"the model's {name + '.' * bool(name) + attribute!r} is a function that holds modules, which "
+                    "a copy shares, so that the copy would run trained layers; make it a method"
+                )
 
 
 def _is_weight(name: str) -> bool:
