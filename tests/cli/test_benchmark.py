@@ -68,7 +68,7 @@ def test_a_spec_gives_a_table_of_means_and_says_what_is_next():
 
 @pytest.mark.parametrize(
     ("defined", "cell", "legend"),
-    [(0, "–", ""), (4, "0.5 layer", ""), (3, "0.5 layer 3 of 4", " 3 of 4: so many")],
+    [(0, "–", ""), (4, "0.5 at layer", ""), (3, "0.5 at layer 3 of 4", " 3 of 4: so many")],
 )
 def test_only_what_stands_in_a_cell_is_explained_and_none_is_a_dash(monkeypatch, defined, cell, legend):
     """Of four images so many have a value of the second method; the first has all."""

@@ -1,6 +1,7 @@
 """The command report: where the page goes, and what is said of runs that are none."""
 
 import json
+from dataclasses import replace
 
 import pandas
 import pyarrow
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from pellucid.cli import app
 from pellucid.experiments.store import PICTURE_ROWS, ROWS, Results, Store
 from pellucid.files import RUN
+from pellucid.findings.comparison import compare
 from pellucid.findings.statistics import Statistics
 from tests.tables import plausible
 
@@ -23,7 +25,10 @@ def run(*arguments):
 @pytest.fixture
 def folder(tmp_path):
     """A run of two cells, the second of them missing."""
-    results = plausible(**SMALL)
+    return written(plausible(**SMALL), tmp_path)
+
+
+def written(results, tmp_path):
     store = Store(tmp_path / "run")
     with store.opened(results.record.model_copy(update={"cells": ("first", "second")})):
         rows, pictures = (
@@ -152,6 +157,7 @@ def test_two_runs_are_compared(folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "not told apart" in result.stdout
     assert "better" not in result.stdout
+    assert "two layers" not in result.stdout
     assert (pandas.read_csv(tmp_path / "differences.csv")["difference"].dropna() == 0).all()
 
 
@@ -160,3 +166,17 @@ def test_the_methods_of_one_run_are_compared_with_one_of_them(folder):
     assert result.exit_code == 0, result.output
     assert "Each other method against random, paired over the images that both have" in result.stdout
     assert "this one is" in result.stdout
+    assert "two layers" not in result.stdout
+
+
+def test_that_maps_of_two_layers_are_compared_is_told(tmp_path):
+    results = plausible(**SMALL | {"layers": ("input", "deep")})
+    table = results.table
+    table = table[~((table["method"] == "random") & (table["layer"] == "deep"))]
+    folder = written(replace(results, table=table), tmp_path)
+    result = run("compare", folder, "--against", "random")
+    found = compare(Results.read(folder), against="random")
+    rows = int((found["layer"] != found["other_layer"]).sum())
+    assert rows > 1
+    assert f"note: in {rows} rows maps of two layers are compared, each side's best" in result.stdout
+    assert "two layers" not in run("compare", folder, "--against", "random", "--layer", "input").stdout

@@ -174,7 +174,7 @@ def test_each_method_stands_with_its_own_best_layer_and_who_has_no_map_at_one_is
     (table,) = tables.details(stats, "net", "original", None)
     assert {row.title: row.cells[-1].text for row in table.rows} == {"a": "deep", "b": "input"}
     table = tables.overview(stats, "net", "original", None)
-    assert [row.cells[0].note for row in table.rows] == ["=1 deep", "=1 input"]
+    assert [row.cells[0].note for row in table.rows] == ["=1 at deep", "=1 at input"]
     (table,) = tables.details(stats, "net", "original", "deep")
     assert table.notes[-1] == "Not here, since they have maps at other layers alone: b."
 

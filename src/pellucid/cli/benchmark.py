@@ -288,6 +288,7 @@ def _noticed(results: Results) -> list[str]:
 def _scores(results: Results) -> Table:
     """The mean of each metric by method and variant, each at its own best layer, with its rank."""
     from ..findings.statistics import Statistics
+    from ..findings.wording import at_layer
     from ..report.tables import known_text, rank_text
 
     statistics = Statistics.of(results)
@@ -300,7 +301,8 @@ def _scores(results: Results) -> Table:
     ):
         key = (*([model] if several else []), method or "(the variant)", variant)
         rank = rank_text(row).strip("–")
-        parts = f"{row['mean']:.4g}", rank and f"({rank})", layer if layered else "", known_text(row)
+        at = at_layer(layer) if layered and layer else ""
+        parts = f"{row['mean']:.4g}", rank and f"({rank})", at, known_text(row)
         cells.setdefault(key, {})[metric] = " ".join(filter(None, parts)) if row["n"] else "–"
     heads = [f"{escape(text)} {'↑' if metric.higher_is_better else '↓'}" for text, metric in metrics.items()]
     where = ", each at its own best layer by that measure, which is named" if layered else ""
@@ -310,7 +312,7 @@ def _scores(results: Results) -> Table:
         *(Column(head, justify="right") for head in heads),
         title=f"Means over {statistics.over}{where}; ↑ higher is better, ↓ lower is better",
         caption="(1) is a rank: 1 + how many methods of the same variant are surely better, told apart image by "
-        "image. Methods that are not told apart share one (=), even where their means differ."
+        "image. Methods that are beaten by equally many share one (=), even where their means differ."
         + (f" {known}: so many {statistics.over} have a value." if known else ""),
         title_justify="left",
         caption_justify="left",

@@ -175,6 +175,11 @@ def compare_command(
         _say_of_one(found, first, against, layer)
     else:
         _say_of_two(found, first, second, layer)
+    if rows := int((found["layer"] != found["other_layer"]).sum()):
+        told = (
+            f"in {counted(rows, 'row')} maps of two layers are compared, each side's best, as the last column says"
+        )
+        say(f"note: {told}; --layer NAME compares all at one")
     unlike = (found["verdict"] == "not told apart") & ((found["low"] > 0) | (found["high"] < 0))
     if unlike.any():
         say("values of 0 and 1 are told apart by the exact sign test, also where their interval leaves out 0")

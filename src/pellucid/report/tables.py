@@ -187,7 +187,8 @@ def _mean_cell(
     if row is None:
         return TableCell("–")
     rank, cell = _rank_cell(row), _number_cell(row["mean"], places)
-    place = " ".join(filter(None, [rank.text.rstrip("–"), row["layer"] if own_layer else ""]))
+    at = at_layer(row["layer"]) if own_layer and row["layer"] else ""
+    place = " ".join(filter(None, [rank.text.rstrip("–"), at]))
     note = ", ".join(filter(None, [place, known_text(row)]))
     if interval and math.isfinite(row["low"]):
         cell = replace(cell, text=f"{cell.text} [{', '.join(interval_ends(row['low'], row['high'], places))}]")
