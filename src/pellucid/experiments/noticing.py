@@ -87,7 +87,8 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
         # The kind names both losses, so that images that lose alike are counted together.
         found[", ".join(lost)] = Oddity(
             f"{what}, so {' and '.join(lost.values())}",
-            f"cut it into tiles{'' if crop is None else f' of about {crop} x {crop}'}, or give --preprocess whole",
+            "unless the network learnt from photos made as small, cut it into tiles"
+            f"{'' if crop is None else f' of about {crop} x {crop}'}, or give --preprocess whole",
         )
     if whole_of is not None and (resized := _resized(image.size, whole_of)):
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is seen at its own size"
