@@ -275,7 +275,8 @@ class _BenchmarkPage:
                 yield "maps", {"photo": p, "model": m, "layer": y}, self._grid(photo, self.variants, cells)
             for m, model in enumerate(self.models):
                 layers = self.statistics.layers(model)
-                for v, of in enumerate(self.variants):
+                # A single layer's maps are those that stand above, by variant.
+                for v, of in enumerate(self.variants if len(layers) > 1 else ()):
                     cells = [[(model, of, method, layer, photo) for layer in layers] for method in self.methods]
                     yield "strips", {"photo": p, "model": m, "variant": v}, self._grid(photo, layers, cells)
 
