@@ -376,8 +376,16 @@ def module_outputs(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
         yield found
 
 
+class Running(list[tuple[str, ...]]):
+    """The modules that a pass is in, outermost first, each by its names; ``ran`` are all that it was in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: set[str] = set()
+
+
 @contextmanager
-def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
+def running_modules(model: nn.Module) -> Iterator[Running]:
     """The modules that this thread's forward pass is in at the moment, outermost first, each by its names.
 
     A module registered in several places has several names; those count that lie where it is called.
@@ -385,7 +393,7 @@ def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    inside: list[tuple[str, ...]] = []
+    inside = Running()
     thread = threading.get_ident()
 
     def enter(module: nn.Module, _: Any) -> None:
@@ -395,6 +403,7 @@ def running_modules(model: nn.Module) -> Iterator[list[tuple[str, ...]]]:
             around = tuple(f"{name}." for name in inside[-1]) if inside else ("",)
             here = tuple(name for name in names[module] if name.startswith(around))
             inside.append(here or tuple(names[module]))
+            inside.ran.update(inside[-1])
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         if threading.get_ident() == thread:

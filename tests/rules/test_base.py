@@ -371,3 +371,36 @@ def test_a_rule_to_which_another_leaves_nothing_is_refused(other: Rule) -> None:
     model = plain(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(pl.RuleNotApplied, match=r"cannot act at conv2d, of which .*Alone.* leaves nothing to it"):
         pl.Gradient(rules=(Alone(), other))(model, images(2, 9), 0)
+
+
+class Halves(nn.Module):
+    """Runs a module by another method than ``forward``."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.act(self.conv(x)) - 0.1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.features(x).mean((2, 3))
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.net, self.whole = self.Inner(), whole
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) if self.whole else self.net.features(x).mean((2, 3))
+
+
+def test_a_module_that_runs_by_another_method_is_no_place_for_a_rule() -> None:
+    x = images(2, 8).float()
+    whole, parts = (seeded(lambda whole=whole: Halves(whole)) for whole in (True, False))
+    confined = pl.Gradient(rules=(pl.GuidedReLU().at("net"),))
+    assert torch.equal(
+        confined(whole.float(), x, 0)["input"], pl.method("guided_backprop")(whole.float(), x, 0)["input"]
+    )
+    with pytest.raises(pl.RuleNotApplied, match=r"runs 'net' by another of its methods.*name its parts"):
+        confined(parts.float(), x, 0)

@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from ..errors import InvalidModel, InvalidParameter, RuleNotApplied, UnknownName, shortened
-from ..layers import lies_in, running_modules
+from ..layers import Running, fits_glob, lies_in, running_modules
 from ..undo import Undo
 from .compositions import is_quotient, is_recurrent, parts_of
 from .handmade import handmade
@@ -277,7 +277,7 @@ class Rules(TorchFunctionMode):
         # after it; after an interrupt that may be when all is over.
         self.is_over = False
         self._modules: AbstractContextManager[Any] | None = None  # what follows the modules that run
-        self._inside: list[tuple[str, ...]] = []  # the modules that run at the moment
+        self._inside = Running()  # the modules that run at the moment
         self._is_graded = False  # whether gradients were asked for when it was entered
         self._stored: set[int] | None = None  # the model's parameters and buffers, by identity
         self._homes: list[str] = []  # for each operation of the trace, the module that it ran in
@@ -555,6 +555,7 @@ class Rules(TorchFunctionMode):
         """
         if not torch.is_grad_enabled():
             return
+        self._require_confined_rules_hold()
         conserved = any(rule.conserves for rule in self.met)
         for rule in self.rules:
             spared = conserved and rule.conserves and not isinstance(rule, ConfinedRule)
@@ -566,10 +567,28 @@ class Rules(TorchFunctionMode):
                     f"{ran or 'none'}{self._elsewhere(rule)}. {rule.without_it}"
                 )
 
+    def _require_confined_rules_hold(self) -> None:
+        """Refuse a module to which a rule is confined and of which only parts ran, by another of its methods."""
+        if self.model is None or not self._inside.ran:
+            return
+        patterns = [pattern for rule in _confined(self.rules) for pattern in rule.patterns]
+        for name, module in self.model.named_modules():
+            is_named = any(fits_glob(name, one) for one in patterns)
+            if not is_named or name in self._inside.ran or isinstance(module, _CONTAINERS):
+                continue
+            if any(ran.startswith(f"{name}.") for ran in self._inside.ran):
+                raise RuleNotApplied(
+                    f"the model runs {name!r} by another of its methods, so that what it computes by itself would "
+                    "be passed by; name its parts, or have the model call it"
+                )
+
     def _elsewhere(self, rule: Rule) -> str:
         """Where operations of a confined rule's kind ran instead, for its error message."""
         homes = [home for home, name in zip(self._homes, self.trace, strict=True) if name in rule.operations]
         return f"; those of its kind in {shortened(dict.fromkeys(homes))}" if any(_confined([rule])) else ""
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which compute nothing by themselves
 
 
 class ReferenceRules(Rules):
