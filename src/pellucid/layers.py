@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -265,6 +265,15 @@ def _settings(module: nn.Module) -> Iterator[Any]:
             yield name, [(id(one), one.training) for one in value if isinstance(one, nn.Module)]
         elif name == "_model" and isinstance(value, nn.Module):
             yield from _settings(value)
+
+
+def sums_of(tensors: Iterable[Tensor]) -> tuple[complex, ...]:
+    """The sum of each tensor's values: ``x.data`` and NumPy overwrite them without raising a version."""
+    found = []
+    for one in tensors:
+        with suppress(RuntimeError, NotImplementedError, TypeError):  # weights of few bits may have no sum
+            found.append(complex(one.detach().sum(dtype=None if one.is_complex() else torch.float64)))
+    return tuple(found)
 
 
 _PLAIN = {bool, int, float, str, type(None)}

@@ -272,8 +272,35 @@ def test_the_prefix_of_a_hidden_path_runs_once_per_image(net: nn.Module, images:
         warnings.simplefilter("ignore", pl.CompletenessWarning)
         pl.Gradient().integrated(10)(net, images, 0, ["down", "block"])
     # Three images and one baseline below; above, two layers' paths of ten steps for three images, which enter at
-    # each layer once more to see that they give their logits.
-    assert rows == {"stem": 4, "fc": 4 + 2 * (10 + 1) * 3}
+    # each layer once more to see that they give their logits; and for each layer the first image whole and from
+    # there, to see that nothing else reads what the layer gives.
+    assert rows == {"stem": 4 + 2, "fc": 4 + 2 * (10 + 1) * 3 + 2 * 2}
+
+
+class Remembering(nn.Module):
+    """Reads a layer's output a second time, as a hook of its own has kept it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.kept = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), []
+        self.low.register_forward_hook(lambda _, __, output: self.kept.append(output))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.high(self.low(x)).tanh().mean((2, 3)) + self.kept.pop().square().mean((2, 3))
+
+
+def test_points_at_a_layer_that_is_read_by_another_way_are_refused() -> None:
+    model, x = Remembering().eval(), torch.rand(2, 3, 8, 8)
+    for method in (pl.Gradient().smoothed(3, space="layer"), pl.Gradient().integrated(4)):
+        with pytest.raises(InvalidLayer, match="'low' gives is read by another way"):
+            method(model, x, 0, "low")
+        assert method(model, x, 0, "high")["high"].shape == (2, 4, 4, 4)
+    leaf = model.low(x).detach().requires_grad_()
+    model.kept.clear()
+    (expected,) = torch.autograd.grad(
+        (model.high(leaf).tanh().mean((2, 3)) + leaf.square().mean((2, 3)))[:, 0].sum(), leaf
+    )
+    torch.testing.assert_close(pl.Gradient()(model, x, 0, "low")["low"], expected)
 
 
 def test_a_path_at_a_layer_that_a_skip_passes_by(net: nn.Module, images: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -466,6 +467,22 @@ class Steps(nn.Module):
     @torch.no_grad()
     def forward(self, x):
         return (8 * x).round() / 8
+
+
+@pytest.mark.parametrize("overwrite", [lambda x: x.data.neg_(), lambda x: np.negative(x.numpy(), out=x.numpy())])
+def test_clean_scores_end_with_what_raises_no_version(overwrite):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    for tensor in (images, model.requires_grad_(False)[0].weight):
+        scorer = Scorer(model)
+        before = scorer.of(images)
+        rows = scorer.rows
+        assert torch.equal(scorer.of(images), before)
+        assert scorer.rows == rows
+        overwrite(tensor)
+        assert torch.equal(scorer.of(images), Scorer(model).of(images))
+        assert not torch.equal(scorer.of(images), before)
 
 
 def test_what_is_no_bound_of_rows_and_what_takes_no_images_is_told():

@@ -17,7 +17,7 @@ from pellucid.errors import InvalidModel, InvalidParameter, InvalidWeights, Outp
 from pellucid.metrics.scoring import Scorer
 from pellucid.models.small import ShapesResNet
 from pellucid.rules.base import Rules
-from pellucid.variants.paths import BilinearPath, strided_convolutions, surveyed
+from pellucid.variants.paths import BilinearPath, digest, strided_convolutions, surveyed
 from pellucid.variants.surrogate import Surrogate, load_surrogate
 from tests.networks import attributed, images, plain, randomise, relative_error, seeded
 
@@ -439,3 +439,10 @@ def test_damaged_content_is_refused(network, tmp_path, damage, message):
     safetensors.torch.save_file(tensors, path, {"surrogate": json.dumps(header)})
     with pytest.raises(InvalidWeights, match=message):
         load_surrogate(path)
+
+
+def test_a_weight_that_is_overwritten_without_a_version_has_another_digest():
+    weight = torch.arange(6.0)
+    before = digest(weight)
+    weight.data.neg_()
+    assert digest(weight) != before

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidLayer, InvalidModel, PellucidError, SkippedLayerWarning, counted
-from ..layers import INPUT, Activations, captured
+from ..layers import INPUT, Activations, captured, remembered
 from ..layouts import Layout
 from ..outputs import logits_in
 from ..passes import count_rows, is_out_of_memory
@@ -276,7 +276,30 @@ class Network:
             points, values=passed.activations[layer], layer=layer, scores=passed.scores, beneath=beneath
         )
         self._try_to_enter(there)
+        self._require_no_other_reader(layer)
         return there
+
+    def _require_no_other_reader(self, layer: str) -> None:
+        """Refuse a layer whose output is read by another way, as by a hook that keeps it: rows do not enter there.
+
+        The model's own gradient at the layer then holds less where the very rows that it gave enter. Tried with
+        the first image, once for a layer of a model.
+        """
+        known = remembered(self.model, "read by one way")
+        if layer in known:
+            return
+        own = replace(self, rules=(), notes=set(), _looked={layer}, _entered=set(self._entered))
+        points = Points(self.images[:1], torch.zeros(1, dtype=torch.long, device=self.images.device), ())
+        passed = own.gradients(points, (layer,))
+        beneath = points.values, points.origin
+        there = replace(points, values=passed.activations[layer].detach(), layer=layer, beneath=beneath)
+        entered = own.gradients(there, (layer,)).gradients
+        if not same_logits(entered.get(layer, torch.zeros(())), passed.gradients[layer]):
+            raise InvalidLayer(
+                f"what layer {layer!r} gives is read by another way, too, as by a hook or attribute that keeps "
+                "it, where points drawn at the layer would not arrive; draw them at the input (space='input')"
+            )
+        known[layer] = True
 
     def _try_to_enter(self, points: Points) -> None:
         """Find out whether rows that enter at a layer give the logits that they are known to have.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import require_choice
-from ..layers import explainable, remembered, seen_of
+from ..layers import explainable, remembered, seen_of, sums_of
 from ..methods.checks import not_finite, require_images, same_logits
 from ..methods.repeatable import require_scorable
 from ..outputs import failures_named, logits_in, probabilities
@@ -83,7 +83,8 @@ class Scorer:
         """Logits of such images."""
         if images.is_inference():  # which tells nobody that it was overwritten
             return self.logits(images)
-        state = images._version, seen_of(self.model, with_weights=True)
+        held = [images, *self.model.parameters(), *self.model.buffers()]
+        state = images._version, seen_of(self.model, with_weights=True), sums_of(held)
         if images not in self._known or self._known[images][0] != state:
             self._known[images] = state, self.logits(images)
         logits: Tensor = self._known[images][1]

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InvalidModel, require_count
 from ..kinds import require_settings
-from ..layers import explainable
+from ..layers import explainable, sums_of
 from ..rules.base import Rule, Rules, Run
 from ..rules.conv import SmoothedDownsampling, pair
 from ..rules.operations import Operation
@@ -101,7 +101,7 @@ _DIGESTS = WeakTensorKeyDictionary()
 def digest(weight: Tensor) -> str:
     """The SHA-256 of a weight's values in float32; computed once for each tensor, until it changes."""
     # An inference tensor counts no changes, so its digest cannot be trusted a second time.
-    version = None if weight.is_inference() else weight._version
+    version = None if weight.is_inference() else (weight._version, sums_of([weight]))
     known = _DIGESTS.get(weight)
     if known is not None and version is not None and known[0] == version:
         return str(known[1])
