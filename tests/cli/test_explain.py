@@ -1303,6 +1303,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
 
 
+def test_an_interruption_loses_the_work_on_six_photos_at_most(work, monkeypatch):
+    for index in range(8):
+        shutil.copy("photo0.png", f"more{index}.png")
+    interrupted(monkeypatch, 1)
+    result = explain(*(f"more{index}.png" for index in range(8)), "--no-pictures")
+    assert "stopped at 6 of 8; the same command goes on" in result.stderr
+
+
 def test_passes_within_one_photo_are_shown(work, monkeypatch):
     """One photo takes its methods' passes, each of which moves what is shown, while none of 1 is done."""
     told, whole = [], ExplainRun.explain_all

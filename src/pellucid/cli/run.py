@@ -49,7 +49,7 @@ from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 from .terminal import Show, say
 
-_TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
+_TOGETHER = MOST_PHOTOS  # photos of one size that are explained at once: what an interruption may lose
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
 
