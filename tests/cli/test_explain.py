@@ -422,6 +422,15 @@ def test_each_answer_of_a_last_sigmoid_is_a_probability(work):
     assert "without its last sigmoid" in result.stderr
 
 
+@pytest.mark.parametrize("last", ["Sigmoid", "Identity"])
+def test_two_names_are_asked_for_where_they_are_not_refused(work, last):
+    source = "from torch import nn\n\n\ndef network():\n    return nn.Sequential(nn.Conv2d(3, 1, 8, 8), "
+    Path("one.py").write_text(f"{source}nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.{last}()).eval()\n")
+    told = explain("photo0.png", model="one.py:network").stderr
+    refused = explain("photo0.png", "--classes", "no,yes", model="one.py:network").exit_code == 2
+    assert refused == (last == "Sigmoid") == ("name a classifier's two answers" not in told)
+
+
 def test_other_names_beside_the_weights_are_another_request(work):
     model = load_model("shapes-resnet")
     save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)})
