@@ -276,9 +276,14 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
         "one array (height, width, channels), a .npy or a TIFF of one page (tifffile: planarconfig='contig', "
         "photometric='minisblack')"
     )
+    way_out = (
+        f"; explain a model of {counted(len(pixels), 'channel')}, in a model file with preprocess = "
+        f"Preprocess(channels={len(pixels)}), or give a function of the array (height, width, channels) that "
+        f"makes {channels} of them: --preprocess FILE.py:NAME"
+    )
     raise InvalidImage(
         f"{image.name} has {counted(len(pixels), 'channel')}, and the model's preprocess wants {channels}"
-        + (held if image.frames > 1 else "")
+        + (held if image.frames > 1 else way_out)
     )
 
 
