@@ -1700,10 +1700,10 @@ def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypat
     result = explain("photo0.png", "photo1.png")
     assert "pictures" not in result.stderr
     result = explain("photo0.png", "photo1.png", "photo2.png")
-    assert "writing 3 pictures of maps; --no-pictures leaves the page alone" in result.stderr
+    assert "writing 3 pictures of maps; --no-pictures writes the page only" in result.stderr
     assert len(list(Path("out/maps").rglob("*.png"))) == 3
     result = explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0")
-    assert "6 maps are on the page alone; --pictures png writes them as files" in result.stderr
+    assert "6 maps are on the page only; --pictures png writes them as files" in result.stderr
     assert not Path("out/maps").exists()
     assert not list(Path("out").glob("*.png"))
     explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0", "--pictures", "png")

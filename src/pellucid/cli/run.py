@@ -379,9 +379,9 @@ class ExplainRun:
         found.keeps = size <= _LARGE[1] if request.keep_attributions is None else request.keep_attributions
         if request.pictures is None and maps > _MANY[1]:
             found.pictures = []
-            say(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
+            say(f"{maps:,} maps are on the page only; --pictures png writes them as files", err=True)
         elif "png" in found.pictures and maps > _MANY[0]:
-            say(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
+            say(f"writing {maps:,} pictures of maps; --no-pictures writes the page only", err=True)
         if size > _LARGE[not found.keeps]:
             does = "writing" if found.keeps else "not writing"
             way = "--raw no leaves them out" if found.keeps else "--raw yes writes them"
