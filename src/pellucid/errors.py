@@ -76,10 +76,15 @@ def _as_it_was(kind: type[PellucidError], arguments: tuple[Any, ...]) -> Pelluci
 
 
 class UnknownName(PellucidError, LookupError):
-    """A model, method, layer, variant or parameter name that does not exist; ``way_out`` needs no name."""
+    """A model, method, layer, variant or parameter name that does not exist; ``way_out`` needs no name.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = "") -> None:
-        names = sorted(set(known))
+    Those that are known are told as they are sorted, or ``in_order``.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], way_out: str = "", in_order: bool = False
+    ) -> None:
+        names = list(dict.fromkeys(known if in_order else sorted(known)))
         near = near_names(name[:_MOST_QUOTED], names) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shortened(names)}"
         super().__init__(f"unknown {kind} {brief(name)}; {hint}{way_out and f' ({way_out})'}")

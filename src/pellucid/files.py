@@ -193,12 +193,18 @@ def no_file(path: str | Path, what: str) -> str:
     return f"there is no {what} {path}{_near(path)}"
 
 
-def _near(path: str | Path) -> str:
+def no_folder(path: str | Path) -> str:
+    """That there is no folder at a path, for an error message."""
+    return f"there is no folder {path}{_near(path, only_folders=True)}"
+
+
+def _near(path: str | Path, only_folders: bool = False) -> str:
     """What lies beside a path that is not there and is called nearly so, for an error message; else empty."""
     folder, name = os.path.split(os.path.normpath(path))
     with suppress(OSError, ValueError):  # ValueError: a null character
         with os.scandir(folder or ".") as entries:
-            beside = [entry.name for entry in islice(entries, _MOST_BESIDE)]
+            some = islice(entries, _MOST_BESIDE)
+            beside = [entry.name for entry in some if entry.is_dir() or not only_folders]
         near = [os.path.join(folder, one) for one in near_names(name, sorted(beside), cutoff=0.6)]
         return f" (did you mean {' or '.join(near)}?)" if near else ""
     return ""

@@ -121,7 +121,9 @@ def select_layers(model: nn.Module, layers: LayerChoice) -> dict[str, bool]:
             continue
         chosen = layer_names(model) if pattern == "all" else [name for name in modules if fits_glob(name, pattern)]
         if not chosen:
-            raise UnknownName("layer", pattern, [*modules, "all"])
+            refusal = UnknownName("layer", pattern, [*modules, "all"], in_order=True)
+            refusal.command = f"{refusal} (the blocks of a model: pellucid list layers --model MODEL)"
+            raise refusal
         for name in chosen:
             selected.setdefault(name, False)
     if not selected:

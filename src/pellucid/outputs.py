@@ -57,17 +57,20 @@ def tensor_in(output: Any) -> Tensor:
         # By custom the first item is the logits, but where other
         # vectors differ in size (features, a second head) nobody knows.
         if isinstance(found, Tensor) and found.dim() <= 2 and len(sizes) > 1:
-            raise InvalidModel(
-                f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; say "
-                "which are the logits: pellucid.Classifier(model, output=0), or another index"
-            )
+            several = f"the model returns several vectors for an image, of sizes {shortened(map(str, sizes))}; "
+            raise _unsure_of_logits(f"{several}say which are the logits", "0", "another index")
     if isinstance(found, Tensor):
         return found
     keys = f" with {shortened(map(str, output))}" if isinstance(output, Mapping) else ""
-    raise InvalidModel(
-        f"the model returns {type(output).__name__}{keys}, in which no logits are found; say where they are: "
-        "pellucid.Classifier(model, output='KEY'), or a function of the output"
-    )
+    nowhere = f"the model returns {type(output).__name__}{keys}, in which no logits are found; say where they are"
+    raise _unsure_of_logits(nowhere, "'KEY'", "a function of the output")
+
+
+def _unsure_of_logits(why: str, place: str, other: str) -> InvalidModel:
+    """The error for an output whose logits nobody knows, with what to write in Python, or for a command."""
+    error = InvalidModel(f"{why}: pellucid.Classifier(model, output={place}), or {other}")
+    error.command = f"{why} by a line in the model's file (--model FILE.py:NAME): output = {place}, or {other}"
+    return error
 
 
 def logits_in(output: Any) -> Tensor:
@@ -346,6 +349,9 @@ def _is_named(text: str, classes: Names) -> bool:
 
 def _named_or_numbered(text: str, classes: Names) -> int:
     """The number of the class of this name or, where none has it, of this number."""
+    if re.fullmatch(r"-\d+", text.strip()) and not _is_named(text, classes):
+        there = f"the model has classes 0 to {len(classes) - 1}" if classes else "classes are numbered from 0"
+        raise InvalidTarget(f"target {brief(text)} is out of range; {there}")
     if not text.strip().isdecimal() or text.strip() in (classes or ()):
         return class_number(text, classes)
     if len(text.strip()) > _MOST_DIGITS:
@@ -392,7 +398,7 @@ def class_number(name: str, classes: Names) -> int:
         same = ", ".join(f"{number} ({classes[number]})" for number in sorted(fits))
         raise InvalidTarget(f"target {name!r} may be any of the classes {same}; give the number")
     _refuse_without_blanks(name, classes)
-    raise UnknownName("class", name, classes)
+    raise UnknownName("class", name, classes, in_order=True)
 
 
 def _refuse_without_blanks(name: str, classes: Sequence[str]) -> None:

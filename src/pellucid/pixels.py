@@ -19,7 +19,8 @@ Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 _FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
 _TURN = 274  # EXIF's orientation
-_BLACK_IS_ZERO = 1  # of TIFF's tag 262, which says what numbers mean
+_BLACK_IS_ZERO, _GRAY = 1, (0, 1)  # of TIFF's tag 262, which says what numbers mean
+_PLAIN_ALPHA = 2  # of TIFF's tag 338, which says what a channel beyond gray or colors is
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +215,11 @@ def is_whole_tiff(image: Any) -> bool:
     is_unsigned = set(kinds) == {1}
     is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
     # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
+    is_gray = image.tag_v2.get(262) in _GRAY
     is_one = getattr(image, "n_frames", 1) == 1 or image.tag_v2.get(262) != _BLACK_IS_ZERO
-    return bool(is_whole and samples <= 4 and is_one)
+    # Of several channels of gray Pillow gives the first, or none, unless the second is plain alpha beside it.
+    has_alpha = image.tag_v2.get(338) == (_PLAIN_ALPHA,) and image.tag_v2.get(284, 1) == 1
+    return bool(is_whole and samples <= 4 and is_one and not (is_gray and samples > 1 and not has_alpha))
 
 
 def upright(image: Image.Image, name: str) -> AnyImage:
@@ -272,9 +276,14 @@ def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Te
         "one array (height, width, channels), a .npy or a TIFF of one page (tifffile: planarconfig='contig', "
         "photometric='minisblack')"
     )
+    way_out = (
+        f"; explain a model of {counted(len(pixels), 'channel')}, in a model file with preprocess = "
+        f"Preprocess(channels={len(pixels)}), or give a function of the array (height, width, channels) that "
+        f"makes {channels} of them: --preprocess FILE.py:NAME"
+    )
     raise InvalidImage(
         f"{image.name} has {counted(len(pixels), 'channel')}, and the model's preprocess wants {channels}"
-        + (held if image.frames > 1 else "")
+        + (held if image.frames > 1 else way_out)
     )
 
 

@@ -422,6 +422,33 @@ def test_each_answer_of_a_last_sigmoid_is_a_probability(work):
     assert "without its last sigmoid" in result.stderr
 
 
+def test_layers_without_places_are_skipped_where_a_pattern_chose_them(work):
+    result = explain("photo0.png", "--layers", "*", "--methods", "gradient")
+    assert result.exit_code == 0, result.output
+    assert "gradient has no map at layers 3, 4" in result.stderr
+    assert json.loads(Path("out/run.json").read_text())["layers"] == ["input", "0", "1", "2"]
+    assert run("maps", ".", "maps", "--model", "tiny.py:network", "--layers", "*").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("returned", "place"), [("{'answer': 3}", "output = 'KEY'"), ("(3, 2)", "output = 'KEY'")]
+)
+def test_a_command_says_how_a_model_file_tells_where_logits_are(work, returned, place):
+    head = "from torch import nn\n\n\nclass Model(nn.Module):\n    def forward(self, x):\n        return "
+    Path("other.py").write_text(f"{head}{returned}\n\n\ndef network():\n    return Model()\n")
+    result = explain("photo0.png", model="other.py:network")
+    assert f"by a line in the model's file (--model FILE.py:NAME): {place}" in result.stderr
+
+
+@pytest.mark.parametrize("last", ["Sigmoid", "Identity"])
+def test_two_names_are_asked_for_where_they_are_not_refused(work, last):
+    source = "from torch import nn\n\n\ndef network():\n    return nn.Sequential(nn.Conv2d(3, 1, 8, 8), "
+    Path("one.py").write_text(f"{source}nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.{last}()).eval()\n")
+    told = explain("photo0.png", model="one.py:network").stderr
+    refused = explain("photo0.png", "--classes", "no,yes", model="one.py:network").exit_code == 2
+    assert refused == (last == "Sigmoid") == ("name a classifier's two answers" not in told)
+
+
 def test_other_names_beside_the_weights_are_another_request(work):
     model = load_model("shapes-resnet")
     save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)})
@@ -506,6 +533,19 @@ def test_a_failed_run_leaves_the_earlier_one(work, monkeypatch):
 # Bad input.
 
 BAD = {
+    "values_after_a_blank": (
+        ["photo0.png", "--methods", "gradient", "smoothed(gradient, samples=3)"],
+        {},
+        "given with commas: --methods 'gradient,smoothed(gradient, samples=3)'",
+    ),
+    "layers_after_a_blank": (["photo0.png", "--layers", "0.0", "1.0"], {}, "with commas: --layers '0.0,1.0'"),
+    "variants_after_a_blank": (["photo0.png", "backward"], {}, "with commas: --variant 'original,backward'"),
+    "negative_target": (["photo0.png", "--target=-1"], {}, "target '-1' is out of range; classes are numbered"),
+    "negative_target_of_names": (
+        ["photo0.png", "--target=-1", "--classes", "a,b,c,d"],
+        {},
+        "target '-1' is out of range; the model has classes 0 to 3",
+    ),
     "missing": (["nowhere.png"], {}, "no file or folder nowhere.png"),
     "empty": (["empty.png"], {}, "empty.png is empty"),
     "truncated": (["cut.png"], {}, "cut.png is broken or cut short"),
@@ -535,6 +575,9 @@ BAD = {
     ),
     "no_label": (["photo0.png", "--target", "label"], {}, "photo0.png has no label"),
     "layer": (["photo0.png", "--layers", "0.7"], {}, "unknown layer '0.7'"),
+    "layer_of_a_kind": (["photo0.png", "--layers", "layer4"], {}, "; known: input, 0, 0.0, 0.1,"),
+    "layers_listed": (["photo0.png", "--layers", "layer4"], {}, "pellucid list layers --model MODEL"),
+    "flat_layers": (["photo0.png", "--layers", "[45]"], {}, "layer '4' gives gradient the shape (1, 4)"),
     "flat_layer": (["photo0.png", "--layers", "4"], {}, "layer '4' gives gradient the shape (1, 4)"),
     "method": (["photo0.png", "--methods", "gradiant"], {}, "did you mean gradient"),
     "no_method": (["photo0.png", "--methods", ","], {}, "no method is named"),
@@ -1303,6 +1346,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(work, monkeyp
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
 
 
+def test_an_interruption_loses_the_work_on_six_photos_at_most(work, monkeypatch):
+    for index in range(8):
+        shutil.copy("photo0.png", f"more{index}.png")
+    interrupted(monkeypatch, 1)
+    result = explain(*(f"more{index}.png" for index in range(8)), "--no-pictures")
+    assert "stopped at 6 of 8; the same command goes on" in result.stderr
+
+
 def test_passes_within_one_photo_are_shown(work, monkeypatch):
     """One photo takes its methods' passes, each of which moves what is shown, while none of 1 is done."""
     told, whole = [], ExplainRun.explain_all
@@ -1649,10 +1700,10 @@ def test_how_much_is_written_is_told_before_and_much_is_left_out(work, monkeypat
     result = explain("photo0.png", "photo1.png")
     assert "pictures" not in result.stderr
     result = explain("photo0.png", "photo1.png", "photo2.png")
-    assert "writing 3 pictures of maps; --no-pictures leaves the page alone" in result.stderr
+    assert "writing 3 pictures of maps; --no-pictures writes the page only" in result.stderr
     assert len(list(Path("out/maps").rglob("*.png"))) == 3
     result = explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0")
-    assert "6 maps are on the page alone; --pictures png writes them as files" in result.stderr
+    assert "6 maps are on the page only; --pictures png writes them as files" in result.stderr
     assert not Path("out/maps").exists()
     assert not list(Path("out").glob("*.png"))
     explain("photo0.png", "photo1.png", "photo2.png", "--layers", "input,0", "--pictures", "png")

@@ -1,5 +1,6 @@
 """Images beyond 8 bits: their numbers reach the model, or the user's own preprocess, as the file has them."""
 
+import importlib.util
 import io
 import struct
 import zlib
@@ -268,7 +269,7 @@ def test_channels_that_fit_and_that_do_not():
     assert torch.allclose(fitted(4, 1, alpha=True)[0], grey)
     assert torch.equal(fitted(2, 3, alpha=True), image[:1].expand(3, -1, -1))
     for channels in (1, 2, 3, 5):  # a fourth band is no transparency
-        with pytest.raises(InvalidImage, match=f"x has 4 channels, and the model's preprocess wants {channels}"):
+        with pytest.raises(InvalidImage, match=f"x has 4 channels, .* wants {channels}; .*makes {channels} of"):
             fitted(4, channels)
 
 
@@ -364,6 +365,32 @@ def test_bands_that_pillow_cannot_read_are_read_without_its_complaints(caplog):
     with pytest.raises(OSError, match="cannot identify"):
         Image.open(io.BytesIO(content))
     assert [record.getMessage() for record in caplog.records] == ["More samples per pixel than can be decoded: 13"]
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("plan", ["contig", "separate"])
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_bands_of_gray_are_all_read_in_their_order(count, kind, plan, compression):
+    bands = numbers(5, 7, count, kind=kind, high=100)
+    given = bands if plan == "contig" else np.moveaxis(bands, 2, 0)
+    settings = {"photometric": "minisblack", "extrasamples": [0] * (count - 1), "compression": compression}
+    image = read_image(tiff(given, planarconfig=plan, **settings))
+    assert isinstance(image, Pixels)
+    assert image.values.dtype == bands.dtype
+    assert np.array_equal(image.values, bands)
+
+
+def test_planes_that_end_early_are_cut_short_and_a_compression_that_nothing_reads_is_named():
+    planes = {"photometric": "minisblack", "planarconfig": "separate", "metadata": None}
+    with pytest.raises(InvalidImage, match=r"x\.tif is broken or cut short"):
+        read_image(tiff(numbers(4, 50, 70), **planes)[:-10], "x.tif")
+    content = tiff(numbers(50, 70, 3, kind="uint8", high=256), photometric="rgb", metadata=None)
+    how = struct.pack("<HHI", 259, 3, 1)  # JPEG 2000 by its tag, which is asked for before the pixels
+    content = content.replace(how + struct.pack("<H", 1), how + struct.pack("<H", 34712))
+    if importlib.util.find_spec("imagecodecs") is None:
+        with pytest.raises(InvalidImage, match=r"x\.tif: this TIFF's .* needs imagecodecs; run: pip install"):
+            read_image(content, "x.tif")
 
 
 def test_colors_of_16_bits_that_pillow_would_reduce_are_refused():

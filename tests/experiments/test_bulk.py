@@ -358,6 +358,20 @@ def test_progress_is_by_images_and_shards_are_small(photos, tmp_path):
     assert sorted(set(within)) == [0, 2, 4, 6, 7]
 
 
+@pytest.mark.parametrize("place", ["files", "table", "tars", "shapes:9"])
+def test_a_limit_takes_the_first_images(photos, tmp_path, place):
+    source = place if ":" in place else photos / place
+    asked = ["maps", source, tmp_path / "maps", "--model", "shapes-resnet", "--layers", "input", "--limit", 5]
+    result = CliRunner().invoke(app, list(map(str, asked)))
+    if place == "tars":
+        assert result.exit_code == 2
+        assert "a.tar holds is not known before it is read; name a smaller one" in result.stderr
+        return
+    assert result.exit_code == 0, result.output
+    names = [name.removeprefix("all/") for name in open_images(source).names[:5]]
+    assert list(read_maps(tmp_path / "maps")["image"]) == names
+
+
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 1), (8, 2), (100, 16), (256, 64), (5000, 64)])
 def test_shards_have_a_power_of_two_of_images(count, size):
     start, stop = next(iter(_cut(count, None)))

@@ -544,6 +544,15 @@ def test_what_is_to_be_known_of_methods_is_told_once_with_layers_and_variants():
     assert [one.split(": ")[0] for one in notes_told([flat, other])] == ["net", "other"]
 
 
+@pytest.mark.parametrize("warning", ["ImageMapWarning", "SkippedLayerWarning"])
+def test_what_lies_in_a_method_is_told_of_no_number_of_images(warning):
+    note = Note(warning, "gradcam", "input")
+    for counts in (None, {note: 3}):
+        [told] = notes_told([note], "photo", counts, 3)
+        assert "at input; " in told
+        assert "photos" not in told
+
+
 def test_of_a_users_function_no_cause_is_told():
     for warning, what in (
         ("FlatMapWarning", "of one color, at input"),

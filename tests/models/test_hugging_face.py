@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -202,6 +203,17 @@ def test_a_folder_that_is_not_there_is_told_as_such(folder, place):
     told = f"hf:{place}: there is no folder {place}; give one with a config.json"
     with pytest.raises(InvalidModel, match=re.escape(told)):
         load_model(f"hf:{place}")
+
+
+def test_a_misspelled_folder_is_told_at_once_where_the_hub_is_out_of_reach(folder, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    begun = time.monotonic()
+    with pytest.raises(InvalidModel, match=r"there is no folder vitt \(did you mean vit\?\)"):
+        load_model("hf:vitt")
+    assert time.monotonic() - begun < 10
 
 
 def test_a_folder_without_hf_before_it_is_told_how_it_is_named(folder):

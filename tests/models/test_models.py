@@ -590,7 +590,8 @@ def test_a_file_s_own_preprocess(model_file):
         (
             ":Sized",
             InvalidModel,
-            r"Sized in .*mine.py needs width, .*write 'def network\(\): return Sized\(...\)'",
+            r"Sized in .*mine.py is called without arguments, and width has no default: write "
+            r"'def network\(\): return Sized\(width=...\)' there, and name network, or what needs no .*net",
         ),
         (":made", InvalidModel, r"made in .*mine.py is a model, .*write 'def network\(\): return made'"),
         (":nothing", InvalidModel, "returned NoneType"),
@@ -659,6 +660,12 @@ def test_timms_weights_of_imagenet_have_its_names_and_random_ones_none(tmp_path)
     fewer = load_model("timm:mobilenetv3_small_050.lamb_in1k", classes=5).model.state_dict()
     path = written(dict(fewer), tmp_path / "five.pth")
     assert load_model("timm:mobilenetv3_small_050.lamb_in1k", path).classes is None
+
+
+def test_a_name_of_timms_is_told_as_such():
+    pytest.importorskip("timm")
+    with pytest.raises(UnknownName, match=r"did you mean timm:tf_efficientnet_lite0\?"):
+        load_model("tf_efficientnet_lite0")
 
 
 def test_timm():

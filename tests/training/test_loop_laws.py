@@ -559,6 +559,28 @@ def test_the_command_says_how_well_test_images_are_known(tmp_path):
     assert f"test accuracy {facts['test_accuracy']:.1%} on 12 images of {test}" in result.stdout
 
 
+def test_the_command_says_where_one_class_alone_is_guessed_as_well(tmp_path):
+    """A rate of learning of nothing leaves a network that says one class of all."""
+    folder, output = colored_folder(tmp_path / "data", per_class=4), tmp_path / "net.safetensors"
+    (folder / "red" / "00.png").unlink()
+    model = tmp_path / "dull.py"
+    model.write_text(
+        "from torch import nn\nfrom pellucid import Preprocess\n\n"
+        "preprocess = Preprocess(resize=16, crop=16)\n\n\n"
+        "class Dull(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.linear = nn.Linear(3, 3)\n\n"
+        "    def forward(self, x):\n        return self.linear(0 * x.mean((2, 3)))\n\n\n"
+        "def network():\n    return Dull()\n"
+    )
+    result = run("train", f"{model}:network", "--data", folder, "--test", folder, "--epochs", 1, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert "always guessing the most frequent class, blue, is right for 36.4%" in result.stderr
+    net = tmp_path / "other.safetensors"
+    result = run("train", "sanity-cnn", "--data", folder, "--test", folder, "--epochs", 8, "-o", net)
+    facts = json.loads(net.with_suffix(".json").read_text())
+    assert ("most frequent class" in result.stderr) == (facts["accuracy"] <= 4 / 11)
+
+
 def test_the_command_reads_folders_says_empty_classes_and_corrupt_images(tmp_path):
     folder, output = colored_folder(tmp_path / "data"), tmp_path / "net.safetensors"
     broken = folder / "green" / "05.png"

@@ -31,7 +31,7 @@ from .terminal import progress, say, show_left_out, show_notes, show_noticed
 if TYPE_CHECKING:
     import pandas
 
-_OTHERS = ("output", "place", "runner", "address", "cpus")
+_OTHERS = ("output", "place", "limit", "runner", "address", "cpus")
 _FIRST = 6  # images that are drawn where none is named
 
 
@@ -61,6 +61,7 @@ def maps(
         str, typer.Option(metavar="TARGET", help="`scored`, the highest score; else as for `explain`.")
     ] = "scored",
     channels: Annotated[str, AS_FOR_EXPLAIN] = "mean",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, the first.")] = None,
     label_column: Annotated[str | None, AS_FOR_EXPLAIN] = None,
     images_per_cell: Annotated[
         int | None,
@@ -95,7 +96,7 @@ def maps(
     if (output is None) == (place is None):
         raise InvalidParameter("give the folder or URL of the maps once, as the second name or by -o")
     output = output or place or ""
-    options = {name: value for name, value in ctx.params.items() if name not in _OTHERS}
+    options = {name: value for name, value in ctx.params.items() if name not in _OTHERS} | {"count": limit}
     given = {"model": [model], "weights": weights and [weights], "classes": classes and [classes]}
     lists = {"methods": methods or ["gradient"], "layers": layers or None, "variant": variant or None}
     spec = spec_of(MapsSpec, None, spec_content(options | given | lists | {"layouts": layouts or None}))

@@ -27,7 +27,9 @@ def noticed(run: ExplainRun) -> list[str]:
 def _of_model(run: ExplainRun) -> Iterator[str]:
     loaded = run.loaded
     yield from of_model(loaded)
-    if run.request.target == "auto" and run.found.photos[0].target.value is not None:
+    # Of a last sigmoid two names are refused, and that it is one is told.
+    is_value = run.request.target == "auto" and run.found.photos[0].target.value is not None
+    if is_value and "sigmoid" not in run.found.wrong:
         yield "one output is explained as a value; name a classifier's two answers: --classes no,yes"
     yield from run.found.wrong.values()
     if loaded.classes is None and run.found.photos[0].target.value is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,20 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..catalog import COMBINATORS, METHODS, VARIANTS
 from ..data.sources import SHARDS, Sample, Source, open_images, renumbered
-from ..errors import InputWarning, InvalidData, InvalidImage, PellucidError, percent, shortened
+from ..errors import (
+    InputWarning,
+    InvalidData,
+    InvalidImage,
+    InvalidParameter,
+    PellucidError,
+    percent,
+    shortened,
+)
 from ..experiments.noticing import Odd, oddities
 from ..files import file_digest, file_name
+from ..layers import INPUT
 from ..models.preprocess import pixels_of
 from ..models.zoo import LoadedModel
 from ..outputs import number_among
@@ -181,6 +192,7 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
         try:
             source = open_images(spec, request.label_column)
         except PellucidError as error:
+            _require_no_value(spec, request, loaded)
             wrong.append(str(error))
             continue
         source = _called_as_a_class(source, spec, loaded)
@@ -194,6 +206,21 @@ def find_photos(request: Request, loaded: LoadedModel) -> tuple[list[Place], lis
         source = source[: request.limit]
         places += [Place(spec, source, index, numbers, classes) for index in range(len(source))]
     return _told_apart(places), wrong, cut
+
+
+def _require_no_value(spec: str, request: Request, loaded: LoadedModel) -> None:
+    """Refuse a method, layer or variant that stands where photos do, since a blank is before it and no comma."""
+    names = {
+        "methods": ([*METHODS, *COMBINATORS], request.texts.values()),
+        "variant": (VARIANTS, request.variant_texts.values()),
+        "layers": (["all", INPUT, *(name for name, _ in loaded.model.named_modules())], request.layers or ()),
+    }
+    for option, (known, given) in names.items():
+        if re.split(r"[(,]", spec)[0] in known:
+            raise InvalidParameter(
+                f"there is no file or folder {spec}; if it is meant for --{option}, several are given with "
+                f"commas: --{option} '{','.join([*given, spec])}'"
+            )
 
 
 def _called_as_a_class(source: Source, spec: str, loaded: LoadedModel) -> Source:

@@ -27,7 +27,7 @@ from ..errors import (
     OutputNotWritable,
     PellucidError,
 )
-from ..experiments.cells import noted, require_maps
+from ..experiments.cells import maps_alone, noted
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
 from ..experiments.record import Note
@@ -49,7 +49,7 @@ from .pictures import MOST_PHOTOS, Pictures
 from .request import Request
 from .terminal import Show, say
 
-_TOGETHER = 2 * MOST_PHOTOS  # photos of one size that are explained, and kept, at once
+_TOGETHER = MOST_PHOTOS  # photos of one size that are explained at once: what an interruption may lose
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
 
@@ -364,8 +364,7 @@ class ExplainRun:
             method = replace(self.request.methods[name], samplings=())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", LayerWarning)
-                found = self.call(method, variant, image, target)
-            require_maps(found, self.request.texts[name])
+                found = self.call(method, self.request.texts[name], variant, image, target)
             maps += len(found) * len(self.places)
             size += 4 * sum(one.numel() for one in found.values()) * len(self.places)
         self.settle(maps, size)
@@ -380,9 +379,9 @@ class ExplainRun:
         found.keeps = size <= _LARGE[1] if request.keep_attributions is None else request.keep_attributions
         if request.pictures is None and maps > _MANY[1]:
             found.pictures = []
-            say(f"{maps:,} maps are on the page alone; --pictures png writes them as files", err=True)
+            say(f"{maps:,} maps are on the page only; --pictures png writes them as files", err=True)
         elif "png" in found.pictures and maps > _MANY[0]:
-            say(f"writing {maps:,} pictures of maps; --no-pictures leaves the page alone", err=True)
+            say(f"writing {maps:,} pictures of maps; --no-pictures writes the page only", err=True)
         if size > _LARGE[not found.keeps]:
             does = "writing" if found.keeps else "not writing"
             way = "--raw no leaves them out" if found.keeps else "--raw yes writes them"
@@ -394,7 +393,7 @@ class ExplainRun:
         counts: dict[Note, int | None] = {}
         text, channels = self.request.texts[name], self.request.heatmap["channels"]
         with noted(text, notes, channels, variant, counts=counts):
-            found = self.call(self.request.methods[name], variant, images, targets)
+            found = self.call(self.request.methods[name], text, variant, images, targets)
         # Variants that level a lattice warn where one stays; of others it is what they are compared with.
         if not any(rule.stays for rule in self.request.variants[variant].rules):
             patterned = [layer for layer, maps in found.items() if pattern_of(maps)]
@@ -402,10 +401,10 @@ class ExplainRun:
         self.found.note({note: counts.get(note) or len(images) for note in sorted(notes)})
         return found
 
-    def call(self, method: Method, variant: str, images: Tensor, targets: Tensor) -> Attributions:
-        """Call a method as the request says."""
+    def call(self, method: Method, text: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
+        """The maps of a method, called as the request says."""
         request = self.request
-        return method(
+        found = method(
             self.loaded.model,
             images,
             targets,
@@ -415,6 +414,7 @@ class ExplainRun:
             max_batch=request.max_batch,
             layouts=request.layouts,
         )
+        return maps_alone(found, self.loaded.model, request.layers, text)
 
     def keep(self, photos: Sequence[Photo], name: str, variant: str, found: Attributions) -> None:
         """Keep each photo's maps, and what facts need of them."""

@@ -98,6 +98,8 @@ def _show(output: Path, trained: Trained) -> None:
 
     report, train_set = trained.report, trained.train_set
     say(f"{output}: accuracy {report.accuracy:.1%} on {trained.validation_set!r}, {report.seconds:.0f} s")
+    if (told := _no_better_than_guessing(trained)) is not None:
+        say(f"note: {told}", err=True)
     facts = json.loads(output.with_suffix(".json").read_bytes())
     if "test_accuracy" in facts and facts["test_set"] != facts["validation_set"]:
         say(f"test accuracy {facts['test_accuracy']:.1%} on {facts['test_set']}")
@@ -108,3 +110,18 @@ def _show(output: Path, trained: Trained) -> None:
         names = [str(train_set.classes[label]) if train_set.classes else str(label) for label in report.empty]
         say(f"note: no training image is of {shortened(names)}", err=True)
     show_left_out("image", train_set.skipped)
+
+
+def _no_better_than_guessing(trained: Trained) -> str | None:
+    """That the accuracy reached is no better than always guessing the most frequent class; None where it is."""
+    scored = trained.validation_set
+    labels, counts = scored.labels.unique(return_counts=True)
+    share = float(counts.max() / counts.sum())
+    if trained.report.accuracy > share:
+        return None
+    most = int(labels[counts.argmax()])
+    name = scored.classes[most] if most < len(scored.classes) else f"class {most}"
+    return (
+        f"always guessing the most frequent class, {name}, is right for {share:.1%}: the network has learned no "
+        "more than that; give it more epochs (--epochs) or images, or another network"
+    )

@@ -186,11 +186,11 @@ def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def _from_tiff(content: bytes, name: str) -> AnyImage:
     """By Pillow what it reads whole, by tifffile the rest, as several channels of 16 bits, or more than four."""
+    # What Pillow opens it need not decode, so that who reads a file is told before it is tried.
     with suppress(UnidentifiedImageError), _without_complaints("PIL.TiffImagePlugin"):
-        image = _from_pillow(content, name)
         told: Any = Image.open(io.BytesIO(content), formats=["TIFF"])
         if is_whole_tiff(told):
-            return image
+            return _from_pillow(content, name)
     try:
         import tifffile
     except ImportError as error:
@@ -198,8 +198,14 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
         _require_size(series.shape, name)
-        values, axes = np.asarray(series.asarray()), series.axes
         first: Any = file.pages[0]
+        try:
+            values, axes = np.asarray(series.asarray()), series.axes
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            way = "run: pip install imagecodecs, or save it without compression"
+            raise InvalidImage(f"{name}: this TIFF's compression needs imagecodecs; {way}") from error
         orientation, extra = first.tags.get(274), first.tags.get(338)
     frames = 1
     for axis in re.sub("[YXSC]", "", axes):  # depth, time and pages: the first of each

@@ -20,7 +20,15 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ..data.sources import SHARDS, SUFFIXES, open_images
-from ..errors import DamagedFileWarning, InvalidData, OutputNotWritable, UnknownName, brief, first_difference
+from ..errors import (
+    DamagedFileWarning,
+    InvalidData,
+    InvalidParameter,
+    OutputNotWritable,
+    UnknownName,
+    brief,
+    first_difference,
+)
 from ..files import RUN, alone, file_name, require_regular, sealed, unsealed
 from ..folders import Folder
 from ..kinds import require_kind
@@ -215,14 +223,26 @@ def _stretches(images: Images, size: int | None) -> Iterator[tuple[str, int, int
     # A folder of photos that also holds an archive is one of photos.
     if not shards or any(name.lower().endswith(SUFFIXES) for name in files):
         names = open_images(images.source, images.label_column, images.split, images.root).names
-        for start, stop in _cut(len(names), size):
+        for start, stop in _cut(len(names[: images.count]), size):
             # Names come with sizes and times, so that an image that was replaced is explained again.
             content = [(name, files.get(name, "")) for name in names[start:stop]]
             yield images.source, start, stop, hashed(content)
         return
+    left = images.count
     for name, state in shards.items():
         place = f"{images.source.rstrip('/')}/{name}".rstrip("/")
-        for start, stop in _cut(_rows(place), size):
+        rows = _rows(place)
+        if left:
+            if rows is None:
+                raise InvalidParameter(
+                    f"--limit {images.count}: how many images {place} holds is not known before it is read; "
+                    "name a smaller one, or leave out --limit"
+                )
+            rows = min(rows, left)
+            left -= rows
+        elif left == 0:
+            return
+        for start, stop in _cut(rows, size):
             yield place, start, stop, state
 
 

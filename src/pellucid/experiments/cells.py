@@ -6,13 +6,13 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import (
     CanceledMapWarning,
@@ -23,9 +23,11 @@ from ..errors import (
     PellucidError,
     PrecisionWarning,
     RuleWarning,
+    SkippedLayerWarning,
 )
 from ..files import file_name
 from ..heatmap import SIGNED, heatmap
+from ..layers import LayerChoice, select_layers
 from ..methods.attributions import Attributions
 from ..methods.base import Method
 from ..methods.checks import require_in_range
@@ -121,7 +123,7 @@ def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tupl
             batch.loaded.model, batch.images, explained, spec.layers,
             variant=variant, seed=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
         )  # fmt: skip
-        require_maps(attributions)
+        attributions = maps_alone(attributions, batch.loaded.model, spec.layers)
     return Case(
         method, batch.loaded.model, batch.images, attributions, _scorer(variant, batch), scored, variant,
         seed=spec.seed, seeds=seeds, max_batch=spec.max_batch, layouts=dict(spec.layouts),
@@ -130,14 +132,25 @@ def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tupl
     )  # fmt: skip
 
 
-def require_maps(attributions: Attributions, method: str = "") -> None:
-    """Refuse layers at which a method, named where nothing else does, gave no maps (``InvalidLayer``)."""
-    for layer, attribution in attributions.items():
-        if attribution.dim() != 4:
-            raise InvalidLayer(
-                f"layer {layer!r} gives {f'{method} ' * bool(method)}the shape {tuple(attribution.shape)}, "
-                "which is no map; name layers whose output has a height and a width"
-            )
+def maps_alone(
+    found: Attributions, model: nn.Module, layers: LayerChoice | None, method: str = ""
+) -> Attributions:
+    """The attributions that are maps: without those of layers that a pattern chose and that have no places.
+
+    Raises:
+        InvalidLayer: a layer without places was named outright, or no other was chosen; it names the ``method``
+            where nothing else does.
+    """
+    flat = {layer: tuple(one.shape) for layer, one in found.items() if one.dim() != 4}
+    chosen = select_layers(model, layers) if flat and layers is not None else {}
+    for layer, shape in flat.items():
+        why = f"layer {layer!r} gives {f'{method} ' * bool(method)}the shape {shape}, which is no map"
+        if chosen.get(layer, True) or len(flat) == len(found):
+            raise InvalidLayer(f"{why}; name layers whose output has a height and a width")
+        warnings.warn(SkippedLayerWarning(why, layer), stacklevel=2)
+    parts = (found.by_layer, found.residuals, found.prefixes)
+    by_layer, residuals, prefixes = ({key: part[key] for key in part if key not in flat} for part in parts)
+    return replace(found, by_layer=by_layer, residuals=residuals, prefixes=prefixes) if flat else found
 
 
 def _scorer(variant: Variant, batch: Batch) -> Scorer:

@@ -281,7 +281,7 @@ class MapsSpec(Spec):
     def _of_one_model(self) -> Self:
         if len(self.models) != 1 or not self.methods or self.metrics:
             raise ValueError("maps in bulk are of one model, by methods that are named, and without metrics")
-        plain = {"source", "label_column", "split", "root"}
+        plain = {"source", "count", "label_column", "split", "root"}
         for name, about in Images.model_fields.items():
             if name not in plain and getattr(self.images, name) != about.default:
                 raise ValueError(f"maps in bulk are of all images of a source; leave out images.{name}")

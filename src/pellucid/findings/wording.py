@@ -62,6 +62,7 @@ _FIRST_PRINTS = (  # the way out of a lattice at the input
     "the first convolution prints it: backward_with_first and forward_with_first take it away, and a surrogate "
     "that was trained and is used with include_first=True"
 )
+_OF_ALL = {"ImageMapWarning", "SkippedLayerWarning"}  # which lie in a method or a layer, whatever the image
 _NAMED = 4  # names in a sentence; the others are counted
 FEW = {"image": 10, "training": 3}  # values below which readers are warned
 
@@ -247,7 +248,8 @@ def notes_told(
                 for layer in names
                 for variant in under
             }
-            at = f"{at_layer(shortened(names, 3))}{_of_images(numbers, noun, total)}"
+            some = "" if warning in _OF_ALL else _of_images(numbers, noun, total)
+            at = f"{at_layer(shortened(names, 3))}{some}"
             told += f" {_NOTES[warning][0]} {at}; {_way_out(warning, method, names)}"
         methods.setdefault((model if several else "", told), []).append(method)
     return [

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InvalidModel, InvalidWeights, UnknownName, shortened
+from ..files import no_folder
 from ..outputs import of_labels
 from .preprocess import CustomPreprocess, Preprocess, agree
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _PROCESSOR = "preprocessor_config.json"
+_PATIENCE = 5  # seconds
 _ALIKE = 4 / 255  # of two ways to resize a picture, in pixels' values
 
 
@@ -115,18 +117,38 @@ class HuggingFace:
         except InvalidModel as error:
             return error
 
+    @cached_property
+    def _is_out_of_reach(self) -> bool:
+        """Whether Hugging Face cannot be asked, which is tried once: the library goes on for half a minute."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            get_hf_file_metadata(hf_hub_url(self.place, "config.json"), timeout=_PATIENCE)
+        except HfHubHTTPError:
+            return False
+        except Exception:  # of whatever carries the question
+            return True
+        return False
+
     def _read(self, kind: Any, what: str, **settings: Any) -> Any:
         if not self.is_folder and _is_path(self.place):
-            raise InvalidModel(f"hf:{self.place}: there is no folder {self.place}; give one with a config.json")
+            raise InvalidModel(f"hf:{self.place}: {no_folder(self.place)}; give one with a config.json")
         try:
             with _quiet():
                 return kind.from_pretrained(
-                    self.place, local_files_only=self.is_folder, trust_remote_code=False, **settings
+                    self.place,
+                    local_files_only=self.is_folder or self._is_out_of_reach,
+                    trust_remote_code=False,
+                    **settings,
                 )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raised = InvalidWeights if what == "weights" else InvalidModel
-            way_out = "" if self.is_folder else "; hf:FOLDER takes what was downloaded before, without a network"
+            way_out = ""
+            if not self.is_folder:
+                way_out = "hf:FOLDER takes what was downloaded before, without a network"
+                way_out = f", and {no_folder(self.place)}; {way_out}"
             raise raised(f"hf:{self.place}: its {what} cannot be read ({reason}){way_out}") from error
 
 

@@ -417,7 +417,8 @@ def find_architecture(name: str) -> Architecture:
         raise InvalidModel(f"{name} is a file; name its network and give the file as weights={name!r}")
     if os.path.isfile(os.path.join(name, "config.json")):
         raise InvalidModel(f"{name} is a folder; as a model of Hugging Face's it is {_HUGGING_FACE}{name}")
-    raise UnknownName("model", name, model_names(), "a network of your own is path/to/file.py:function")
+    known = [f"timm:{name}"] if _is_of_timm(name) else model_names()
+    raise UnknownName("model", name, known, "a network of your own is path/to/file.py:function")
 
 
 def _sizes(count: int | None) -> dict[str, Any]:
@@ -457,6 +458,15 @@ def _evaluation_transform(member: Any) -> Preprocess:
     resize, crop = preset.resize_size[0], preset.crop_size[0]
     interpolation = preset.interpolation.value
     return Preprocess(resize, crop, tuple(preset.mean), tuple(preset.std), interpolation=interpolation)
+
+
+def _is_of_timm(name: str) -> bool:
+    """Whether timm is installed and has a network of exactly this name."""
+    try:
+        import timm
+    except ImportError:
+        return False
+    return bool(timm.is_model(name))
 
 
 def _from_timm(name: str) -> Architecture:
@@ -555,16 +565,33 @@ def _making(path: str, known: Mapping[str, Any], name: str) -> Callable[[], Any]
         raise InvalidModel(f"{name} in {path} is a model, {_wrap(name, name)}")
     if callable(found):
         if needed := _needed(found):
-            raise InvalidModel(f"{name} in {path} needs {', '.join(needed)}, {_wrap(name, f'{name}(...)')}")
+            raise _wants_arguments(path, known, name, needed)
         return cast("Callable[[], Any]", found)
     public = {other: value for other, value in known.items() if other[0] != "_"}
     models = [other for other, value in public.items() if isinstance(value, nn.Module)]
     makers = [other for other, value in public.items() if _is_maker(value)]
-    # What the file imported, as a library's constructors, is no function of its own.
-    own = [other for other in makers if getattr(public[other], "__module__", "") == known.get("__name__")]
+    own = _own_makers(known)
     if models and not own:
         raise InvalidModel(f"{path} has no function {name}; {models[0]} is a model, {_wrap(models[0], models[0])}")
     raise UnknownName(f"function in {path}", name, own or makers)
+
+
+def _own_makers(known: Mapping[str, Any]) -> list[str]:
+    """The functions of a file that can be called as they are, without what it imported, as constructors."""
+    makers = [name for name, value in known.items() if name[0] != "_" and _is_maker(value)]
+    return [name for name in makers if getattr(known[name], "__module__", "") == known.get("__name__")]
+
+
+def _wants_arguments(path: str, known: Mapping[str, Any], name: str, needed: Sequence[str]) -> InvalidModel:
+    """The error for a function that cannot be called without the arguments ``needed``."""
+    function = "network" if name != "network" else "made"
+    call = f"{name}({', '.join(f'{one}=...' for one in needed)})"
+    others = _own_makers(known)
+    return InvalidModel(
+        f"{name} in {path} is called without arguments, and {' and '.join(needed)} "
+        f"{'has' if len(needed) == 1 else 'have'} no default: write 'def {function}(): return {call}' there, and "
+        f"name {function}{f', or what needs no argument there: {shortened(others, 3)}' if others else ''}"
+    )
 
 
 def _wrap(name: str, made: str) -> str:
