@@ -398,7 +398,7 @@ def layouts_of(
     unknown = [name for name in layers if name not in given and (name, size) not in found]
     outputs, refused = _probed(model, unknown, images, 1)
     found |= {(name, size): error for name, error in refused.items()}
-    told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
+    told = {name: _told(model, name, probe) for name, probe in outputs.items()}
     # The order of dimensions is sure there; only whether height and width were exchanged has to be measured.
     turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
     probes, _ = _probed(model, turning, images, min(_HALVES, max_batch))
@@ -599,12 +599,13 @@ def _is_of_convolutions(output: Tensor) -> bool:
     return len(output) == 1 and of_convolutions(output)
 
 
-def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
+def _told(model: nn.Module, name: str, probe: Probe) -> Layout | None:
     """A layer's layout where convolutions made its output for one image, or where the model itself tells it.
 
     The modules that hold the layer are asked, the innermost first, as timm's networks answer: ``output_fmt``,
-    ``num_prefix_tokens`` and ``patch_embed.grid_size``.
+    ``num_prefix_tokens`` and, for images of the size that the model was made for, ``patch_embed.grid_size``.
     """
+    output, size = probe.output, tuple(probe.images.shape[-2:])
     if len(output) != 1:  # rows that are windows, not images, whatever made them
         return None
     if of_convolutions(output) and not may_turn(output):
@@ -615,9 +616,10 @@ def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
         form = str(getattr(holder, "output_fmt", "")).rpartition(".")[2]
         if output.dim() == 4 and form in ("NHWC", "NCHW"):
             return Layout("bhwc" if form == "NHWC" else "bchw")
-        grid = getattr(getattr(holder, "patch_embed", None), "grid_size", None)
-        prefix = getattr(holder, "num_prefix_tokens", None)
-        if output.dim() == 3 and grid and isinstance(prefix, int):
+        patches = getattr(holder, "patch_embed", None)
+        grid, prefix = getattr(patches, "grid_size", None), getattr(holder, "num_prefix_tokens", None)
+        # For images of another size, dynamic_img_size=True makes another grid, maybe of as many places.
+        if output.dim() == 3 and grid and isinstance(prefix, int) and getattr(patches, "img_size", None) == size:
             places = int(grid[0]) * int(grid[1])
             if output.shape[1] == prefix + places:
                 return Layout("bnc", prefix, (int(grid[0]), int(grid[1])))

@@ -96,6 +96,18 @@ def test_layouts_measured_are_the_networks_own(family: str, monkeypatch: pytest.
     assert layouts_of(model, list(expected), images, {}, 64) == expected
 
 
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (16, 128)])
+def test_the_grid_of_an_image_of_another_shape_is_its_own(size: tuple[int, int]) -> None:
+    """Also where it has as many places as the grid that the model was made for."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), dynamic_img_size=True, depth=2).eval()
+    model = model.requires_grad_(False).double()
+    grid, x = (size[0] // 16, size[1] // 16), torch.randn(1, 3, *size).double()
+    found = pl.method("gradient")(model, x, 0, "blocks.0")["blocks.0"]
+    _, gradient = hooked(model, "blocks.0", x, [0])
+    torch.testing.assert_close(found, gradient[:, 1:].mT.unflatten(2, grid), rtol=1e-12, atol=1e-15)
+
+
 class Turned(nn.Module):
     """Two convolutions, whose output is handed on with its dimensions in another order."""
 
