@@ -192,7 +192,7 @@ COPIES = 7  # of the image, at which a pass looks at once; tokens that come befo
 _HALVES = 4  # of a map, along both sides
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
 PREFIX = 8  # most tokens that stand before those of places
-MOVED = 4.0  # how many times further than along channels the center must move along height and width
+MOVED = 4.0  # how many times further the center must move along height by a step along it than by any other
 FAR = 0.25  # of the image's side: half of how far the centers of its halves are apart
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
 CLEAR = 0.95  # a correlation after which the other dimension need not be looked at
@@ -308,10 +308,14 @@ def _of_places(probe: Probe) -> Layout | None:
         signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
         moves = signed.abs()
         height, width = (int(axis.argmax()) for axis in moves.T)
+        if height == width:
+            continue
         # The three dimensions are numbered 0, 1, 2, whose sum is 3.
         channels = 3 - height - width
         upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
-        clear = height != width and min(moves[height, 0], moves[width, 1]) > margin * moves[channels].max()
+        # Nor does a step along one move the center along the other, as steps along both sides of attention do.
+        others = max(*moves[channels].tolist(), float(moves[height, 1]), float(moves[width, 0]))
+        clear = min(moves[height, 0], moves[width, 1]) > margin * others
         if clear and upright:
             return _lettered(channels, height, width)
     return None
@@ -605,7 +609,7 @@ def _told(model: nn.Module, name: str, probe: Probe) -> Layout | None:
     The modules that hold the layer are asked, the innermost first, as timm's networks answer: ``output_fmt``,
     ``num_prefix_tokens`` and, for images of the size that the model was made for, ``patch_embed.grid_size``.
     """
-    output, size = probe.output, tuple(probe.images.shape[-2:])
+    output, size = probe.output, (probe.images.shape[-2], probe.images.shape[-1])
     if len(output) != 1:  # rows that are windows, not images, whatever made them
         return None
     if of_convolutions(output) and not may_turn(output):
@@ -615,7 +619,10 @@ def _told(model: nn.Module, name: str, probe: Probe) -> Layout | None:
         holder = model.get_submodule(".".join(parts[:depth]))
         form = str(getattr(holder, "output_fmt", "")).rpartition(".")[2]
         if output.dim() == 4 and form in ("NHWC", "NCHW"):
-            return Layout("bhwc" if form == "NHWC" else "bchw")
+            layout = Layout("bhwc" if form == "NHWC" else "bchw")
+            # The model speaks of its maps: attention has four dimensions, too, as dropout and softmax hand it on.
+            is_map = any(True for _ in model.get_submodule(name).parameters())
+            return layout if is_map and _has_ratio(layout.split(output, size)[0], size) else None
         patches = getattr(holder, "patch_embed", None)
         grid, prefix = getattr(patches, "grid_size", None), getattr(holder, "num_prefix_tokens", None)
         # For images of another size, dynamic_img_size=True makes another grid, maybe of as many places.
@@ -624,3 +631,9 @@ def _told(model: nn.Module, name: str, probe: Probe) -> Layout | None:
             if output.shape[1] == prefix + places:
                 return Layout("bnc", prefix, (int(grid[0]), int(grid[1])))
     return None
+
+
+def _has_ratio(maps: Tensor, image: tuple[int, int]) -> bool:
+    """Whether maps (B, C, h, w) can be an image's (H, W) at steps of equal length, but for a place at the end."""
+    height, width = maps.shape[2:]
+    return abs(height * image[1] - width * image[0]) <= max(image)

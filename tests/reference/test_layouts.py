@@ -108,6 +108,19 @@ def test_the_grid_of_an_image_of_another_shape_is_its_own(size: tuple[int, int])
     torch.testing.assert_close(found, gradient[:, 1:].mT.unflatten(2, grid), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("block", ["layers.0.blocks.0", "layers.1.blocks.0"])
+def test_attention_is_no_map(block: str, seed: int) -> None:
+    """Heads, queries and keys are three dimensions behind the batch, too, where a window is the whole image."""
+    torch.manual_seed(seed)
+    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN | {"window_size": 16}).eval()
+    layers = [f"{block}.attn.softmax", f"{block}.attn.attn_drop"]
+    found = layouts_of(model, layers, torch.randn(1, 3, 64, 64), {}, 64)
+    assert found == dict.fromkeys(layers)
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, torch.randn(1, 3, 64, 64), 0, layers[0])
+
+
 class Turned(nn.Module):
     """Two convolutions, whose output is handed on with its dimensions in another order."""
 
