@@ -1,9 +1,9 @@
 """Layouts: which dimension of a layer's output is the batch, the channels, height and width, or tokens.
 
-A convolution gives (B, C, h, w), Swin's blocks (B, h, w, C), a vision transformer's (B, N, C), N = prefix + h w
-tokens that run row by row. A layout turns each of them into (B, C, h, w), in which attributions are handed out. It
-is declared, known (from convolutions, or from what the model says of itself), or measured; else the layer is
-refused.
+A convolution gives (B, C, h, w), Swin's blocks (B, h, w, C), a vision transformer's (B, N, C), N = prefix + h w +
+suffix tokens, of which those of places run row by row. A layout turns each of them into (B, C, h, w), in which
+attributions are handed out. It is declared, known (from convolutions, or from what the model says of itself), or
+measured; else the layer is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from .errors import InvalidLayer, InvalidParameter, brief
-from .layers import INPUT, captured, fits_glob, layer_names, remembered
+from .layers import INPUT, captured, fits_glob, layer_names, remembered, watched
 from .outputs import tensor_in
 from .passes import exact
 from .undo import Guard
@@ -33,13 +33,15 @@ NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "ve
 class Layout:
     """The dimensions of a layer's output, one letter each: b batch, c channels, h height, w width, n tokens.
 
-    ``prefix`` tokens, such as a class token, come before the h w tokens of places, which run row by row. ``grid``
-    is (h, w); None is the factors of their number whose ratio is nearest to the image's.
+    ``prefix`` tokens, such as a class token, come before the h w tokens of places, which run row by row, and
+    ``suffix`` after them. ``grid`` is (h, w); None is the factors of their number whose ratio is nearest to the
+    image's.
     """
 
     dims: str = "bchw"
     prefix: int = 0
     grid: tuple[int, int] | None = None
+    suffix: int = 0
 
     def __post_init__(self) -> None:
         if "".join(sorted(self.dims)) not in ("bchw", "bcn", "bc"):
@@ -49,13 +51,14 @@ class Layout:
             )
         if self.dims[0] != "b":
             raise InvalidParameter(f"layout {self.dims!r}: a layer's first dimension must be the batch's")
-        if self.prefix and "n" not in self.dims:
-            raise InvalidParameter(f"layout {self.dims!r} has no tokens, so none can be a prefix")
+        if (self.prefix or self.suffix) and "n" not in self.dims:
+            raise InvalidParameter(f"layout {self.dims!r} has no tokens, so none can be a prefix or suffix")
 
     def __str__(self) -> str:
         name = next((name for name, dims in NAMED.items() if dims == self.dims), self.dims)
         settings = [f"prefix={self.prefix}"] if self.prefix else []
         settings += [f"grid={self.grid}"] if self.grid else []
+        settings += [f"suffix={self.suffix}"] if self.suffix else []
         return f"{name}({', '.join(settings)})" if settings else name
 
     @property
@@ -68,7 +71,7 @@ class Layout:
         return None if "n" in self.dims else Layout(self.dims.translate(str.maketrans("hw", "wh")))
 
     def split(self, output: Tensor, image: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """An output as the map of its places (B, C, h, w) and the prefix tokens (B, C, prefix).
+        """An output as the map of its places (B, C, h, w) and the tokens of none (B, C, prefix + suffix).
 
         ``image`` is the image's size, whose ratio the grid has if none is given. A vector stays as it is.
 
@@ -80,22 +83,23 @@ class Layout:
         ordered = output.permute(*(self.dims.index(letter) for letter in sorted(self.dims)))  # b, c, then places
         if "n" not in self.dims:
             return ordered, output.new_zeros(*ordered.shape[:2], 0)
-        places = ordered.shape[2] - self.prefix
+        places = ordered.shape[2] - self.prefix - self.suffix
         height, width = self.grid or nearest_grid(places, image)
         if places != height * width:
-            raise InvalidParameter(
-                f"layout {self} does not fit {ordered.shape[2]} tokens: not {self.prefix} + {height} x {width}"
-            )
-        return ordered[..., self.prefix :].unflatten(2, (height, width)), ordered[..., : self.prefix]
+            wanted = f"{self.prefix} + {height} x {width}" + (f" + {self.suffix}" if self.suffix else "")
+            raise InvalidParameter(f"layout {self} does not fit {ordered.shape[2]} tokens: not {wanted}")
+        before, maps, after = ordered.split([self.prefix, places, self.suffix], 2)
+        return maps.unflatten(2, (height, width)), torch.cat([before, after], 2)
 
-    def join(self, maps: Tensor, prefix: Tensor) -> Tensor:
-        """The output whose ``split`` gives these maps and prefix tokens."""
-        ordered = torch.cat([prefix, maps.flatten(2)], 2) if "n" in self.dims else maps
+    def join(self, maps: Tensor, others: Tensor) -> Tensor:
+        """The output whose ``split`` gives these maps and tokens of no place."""
+        before, after = others[..., : self.prefix], others[..., self.prefix :]
+        ordered = torch.cat([before, maps.flatten(2), after], 2) if "n" in self.dims else maps
         return ordered.permute(*(sorted(self.dims).index(letter) for letter in self.dims))
 
 
 def layout(text: str) -> Layout:
-    """A layout from text: ``channels_last``, ``tokens(prefix=1)``, ``tokens(prefix=5, grid=(14, 14))``, ``bwhc``.
+    """A layout from text: ``channels_last``, ``tokens(prefix=1)``, ``tokens(grid=(14, 14), suffix=5)``, ``bwhc``.
 
     Raises:
         InvalidParameter: text that is none of these.
@@ -106,7 +110,7 @@ def layout(text: str) -> Layout:
         if not isinstance(call, ast.Call):
             raise ValueError(rest)
         settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-        if call.args or settings.keys() - {"prefix", "grid"}:
+        if call.args or settings.keys() - {"prefix", "grid", "suffix"}:
             raise ValueError(rest)
         return Layout(NAMED.get(name, name), **settings)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
@@ -191,7 +195,8 @@ TOKENS = 24  # looked at to find a grid
 COPIES = 7  # of the image, at which a pass looks at once; tokens that come before the batch are never so many
 _HALVES = 4  # of a map, along both sides
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
-PREFIX = 8  # most tokens that stand before those of places
+PLACELESS = 16  # most tokens that are tried as having no place, before or after the others, where it is not known
+STILL = 1e-5  # of the most that a token changes from image to image; what changes less does not depend on it
 MOVED = 4.0  # how many times further the center must move along height by a step along it than by any other
 FAR = 0.25  # of the image's side: half of how far the centers of its halves are apart
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
@@ -238,11 +243,15 @@ class Probe:
         return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(looked.dtype).tiny)
 
 
-def measured(probe: Probe) -> Layout | None:
+# Of a dimension, 1 or 2, of so many tokens, which of them have no place; of those missing it is not known.
+Placeless = Mapping[tuple[int, int], Tensor]
+
+
+def measured(probe: Probe, placeless: Placeless | None = None) -> Layout | None:
     """The layout of an output (R, d1, d2[, d3]) by where the indices of each dimension look; None if unclear.
 
     A step along height moves the center of the gradient at the image down, along width to the right, along
-    channels nowhere; tokens step along width first.
+    channels nowhere; tokens step along width first, but for those that are ``placeless``.
     """
     if not probe.output.requires_grad:
         return Layout()  # there is no gradient to look along, and so none for a map either, which will be said
@@ -252,7 +261,7 @@ def measured(probe: Probe) -> Layout | None:
         case 2:
             return Layout("bc")
         case 3:
-            return _of_tokens(probe)
+            return _of_tokens(probe, placeless or {})
         case 4:
             return _of_places(probe)
         case _:
@@ -342,37 +351,56 @@ def _centers(seen: Tensor) -> Tensor:
     return torch.stack([seen.sum(2) @ rows.to(seen), seen.sum(1) @ columns.to(seen)], 1) / total[:, None]
 
 
-def _of_tokens(probe: Probe) -> Layout | None:
+def _of_tokens(probe: Probe, placeless: Placeless) -> Layout | None:
     # Tokens before channels is by far the more common order, so
     # the other is looked at only where this one is doubtful.
-    fit, prefix, grid = _grid(probe, 0)
-    dims = "bnc"
+    fit, layout = _fitting(probe, "bnc", placeless)
     if fit < CLEAR:
-        fit, prefix, grid, dims = max((fit, prefix, grid, dims), (*_grid(probe, 1), "bcn"))
-    return Layout(dims, prefix, grid) if fit > CORRELATED else None
+        fit, layout = max((fit, layout), _fitting(probe, "bcn", placeless), key=lambda one: one[0])
+    return layout if fit > CORRELATED else None
 
 
-def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
-    """How well a dimension's indices are the tokens of a grid (a correlation), and of which prefix and grid."""
-    count = probe.output.shape[dim + 1]
+def _fitting(probe: Probe, dims: str, placeless: Placeless) -> tuple[float, Layout]:
+    """How well a dimension's indices are the tokens of a grid (a correlation), and of which layout."""
+    dim = dims.index("n")
+    count = probe.output.shape[dim]
     tokens = torch.linspace(0, count - 1, min(TOKENS, count)).long()
     chosen = torch.zeros(len(tokens), *probe.output.shape[1:])
     for row, token in enumerate(tokens.tolist()):
-        chosen[row].select(dim, token).fill_(1)
+        chosen[row].select(dim - 1, token).fill_(1)
     seen = probe.looks(chosen.to(probe.output))
     # What all tokens look at, through attention, says nothing of where each of them is.
     found = _centers((seen - seen.mean(0)).clamp_min(0)).cpu()
     image = (probe.images.shape[-2], probe.images.shape[-1])
-    best = (0.0, 0, (0, 0))
-    # A wrong prefix shifts all tokens along their rows, so that only the right one lines up with where they look.
-    for prefix in range(min(PREFIX + 1, count - 1)):
-        height, width = nearest_grid(count - prefix, image)
-        place = tokens[tokens >= prefix] - prefix
-        expected = torch.stack([(place // width + 0.5) / height, (place % width + 0.5) / width], 1).to(found)
-        pairs = torch.stack([expected.T.flatten(), found[tokens >= prefix].T.flatten()])
-        fit = float(torch.corrcoef(pairs)[0, 1])
-        best = max(best, (fit, prefix, (height, width)), key=lambda one: one[0])
-    return best
+    known = placeless.get((dim, count))
+    first, *others = [
+        Layout(dims, prefix, nearest_grid(count - prefix - suffix, image), suffix)
+        for prefix, suffix in _ends_of_places(known, count)
+    ] or [Layout(dims)]
+    fit = _fit(first, tokens, found, count)
+    # Where it is not known which tokens have no place, those that look as if some came
+    # before or after the places may as well have one among them, so that nothing is sure.
+    return (fit, first) if all(_fit(other, tokens, found, count) < fit for other in others) else (0.0, first)
+
+
+def _fit(layout: Layout, tokens: Tensor, centers: Tensor, count: int) -> float:
+    """How well the centers at which some of so many tokens look are the places that a layout gives them."""
+    if layout.grid is None:
+        return 0.0
+    inside = (tokens >= layout.prefix) & (tokens < count - layout.suffix)
+    place, (height, width) = tokens[inside] - layout.prefix, layout.grid
+    expected = torch.stack([(place // width + 0.5) / height, (place % width + 0.5) / width], 1).to(centers)
+    return float(torch.corrcoef(torch.stack([expected.T.flatten(), centers[inside].T.flatten()]))[0, 1])
+
+
+def _ends_of_places(placeless: Tensor | None, count: int) -> list[tuple[int, int]]:
+    """How many tokens may come before those of places, and after them; empty if some stand among them."""
+    if placeless is None:
+        most = min(PLACELESS, count - 2)
+        return [(0, 0)] + [ends for some in range(1, most + 1) for ends in ((some, 0), (0, some))]
+    placed = (~placeless).nonzero()
+    first, last = int(placed[0]), int(placed[-1])
+    return [(first, count - 1 - last)] if last - first + 1 == len(placed) else []
 
 
 # Of a model's layers.
@@ -381,7 +409,7 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 FoundLayout = Layout | InvalidLayer | None
 # Found of a model by the layer's name, or its kind, and the image's shape.
 _Found = dict[tuple[Any, torch.Size], FoundLayout]
-_LAYOUTS, _LAST_MAP, _ROWS = "layouts", "last map", "rows"
+_LAYOUTS, _LAST_MAP, _ROWS, _PLACELESS = "layouts", "last map", "rows", "placeless"
 
 
 def layouts_of(
@@ -448,7 +476,8 @@ def _measured(
     kinds = {name: _kind(model, name, output) for name, output in outputs.items() if kin[name] is None}
     ends = {kind: _ends(model, name, kind) for name, kind in kinds.items() if (kind, size) not in found}
     probes, _ = _probed(model, list({end for both in ends.values() for end in both}), images, copies)
-    seen = {name: measured(probe) for name, probe in probes.items()}
+    placeless = _placeless(model, images) if any(output.dim() == 3 for output in outputs.values()) else {}
+    seen = {name: measured(probe, placeless) for name, probe in probes.items()}
     for kind, both in ends.items():
         shapes = {probes[end].output.shape[1:] if end in probes else None for end in both}
         # Both ends must run, give this shape and be measured alike; else nothing is known of those between.
@@ -456,7 +485,7 @@ def _measured(
             found[kind, size] = seen[both[0]]
     apart = [name for name, kind in kinds.items() if (kind, size) not in found and name not in seen]
     probes, _ = _probed(model, apart, images, copies)
-    seen |= {name: measured(probe) for name, probe in probes.items()}
+    seen |= {name: measured(probe, placeless) for name, probe in probes.items()}
     alike = {name: kin[name] or found.get((kinds[name], size)) for name in outputs if name not in seen}
     maps = {name: one for name, one in alike.items() if isinstance(one, Layout) and one.is_map}
     return (
@@ -526,12 +555,12 @@ def _of_kin(model: nn.Module, name: str, output: Tensor, images: Tensor, max_bat
     told = layouts_of(model, (kin,), images, {}, max_batch).get(kin)
     if not isinstance(told, Layout) or told.grid is None:
         return None
-    places = output.shape[told.dims.index("n")] - told.prefix
+    places = output.shape[told.dims.index("n")] - told.prefix - told.suffix
     # Later stages merge places in steps of 2, 4 and so on, rounding up where the grid is odd.
     for step in range(1, max(told.grid) + 1):
         grid = (-(-told.grid[0] // step), -(-told.grid[1] // step))
         if grid[0] * grid[1] == places:
-            return Layout(told.dims, told.prefix, grid)
+            return replace(told, grid=grid)
     return None
 
 
@@ -552,8 +581,36 @@ def _probed(
     return {name: Probe(output, leaf) for name, output in outputs.items()}, outputs.refused
 
 
-def _random_image(images: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
+def _placeless(model: nn.Module, images: Tensor) -> Placeless:
+    """Which tokens have no place in images of this size, such as a class token, prompts or registers.
+
+    They do not depend on the image where a module first gives them, before attention mixes all of them. Left out
+    are tokens that are given mixed already: each of them depends on both halves of the image.
+    """
+    known: dict[torch.Size, dict[tuple[int, int], Tensor]] = remembered(model, _PLACELESS)
+    if images.shape[1:] in known:
+        return known[images.shape[1:]]
+    found: dict[tuple[int, int], Tensor] = known.setdefault(images.shape[1:], {})
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 3 or len(output) != 3:
+            return
+        for dim in (dim for dim in (1, 2) if (dim, output.shape[dim]) not in found):
+            changes = (exact(output[1:]) - exact(output[:1])).abs().amax(3 - dim)
+            half, whole = changes <= STILL * changes.amax(1, keepdim=True)
+            if not whole.all() and half.any():
+                found[dim, output.shape[dim]] = whole.cpu()
+
+    one, other = _random_image(images), _random_image(images, 2)
+    half = torch.cat([one[..., : one.shape[-1] // 2], other[..., one.shape[-1] // 2 :]], -1)
+    # Three images without a graph take less memory than one with it.
+    with Guard() as guard, guard.inference(False), torch.no_grad(), watched(model, look):
+        model(torch.cat([one, half, other]))
+    return found
+
+
+def _random_image(images: Tensor, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32).to(images)
 
 

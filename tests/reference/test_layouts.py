@@ -145,16 +145,16 @@ def test_shuffled_dimensions_are_found(order: tuple[int, ...], size: tuple[int, 
 
 
 @pytest.mark.parametrize("dims", ["bchw", "bhwc", "bwhc", "bcwh", "bnc", "bcn", "bc"])
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_join_is_the_inverse_of_split(dims: str, prefix: int) -> None:
-    prefix = prefix if "n" in dims else 0
-    sizes = {"b": 2, "c": 7, "h": 3, "w": 4, "n": prefix + 12}
+@pytest.mark.parametrize(("prefix", "suffix"), [(0, 0), (1, 0), (5, 2), (0, 3)])
+def test_join_is_the_inverse_of_split(dims: str, prefix: int, suffix: int) -> None:
+    prefix, suffix = (prefix, suffix) if "n" in dims else (0, 0)
+    sizes = {"b": 2, "c": 7, "h": 3, "w": 4, "n": prefix + 12 + suffix}
     output = torch.randn([sizes[letter] for letter in dims])
-    told = Layout(dims, prefix)
-    maps, before = told.split(output, (30, 40))
+    told = Layout(dims, prefix, suffix=suffix)
+    maps, others = told.split(output, (30, 40))
     assert maps.shape == ((2, 7, 3, 4) if dims != "bc" else (2, 7))
-    assert before.shape == (2, 7, prefix)
-    assert torch.equal(told.join(maps, before), output)
+    assert others.shape == (2, 7, prefix + suffix)
+    assert torch.equal(told.join(maps, others), output)
 
 
 def test_tokens_run_row_by_row_after_their_prefix() -> None:
@@ -200,9 +200,67 @@ def test_tokens_that_look_everywhere_are_those_of_the_first_block_of_their_class
     assert layouts_of(Stages(turned=True).eval(), ["third"], images, {}, 64)["third"] != expected["third"]
 
 
+class Attending(nn.Module):
+    """A block of self-attention; ``is_bare``: without a module that gives tokens before they are mixed."""
+
+    def __init__(self, is_bare: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.is_bare = is_bare
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = F.linear(x, self.first.weight) if self.is_bare else self.first(x)
+        x = x + F.scaled_dot_product_attention(*weights.chunk(3, -1))
+        return x + F.linear(x, self.second.weight).tanh()
+
+
+class Tokenized(nn.Module):
+    """A transformer of 6 x 8 places, some of them before and the others behind tokens of no place."""
+
+    def __init__(self, before: int, placeless: int, is_bare: bool = False) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 3)
+        self.before, self.tokens = before, nn.Parameter(torch.randn(1, placeless, 12))
+        self.blocks = nn.Sequential(Attending(is_bare), Attending(is_bare), Attending(is_bare))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places, tokens = self.patches(x).flatten(2).mT, self.tokens.expand(len(x), -1, -1)
+        x = torch.cat([places[:, : self.before], tokens, places[:, self.before :]], 1)
+        return self.head(self.blocks(x).square().mean(1))
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(0, 1), (0, 21), (48, 1), (48, 4), (48, 16)])
+def test_tokens_of_no_place_are_found_before_and_after_the_others(before: int, placeless: int) -> None:
+    """As a class token, prompts and the tokens of detections are, however many."""
+    model, x = seeded(lambda: Tokenized(before, placeless)), torch.randn(1, 3, 24, 32).double()
+    found = pl.method("gradient")(model, x, 0, "blocks.*")
+    assert list(found) == ["blocks.0", "blocks.1", "blocks.2"]
+    for layer, value in found.items():
+        _, gradient = hooked(model, layer, x, [0])
+        parts = gradient.split([before, placeless, 48 - before], 1)
+        others, places = parts[1], torch.cat([parts[0], parts[2]], 1)
+        torch.testing.assert_close(value, places.mT.unflatten(2, (6, 8)), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found.prefixes[layer], others.mT, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(24, 1), (24, 8), (6, 1), (24, 16)])
+def test_tokens_of_no_place_among_the_others_are_refused(before: int, placeless: int) -> None:
+    model, x = seeded(lambda: Tokenized(before, placeless)), torch.randn(1, 3, 24, 32).double()
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "blocks.1")
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(0, 1), (0, 8), (48, 1), (6, 1), (24, 1)])
+def test_a_guess_at_tokens_that_are_mixed_where_they_first_show_is_refused(before: int, placeless: int) -> None:
+    model, x = seeded(lambda: Tokenized(before, placeless, is_bare=True)), torch.randn(1, 3, 24, 32).double()
+    assert layouts_of(model, ["blocks.1"], x, {}, 64) == {"blocks.1": None}
+    plain = seeded(lambda: Tokenized(before, 0, is_bare=True))
+    assert layouts_of(plain, ["blocks.1"], x, {}, 64) == {"blocks.1": Layout("bnc", 0, (6, 8))}
+
+
 def test_layers_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Probe] = []
-    monkeypatch.setattr("pellucid.layouts.measured", lambda probe: looked.append(probe) or measured(probe))
+    monkeypatch.setattr("pellucid.layouts.measured", lambda *given: looked.append(given[0]) or measured(*given))
     monkeypatch.setattr("pellucid.layouts._told", lambda *_: None)
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, depths=(2, 2, 4, 2)).eval()
     blocks = [name for name in pl.layer_names(model) if ".blocks." in name]
@@ -331,7 +389,7 @@ def test_what_is_declared_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["channels_first", "channels_last", "tokens(prefix=1)", "bwhc", "bcn(prefix=5, grid=(3, 4))"]
+    "text", ["channels_first", "channels_last", "tokens(prefix=1)", "bwhc", "bcn(prefix=5, grid=(3, 4), suffix=2)"]
 )
 def test_a_layout_goes_to_text_and_back(text: str) -> None:
     assert layout(str(layout(text))) == layout(text)
