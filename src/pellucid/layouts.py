@@ -197,7 +197,7 @@ _HALVES = 4  # of a map, along both sides
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
 PLACELESS = 16  # most tokens that are tried as having no place, before or after the others, where it is not known
 STILL = 1e-5  # of the most that a token changes from image to image; what changes less does not depend on it
-MOVED = 4.0  # how many times further the center must move along height by a step along it than by any other
+MOVED = 4.0  # how many times further than along channels the center must move along height and width
 FAR = 0.25  # of the image's side: half of how far the centers of its halves are apart
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
 CLEAR = 0.95  # a correlation after which the other dimension need not be looked at
@@ -322,9 +322,9 @@ def _of_places(probe: Probe) -> Layout | None:
         # The three dimensions are numbered 0, 1, 2, whose sum is 3.
         channels = 3 - height - width
         upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
-        # Nor does a step along one move the center along the other, as steps along both sides of attention do.
-        others = max(*moves[channels].tolist(), float(moves[height, 1]), float(moves[width, 0]))
-        clear = min(moves[height, 0], moves[width, 1]) > margin * others
+        own = min(moves[height, 0], moves[width, 1])
+        # Steps along both sides of attention move the center along height, more than along width.
+        clear = own > max(margin * moves[channels].max(), moves[height, 1], moves[width, 0])
         if clear and upright:
             return _lettered(channels, height, width)
     return None
