@@ -162,7 +162,7 @@ def of_convolutions(output: Tensor) -> bool:
 
 
 # Nodes behind which height and width may be exchanged or run backwards, as they may behind a node of one's own.
-_TURNING = re.compile("Permute|Transpose|T$|Rot90|Flip|AsStrided|GridSampler")
+_TURNING = re.compile("Permute|Transpose|T$|Rot90|Flip|Roll|Index|Gather|Take|AsStrided|GridSampler")
 
 
 def may_turn(output: Tensor) -> bool:
@@ -183,6 +183,35 @@ def may_turn(output: Tensor) -> bool:
     return False
 
 
+# Nodes before the first convolution that leave each place where it is, as a normalization and a resizing do.
+_STAYING = re.compile(
+    "Abs|Add|Clamp|Clone|Div|Exp|Log|Mul|Neg|Pow|Sqrt|Sub|ToCopy|Unsqueeze|Upsample|NativeBatchNorm|AccumulateGrad"
+)
+# Nodes of layers, which a first convolution has none of before it.
+_MIXING = re.compile("Convolution|Softmax|Attention|Addmm|LayerNorm")
+
+
+def _may_move(output: Tensor) -> bool:
+    """Whether something between the image and the output of the first convolution may have moved or cut the image.
+
+    It has not if the convolution is not the first, behind which places look too widely to tell.
+    """
+    pending, known = [before for before, _ in output.grad_fn.next_functions] if output.grad_fn else [], {None}
+    moves = False
+    while pending:
+        node: Any = pending.pop()
+        if node in known:
+            continue
+        known.add(node)
+        name = node.name().rpartition("::")[2]
+        if _MIXING.search(name):
+            return False
+        of_channels = name.startswith(("Select", "Slice", "Split", "Cat")) and getattr(node, "_saved_dim", 0) == 1
+        moves = moves or not (of_channels or _STAYING.match(name))
+        pending += [before for before, _ in node.next_functions]
+    return moves
+
+
 def _shuffles_channels(node: Any, name: str) -> bool:
     if name != "Transpose" or len(shape := node._input_metadata[0].shape) != 5:
         return False
@@ -194,6 +223,8 @@ def _shuffles_channels(node: Any, name: str) -> bool:
 TOKENS = 24  # looked at to find a grid
 COPIES = 7  # of the image, at which a pass looks at once; tokens that come before the batch are never so many
 _HALVES = 4  # of a map, along both sides
+STRIPS = 4  # of a map, along each side, by whose order its displacement is told
+DISPLACED = 0.05  # of the image's side, from which on a displacement is said
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
 PLACELESS = 16  # most tokens that are tried as having no place, before or after the others, where it is not known
 STILL = 1e-5  # of the most that a token changes from image to image; what changes less does not depend on it
@@ -306,6 +337,32 @@ def oriented(probe: Probe, layout: Layout = Layout()) -> Layout | None:
     return None if bool(mirrored.any()) else layout
 
 
+def displacement(probe: Probe) -> float | None:
+    """How far a map (R, C, h, w) lies at most from where it looks, as a share of the image's side.
+
+    None is one whose places look in another order, as where the image was rolled or mirrored before.
+    """
+    sizes, shares = probe.output.shape[2:], (torch.arange(STRIPS) + 0.5) / STRIPS
+    far = 0.0
+    for axis, size in enumerate(sizes):
+        if size < STRIPS:
+            return 0.0
+        bands = torch.arange(size) * STRIPS // size == torch.arange(STRIPS)[:, None]
+        shape = (STRIPS, 1, size, 1) if axis == 0 else (STRIPS, 1, 1, size)
+        seen = probe.looks(bands.view(shape).to(probe.output).expand(STRIPS, *probe.output.shape[1:]))
+        # What looks at nothing is padding.
+        is_seen = seen.sum((1, 2)).cpu() > 0
+        centers = _centers(seen)[:, axis].cpu()
+        middles = (torch.arange(seen.shape[axis + 1]) + 0.5) / seen.shape[axis + 1]
+        spread = (seen.sum(2 - axis).cpu() @ (middles.to(centers)[:, None] - centers).square()).diagonal().sqrt()
+        steps = centers[is_seen].diff()
+        # A band of what lies in order looks at less than the way to the next one.
+        if not bool((steps > spread[is_seen][1:].minimum(spread[is_seen][:-1])).all()):
+            return None
+        far = max([far, *(centers - shares.to(centers))[is_seen].abs().tolist()])
+    return far
+
+
 def _of_places(probe: Probe) -> Layout | None:
     shape = list(probe.output.shape[1:])
     if shape.count(1) >= 2:  # a single place
@@ -409,7 +466,7 @@ def _ends_of_places(placeless: Tensor | None, count: int) -> list[tuple[int, int
 FoundLayout = Layout | InvalidLayer | None
 # Found of a model by the layer's name, or its kind, and the image's shape.
 _Found = dict[tuple[Any, torch.Size], FoundLayout]
-_LAYOUTS, _LAST_MAP, _ROWS, _PLACELESS = "layouts", "last map", "rows", "placeless"
+_LAYOUTS, _LAST_MAP, _ROWS, _PLACELESS, _DISPLACED = "layouts", "last map", "rows", "placeless", "displaced"
 
 
 def layouts_of(
@@ -428,8 +485,14 @@ def layouts_of(
     size = images.shape[1:]
     given |= _refused(model, [name for name in given if name in layers and name != INPUT], found, images)
     unknown = [name for name in layers if name not in given and (name, size) not in found]
-    outputs, refused = _probed(model, unknown, images, 1)
-    found |= {(name, size): error for name, error in refused.items()}
+    convolutions = (name for name, module in model.named_modules() if name and isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    outputs, refused = _probed(model, [*unknown, first] if first and unknown else unknown, images, 1)
+    if first in outputs and not _lies_in_order(model, first, outputs[first].output, images, max_batch):
+        found |= {(name, size): None for name in unknown}
+        unknown = []
+    outputs = {name: outputs[name] for name in unknown if name in outputs}
+    found |= {(name, size): error for name, error in refused.items() if name in unknown}
     told = {name: _told(model, name, probe) for name, probe in outputs.items()}
     # The order of dimensions is sure there; only whether height and width were exchanged has to be measured.
     turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
@@ -440,6 +503,29 @@ def layouts_of(
     found |= {(name, size): one for name, one in _measured(model, found, unclear, images, max_batch).items()}
     everything = {name: found[name, size] for name in layers if (name, size) in found} | given
     return {name: everything[name] for name in layers if name in everything}
+
+
+def _lies_in_order(model: nn.Module, first: str, output: Tensor, images: Tensor, max_batch: int) -> bool:
+    """Whether a model hands its images to the first convolution in order, or turned, which each layer tells."""
+    known: dict[torch.Size, float | None] = remembered(model, _DISPLACED)
+    size = images.shape[1:]
+    if size not in known:
+        known[size] = 0.0
+        if output.dim() == 4 and len(output) == 1 and _may_move(output):
+            probes, _ = _probed(model, [first], images, min(STRIPS, max_batch))
+            way = oriented(probes[first])
+            # Whether it was turned is told layer by layer.
+            known[size] = displacement(probes[first]) if way == Layout() else 0.0 if way else None
+    return known[size] is not None
+
+
+def displaced(model: nn.Module, images: Tensor) -> float:
+    """How far a model's maps lie from their places in images, as a share of the side (``layouts_of``).
+
+    Below ``DISPLACED`` and two pixels it is 0, as of a convolution that pads one side by a pixel more.
+    """
+    share = remembered(model, _DISPLACED).get(images.shape[1:]) or 0.0
+    return share if share > max(DISPLACED, 2 / min(images.shape[-2:])) else 0.0
 
 
 def _refused(model: nn.Module, declared: Sequence[str], found: _Found, images: Tensor) -> dict[str, InvalidLayer]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.errors import InvalidLayer, InvalidParameter, SkippedLayerWarning
-from pellucid.layouts import Layout, Probe, layout, layouts_of, measured, nearest_grid
+from pellucid.layouts import Layout, Probe, displaced, layout, layouts_of, measured, nearest_grid
 from tests.networks import images, relative_error, seeded
 
 timm = pytest.importorskip("timm")
@@ -736,6 +736,9 @@ def test_tokens_before_the_batch_are_never_taken_for_images(size: tuple[int, int
         pl.method("gradient")(model, x, 0, "mixing", max_batch=max_batch, layouts={"mixing": "tokens"})
 
 
+BACKWARDS = torch.arange(23, -1, -1)
+
+
 class Turns(nn.Module):
     """Convolutions of an image that is turned, mirrored or shuffled before."""
 
@@ -787,7 +790,9 @@ def test_the_map_behind_an_exchange_of_height_and_width_is_the_images(
     assert found["one"].shape[2:] == found["two"].shape[2:] == size
 
 
-@pytest.mark.parametrize("turn", [lambda x: x.flip(2), lambda x: x.flip(-1), lambda x: x.rot90(1, (2, 3))])
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.flip(2), lambda x: x[..., BACKWARDS[-12:]], lambda x: x.rot90(1, (2, 3))]
+)
 def test_a_map_that_is_mirrored_is_refused_and_may_be_declared(turn: Callable[[Tensor], Tensor]) -> None:
     model, x = seeded(lambda: Turns(turn)), torch.randn(2, 3, 12, 12).double()
     with pytest.raises(InvalidLayer, match="cannot be told"):
@@ -797,6 +802,83 @@ def test_a_map_that_is_mirrored_is_refused_and_may_be_declared(turn: Callable[[T
         12,
         12,
     )
+
+
+class Before(nn.Module):
+    """Convolutions of an image to which something is done before."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change, self.one, self.two = change, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(self.change(x)).relu()).square().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[..., BACKWARDS],
+        lambda x: x[:, :, BACKWARDS],
+        lambda x: x.index_select(3, BACKWARDS),
+        lambda x: x.gather(3, BACKWARDS.expand_as(x)),
+        lambda x: x @ torch.eye(24).flip(0).to(x),
+        lambda x: x.roll(12, 3),
+        lambda x: x.roll(3, 2),
+        lambda x: x[..., torch.randperm(24, generator=torch.Generator().manual_seed(0))],
+        lambda x: torch.cat([x, x], 3),
+    ],
+)
+def test_images_that_are_reordered_before_the_first_convolution_are_seen(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    assert layouts_of(model, ["one", "two"], x, {}, 64) == {"one": None, "two": None}
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "two")
+
+
+@pytest.mark.parametrize(
+    ("change", "least"),
+    [
+        (lambda x: x[..., 6:18, 6:18], 0.18),
+        (lambda x: F.pad(x, (0, 12, 0, 0)), 0.2),
+        (lambda x: F.pad(x, (0, 72, 0, 0)), 0.3),
+    ],
+    ids=["cut", "padded", "padded far"],
+)
+def test_images_that_are_cut_or_padded_before_the_first_convolution_are_said(
+    change: Callable[[Tensor], Tensor], least: float
+) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    for _ in range(2):
+        with pytest.warns(pl.DisplacedMapWarning, match=r"'two' lies up to .* pads images") as said:
+            pl.method("gradient")(model, x, 0, ["input", "two"])
+        assert len(said) == 1
+    assert displaced(model, x) >= least
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: F.interpolate(2 * x - 1, (20, 30), mode="bicubic"),
+        lambda x: torch.cat([x[:, [0]].clamp(-3, 3) / 2, x[:, 1:]], 1),
+        lambda x: F.pad(x, (0, 1, 0, 1)),
+        lambda x: x.permute(0, 2, 3, 1).mul(2).permute(0, 3, 1, 2),
+    ],
+)
+def test_images_that_stay_in_place_are_not_displaced(change: Callable[[Tensor], Tensor]) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    assert layouts_of(model, ["two"], x, {}, 64) == {"two": Layout()}
+    assert displaced(model, x) == 0
+
+
+def test_an_ordinary_network_is_passed_once_for_its_layouts() -> None:
+    model, x = seeded(lambda: Before(lambda x: x / 2)), torch.randn(1, 3, 24, 24).double()
+    passes = []
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    layouts_of(model, ["one", "two"], x, {}, 64)
+    assert passes == [1]
 
 
 @pytest.mark.parametrize(
