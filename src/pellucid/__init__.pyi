@@ -5,6 +5,7 @@ from .data.sources import open_images
 from .errors import (
     CanceledMapWarning,
     CompletenessWarning,
+    DisplacedMapWarning,
     EmptyMapWarning,
     FlatMapWarning,
     ImageMapWarning,
@@ -69,6 +70,7 @@ __all__ = [
     "DeepLift",
     "Detection",
     "Difference",
+    "DisplacedMapWarning",
     "Edges",
     "EmptyMapWarning",
     "EpsilonLRP",

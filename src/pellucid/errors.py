@@ -218,6 +218,10 @@ class TokenWarning(FlatMapWarning, EmptyMapWarning):
     """An attribution is zero at all places: only the class token is read after the layer."""
 
 
+class DisplacedMapWarning(LayerWarning):
+    """A hidden layer's map lies elsewhere than in the image: the model cuts or pads images before its layers."""
+
+
 class PatternWarning(LayerWarning):
     """Under a variant that takes the checkerboard away, a map still has one: something else prints it."""
 

@@ -396,6 +396,15 @@ class Running(list[tuple[str, ...]]):
 
 
 @contextmanager
+def watched(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call a hook with each module, its arguments and its output during a forward pass."""
+    with Undo() as undo:
+        for module in model.modules():
+            _hook(undo, module, hook)
+        yield
+
+
+@contextmanager
 def running_modules(model: nn.Module) -> Iterator[Running]:
     """The modules that this thread's forward pass is in at the moment, outermost first, each by its names.
 

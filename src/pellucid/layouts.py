@@ -1,9 +1,9 @@
 """Layouts: which dimension of a layer's output is the batch, the channels, height and width, or tokens.
 
-A convolution gives (B, C, h, w), Swin's blocks (B, h, w, C), a vision transformer's (B, N, C), N = prefix + h w
-tokens that run row by row. A layout turns each of them into (B, C, h, w), in which attributions are handed out. It
-is declared, known (from convolutions, or from what the model says of itself), or measured; else the layer is
-refused.
+A convolution gives (B, C, h, w), Swin's blocks (B, h, w, C), a vision transformer's (B, N, C), N = prefix + h w +
+suffix tokens, of which those of places run row by row. A layout turns each of them into (B, C, h, w), in which
+attributions are handed out. It is declared, known (from convolutions, or from what the model says of itself), or
+measured; else the layer is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from .errors import InvalidLayer, InvalidParameter, brief
-from .layers import INPUT, captured, fits_glob, layer_names, remembered
+from .layers import INPUT, captured, fits_glob, layer_names, remembered, watched
 from .outputs import tensor_in
 from .passes import exact
 from .undo import Guard
@@ -33,13 +33,15 @@ NAMED = {"channels_first": "bchw", "channels_last": "bhwc", "tokens": "bnc", "ve
 class Layout:
     """The dimensions of a layer's output, one letter each: b batch, c channels, h height, w width, n tokens.
 
-    ``prefix`` tokens, such as a class token, come before the h w tokens of places, which run row by row. ``grid``
-    is (h, w); None is the factors of their number whose ratio is nearest to the image's.
+    ``prefix`` tokens, such as a class token, come before the h w tokens of places, which run row by row, and
+    ``suffix`` after them. ``grid`` is (h, w); None is the factors of their number whose ratio is nearest to the
+    image's.
     """
 
     dims: str = "bchw"
     prefix: int = 0
     grid: tuple[int, int] | None = None
+    suffix: int = 0
 
     def __post_init__(self) -> None:
         if "".join(sorted(self.dims)) not in ("bchw", "bcn", "bc"):
@@ -49,13 +51,14 @@ class Layout:
             )
         if self.dims[0] != "b":
             raise InvalidParameter(f"layout {self.dims!r}: a layer's first dimension must be the batch's")
-        if self.prefix and "n" not in self.dims:
-            raise InvalidParameter(f"layout {self.dims!r} has no tokens, so none can be a prefix")
+        if (self.prefix or self.suffix) and "n" not in self.dims:
+            raise InvalidParameter(f"layout {self.dims!r} has no tokens, so none can be a prefix or suffix")
 
     def __str__(self) -> str:
         name = next((name for name, dims in NAMED.items() if dims == self.dims), self.dims)
         settings = [f"prefix={self.prefix}"] if self.prefix else []
         settings += [f"grid={self.grid}"] if self.grid else []
+        settings += [f"suffix={self.suffix}"] if self.suffix else []
         return f"{name}({', '.join(settings)})" if settings else name
 
     @property
@@ -68,7 +71,7 @@ class Layout:
         return None if "n" in self.dims else Layout(self.dims.translate(str.maketrans("hw", "wh")))
 
     def split(self, output: Tensor, image: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """An output as the map of its places (B, C, h, w) and the prefix tokens (B, C, prefix).
+        """An output as the map of its places (B, C, h, w) and the tokens of none (B, C, prefix + suffix).
 
         ``image`` is the image's size, whose ratio the grid has if none is given. A vector stays as it is.
 
@@ -80,22 +83,23 @@ class Layout:
         ordered = output.permute(*(self.dims.index(letter) for letter in sorted(self.dims)))  # b, c, then places
         if "n" not in self.dims:
             return ordered, output.new_zeros(*ordered.shape[:2], 0)
-        places = ordered.shape[2] - self.prefix
+        places = ordered.shape[2] - self.prefix - self.suffix
         height, width = self.grid or nearest_grid(places, image)
         if places != height * width:
-            raise InvalidParameter(
-                f"layout {self} does not fit {ordered.shape[2]} tokens: not {self.prefix} + {height} x {width}"
-            )
-        return ordered[..., self.prefix :].unflatten(2, (height, width)), ordered[..., : self.prefix]
+            wanted = f"{self.prefix} + {height} x {width}" + (f" + {self.suffix}" if self.suffix else "")
+            raise InvalidParameter(f"layout {self} does not fit {ordered.shape[2]} tokens: not {wanted}")
+        before, maps, after = ordered.split([self.prefix, places, self.suffix], 2)
+        return maps.unflatten(2, (height, width)), torch.cat([before, after], 2)
 
-    def join(self, maps: Tensor, prefix: Tensor) -> Tensor:
-        """The output whose ``split`` gives these maps and prefix tokens."""
-        ordered = torch.cat([prefix, maps.flatten(2)], 2) if "n" in self.dims else maps
+    def join(self, maps: Tensor, others: Tensor) -> Tensor:
+        """The output whose ``split`` gives these maps and tokens of no place."""
+        before, after = others[..., : self.prefix], others[..., self.prefix :]
+        ordered = torch.cat([before, maps.flatten(2), after], 2) if "n" in self.dims else maps
         return ordered.permute(*(sorted(self.dims).index(letter) for letter in self.dims))
 
 
 def layout(text: str) -> Layout:
-    """A layout from text: ``channels_last``, ``tokens(prefix=1)``, ``tokens(prefix=5, grid=(14, 14))``, ``bwhc``.
+    """A layout from text: ``channels_last``, ``tokens(prefix=1)``, ``tokens(grid=(14, 14), suffix=5)``, ``bwhc``.
 
     Raises:
         InvalidParameter: text that is none of these.
@@ -106,7 +110,7 @@ def layout(text: str) -> Layout:
         if not isinstance(call, ast.Call):
             raise ValueError(rest)
         settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-        if call.args or settings.keys() - {"prefix", "grid"}:
+        if call.args or settings.keys() - {"prefix", "grid", "suffix"}:
             raise ValueError(rest)
         return Layout(NAMED.get(name, name), **settings)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
@@ -158,7 +162,7 @@ def of_convolutions(output: Tensor) -> bool:
 
 
 # Nodes behind which height and width may be exchanged or run backwards, as they may behind a node of one's own.
-_TURNING = re.compile("Permute|Transpose|T$|Rot90|Flip|AsStrided|GridSampler")
+_TURNING = re.compile("Permute|Transpose|T$|Rot90|Flip|Roll|Index|Gather|Take|AsStrided|GridSampler")
 
 
 def may_turn(output: Tensor) -> bool:
@@ -179,6 +183,35 @@ def may_turn(output: Tensor) -> bool:
     return False
 
 
+# Nodes before the first convolution that leave each place where it is, as a normalization and a resizing do.
+_STAYING = re.compile(
+    "Abs|Add|Clamp|Clone|Div|Exp|Log|Mul|Neg|Pow|Sqrt|Sub|ToCopy|Unsqueeze|Upsample|NativeBatchNorm|AccumulateGrad"
+)
+# Nodes of layers, which a first convolution has none of before it.
+_MIXING = re.compile("Convolution|Softmax|Attention|Addmm|LayerNorm")
+
+
+def _may_move(output: Tensor) -> bool:
+    """Whether something between the image and the output of the first convolution may have moved or cut the image.
+
+    It has not if the convolution is not the first, behind which places look too widely to tell.
+    """
+    pending, known = [before for before, _ in output.grad_fn.next_functions] if output.grad_fn else [], {None}
+    moves = False
+    while pending:
+        node: Any = pending.pop()
+        if node in known:
+            continue
+        known.add(node)
+        name = node.name().rpartition("::")[2]
+        if _MIXING.search(name):
+            return False
+        of_channels = name.startswith(("Select", "Slice", "Split", "Cat")) and getattr(node, "_saved_dim", 0) == 1
+        moves = moves or not (of_channels or _STAYING.match(name))
+        pending += [before for before, _ in node.next_functions]
+    return moves
+
+
 def _shuffles_channels(node: Any, name: str) -> bool:
     if name != "Transpose" or len(shape := node._input_metadata[0].shape) != 5:
         return False
@@ -190,8 +223,11 @@ def _shuffles_channels(node: Any, name: str) -> bool:
 TOKENS = 24  # looked at to find a grid
 COPIES = 7  # of the image, at which a pass looks at once; tokens that come before the batch are never so many
 _HALVES = 4  # of a map, along both sides
+STRIPS = 4  # of a map, along each side, by whose order its displacement is told
+DISPLACED = 0.05  # of the image's side, from which on a displacement is said
 DRAWS = 4  # of random numbers, over which the centers of halves are averaged
-PREFIX = 8  # most tokens that stand before those of places
+PLACELESS = 16  # most tokens that are tried as having no place, before or after the others, where it is not known
+STILL = 1e-5  # of the most that a token changes from image to image; what changes less does not depend on it
 MOVED = 4.0  # how many times further than along channels the center must move along height and width
 FAR = 0.25  # of the image's side: half of how far the centers of its halves are apart
 CORRELATED = 0.8  # of the tokens' centers with the places that a grid gives them
@@ -238,11 +274,15 @@ class Probe:
         return looked / looked.sum((1, 2), keepdim=True).clamp_min(torch.finfo(looked.dtype).tiny)
 
 
-def measured(probe: Probe) -> Layout | None:
+# Of a dimension, 1 or 2, of so many tokens, which of them have no place; of those missing it is not known.
+Placeless = Mapping[tuple[int, int], Tensor]
+
+
+def measured(probe: Probe, placeless: Placeless | None = None) -> Layout | None:
     """The layout of an output (R, d1, d2[, d3]) by where the indices of each dimension look; None if unclear.
 
     A step along height moves the center of the gradient at the image down, along width to the right, along
-    channels nowhere; tokens step along width first.
+    channels nowhere; tokens step along width first, but for those that are ``placeless``.
     """
     if not probe.output.requires_grad:
         return Layout()  # there is no gradient to look along, and so none for a map either, which will be said
@@ -252,7 +292,7 @@ def measured(probe: Probe) -> Layout | None:
         case 2:
             return Layout("bc")
         case 3:
-            return _of_tokens(probe)
+            return _of_tokens(probe, placeless or {})
         case 4:
             return _of_places(probe)
         case _:
@@ -297,6 +337,32 @@ def oriented(probe: Probe, layout: Layout = Layout()) -> Layout | None:
     return None if bool(mirrored.any()) else layout
 
 
+def displacement(probe: Probe) -> float | None:
+    """How far a map (R, C, h, w) lies at most from where it looks, as a share of the image's side.
+
+    None is one whose places look in another order, as where the image was rolled or mirrored before.
+    """
+    sizes, shares = probe.output.shape[2:], (torch.arange(STRIPS) + 0.5) / STRIPS
+    far = 0.0
+    for axis, size in enumerate(sizes):
+        if size < STRIPS:
+            return 0.0
+        bands = torch.arange(size) * STRIPS // size == torch.arange(STRIPS)[:, None]
+        shape = (STRIPS, 1, size, 1) if axis == 0 else (STRIPS, 1, 1, size)
+        seen = probe.looks(bands.view(shape).to(probe.output).expand(STRIPS, *probe.output.shape[1:]))
+        # What looks at nothing is padding.
+        is_seen = seen.sum((1, 2)).cpu() > 0
+        centers = _centers(seen)[:, axis].cpu()
+        middles = (torch.arange(seen.shape[axis + 1]) + 0.5) / seen.shape[axis + 1]
+        spread = (seen.sum(2 - axis).cpu() @ (middles.to(centers)[:, None] - centers).square()).diagonal().sqrt()
+        steps = centers[is_seen].diff()
+        # A band of what lies in order looks at less than the way to the next one.
+        if not bool((steps > spread[is_seen][1:].minimum(spread[is_seen][:-1])).all()):
+            return None
+        far = max([far, *(centers - shares.to(centers))[is_seen].abs().tolist()])
+    return far
+
+
 def _of_places(probe: Probe) -> Layout | None:
     shape = list(probe.output.shape[1:])
     if shape.count(1) >= 2:  # a single place
@@ -308,10 +374,14 @@ def _of_places(probe: Probe) -> Layout | None:
         signed = found[:, 1] - found[:, 0]  # (dimension of the output, axis of the image)
         moves = signed.abs()
         height, width = (int(axis.argmax()) for axis in moves.T)
+        if height == width:
+            continue
         # The three dimensions are numbered 0, 1, 2, whose sum is 3.
         channels = 3 - height - width
         upright = bool(signed[height, 0] > 0) and bool(signed[width, 1] > 0)
-        clear = height != width and min(moves[height, 0], moves[width, 1]) > margin * moves[channels].max()
+        own = min(moves[height, 0], moves[width, 1])
+        # Steps along both sides of attention move the center along height, more than along width.
+        clear = own > max(margin * moves[channels].max(), moves[height, 1], moves[width, 0])
         if clear and upright:
             return _lettered(channels, height, width)
     return None
@@ -338,37 +408,56 @@ def _centers(seen: Tensor) -> Tensor:
     return torch.stack([seen.sum(2) @ rows.to(seen), seen.sum(1) @ columns.to(seen)], 1) / total[:, None]
 
 
-def _of_tokens(probe: Probe) -> Layout | None:
+def _of_tokens(probe: Probe, placeless: Placeless) -> Layout | None:
     # Tokens before channels is by far the more common order, so
     # the other is looked at only where this one is doubtful.
-    fit, prefix, grid = _grid(probe, 0)
-    dims = "bnc"
+    fit, layout = _fitting(probe, "bnc", placeless)
     if fit < CLEAR:
-        fit, prefix, grid, dims = max((fit, prefix, grid, dims), (*_grid(probe, 1), "bcn"))
-    return Layout(dims, prefix, grid) if fit > CORRELATED else None
+        fit, layout = max((fit, layout), _fitting(probe, "bcn", placeless), key=lambda one: one[0])
+    return layout if fit > CORRELATED else None
 
 
-def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
-    """How well a dimension's indices are the tokens of a grid (a correlation), and of which prefix and grid."""
-    count = probe.output.shape[dim + 1]
+def _fitting(probe: Probe, dims: str, placeless: Placeless) -> tuple[float, Layout]:
+    """How well a dimension's indices are the tokens of a grid (a correlation), and of which layout."""
+    dim = dims.index("n")
+    count = probe.output.shape[dim]
     tokens = torch.linspace(0, count - 1, min(TOKENS, count)).long()
     chosen = torch.zeros(len(tokens), *probe.output.shape[1:])
     for row, token in enumerate(tokens.tolist()):
-        chosen[row].select(dim, token).fill_(1)
+        chosen[row].select(dim - 1, token).fill_(1)
     seen = probe.looks(chosen.to(probe.output))
     # What all tokens look at, through attention, says nothing of where each of them is.
     found = _centers((seen - seen.mean(0)).clamp_min(0)).cpu()
     image = (probe.images.shape[-2], probe.images.shape[-1])
-    best = (0.0, 0, (0, 0))
-    # A wrong prefix shifts all tokens along their rows, so that only the right one lines up with where they look.
-    for prefix in range(min(PREFIX + 1, count - 1)):
-        height, width = nearest_grid(count - prefix, image)
-        place = tokens[tokens >= prefix] - prefix
-        expected = torch.stack([(place // width + 0.5) / height, (place % width + 0.5) / width], 1).to(found)
-        pairs = torch.stack([expected.T.flatten(), found[tokens >= prefix].T.flatten()])
-        fit = float(torch.corrcoef(pairs)[0, 1])
-        best = max(best, (fit, prefix, (height, width)), key=lambda one: one[0])
-    return best
+    known = placeless.get((dim, count))
+    first, *others = [
+        Layout(dims, prefix, nearest_grid(count - prefix - suffix, image), suffix)
+        for prefix, suffix in _ends_of_places(known, count)
+    ] or [Layout(dims)]
+    fit = _fit(first, tokens, found, count)
+    # Where it is not known which tokens have no place, those that look as if some came
+    # before or after the places may as well have one among them, so that nothing is sure.
+    return (fit, first) if all(_fit(other, tokens, found, count) < fit for other in others) else (0.0, first)
+
+
+def _fit(layout: Layout, tokens: Tensor, centers: Tensor, count: int) -> float:
+    """How well the centers at which some of so many tokens look are the places that a layout gives them."""
+    if layout.grid is None:
+        return 0.0
+    inside = (tokens >= layout.prefix) & (tokens < count - layout.suffix)
+    place, (height, width) = tokens[inside] - layout.prefix, layout.grid
+    expected = torch.stack([(place // width + 0.5) / height, (place % width + 0.5) / width], 1).to(centers)
+    return float(torch.corrcoef(torch.stack([expected.T.flatten(), centers[inside].T.flatten()]))[0, 1])
+
+
+def _ends_of_places(placeless: Tensor | None, count: int) -> list[tuple[int, int]]:
+    """How many tokens may come before those of places, and after them; empty if some stand among them."""
+    if placeless is None:
+        most = min(PLACELESS, count - 2)
+        return [(0, 0)] + [ends for some in range(1, most + 1) for ends in ((some, 0), (0, some))]
+    placed = (~placeless).nonzero()
+    first, last = int(placed[0]), int(placed[-1])
+    return [(first, count - 1 - last)] if last - first + 1 == len(placed) else []
 
 
 # Of a model's layers.
@@ -377,7 +466,7 @@ def _grid(probe: Probe, dim: int) -> tuple[float, int, tuple[int, int]]:
 FoundLayout = Layout | InvalidLayer | None
 # Found of a model by the layer's name, or its kind, and the image's shape.
 _Found = dict[tuple[Any, torch.Size], FoundLayout]
-_LAYOUTS, _LAST_MAP, _ROWS = "layouts", "last map", "rows"
+_LAYOUTS, _LAST_MAP, _ROWS, _PLACELESS, _DISPLACED = "layouts", "last map", "rows", "placeless", "displaced"
 
 
 def layouts_of(
@@ -396,9 +485,15 @@ def layouts_of(
     size = images.shape[1:]
     given |= _refused(model, [name for name in given if name in layers and name != INPUT], found, images)
     unknown = [name for name in layers if name not in given and (name, size) not in found]
-    outputs, refused = _probed(model, unknown, images, 1)
-    found |= {(name, size): error for name, error in refused.items()}
-    told = {name: _told(model, name, probe.output) for name, probe in outputs.items()}
+    convolutions = (name for name, module in model.named_modules() if name and isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    outputs, refused = _probed(model, [*unknown, first] if first and unknown else unknown, images, 1)
+    if first in outputs and not _lies_in_order(model, first, outputs[first].output, images, max_batch):
+        found |= {(name, size): None for name in unknown}
+        unknown = []
+    outputs = {name: outputs[name] for name in unknown if name in outputs}
+    found |= {(name, size): error for name, error in refused.items() if name in unknown}
+    told = {name: _told(model, name, probe) for name, probe in outputs.items()}
     # The order of dimensions is sure there; only whether height and width were exchanged has to be measured.
     turning = [name for name, one in told.items() if one is None and _is_of_convolutions(outputs[name].output)]
     probes, _ = _probed(model, turning, images, min(_HALVES, max_batch))
@@ -408,6 +503,29 @@ def layouts_of(
     found |= {(name, size): one for name, one in _measured(model, found, unclear, images, max_batch).items()}
     everything = {name: found[name, size] for name in layers if (name, size) in found} | given
     return {name: everything[name] for name in layers if name in everything}
+
+
+def _lies_in_order(model: nn.Module, first: str, output: Tensor, images: Tensor, max_batch: int) -> bool:
+    """Whether a model hands its images to the first convolution in order, or turned, which each layer tells."""
+    known: dict[torch.Size, float | None] = remembered(model, _DISPLACED)
+    size = images.shape[1:]
+    if size not in known:
+        known[size] = 0.0
+        if output.dim() == 4 and len(output) == 1 and _may_move(output):
+            probes, _ = _probed(model, [first], images, min(STRIPS, max_batch))
+            way = oriented(probes[first])
+            # Whether it was turned is told layer by layer.
+            known[size] = displacement(probes[first]) if way == Layout() else 0.0 if way else None
+    return known[size] is not None
+
+
+def displaced(model: nn.Module, images: Tensor) -> float:
+    """How far a model's maps lie from their places in images, as a share of the side (``layouts_of``).
+
+    Below ``DISPLACED`` and two pixels it is 0, as of a convolution that pads one side by a pixel more.
+    """
+    share = remembered(model, _DISPLACED).get(images.shape[1:]) or 0.0
+    return share if share > max(DISPLACED, 2 / min(images.shape[-2:])) else 0.0
 
 
 def _refused(model: nn.Module, declared: Sequence[str], found: _Found, images: Tensor) -> dict[str, InvalidLayer]:
@@ -444,7 +562,8 @@ def _measured(
     kinds = {name: _kind(model, name, output) for name, output in outputs.items() if kin[name] is None}
     ends = {kind: _ends(model, name, kind) for name, kind in kinds.items() if (kind, size) not in found}
     probes, _ = _probed(model, list({end for both in ends.values() for end in both}), images, copies)
-    seen = {name: measured(probe) for name, probe in probes.items()}
+    placeless = _placeless(model, images) if any(output.dim() == 3 for output in outputs.values()) else {}
+    seen = {name: measured(probe, placeless) for name, probe in probes.items()}
     for kind, both in ends.items():
         shapes = {probes[end].output.shape[1:] if end in probes else None for end in both}
         # Both ends must run, give this shape and be measured alike; else nothing is known of those between.
@@ -452,7 +571,7 @@ def _measured(
             found[kind, size] = seen[both[0]]
     apart = [name for name, kind in kinds.items() if (kind, size) not in found and name not in seen]
     probes, _ = _probed(model, apart, images, copies)
-    seen |= {name: measured(probe) for name, probe in probes.items()}
+    seen |= {name: measured(probe, placeless) for name, probe in probes.items()}
     alike = {name: kin[name] or found.get((kinds[name], size)) for name in outputs if name not in seen}
     maps = {name: one for name, one in alike.items() if isinstance(one, Layout) and one.is_map}
     return (
@@ -522,12 +641,12 @@ def _of_kin(model: nn.Module, name: str, output: Tensor, images: Tensor, max_bat
     told = layouts_of(model, (kin,), images, {}, max_batch).get(kin)
     if not isinstance(told, Layout) or told.grid is None:
         return None
-    places = output.shape[told.dims.index("n")] - told.prefix
+    places = output.shape[told.dims.index("n")] - told.prefix - told.suffix
     # Later stages merge places in steps of 2, 4 and so on, rounding up where the grid is odd.
     for step in range(1, max(told.grid) + 1):
         grid = (-(-told.grid[0] // step), -(-told.grid[1] // step))
         if grid[0] * grid[1] == places:
-            return Layout(told.dims, told.prefix, grid)
+            return replace(told, grid=grid)
     return None
 
 
@@ -548,8 +667,36 @@ def _probed(
     return {name: Probe(output, leaf) for name, output in outputs.items()}, outputs.refused
 
 
-def _random_image(images: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
+def _placeless(model: nn.Module, images: Tensor) -> Placeless:
+    """Which tokens have no place in images of this size, such as a class token, prompts or registers.
+
+    They do not depend on the image where a module first gives them, before attention mixes all of them. Left out
+    are tokens that are given mixed already: each of them depends on both halves of the image.
+    """
+    known: dict[torch.Size, dict[tuple[int, int], Tensor]] = remembered(model, _PLACELESS)
+    if images.shape[1:] in known:
+        return known[images.shape[1:]]
+    found: dict[tuple[int, int], Tensor] = known.setdefault(images.shape[1:], {})
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 3 or len(output) != 3:
+            return
+        for dim in (dim for dim in (1, 2) if (dim, output.shape[dim]) not in found):
+            changes = (exact(output[1:]) - exact(output[:1])).abs().amax(3 - dim)
+            half, whole = changes <= STILL * changes.amax(1, keepdim=True)
+            if not whole.all() and half.any():
+                found[dim, output.shape[dim]] = whole.cpu()
+
+    one, other = _random_image(images), _random_image(images, 2)
+    half = torch.cat([one[..., : one.shape[-1] // 2], other[..., one.shape[-1] // 2 :]], -1)
+    # Three images without a graph take less memory than one with it.
+    with Guard() as guard, guard.inference(False), torch.no_grad(), watched(model, look):
+        model(torch.cat([one, half, other]))
+    return found
+
+
+def _random_image(images: Tensor, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32).to(images)
 
 
@@ -599,12 +746,13 @@ def _is_of_convolutions(output: Tensor) -> bool:
     return len(output) == 1 and of_convolutions(output)
 
 
-def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
+def _told(model: nn.Module, name: str, probe: Probe) -> Layout | None:
     """A layer's layout where convolutions made its output for one image, or where the model itself tells it.
 
     The modules that hold the layer are asked, the innermost first, as timm's networks answer: ``output_fmt``,
-    ``num_prefix_tokens`` and ``patch_embed.grid_size``.
+    ``num_prefix_tokens`` and, for images of the size that the model was made for, ``patch_embed.grid_size``.
     """
+    output, size = probe.output, (probe.images.shape[-2], probe.images.shape[-1])
     if len(output) != 1:  # rows that are windows, not images, whatever made them
         return None
     if of_convolutions(output) and not may_turn(output):
@@ -614,11 +762,21 @@ def _told(model: nn.Module, name: str, output: Tensor) -> Layout | None:
         holder = model.get_submodule(".".join(parts[:depth]))
         form = str(getattr(holder, "output_fmt", "")).rpartition(".")[2]
         if output.dim() == 4 and form in ("NHWC", "NCHW"):
-            return Layout("bhwc" if form == "NHWC" else "bchw")
-        grid = getattr(getattr(holder, "patch_embed", None), "grid_size", None)
-        prefix = getattr(holder, "num_prefix_tokens", None)
-        if output.dim() == 3 and grid and isinstance(prefix, int):
+            layout = Layout("bhwc" if form == "NHWC" else "bchw")
+            # The model speaks of its maps: attention has four dimensions, too, as dropout and softmax hand it on.
+            is_map = any(True for _ in model.get_submodule(name).parameters())
+            return layout if is_map and _has_ratio(layout.split(output, size)[0], size) else None
+        patches = getattr(holder, "patch_embed", None)
+        grid, prefix = getattr(patches, "grid_size", None), getattr(holder, "num_prefix_tokens", None)
+        # For images of another size, dynamic_img_size=True makes another grid, maybe of as many places.
+        if output.dim() == 3 and grid and isinstance(prefix, int) and getattr(patches, "img_size", None) == size:
             places = int(grid[0]) * int(grid[1])
             if output.shape[1] == prefix + places:
                 return Layout("bnc", prefix, (int(grid[0]), int(grid[1])))
     return None
+
+
+def _has_ratio(maps: Tensor, image: tuple[int, int]) -> bool:
+    """Whether maps (B, C, h, w) can be an image's (H, W) at steps of equal length, but for a place at the end."""
+    height, width = maps.shape[2:]
+    return abs(height * image[1] - width * image[0]) <= max(image)

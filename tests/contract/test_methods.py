@@ -291,7 +291,7 @@ class Remembering(nn.Module):
 
 def test_points_at_a_layer_that_is_read_by_another_way_are_refused() -> None:
     model, x = Remembering().eval(), torch.rand(2, 3, 8, 8)
-    for method in (pl.Gradient().smoothed(3, space="layer"), pl.Gradient().integrated(4)):
+    for method in (pl.Gradient().smoothed(3, space="layer"), pl.Gradient().smoothed(3).integrated(4)):
         with pytest.raises(InvalidLayer, match="'low' gives is read by another way"):
             method(model, x, 0, "low")
         assert method(model, x, 0, "high")["high"].shape == (2, 4, 4, 4)

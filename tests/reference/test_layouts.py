@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 from pellucid.errors import InvalidLayer, InvalidParameter, SkippedLayerWarning
-from pellucid.layouts import Layout, Probe, layout, layouts_of, measured, nearest_grid
+from pellucid.layouts import Layout, Probe, displaced, layout, layouts_of, measured, nearest_grid
 from tests.networks import images, relative_error, seeded
 
 timm = pytest.importorskip("timm")
@@ -96,6 +96,31 @@ def test_layouts_measured_are_the_networks_own(family: str, monkeypatch: pytest.
     assert layouts_of(model, list(expected), images, {}, 64) == expected
 
 
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (16, 128)])
+def test_the_grid_of_an_image_of_another_shape_is_its_own(size: tuple[int, int]) -> None:
+    """Also where it has as many places as the grid that the model was made for."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), dynamic_img_size=True, depth=2).eval()
+    model = model.requires_grad_(False).double()
+    grid, x = (size[0] // 16, size[1] // 16), torch.randn(1, 3, *size).double()
+    found = pl.method("gradient")(model, x, 0, "blocks.0")["blocks.0"]
+    _, gradient = hooked(model, "blocks.0", x, [0])
+    torch.testing.assert_close(found, gradient[:, 1:].mT.unflatten(2, grid), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("block", ["layers.0.blocks.0", "layers.1.blocks.0"])
+def test_attention_is_no_map(block: str, seed: int) -> None:
+    """Heads, queries and keys are three dimensions behind the batch, too, where a window is the whole image."""
+    torch.manual_seed(seed)
+    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN | {"window_size": 16}).eval()
+    layers = [f"{block}.attn.softmax", f"{block}.attn.attn_drop"]
+    found = layouts_of(model, layers, torch.randn(1, 3, 64, 64), {}, 64)
+    assert found == dict.fromkeys(layers)
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, torch.randn(1, 3, 64, 64), 0, layers[0])
+
+
 class Turned(nn.Module):
     """Two convolutions, whose output is handed on with its dimensions in another order."""
 
@@ -120,16 +145,16 @@ def test_shuffled_dimensions_are_found(order: tuple[int, ...], size: tuple[int, 
 
 
 @pytest.mark.parametrize("dims", ["bchw", "bhwc", "bwhc", "bcwh", "bnc", "bcn", "bc"])
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_join_is_the_inverse_of_split(dims: str, prefix: int) -> None:
-    prefix = prefix if "n" in dims else 0
-    sizes = {"b": 2, "c": 7, "h": 3, "w": 4, "n": prefix + 12}
+@pytest.mark.parametrize(("prefix", "suffix"), [(0, 0), (1, 0), (5, 2), (0, 3)])
+def test_join_is_the_inverse_of_split(dims: str, prefix: int, suffix: int) -> None:
+    prefix, suffix = (prefix, suffix) if "n" in dims else (0, 0)
+    sizes = {"b": 2, "c": 7, "h": 3, "w": 4, "n": prefix + 12 + suffix}
     output = torch.randn([sizes[letter] for letter in dims])
-    told = Layout(dims, prefix)
-    maps, before = told.split(output, (30, 40))
+    told = Layout(dims, prefix, suffix=suffix)
+    maps, others = told.split(output, (30, 40))
     assert maps.shape == ((2, 7, 3, 4) if dims != "bc" else (2, 7))
-    assert before.shape == (2, 7, prefix)
-    assert torch.equal(told.join(maps, before), output)
+    assert others.shape == (2, 7, prefix + suffix)
+    assert torch.equal(told.join(maps, others), output)
 
 
 def test_tokens_run_row_by_row_after_their_prefix() -> None:
@@ -175,9 +200,67 @@ def test_tokens_that_look_everywhere_are_those_of_the_first_block_of_their_class
     assert layouts_of(Stages(turned=True).eval(), ["third"], images, {}, 64)["third"] != expected["third"]
 
 
+class Attending(nn.Module):
+    """A block of self-attention; ``is_bare``: without a module that gives tokens before they are mixed."""
+
+    def __init__(self, is_bare: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.is_bare = is_bare
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = F.linear(x, self.first.weight) if self.is_bare else self.first(x)
+        x = x + F.scaled_dot_product_attention(*weights.chunk(3, -1))
+        return x + F.linear(x, self.second.weight).tanh()
+
+
+class Tokenized(nn.Module):
+    """A transformer of 6 x 8 places, some of them before and the others behind tokens of no place."""
+
+    def __init__(self, before: int, placeless: int, is_bare: bool = False) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 3)
+        self.before, self.tokens = before, nn.Parameter(torch.randn(1, placeless, 12))
+        self.blocks = nn.Sequential(Attending(is_bare), Attending(is_bare), Attending(is_bare))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places, tokens = self.patches(x).flatten(2).mT, self.tokens.expand(len(x), -1, -1)
+        x = torch.cat([places[:, : self.before], tokens, places[:, self.before :]], 1)
+        return self.head(self.blocks(x).square().mean(1))
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(0, 1), (0, 21), (48, 1), (48, 4), (48, 16)])
+def test_tokens_of_no_place_are_found_before_and_after_the_others(before: int, placeless: int) -> None:
+    """As a class token, prompts and the tokens of detections are, however many."""
+    model, x = seeded(lambda: Tokenized(before, placeless)), torch.randn(1, 3, 24, 32).double()
+    found = pl.method("gradient")(model, x, 0, "blocks.*")
+    assert list(found) == ["blocks.0", "blocks.1", "blocks.2"]
+    for layer, value in found.items():
+        _, gradient = hooked(model, layer, x, [0])
+        parts = gradient.split([before, placeless, 48 - before], 1)
+        others, places = parts[1], torch.cat([parts[0], parts[2]], 1)
+        torch.testing.assert_close(value, places.mT.unflatten(2, (6, 8)), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found.prefixes[layer], others.mT, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(24, 1), (24, 8), (6, 1), (24, 16)])
+def test_tokens_of_no_place_among_the_others_are_refused(before: int, placeless: int) -> None:
+    model, x = seeded(lambda: Tokenized(before, placeless)), torch.randn(1, 3, 24, 32).double()
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "blocks.1")
+
+
+@pytest.mark.parametrize(("before", "placeless"), [(0, 1), (0, 8), (48, 1), (6, 1), (24, 1)])
+def test_a_guess_at_tokens_that_are_mixed_where_they_first_show_is_refused(before: int, placeless: int) -> None:
+    model, x = seeded(lambda: Tokenized(before, placeless, is_bare=True)), torch.randn(1, 3, 24, 32).double()
+    assert layouts_of(model, ["blocks.1"], x, {}, 64) == {"blocks.1": None}
+    plain = seeded(lambda: Tokenized(before, 0, is_bare=True))
+    assert layouts_of(plain, ["blocks.1"], x, {}, 64) == {"blocks.1": Layout("bnc", 0, (6, 8))}
+
+
 def test_layers_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Probe] = []
-    monkeypatch.setattr("pellucid.layouts.measured", lambda probe: looked.append(probe) or measured(probe))
+    monkeypatch.setattr("pellucid.layouts.measured", lambda *given: looked.append(given[0]) or measured(*given))
     monkeypatch.setattr("pellucid.layouts._told", lambda *_: None)
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, depths=(2, 2, 4, 2)).eval()
     blocks = [name for name in pl.layer_names(model) if ".blocks." in name]
@@ -306,7 +389,7 @@ def test_what_is_declared_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["channels_first", "channels_last", "tokens(prefix=1)", "bwhc", "bcn(prefix=5, grid=(3, 4))"]
+    "text", ["channels_first", "channels_last", "tokens(prefix=1)", "bwhc", "bcn(prefix=5, grid=(3, 4), suffix=2)"]
 )
 def test_a_layout_goes_to_text_and_back(text: str) -> None:
     assert layout(str(layout(text))) == layout(text)
@@ -653,6 +736,9 @@ def test_tokens_before_the_batch_are_never_taken_for_images(size: tuple[int, int
         pl.method("gradient")(model, x, 0, "mixing", max_batch=max_batch, layouts={"mixing": "tokens"})
 
 
+BACKWARDS = torch.arange(23, -1, -1)
+
+
 class Turns(nn.Module):
     """Convolutions of an image that is turned, mirrored or shuffled before."""
 
@@ -704,7 +790,9 @@ def test_the_map_behind_an_exchange_of_height_and_width_is_the_images(
     assert found["one"].shape[2:] == found["two"].shape[2:] == size
 
 
-@pytest.mark.parametrize("turn", [lambda x: x.flip(2), lambda x: x.flip(-1), lambda x: x.rot90(1, (2, 3))])
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.flip(2), lambda x: x[..., BACKWARDS[-12:]], lambda x: x.rot90(1, (2, 3))]
+)
 def test_a_map_that_is_mirrored_is_refused_and_may_be_declared(turn: Callable[[Tensor], Tensor]) -> None:
     model, x = seeded(lambda: Turns(turn)), torch.randn(2, 3, 12, 12).double()
     with pytest.raises(InvalidLayer, match="cannot be told"):
@@ -714,6 +802,83 @@ def test_a_map_that_is_mirrored_is_refused_and_may_be_declared(turn: Callable[[T
         12,
         12,
     )
+
+
+class Before(nn.Module):
+    """Convolutions of an image to which something is done before."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change, self.one, self.two = change, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(self.change(x)).relu()).square().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[..., BACKWARDS],
+        lambda x: x[:, :, BACKWARDS],
+        lambda x: x.index_select(3, BACKWARDS),
+        lambda x: x.gather(3, BACKWARDS.expand_as(x)),
+        lambda x: x @ torch.eye(24).flip(0).to(x),
+        lambda x: x.roll(12, 3),
+        lambda x: x.roll(3, 2),
+        lambda x: x[..., torch.randperm(24, generator=torch.Generator().manual_seed(0))],
+        lambda x: torch.cat([x, x], 3),
+    ],
+)
+def test_images_that_are_reordered_before_the_first_convolution_are_seen(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    assert layouts_of(model, ["one", "two"], x, {}, 64) == {"one": None, "two": None}
+    with pytest.raises(InvalidLayer, match="cannot be told"):
+        pl.method("gradient")(model, x, 0, "two")
+
+
+@pytest.mark.parametrize(
+    ("change", "least"),
+    [
+        (lambda x: x[..., 6:18, 6:18], 0.18),
+        (lambda x: F.pad(x, (0, 12, 0, 0)), 0.2),
+        (lambda x: F.pad(x, (0, 72, 0, 0)), 0.3),
+    ],
+    ids=["cut", "padded", "padded far"],
+)
+def test_images_that_are_cut_or_padded_before_the_first_convolution_are_said(
+    change: Callable[[Tensor], Tensor], least: float
+) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    for _ in range(2):
+        with pytest.warns(pl.DisplacedMapWarning, match=r"'two' lies up to .* pads images") as said:
+            pl.method("gradient")(model, x, 0, ["input", "two"])
+        assert len(said) == 1
+    assert displaced(model, x) >= least
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: F.interpolate(2 * x - 1, (20, 30), mode="bicubic"),
+        lambda x: torch.cat([x[:, [0]].clamp(-3, 3) / 2, x[:, 1:]], 1),
+        lambda x: F.pad(x, (0, 1, 0, 1)),
+        lambda x: x.permute(0, 2, 3, 1).mul(2).permute(0, 3, 1, 2),
+    ],
+)
+def test_images_that_stay_in_place_are_not_displaced(change: Callable[[Tensor], Tensor]) -> None:
+    model, x = seeded(lambda: Before(change)), torch.randn(1, 3, 24, 24).double()
+    assert layouts_of(model, ["two"], x, {}, 64) == {"two": Layout()}
+    assert displaced(model, x) == 0
+
+
+def test_an_ordinary_network_is_passed_once_for_its_layouts() -> None:
+    model, x = seeded(lambda: Before(lambda x: x / 2)), torch.randn(1, 3, 24, 24).double()
+    passes = []
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    layouts_of(model, ["one", "two"], x, {}, 64)
+    assert passes == [1]
 
 
 @pytest.mark.parametrize(

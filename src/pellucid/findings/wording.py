@@ -47,6 +47,10 @@ _NOTES = {  # of a warning: what is the matter, and the way out
         "weighs the image's own channels, so its map is the image in other colors,",
         "it is made for hidden layers: name those",
     ),
+    "DisplacedMapWarning": (
+        "lies elsewhere than in the image",
+        "the model cuts or pads images before its layers: give it images that need neither, or explain the input",
+    ),
     "PatternWarning": (
         "still has a lattice",
         "something steps over places there by an index, interpolate, reshape or a pooling, or under a surrogate "

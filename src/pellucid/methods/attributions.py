@@ -61,7 +61,7 @@ class Attributions(Mapping[str, Tensor]):
     ``answer`` names. ``residuals`` holds, for the layers
     of a method that promises completeness, sum(attribution) - (f(x) - f(x')) per image (B,), in logits; prefix
     tokens are in the sum. Where a variant changes what propagates back, no sum is promised: ``unchecked`` then
-    says why there are no residuals. ``prefixes`` holds the attributions (B, C, prefix) of tokens that have no
+    says why there are no residuals. ``prefixes`` holds the attributions (B, C, tokens) of tokens that have no
     place, such as a class token. Without ``has_sign`` what is positive does not speak for the class, nor what is
     negative against it, as under Guided Backprop.
     """

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import GRADIENTS
-from ..errors import InvalidLayer, InvalidParameter, SkippedLayerWarning, brief
+from ..errors import DisplacedMapWarning, InvalidLayer, InvalidParameter, SkippedLayerWarning, brief
 from ..kinds import require_kind
 from ..layers import INPUT, LayerChoice, explainable, select_layers
-from ..layouts import Layout, layout, layouts_of
+from ..layouts import Layout, displaced, layout, layouts_of
 from ..outputs import Names, class_names
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, fitting, placed, rows_per_pass
 from ..rules.base import Rule
@@ -439,7 +439,16 @@ def _layouts(
             f"such as layouts={{{name!r}: 'tokens(prefix=1)'}} or 'channels_last', or name another layer"
         )
         _refuse_or_skip(name, chosen[name], unclear if one is None else str(one), 7)
-    return {name: one if isinstance(one, Layout) else None for name, one in found.items()}
+    told = {name: one if isinstance(one, Layout) else None for name, one in found.items()}
+    for name in [name for name, one in told.items() if name != INPUT and one and one.is_map]:
+        if share := displaced(model, images):
+            message = (
+                f"the map at {name!r} lies up to {share:.0%} of the image's side or more from where it belongs: "
+                "the model cuts or pads images before its first convolution; give it images that need neither, "
+                "or explain the input"
+            )
+            warnings.warn(DisplacedMapWarning(message, name), stacklevel=6)
+    return told
 
 
 def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:
