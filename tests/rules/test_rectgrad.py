@@ -339,3 +339,10 @@ def test_a_percentile_of_what_is_no_image_is_refused(kind: type[nn.Module], numb
     with pytest.raises(pl.PellucidError, match="no first dimension of images"):
         pl.method("rectgrad(q=50, padding_trick=False)")(model, x, 0)
     pl.Gradient(rules=(pl.RectifiedReLU(tau=0.0),))(model, x, 0)  # a number needs no dimension
+
+
+def test_as_many_images_as_tokens_do_not_hide_that_tokens_come_first() -> None:
+    model = seeded(TokensFirst)
+    tokens = model.conv(images(1, 16)).flatten(2).shape[2]
+    with pytest.raises(pl.PellucidError, match="no first dimension of images"):
+        pl.method("rectgrad(q=50, padding_trick=False)")(model, images(tokens, 16), 0)

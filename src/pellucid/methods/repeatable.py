@@ -76,15 +76,16 @@ def require_the_same(model: nn.Module, answering: nn.Module, rules: Sequence[Rul
     """Raise ``InvalidModel`` where a model gives an image other logits under rules of the backward pass alone.
 
     It then differentiates within its own forward pass, where they act, too, so that another function would be
-    explained. Two passes, once for a model and its rules.
+    explained. Of a single image rules of whole images also see where its units do not come first: of as many
+    images as tokens they would not. Two passes, once for a model and its rules.
     """
     backward = tuple(rule for rule in rules if rule.replaces_backward or isinstance(rule, FrozenBatchNorm))
     known, trial = remembered(model, _SAME), (backward, type(answering), image.shape[1:], image.dtype)
     if trial in known:
         return
     expected = first_logits(answering, image)
-    with Rules(backward, model=model):
-        ruled = _differentiated(answering, image, expected)
+    with Rules(backward, model=model, count=1):
+        ruled = _differentiated(answering, image, expected, any(rule.of_images for rule in backward))
     if not same_logits(ruled, expected):
         names = [str(rule) for rule in backward if not isinstance(rule, FrozenBatchNorm)]
         raise InvalidModel(
@@ -185,13 +186,20 @@ def _is_among(one: Any, others: Collection[Any]) -> bool:
         return False
 
 
-def _differentiated(model: nn.Module, image: Tensor, expected: Tensor) -> Tensor:
-    """An image's logits where gradients are asked for; those expected where torch alone has no derivative."""
+def _differentiated(model: nn.Module, image: Tensor, expected: Tensor, back: bool = False) -> Tensor:
+    """An image's logits where gradients are asked for; those expected where torch alone has no derivative.
+
+    Where asked, gradients go ``back``, too.
+    """
     try:
         with torch.enable_grad():
-            return _logits(model, image.clone().requires_grad_()).detach()
+            leaf = image.clone().requires_grad_()
+            logits = _logits(model, leaf)
+            if back:
+                torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+            return logits.detach()
     except (InvalidModel, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (back and isinstance(error, InvalidModel)):
             raise
         return expected
 

@@ -51,7 +51,7 @@ class Rule(ABC):
     ``operation.reference`` what the operation computed of the reference, and one with ``asks_for_first`` in
     ``operation.above`` what came between the image and the operation. Under rules that each say ``conserves``
     activation times gradient should sum to the logit. Under one that does not say ``keeps_sign`` positive values
-    no longer speak for the class, nor negative ones against it.
+    no longer speak for the class, nor negative ones against it. One ``of_images`` takes an image's units together.
     """
 
     operations: ClassVar[frozenset[str]]
@@ -61,6 +61,7 @@ class Rule(ABC):
     linear: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
+    of_images: ClassVar[bool] = False
     keeps_sign: ClassVar[bool] = True
     required: ClassVar[bool] = True  # whether meeting no operation of its kind is an error
     without_it: ClassVar[str] = "Leave this rule out, or choose a method without it"  # what to do then
@@ -164,6 +165,7 @@ class ConfinedRule(Rule):
             "linear",
             "of_parts",
             "conserves",
+            "of_images",
             "keeps_sign",
             "required",
             "without_it",

@@ -75,6 +75,7 @@ class RectifiedReLU(BackwardRule):
     interpolation: Interpolation = "nearest"
     tau: float | None = None
     gate: Gate = "PR1"
+    of_images: ClassVar[bool] = True
     keeps_sign: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
     operations: ClassVar[frozenset[str]] = RECTIFIERS
