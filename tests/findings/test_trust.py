@@ -233,6 +233,15 @@ def test_variants_are_named_where_only_some_are_meant():
     assert found.sentence.startswith("gradcam (any variant) is best")
 
 
+def test_who_is_next_is_another_method_as_in_the_bars_beside():
+    values = {"random": 0.1, "gradcam": 0.6, "gradient": 0.3}
+    found = verdict(values, variants=("original", "backward"), shift=0.2)
+    assert "gradcam (backward) is best" in found.sentence
+    assert "; next is gradient (backward) with 0.500" in found.sentence
+    found = verdict({"gradcam": 0.6}, variants=("original", "backward"), shift=0.2)
+    assert "; next is gradcam (original) with 0.600" in found.sentence
+
+
 def test_variants_themselves_are_compared_with_the_original():
     metric = "prediction_difference"
     values = {

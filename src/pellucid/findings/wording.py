@@ -105,7 +105,9 @@ def _ahead(lead: Ranking) -> str:
         return f"No method stands out among {len(lead.contenders)}; the first, {_name(lead, first)}, has {told}."
     names = _contenders(lead.best, lead.contenders)
     if len(lead.best) == 1:
-        text = f"{names} is best: {told}; next is {_name(lead, behind[0])} with {_number(lead, behind[0])}"
+        # The bars beside the sentence show each method once, under its best variant.
+        runner_up = next((one for one in behind if one.method != first.method), behind[0])
+        text = f"{names} is best: {told}; next is {_name(lead, runner_up)} with {_number(lead, runner_up)}"
     else:
         apart = " and cannot be told apart" if _are(lead.best) == "are" else ""
         text = f"{names} {_are(lead.best)} best{apart}: {told} for the first"
