@@ -37,7 +37,7 @@ from pellucid.models import zoo
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.small import PAPER_MODELS
 from pellucid.models.weights import read_class_names, read_facts, read_state_dict
-from pellucid.models.zoo import load_model, model_names
+from pellucid.models.zoo import _timm_preprocess, load_model, model_names
 from pellucid.rules.base import Rules
 from pellucid.training.adversarial import robust_accuracy
 from pellucid.training.classifiers import accuracy, save_weights
@@ -675,6 +675,14 @@ def test_timm():
     assert (preprocess.resize, preprocess.crop, preprocess.interpolation) == (235, 224, "bicubic")
     with pytest.raises(UnknownName, match="unknown timm model"):
         load_model("timm:resnet1888")
+
+
+def test_an_image_that_timm_fills_up_at_its_border_is_not_cropped():
+    timm = pytest.importorskip("timm")
+    described = timm.get_pretrained_cfg("resnet18.a1_in1k").to_dict() | {"crop_mode": "border"}
+    config = timm.data.resolve_data_config(pretrained_cfg=described)
+    image = Image.effect_noise((400, 97), 50).convert("RGB")
+    assert torch.equal(_timm_preprocess(described)(image), timm.data.create_transform(**config)(image))
 
 
 def test_timm_missing_says_how_to_install_it(monkeypatch):

@@ -496,10 +496,13 @@ def _from_timm(name: str) -> Architecture:
     return Architecture(build, _timm_preprocess(config), pretrained, classes)
 
 
-def _timm_preprocess(described: Mapping[str, Any]) -> Preprocess:
+def _timm_preprocess(described: Mapping[str, Any]) -> Preprocess | CustomPreprocess:
     from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     config = resolve_data_config(pretrained_cfg=dict(described))
+    if config["crop_mode"] not in ("center", "squash"):  # "border" fills up what a crop would cut
+        return CustomPreprocess(create_transform(**config))
     channels, height, width = config["input_size"]
     # timm resizes to crop size / crop_pct, rounded down, and crops the center.
     scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
