@@ -157,7 +157,7 @@ def test_pages_that_are_seen_are_none_left_out():
     for content in (channels, five, pages(np.zeros((6, 8), np.uint8))):
         image = read_image(content)
         assert "frames" not in told_of(None, Preprocess(None, None, None, None, 3), image)
-    with pytest.raises(InvalidImage, match=r"wants 13$"):
+    with pytest.raises(InvalidImage, match=r"wants 13; explain a model of 3 channels(?!.*pages)"):
         Preprocess(None, None, None, None, 13)(read_image(channels))
 
 
