@@ -362,7 +362,7 @@ class Rules(TorchFunctionMode):
             if self._layers_above is not None and above is not None:
                 written = given[:1] if result is None else ()  # x[i] = y gives nothing
                 self._layers_above.know((*written, result), above.union(AFFINE.intersection(self.trace[place:])))
-            if self._is_graded:
+            if self._is_graded and (self.cut.names or not torch.is_grad_enabled()):
                 self.cut.follow(func, [x for x in given if x not in self._constants], result)
             for part in self._parts:
                 part.follow(given, result)
@@ -635,8 +635,6 @@ class _Cut:
     def follow(self, func: Callable[..., Any], given: Sequence[Tensor], result: Any) -> None:
         """Follow an operation on what depends on the image."""
         is_cut = not torch.is_grad_enabled()
-        if not is_cut and not self.names:
-            return
         name = func.__name__
         if name.strip("_") in _STOPPING or name.endswith("_like") or name.startswith("new_"):
             return
