@@ -1751,12 +1751,18 @@ def test_a_draft_of_notes_without_counts_counts_for_nothing(tmp_path):
 
 def test_a_lattice_of_the_original_is_told_with_what_levels_it(work):
     """Else whoever never heard of it takes dots for what the network looks at."""
-    args = ("shapes:2", "--methods", "gradient,gradcam", "--layers", "layer1", "--variant", "original,backward")
-    result = explain(*args, model="shapes-resnet")
+    args = ("shapes:2", "--methods", "gradient,gradcam", "--layers")
+    result = explain(*args, "layer1", model="shapes-resnet")
     assert result.exit_code == 0, result.output
-    told = "gradient shows a lattice at layer1 for all 2 photos; strided convolutions print it: --variant original"
-    assert told in result.stderr
-    assert told[1:] in Path("out/report.html").read_text()
+    told = (
+        "gradient shows a lattice at layer1 for all 2 photos; strided convolutions print it: --variant original,"
+    )
+    assert f"{told}backward levels it (" in result.stderr
+    assert told[1:] in page()
+    result = explain(*args, "input", model="shapes-resnet")
+    assert "print it: --variant original,backward_with_first levels it" in result.stderr
+    result = explain(*args, "layer1", "--variant", "original,backward", model="shapes-resnet")
+    assert "lattice" not in result.stderr  # who asks for it knows
 
 
 def test_many_photos_are_listed_with_what_went_wrong_first(work, monkeypatch):

@@ -143,6 +143,9 @@ def benchmark_command(
     results, computed = _run(spec, spec_content(options), output, ctx.meta[COMMAND], quick, chosen)
     if not computed:
         say(ALREADY_FINISHED.format(output))
+    if results.failed and not len(results.table):
+        show_troubles({"": results})  # there are no means to show
+        raise typer.Exit(1)
     _show(results, output)
     if results.failed:
         raise typer.Exit(1)

@@ -97,6 +97,8 @@ class ExplainPage:
             "label": "the class that the photo is labeled with",
         }
         between = self.run.found.photos[0].target.between
+        if request.target == "auto" and self.run.found.photos[0].target.value is not None:
+            return "The question to the network was: what makes its one output larger?"
         what = " rather than for ".join(between) if between else asked.get(request.target, request.target)
         return f"The question to the network was: what speaks for {what}?{self.right}"
 

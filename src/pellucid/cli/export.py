@@ -69,6 +69,8 @@ def export(
         )
     results = Results.read(run)
     path = output or Path(f"{run.rstrip('/').rpartition('/')[2]}{_ENDINGS[kind]}")
+    if intervals and kind != "latex":
+        raise InvalidParameter(f"--intervals is for --latex; a {kind} file has the values themselves")
     replace_file(path, _content(results, kind, layer, intervals, path.stem))
     if missing := len(results.missing):
         say(f"note: the run is unfinished, {counted(missing, 'cell')} missing", err=True)
@@ -248,9 +250,10 @@ def _differences(found: pd.DataFrame, first: Results, sides: tuple[str, str], ti
         numbers = [number(row[name], places[metric]) for name in ("one", "other", "difference")]
         ends = " to ".join(interval_ends(row["low"], row["high"], places[metric]))
         layers = " | ".join(dict.fromkeys(filter(None, (row["layer"], row["other_layer"]))))
+        verdict = row["verdict"] + (" (at two layers)" if row["layer"] != row["other_layer"] else "")
         table.add_row(
             escape(f"{metric} {arrow}"), escape(method or _WHOLE), escape(variant),
-            *([escape(model)] if several else []), *numbers, ends, str(row["images"]), row["verdict"],
+            *([escape(model)] if several else []), *numbers, ends, str(row["images"]), verdict,
             escape(layers),
         )  # fmt: skip
     return table

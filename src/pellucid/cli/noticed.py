@@ -41,7 +41,10 @@ def _of_model(run: ExplainRun) -> Iterator[str]:
         predicted = [one.predicted.number for one in labeled]
         noun = "folder" if of_folders else "label"
         given = dict.fromkeys(name for place in run.places for name in place.source.classes or ())
-        count, classes = outputs(run.named.model), run.named.classes
+        classes = run.named.classes
+        count = max(
+            outputs(run.named.model), len(classes or ())
+        )  # one output has two answers where they have names
         yield from mislabeled(numbers, predicted, count, "photo", noun, classes, list(given))
     if run.named_by_folders:
         count = len(run.named.classes or ())

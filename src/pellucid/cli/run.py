@@ -394,8 +394,8 @@ class ExplainRun:
         text, channels = self.request.texts[name], self.request.heatmap["channels"]
         with noted(text, notes, channels, variant, counts=counts):
             found = self.call(self.request.methods[name], text, variant, images, targets)
-        # Variants that level a lattice warn where one stays; of others it is what they are compared with.
-        if not any(rule.stays for rule in self.request.variants[variant].rules):
+        # Whoever asks for a variant that levels a lattice knows of it.
+        if not any(rule.stays for one in self.request.variants.values() for rule in one.rules):
             patterned = [layer for layer, maps in found.items() if pattern_of(maps)]
             notes |= {Note("Lattice", text, layer, variant) for layer in patterned}
         self.found.note({note: counts.get(note) or len(images) for note in sorted(notes)})

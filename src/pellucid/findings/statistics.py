@@ -76,7 +76,9 @@ class Statistics:
         """
         table = results.table
         if not len(table):
-            raise InvalidData("the results table is empty: no cell has finished; run the benchmark first")
+            raise InvalidData(
+                "no cell of the run has finished; the benchmark's command goes on, or says why they fail"
+            )
         # Values of a training have no image; its number takes the place of a name, so that both can be columns.
         names = table["image"].astype(object)
         table = table.assign(image=names.where(names.notna(), table["training"].astype(object)))

@@ -127,9 +127,11 @@ def _beaten(lead: Ranking) -> str:
     than = "chance" if "random" in lead.floors else "an edge filter"
     few = lead.most < FEW[lead.counted]
     shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
+    is_ahead = lead.contenders.index(methods[0]) < lead.contenders.index(floor)
+    apart = ", which may be by chance" if is_ahead and not few else ""
     return (
         f"{shown} {than}: {FLOORS[floor.floor]} has {lead.name} {_told(lead, floor)}, "
-        f"the best method, {_name(lead, methods[0])}, {_number(lead, methods[0])}."
+        f"the best method, {_name(lead, methods[0])}, {_number(lead, methods[0])}{apart}."
     )
 
 
@@ -152,7 +154,12 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     """Whether an axis's other metrics agree with the leading one, and which methods that could not grade."""
     if lead.of_variants:
         return " ".join(map(_found, others))
-    silent = [other for other in others if other.is_silent and lead.decided and not lead.is_silent]
+    # By which all are the best, that tells nothing apart, whatever the leading one says.
+    silent = [
+        other
+        for other in others
+        if other.is_silent and lead.decided and (not lead.is_silent or len(other.best) == len(other.contenders))
+    ]
     decided = [other for other in others if other.decided and lead.decided and other not in silent]
     same = [_agreeing(lead, other) for other in decided if other.agrees(lead)]
     unlike = [
@@ -284,6 +291,8 @@ def _way_out(warning: str, method: str, layers: Sequence[str]) -> str:
     """What to do; where a sum is missed a method itself says why, and of a user's function nobody knows."""
     if warning == "PatternWarning" and AT_INPUT in layers:
         return _FIRST_PRINTS + (f"; elsewhere {_NOTES[warning][1]}" if len(layers) > 1 else "")
+    if warning == "Lattice" and [*layers] == [AT_INPUT]:
+        return "strided convolutions print it: --variant original,backward_with_first levels it"
     if ".py:" in method and warning in ("EmptyMapWarning", "FlatMapWarning"):
         return "its function gives it so"
     if warning == "CompletenessWarning":

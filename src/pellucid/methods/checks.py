@@ -299,5 +299,10 @@ def require_targets(targets: Any, images: Tensor) -> Tensor:
 def require_in_range(targets: Tensor, classes: int) -> None:
     """Raise ``InvalidTarget`` unless all targets are classes of the model."""
     wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong) and classes == 1:
+        raise InvalidTarget(
+            f"target {int(wrong[0])} is out of range: the model has one output, 0; a classifier's two answers "
+            "take their names (in commands --classes no,yes)"
+        )
     if len(wrong):
         raise InvalidTarget(f"target {int(wrong[0])} is out of range; the model has classes 0 to {classes - 1}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InvalidParameter, counted
+from ..errors import InvalidParameter, brief, counted
 from ..heatmap import Channels, heatmap, require_finite_maps
 from ..methods.attributions import Attributions
 from ..outputs import class_names, ends_of
@@ -59,6 +59,8 @@ def show(
     Raises:
         InvalidParameter: no map at all, what is no map, or images that do not fit the maps.
     """
+    if not isinstance(overlay, bool | Overlay):
+        raise InvalidParameter(f"overlay={brief(overlay)}; give True, or how, such as pellucid.Overlay(alpha=0.5)")
     called: list[str] = []
     answers: list[str] = []
     if hasattr(attributions, "groupby"):
