@@ -494,6 +494,15 @@ def test_a_probability_in_any_spelling_is_warned_of(spelling):
         pl.Gradient()(pl.Classifier(model, pl.two_answers), images(2, 5), 1)
 
 
+@pytest.mark.parametrize("name", ["division", "odds", "tanh", "logarithm", "mean"])
+def test_several_probabilities_in_any_spelling_are_told_as_they_are(name):
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    model, x = nn.Sequential(net, Fraction(PROBABILITIES[name])), images(2, 5)
+    with pytest.warns(InputWarning, match=r"outputs lie between 0 and 1 .* explain the logits"):
+        pl.Gradient()(model, x, 0)
+    assert torch.equal(probabilities_of(model, x, model(x)), model(x))
+
+
 def test_images_before_the_normalization_that_the_model_tells_of_are_noticed():
     loaded = pl.load_model("shapes-resnet")
     pixels = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
@@ -951,3 +960,30 @@ def test_a_module_called_as_the_image_is_no_layer_by_itself() -> None:
     net.forward = lambda x: net.input(x).mean((2, 3))
     with pytest.raises(InvalidLayer, match="called 'input', as the image is; rename it"):
         pl.Gradient()(net.eval(), images(2, 8).float(), 0, net.input)
+
+
+class Masked(nn.Module):
+    """Classes that are not asked for are masked, by so much that all else is small beside it."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.between = nn.Conv2d(3, 4, 3), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.between(self.layer(x)).mean((2, 3))
+        return torch.cat([logits, torch.full_like(logits, -1e9)], 1)
+
+
+@pytest.mark.parametrize(
+    ("between", "what"),
+    [
+        (Always(lambda y: F.dropout(y, 0.5)), "the model is random"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "beside it"),
+        (Always(lambda y: y * 2 if torch.is_grad_enabled() else y), "where gradients are asked for"),
+    ],
+)
+def test_masked_classes_hide_nothing(between: nn.Module, what: str) -> None:
+    with pytest.raises(InvalidModel, match=what):
+        pl.Gradient()(seeded(lambda: Masked(between)), images(3, 8).float(), 0)
+    found = pl.Gradient()(seeded(lambda: Masked(nn.Tanh())).float(), images(3, 8).float(), 0)
+    assert bool(found["input"].any())

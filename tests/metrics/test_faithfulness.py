@@ -458,6 +458,21 @@ def test_models_that_cannot_be_scored_image_by_image_are_refused():
     assert Scorer(quantized).scores(images).shape == (3, 4)
 
 
+def test_a_scorer_asks_again_of_a_model_that_was_changed():
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    scorer, kept = Scorer(model), model[1].running_mean.clone()
+    scorer.scores(images)
+    model.train()
+    with pytest.raises(InvalidModel, match="training mode"):
+        scorer.scores(images)
+    assert torch.equal(model[1].running_mean, kept)
+    model.eval()[1] = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    with pytest.raises(InvalidModel, match="depend on the images beside it"):
+        scorer.scores(images)
+
+
 class Dropping(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5)

@@ -344,6 +344,18 @@ class Overwritten(Net):
         return x
 
 
+class WrittenInto(Net):
+    """A part of a tensor is written, and the whole is read."""
+
+    def low(self, x: Tensor) -> Tensor:
+        low = super().low(x)
+        with torch.no_grad():
+            kept = torch.zeros_like(low)
+            for row, one in zip(kept, low, strict=True):
+                row.copy_(one.tanh())
+        return low + kept
+
+
 class Beside(Net):
     """What has no gradient anyway, or leads nowhere, leaves nothing out."""
 
@@ -352,8 +364,10 @@ class Beside(Net):
         with torch.no_grad():
             mask, steps, kept = (low > 0).to(low), low.round(), torch.ones_like(low)
             self.seen = float((low * 2).mean())
+            ramp = torch.linspace(0, 1, low.shape[-1]).to(low).expand_as(low)
+            least = low.flatten(1).topk(5, 1).values[:, -1:, None, None]
             straight = low + (low.tanh() - low.detach()).detach()
-        return low * mask * kept + 0 * steps + (straight.detach() - low).detach()
+        return low * mask * kept * (low >= least) + ramp + 0 * steps + (straight.detach() - low).detach()
 
 
 class Detached(Net):
@@ -367,7 +381,12 @@ def test_parts_without_gradients_are_named() -> None:
         pl.Gradient()(seeded(Frozen), x, 0)
     with pytest.raises(pl.PellucidError, match=r"conv2d.*no_grad"):
         pl.Gradient()(seeded(FrozenBranch), x, 0)
-    for kind, what in ((FrozenAttention, "interpolate, .*matmul"), (Inference, "mean"), (Overwritten, "mul")):
+    for kind, what in (
+        (FrozenAttention, "interpolate, .*matmul"),
+        (Inference, "mean"),
+        (Overwritten, "mul"),
+        (WrittenInto, "unbind, tanh, copy"),
+    ):
         for method in (pl.Gradient(), pl.Gradient().smoothed(2), guided_backprop()):
             with pytest.raises(pl.PellucidError, match=rf"\({what}.*no_grad.*the map would leave it out"):
                 method(seeded(kind), x, 0)

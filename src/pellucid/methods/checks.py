@@ -68,7 +68,10 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
                 "name no classes"
             )
         return {"sigmoid": "the outputs are probabilities; explain the model without its last sigmoid"}
-    if _has_two_answers(model) and _gives_fractions(model, images[:1]):
+    if logits.shape[1] > 1 and _gives_fractions(model, images[:1]):
+        if not _has_two_answers(model):
+            so = "the outputs lie between 0 and 1 whatever the model is shown, as probabilities do"
+            return {"sigmoid": f"{so}; explain the logits that they are made of"}
         return {
             "fraction": "the one output lies between 0 and 1 whatever the model is shown, as a probability does; "
             "if it is one, two answers made of it are false: return the logit z, not 1/(1 + exp(-z))"
@@ -78,8 +81,10 @@ def outputs_look_wrong(images: Tensor, logits: Tensor, model: nn.Module | None =
 
 def probabilities_of(model: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
     """The probabilities (B, K) that are told of a model's logits: of last sigmoids each is its own."""
-    is_own = logits.shape[1] > 1 and _are_fractions(logits) and _ends_in_sigmoid(model, images[:1])
-    return logits if is_own else likelihoods(logits)
+    image = images[:1]
+    if logits.shape[1] < 2 or not _are_fractions(logits) or _has_two_answers(model):
+        return likelihoods(logits)
+    return logits if _ends_in_sigmoid(model, image) or _gives_fractions(model, image) else likelihoods(logits)
 
 
 def _has_two_answers(model: nn.Module) -> bool:
@@ -95,6 +100,7 @@ def _are_fractions(values: Tensor) -> bool:
     return bool(((values >= 0) & (values <= 1)).all())
 
 
+_END = 0.02  # how near to 0 and to 1 several probabilities come
 _FARTHER = (-100.0, -10.0, -1.0, 0.0, 10.0, 100.0)  # times an image, and 1, 10 and 100 times noise
 
 
@@ -102,6 +108,7 @@ def _gives_fractions(model: nn.Module, image: Tensor) -> bool:
     """Whether a model's outputs stay between 0 and 1 far from any image it knows, too; tried once.
 
     A logit is driven out by images of a hundred times the contrast. However a probability is written, it is not.
+    Of two answers that is enough to be warned of; several outputs must also come near to both ends.
     """
     known = remembered(model, "gives fractions")
     if () not in known:
@@ -111,7 +118,9 @@ def _gives_fractions(model: nn.Module, image: Tensor) -> bool:
         known[()] = False
         with suppress(InvalidModel, RuntimeError), torch.no_grad():
             values = torch.cat([_of_one(logits_in(model(placed(one, model))), model).flatten() for one in tried])
-            known[()] = _are_fractions(values[values.isfinite()])  # exp(z) / (1 + exp(z)) overflows
+            values = values[values.isfinite()]  # exp(z) / (1 + exp(z)) overflows
+            fills = bool(values.amin() < _END) and bool(values.amax() > 1 - _END)
+            known[()] = _are_fractions(values) and (fills or _has_two_answers(model))
     return bool(known[()])
 
 
@@ -221,10 +230,19 @@ def same_logits(one: Tensor, other: Tensor) -> bool:
     """Whether two runs gave the same: no more than sqrt(eps) of the largest apart, eps being their precision."""
     if one.shape != other.shape or not one.numel():
         return one.shape == other.shape
-    # Runs of other batch sizes differ by rounding, since kernels
-    # sum in another order; what mixes images moves far more.
-    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
+    moved = one != other
+    if not bool(moved.any()):
+        return True
+    # Runs of other batch sizes differ by rounding, since kernels sum in another order; what mixes images moves
+    # far more. A class that is masked by -1e9 stays as it is and is no measure of the others.
+    sizes, eps = one.abs().nan_to_num(), torch.finfo(one.dtype).eps
+    ordinary = sizes[sizes < _MASKED]
+    rounding = _SUMMED * eps * float(ordinary.max()) if ordinary.numel() else 0.0
+    allowed = max(eps**0.5 * float(sizes[moved].max()), rounding)
     return not float((one - other).abs().max()) > allowed  # what is not finite is found and named elsewhere
+
+
+_MASKED, _SUMMED = 1e4, 256  # no logit is as large but one that is masked; roundings that a sum may add up
 
 
 def predicted(model: nn.Module, images: Tensor, max_batch: int) -> Tensor:

@@ -45,7 +45,6 @@ class Scorer:
     rules: tuple[Rule, ...] = field(init=False, repr=False)  # of the variant
     rows: int = 0
     passes: int = 0
-    _tried: bool = field(default=False, repr=False)  # whether the model was, on the first rows that it saw
     _channels_last: bool = field(default=True, repr=False)
     _known: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
 
@@ -115,9 +114,7 @@ class Scorer:
         assert len(rows) <= self.most
 
         def parts(most: int) -> Tensor:
-            if not self._tried:
-                require_scorable(self.model, rows[:1], most)
-                self._tried = True
+            require_scorable(explainable(self.model), rows[:1], most)  # it may be another since it was given
             return torch.cat([self._pass(part) for part in rows.split(most)])
 
         return fitting(self.model, rows, self.max_batch, parts)

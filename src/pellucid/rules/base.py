@@ -258,11 +258,11 @@ class Rules(TorchFunctionMode):
         self.whole: set[str] = set()  # recurrent layers that ran as a whole, though rules ask for their parts
         self.left: list[str] = []  # operations that concerned no rule
         self.without_graph: set[str] = set()  # operations on what depends on the image, run under no_grad
-        self.cut = _Cut()
         self.notes: set[str] = set()  # what rules have to say if a map is empty
         self.trace: list[str] = []
         self._unreached: set[int] = set()  # places whose backward pass a rule replaces, until it has run
         self._constants = _Constants(model)
+        self.cut = _Cut(self._constants)
         self._layers_above = _LayersAbove(self._constants) if any(rule.asks_for_first for rule in rules) else None
         self._parts: list[_Part] = []  # slices that share no memory with their tensor under a rule
         self._by_name: dict[str, list[Rule]] = {}
@@ -363,7 +363,7 @@ class Rules(TorchFunctionMode):
                 written = given[:1] if result is None else ()  # x[i] = y gives nothing
                 self._layers_above.know((*written, result), above.union(AFFINE.intersection(self.trace[place:])))
             if self._is_graded and (self.cut.names or not torch.is_grad_enabled()):
-                self.cut.follow(func, [x for x in given if x not in self._constants], result)
+                self.cut.follow(func, given, result)
             for part in self._parts:
                 part.follow(given, result)
             return result
@@ -626,11 +626,12 @@ class _Cut:
     Steps have no gradient anyway, and what is detached is meant to have none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constants: _Constants) -> None:
         self.names: dict[str, None] = {}  # of what ran without a graph
         self.nodes: set[Any] = set()  # of the graph, at which what came of it is used
-        self._known = _Constants(None)
-        self._before: dict[int, Any] = {}  # the node of each of these, by identity
+        self._constants = constants
+        # By identity, with the node that each had: whoever overwrites it in the graph gives it another.
+        self._known: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
 
     def follow(self, func: Callable[..., Any], given: Sequence[Tensor], result: Any) -> None:
         """Follow an operation on what depends on the image."""
@@ -640,7 +641,7 @@ class _Cut:
             return
         # Of the second in x.to(y) or x.view_as(y) nothing but its kind or shape is read.
         read = given[:1] if name == "to" or name.endswith("_as") else given
-        if not any((is_cut and x.requires_grad) or self._is_known(x) for x in read):
+        if not any((is_cut and self._varies(x)) or self._is_known(x) for x in read):
             return
         written = given[:1] if result is None else ()  # x[i] = y gives nothing
         made = [x for x in (*written, *tensors((result,))) if x.is_floating_point() or x.is_complex()]
@@ -648,12 +649,18 @@ class _Cut:
             self.names[name.strip("_")] = None
         elif not is_cut:
             self.nodes.update(x.grad_fn for x in made if x.grad_fn is not None)
-        self._known.add(made)
-        self._before.update((id(x), x.grad_fn) for x in made)
+        # What is written into a part of a tensor is read with the whole.
+        into = [x for x in made if any(x is one for one in given)]
+        for x in [*made, *(x._base for x in into if x._base is not None)]:
+            self._known[id(x)] = weakref.ref(x), x.grad_fn
+
+    def _varies(self, x: Tensor) -> bool:
+        return x.requires_grad and x not in self._constants
 
     def _is_known(self, x: Tensor) -> bool:
         # What a custom function made without a graph has another node afterwards: its own backward pass.
-        return x in self._known and self._before[id(x)] is x.grad_fn
+        known, node = self._known.get(id(x), (None, None))
+        return known is not None and known() is x and node is x.grad_fn
 
 
 # Operations through which no gradient passes, whatever the mode: the steps, and those that say so.
