@@ -207,7 +207,7 @@ def test_a_copy_of_a_repeatable_model_is_not_tried_again(trained: nn.Module, ima
     case = case_of(model, images)
     rows.clear()
     CascadeSSIM(groups=GROUPS).measure(case)
-    assert sum(rows) == len(GROUPS) * len(images)
+    assert sum(rows) == 1 + len(GROUPS) * len(images)  # one shows which modules a copy runs
 
 
 def test_both_areas_run_as_one_queue(trained: nn.Module, images: Tensor) -> None:
@@ -340,3 +340,30 @@ def test_bad_settings_are_refused() -> None:
         CascadeInsertion(steps=0)
     with pytest.raises(InvalidParameter, match="'grey'"):
         CascadeDeletion(substrate="grey")
+
+
+class Keeping(nn.Module):
+    """Keeps its layers where no copy randomizes them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.head, hidden = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), nn.Conv2d(4, 4, 3).eval()
+        self.kept = {"list": [hidden], "functions": [lambda x: self.conv(x)], "own": None}[how]
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.kept[0](x) if self.how == "functions" else self.conv(x)
+        return self.head((self.kept[0](low) if self.how == "list" else low).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["list", "functions", "own"])
+def test_copies_that_run_other_modules_than_their_own_are_refused(images: Tensor, how: str) -> None:
+    model, x = Keeping(how).eval().double(), images.double()
+    if how == "list":
+        model.kept[0].double()
+    case = case_of(model, x, layers=("input",))
+    if how == "own":
+        assert pl.metric("cascade_ssim").measure(case)["input"].values.shape == (len(x),)
+        return
+    with pytest.raises(InvalidModel, match="a randomized copy runs a Conv2d that is none of its modules"):
+        pl.metric("cascade_ssim").measure(case)

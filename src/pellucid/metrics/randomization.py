@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import (
     InvalidModel,
@@ -181,6 +182,25 @@ def _require_own(model: nn.Module) -> None:
                     f"the model's {name + '.' * bool(name) + attribute!r} is a function that holds modules, which "
                     "a copy shares, so that the copy would run trained layers; make it a method"
                 )
+
+
+def require_own_modules(copy: nn.Module, image: Tensor) -> None:
+    """Raise ``InvalidModel`` where a copy runs modules that are none of its own, as of a list or a function.
+
+    They are the model's, or copies that nobody randomized: trained in either case.
+    """
+    own, others = set(copy.modules()), []
+    handle = register_module_forward_pre_hook(lambda module, _: None if module in own else others.append(module))
+    try:
+        with torch.no_grad():
+            copy(image.clone())
+    finally:
+        handle.remove()
+    if others:
+        raise InvalidModel(
+            f"a randomized copy runs a {type(others[0]).__name__} that is none of its modules, as where a list or "
+            "function keeps it, so that it stays trained; register it, as in a ModuleList, or make it a method"
+        )
 
 
 def _is_weight(name: str) -> bool:

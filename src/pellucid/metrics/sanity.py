@@ -19,7 +19,7 @@ from ..methods.repeatable import take_over
 from .base import Axis, Case, Measured, Metric, SharedMetric
 from .faithfulness import Deletion, Faithfulness, Insertion, StepCount
 from .perturbation import Fill
-from .randomization import RandomizationOrder, RandomizationWay, cascade, require_way
+from .randomization import RandomizationOrder, RandomizationWay, cascade, require_own_modules, require_way
 from .similarity import HOG_SIZE, WINDOW, correlation, enlarged, hog, mid_ranks, min_max, ssim
 
 _Target = Literal["same", "argmax"]
@@ -100,6 +100,8 @@ class Cascade(SharedMetric):
         grades = {metric: [metric.grade(case, case)] for metric in metrics}
         targets = "auto" if self.target == "argmax" else case.targets
         for randomized, copy in self.copies(case.explained):
+            if len(names) == 1:
+                require_own_modules(copy, case.images[:1])
             names.append(randomized[-1])
             # Whether it is repeatable and which layouts it has does
             # not depend on weights, so that copies are not tried anew.
