@@ -85,7 +85,7 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
 
 def test_a_run_that_has_just_begun_is_refused(folder):
     (folder / "parts" / "first.parquet").unlink()
-    assert "no cell has finished" in refused(folder)
+    assert "no cell of the run has finished" in refused(folder)
 
 
 def test_a_page_that_cannot_be_written_is_refused(folder, tmp_path):

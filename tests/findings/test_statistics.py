@@ -260,7 +260,7 @@ def test_curves_keep_their_steps_names_and_long_ones_are_thinned_to_their_ends()
 
 
 def test_an_empty_table_and_a_value_twice_are_refused():
-    with pytest.raises(InvalidData, match="no cell has finished"):
+    with pytest.raises(InvalidData, match="no cell of the run has finished"):
         Statistics.of(results({KEY: []}))
     twice = results({KEY: [1.0, 2.0]})
     object.__setattr__(twice, "table", pd.concat([twice.table] * 2))

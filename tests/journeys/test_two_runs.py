@@ -1,5 +1,10 @@
 """Two networks compared: one that has learned, and its copy that has forgotten."""
 
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 import pellucid as pl
@@ -37,3 +42,21 @@ def test_the_copy_with_random_weights_is_told_apart() -> None:
     assert "of the 8 images in common, such as shape-" in said
     said = typed("pellucid compare learned learned")
     assert "Both runs are of the same spec, weights, images and files. All their values are the same." in said
+
+
+def test_other_images_of_the_same_names_are_told_in_python() -> None:
+    for name, seed in (("one", 0), ("other", 10)):
+        Path(name).mkdir()
+        for number in range(3):
+            pixels = np.random.default_rng(seed + number).integers(0, 255, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(Path(name, f"{number}.png"))
+        typed(
+            f"pellucid benchmark --model shapes-resnet --images {name} --methods gradient,random --layers input "
+            f"--metrics total_variation -o of-{name}"
+        )
+    runs = [pl.Results.read(f"of-{name}") for name in ("one", "other")]
+    with pytest.warns(
+        pl.errors.InputWarning, match=r"the runs have other images of the same names \(images.content"
+    ):
+        pl.compare(*runs)
+    pl.compare(runs[0], runs[0])  # a warning would be an error here

@@ -107,7 +107,7 @@ def test_a_run_without_curves_pictures_or_variants_has_a_page():
 
 
 def test_a_run_without_results_is_refused():
-    with pytest.raises(InvalidData, match="no cell has finished"):
+    with pytest.raises(InvalidData, match="no cell of the run has finished"):
         benchmark_page(results({("net", "original", "a", "input", "insertion"): []}))
 
 

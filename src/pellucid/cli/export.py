@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InvalidParameter, counted, shortened
+from ..errors import InputWarning, InvalidParameter, counted, shortened
 from .terminal import say, show_whole
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ def compare_command(
         raise InvalidParameter(f"--output {output}: give a file ending in .csv")
     first = Results.read(run)
     second = None if other is None else Results.read(other)
-    found = compare(first, second, layer, against=against)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)  # all in which runs differ is told with the table
+        found = compare(first, second, layer, against=against)
     if second is None:
         _say_of_one(found, first, against, layer)
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidData, InvalidParameter, UnknownName, brief, counted
+from ..errors import InputWarning, InvalidData, InvalidParameter, UnknownName, brief, counted
 from .intervals import LEAST, Numbers, mean, paired_interval, roundings, told_apart
 from .statistics import WHOLE_VARIANT, Statistics
 from .wording import joined, joined_some
@@ -45,7 +46,16 @@ def compare(
         InvalidData: the runs have no image, no such row, or not this layer in common; told is what differs.
         InvalidParameter: ``against`` beside a second run, or none where a run has one variant alone.
         UnknownName: the run has no such variant, method or model, or no run such a layer.
+
+    Warns:
+        InputWarning: two runs have images of the same names and of other content.
     """
+    if other is not None:
+        from ..experiments.record import apart
+
+        for line in apart(one.record, other.record, ("in the first", "in the second")):
+            if line.startswith("images."):
+                warnings.warn(InputWarning(f"the runs have other images of the same names ({line})"), stacklevel=2)
     ours, theirs = _sides(one, other, layer, against)
     images = [name for name in ours.columns if name in set(theirs.columns)]
     places, others = _places(ours, theirs)
