@@ -374,3 +374,13 @@ def test_what_is_true_of_several_runs_is_said_once(tmp_path, capsys):
     assert line.startswith("note: one, two: gradcam weighs the image's own channels")
     show_troubles({"": found})
     assert capsys.readouterr().err.startswith("note: gradcam weighs")
+
+
+def test_a_run_of_which_every_cell_fails_says_why():
+    Path("bad.py").write_text("def crash(model, images, targets):\n    raise AttributeError('no such thing')\n")
+    result = run("bench.toml", "--methods", "bad.py:crash")
+    assert result.exit_code == 1
+    assert "1 cell failed; the same command tries them again:" in result.stderr
+    assert "bad.py:crash" in result.stderr
+    assert "AttributeError: no such thing" in result.stderr
+    assert "finished" not in result.stdout

@@ -730,6 +730,10 @@ def test_one_output_without_names_is_a_value(work):
     assert result.exit_code == 0, result.output
     assert "%" not in result.stdout
     assert "--classes no,yes" in result.stderr
+    assert "The question to the network was: what makes its one output larger?" in page()
+    refused = explain("photo0.png", "--target", "1", model="one.py:one")
+    assert "target 1 is out of range: the model has one output, 0" in refused.stderr
+    assert "--classes no,yes" in refused.stderr
 
 
 def test_what_is_no_class_is_explained(work):
@@ -834,15 +838,28 @@ def preprocess(image):
 """
 
 
+ONE_OUTPUT = """
+
+
+def one():
+    model = network()
+    model[3] = nn.Linear(1, 1)
+    model[3].weight.data.fill_(-9)
+    model[3].bias.data.zero_()
+    return model
+"""
+
+
+@pytest.mark.parametrize("made", ["network", "one"])
 @pytest.mark.parametrize(("classes", "noticed"), [("bright,dark", False), ("dark,bright", True)])
-def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, noticed):
-    Path("brightness.py").write_text(BRIGHTNESS)
+def test_classes_in_another_order_than_the_folders_are_noticed(work, classes, noticed, made):
+    Path("brightness.py").write_text(BRIGHTNESS + ONE_OUTPUT)
     for name, value in (("bright", 200), ("dark", 50)):
         Path("photos", name).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (6, 6), (value + number, value, value)).save(f"photos/{name}/{number}.png")
     result = explain(
-        "photos", "--classes", classes, "--methods", "input_x_gradient", model="brightness.py:network"
+        "photos", "--classes", classes, "--methods", "input_x_gradient", model=f"brightness.py:{made}"
     )
     assert result.exit_code == 0, result.output
     said = "0 of 6 photos are predicted as their folder"

@@ -324,6 +324,19 @@ def test_a_tie_of_all_or_with_a_floor_is_neither_agreement_nor_disagreement(hits
     assert found.sentence == "gradcam is best for localization, the only question asked."
 
 
+def test_a_measure_by_which_all_are_best_agrees_with_nothing_though_the_leading_one_tells_of_chance():
+    values = {
+        ("net", "original", name, "input", "mass_outside"): 0.5 + np.roll(NOISE, index)
+        for index, name in enumerate(("random", "gradient", "gradcam"))
+    }
+    values |= {
+        ("net", "original", name, "input", "pointing_game"): (np.arange(12) < 6).astype(float)
+        for name in ("random", "gradient", "gradcam")
+    }
+    found = trust_card(results(values, facts=LOCALIZATION), "net").findings[0]
+    assert found.agreement == "Pointing game tells no method from a random map."
+
+
 def test_a_measure_by_which_a_floor_beats_methods_disagrees():
     found = localized({"random": 11, "gradient": 1, "gradcam": 1})
     assert found.findings[0].agreement == "By pointing game, random is best."
