@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -259,14 +260,27 @@ def seen_of(model: nn.Module, with_weights: bool) -> list[Any]:
 
 
 def _settings(module: nn.Module) -> Iterator[Any]:
-    """A module's plain settings, of a wrapper also the model's, and the modes of modules it keeps in lists."""
+    """A module's own settings, of a wrapper also the model's, and a ``forward`` put in another's place."""
     for name, value in vars(module).items():
         if _is_plain(value):
             yield name, value
-        elif type(value) is list:
-            yield name, [(id(one), one.training) for one in value if isinstance(one, nn.Module)]
         elif name == "_model" and isinstance(value, nn.Module):
             yield from _settings(value)
+        elif name == "forward" or type(value) in (list, dict, SimpleNamespace):
+            yield name, _switches(value)
+
+
+def _switches(value: Any, depth: int = 3) -> Any:
+    """The switches and names in what a setting holds; numbers and tensors there may be what a run leaves."""
+    if isinstance(value, nn.Module):
+        return id(value), value.training
+    if depth and type(value) in (list, dict, SimpleNamespace):
+        parts = vars(value) if isinstance(value, SimpleNamespace) else value
+        items = parts.items() if isinstance(parts, dict) else enumerate(parts)
+        return [(key, found) for key, one in items if (found := _switches(one, depth - 1)) is not None]
+    if isinstance(value, FunctionType | MethodType):
+        return id(value)
+    return value if type(value) in (bool, str) else None
 
 
 def sums_of(tensors: Iterable[Tensor]) -> tuple[complex, ...]:

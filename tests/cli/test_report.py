@@ -146,6 +146,7 @@ def test_exports_of_no_kind_or_two_are_refused(folder):
         (("--csv", "--latex"), "are two kinds of table; give one"),
         (("--csv", "-o", "table.tex"), "give a file ending in .csv, or one"),
         (("--latex", "--layer", "nowhere"), "no maps were graded at 'nowhere'"),
+        (("--csv", "--intervals"), "--intervals is for --latex; a csv file has the values themselves"),
     ]:
         result = run("export", folder, *arguments)
         assert result.exit_code == 2, arguments

@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import replace
 from itertools import permutations
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -924,13 +925,21 @@ class Switching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.drops, self.hidden = nn.Conv2d(3, 4, 3), False, [nn.Dropout(0.5).eval()]
+        self.config, self.given = {"drops": [False]}, SimpleNamespace(drops=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.hidden[0](self.layer(x)), 0.5, self.drops).mean((2, 3))
+        drops = self.drops or self.config["drops"][0] or self.given.drops
+        return F.dropout(self.hidden[0](self.layer(x)), 0.5, drops).mean((2, 3))
 
 
 def test_what_was_found_ends_with_a_switch_of_a_wrapped_model_or_of_a_hidden_module() -> None:
-    for turn in (lambda net: setattr(net, "drops", True), lambda net: net.hidden[0].train()):
+    for turn in (
+        lambda net: setattr(net, "drops", True),
+        lambda net: net.hidden[0].train(),
+        lambda net: net.config["drops"].__setitem__(0, True),
+        lambda net: setattr(net.given, "drops", True),
+        lambda net: setattr(net, "forward", lambda given: F.dropout(net.layer(given)).mean((2, 3))),
+    ):
         net, x = seeded(Switching), images(2, 8)
         wrapped = pl.Classifier(net, lambda output: output)
         pl.Gradient()(wrapped, x, 0)

@@ -238,3 +238,8 @@ def test_a_drawing_is_saved_by_the_files_ending(tmp_path):
         assert (tmp_path / f"maps.{kind}").read_bytes() == picture.file(kind)
     with pytest.raises(InvalidParameter, match=r"maps.jpg: give a file ending in .png or .svg"):
         picture.save(tmp_path / "maps.jpg")
+
+
+def test_an_overlay_that_is_none_is_refused():
+    with pytest.raises(InvalidParameter, match=r"overlay=0.5; give True, or how, such as pellucid.Overlay\(alpha"):
+        pl.show(torch.rand(1, 4, 4), torch.rand(1, 3, 8, 8), overlay=0.5)
