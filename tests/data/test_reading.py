@@ -528,6 +528,64 @@ def test_the_first_page_of_many_means_what_it_means_alone(tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "palette-many.tif")), colors)
 
 
+@pytest.mark.parametrize("pages", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32"])
+def test_white_is_zero_is_turned_at_any_depth(tmp_path, kind, pages):
+    most = np.iinfo(kind).max
+    values = numbers(5, 7, kind=kind, high=most + 1)
+    path = tmp_path / "a.tif"
+    # Each page is written alone, since pages of one series may be channels.
+    path.write_bytes(tiff(np.stack([values] * pages), photometric="miniswhite", metadata=None))
+    image = read_image(path)
+    given = np.asarray(image)[..., :1] if kind == "uint8" else image.values[..., :1]
+    assert np.array_equal(given[..., 0], most - values)
+    if kind == "uint16":
+        with Image.open(path) as opened:
+            assert np.array_equal(Preprocess(**AS_IT_IS)(opened), Preprocess(**AS_IT_IS)(image))
+
+
+@pytest.mark.parametrize("kind", ["int16", "float32", "float64"])
+def test_white_is_zero_without_a_greatest_value_is_refused(kind):
+    content = tiff(numbers(5, 7, kind=kind, high=100), photometric="miniswhite")
+    with pytest.raises(InvalidImage, match=rf"x\.tif: in this TIFF 0 is white .*{kind} does not tell .* save it"):
+        read_image(content, "x.tif")
+
+
+def test_white_is_zero_of_several_channels_is_refused():
+    content = tiff(numbers(5, 7, 3), photometric="miniswhite", planarconfig="contig")
+    with pytest.raises(InvalidImage, match="in which of its 3 channels; save it with 0 as black"):
+        read_image(content)
+
+
+COLORLESS = {
+    "palette": ((5, 7), {"colormap": np.zeros((3, 65536), np.uint16)}),
+    "separated": ((5, 7, 4), {}),
+    "ycbcr": ((5, 7, 3), {}),
+    "cielab": ((5, 7, 3), {}),
+}
+
+
+@pytest.mark.parametrize("kind", COLORLESS)
+def test_sixteen_bits_that_are_no_colors_are_refused_by_their_name(kind):
+    shape, settings = COLORLESS[kind]
+    with pytest.raises(InvalidImage, match=rf"(?i)x\.tif: .*16 bits .*{kind}.*; save it as RGB or gray"):
+        read_image(tiff(numbers(*shape), photometric=kind, **settings), "x.tif")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_colors_multiplied_by_alpha_are_as_they_were(count):
+    colors, alpha = numbers(5, 7, count), numbers(5, 7, 1) // 2 + np.uint16(32768)
+    given = np.concatenate([(colors * (alpha / 65535)).round().astype(np.uint16), alpha], axis=2)
+    given[0, 0] = 0
+    settings = {"photometric": "rgb" if count == 3 else "minisblack", "planarconfig": "contig"}
+    image = read_image(tiff(given, extrasamples=["assocalpha"], **settings))
+    colors[0, 0] = 0
+    assert image.has_alpha
+    assert np.abs(image.values[..., :-1].astype(int) - colors).max() <= 1
+    with pytest.raises(InvalidImage, match=r"float32 are multiplied by its alpha .*; save it with plain alpha"):
+        read_image(tiff(given.astype(np.float32), extrasamples=["assocalpha"], **settings))
+
+
 def test_floats_of_a_portable_map_and_signed_bytes_keep_their_values(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     values = np.linspace(0, 1, 6, dtype="<f4").reshape(2, 3)
