@@ -197,6 +197,86 @@ def test_dicom():
         read_image(dicom(values, WindowCenter=40, WindowWidth=-400))
 
 
+def items(**tags):
+    """A sequence of one item, as DICOM nests them."""
+    pydicom = pytest.importorskip("pydicom")
+    item = pydicom.dataset.Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return [item]
+
+
+def lookup(table, first=0):
+    """A DICOM's table of 16 bits, from the index ``first``."""
+    [item] = items(ModalityLUTType="US")
+    item.add_new(0x00283002, "SS" if first < 0 else "US", [len(table), first, 16])
+    item.add_new(0x00283006, "OW", table.astype("<u2").tobytes())
+    return [item]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("place", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_an_enhanced_dicom_has_its_rescaling_and_window_in_groups(place):
+    values = numbers(5, 7, high=4096)
+    rescaling = items(RescaleSlope=2, RescaleIntercept=-1024, RescaleType="HU")
+    window = items(WindowCenter=40, WindowWidth=400)
+    of_first = items(PixelValueTransformationSequence=rescaling, FrameVOILUTSequence=window)
+    others = items(FrameVOILUTSequence=items(WindowCenter=0, WindowWidth=1))
+    frames = {"NumberOfFrames": 2, "Rows": 5} if place[0] == "P" else {}
+    content = dicom(np.concatenate([values] * (2 if frames else 1)), **frames, **{place: of_first + others})
+    image = read_image(content)
+    assert image.scale == (-160, 240)
+    assert np.array_equal(image.values[..., 0], values * 2.0 - 1024)
+    curve = items(FrameVOILUTSequence=items(WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID"))
+    with pytest.raises(InvalidImage, match="VOILUTFunction is SIGMOID"):
+        read_image(dicom(values, **{place: curve}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("first", [0, -10, 10])
+def test_a_modalitys_table_gives_values_and_their_ends(first):
+    values, table = numbers(5, 7, high=4096), numbers(4096)
+    image = read_image(dicom(values, ModalityLUTSequence=lookup(table, first)))
+    assert image.scale == (0, 65535)
+    assert np.array_equal(image.values[..., 0], table[(values.astype(int) - first).clip(0, 4095)])
+    window = {"WindowCenter": 3000, "WindowWidth": 2000}
+    assert read_image(dicom(values, ModalityLUTSequence=lookup(table), **window)).scale == (2000, 4000)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_dicom_that_is_shown_along_a_curve_is_refused():
+    values, window = numbers(5, 7, high=4096), {"WindowCenter": 2000, "WindowWidth": 1000}
+    curved = dicom(values, VOILUTFunction="SIGMOID", **window)
+    with pytest.raises(InvalidImage, match=r"x\.dcm: its VOILUTFunction is SIGMOID, .*; save what a viewer shows"):
+        read_image(curved, "x.dcm")
+    table = {"VOILUTSequence": lookup(numbers(4096))}
+    with pytest.raises(InvalidImage, match=r"x\.dcm: its VOILUTSequence .*; save what a viewer shows"):
+        read_image(dicom(values, **table), "x.dcm")
+    assert read_image(dicom(values, **table, **window)).scale == (1500, 2500)
+    assert read_image(dicom(values, VOILUTFunction="LINEAR_EXACT", **window)).scale == (1500, 2500)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_presentation_that_is_inverted_inverts_once(kind):
+    values = numbers(5, 7, high=4096)
+    image = read_image(dicom(values, PhotometricInterpretation=kind, PresentationLUTShape="INVERSE"))
+    found = Preprocess(**AS_IT_IS, channels=1)(image)[0].numpy()
+    assert np.allclose(found, 1 - values / 4095, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_negative_slope_turns_the_ends_of_the_bits_around():
+    values = numbers(5, 7, high=4096)
+    image = read_image(dicom(values, RescaleSlope=-2, RescaleIntercept=100))
+    assert image.scale == (100 - 2 * 4095, 100)
+    found = Preprocess(**AS_IT_IS, channels=1)(image)[0].numpy()
+    assert np.allclose(found, 1 - values / 4095, atol=1e-6)
+    for tags in ({"RescaleSlope": -1}, {"RescaleIntercept": 7}):  # one without the other
+        alone = read_image(dicom(values, **tags))
+        assert np.array_equal(alone.values[..., 0], -1.0 * values if "RescaleSlope" in tags else values + 7.0)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("bits", [12, 16])
 def test_a_scale_is_in_the_files_values_and_inverts_between_its_ends(bits):

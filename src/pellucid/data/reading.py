@@ -300,7 +300,7 @@ def _from_numpy(content: bytes, name: str) -> Pixels:
 
 
 def _from_dicom(content: bytes, name: str) -> Pixels:
-    """The first frame in the units of its rescaling, of MONOCHROME1 inverted.
+    """The first frame in the units of its rescaling or modality's table, of MONOCHROME1 inverted.
 
     The window, where the file has one, stands for 0 and 1; else all values that its bits can hold.
     """
@@ -319,13 +319,44 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
         values = apply_color_lut(values, file)
     if values.ndim > 2:
         return replace(Pixels.of(values, name), frames=frames)
+    _gather_of_first_frame(file)
+    _require_line(file, name)
+    if file.get("ModalityLUTSequence"):
+        # A table's first index may be negative or beyond what the type of the values holds.
+        values = values.astype(np.int64)
     values = apply_modality_lut(values, file)
     low, high = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
-    is_inverted = file.PhotometricInterpretation == "MONOCHROME1"
+    # Both say that the least value is white, and files of MONOCHROME1 say it twice.
+    told = (file.PhotometricInterpretation, file.get("PresentationLUTShape"))
+    is_inverted = told[0] == "MONOCHROME1" or told[1] == "INVERSE"
     gray = Pixels.of(values.astype(np.float32), name, (low, high))
     return replace(gray, frames=frames, inverted=is_inverted)
+
+
+def _gather_of_first_frame(file: Any) -> None:
+    """Put the first frame's rescaling and window where other files have them; enhanced ones group them."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (file.get(groups) or [])[:1]:
+            for kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for told in (group.get(kind) or [])[:1]:
+                    file.update(told)
+    # pydicom rescales by both or not at all.
+    file.setdefault("RescaleSlope", 1)
+    file.setdefault("RescaleIntercept", 0)
+
+
+def _require_line(file: Any, name: str) -> None:
+    """Refuse a DICOM that is shown along a curve, which the ends of a window cannot tell."""
+    way = "save what a viewer shows of it as PNG, or its values as .npy"
+    has_window = file.get("WindowCenter") is not None and file.get("WindowWidth") is not None
+    # Beside a window a table is another view, of which either may be taken (PS3.3, C.11.2.1.2).
+    if file.get("VOILUTSequence") and not has_window:
+        raise InvalidImage(f"{name}: its VOILUTSequence shows values by a table, which is not applied; {way}")
+    curve = str(file.get("VOILUTFunction") or "LINEAR")
+    if has_window and curve not in ("LINEAR", "LINEAR_EXACT"):
+        raise InvalidImage(f"{name}: its VOILUTFunction is {curve}, a curve that is not applied; {way}")
 
 
 def _undeflated(content: bytes, name: str) -> bytes:
@@ -339,13 +370,16 @@ def _undeflated(content: bytes, name: str) -> bytes:
 
 
 def _window(file: Any) -> Ends:
-    """The least and greatest value of a DICOM's window, or of its bits after rescaling."""
+    """The least and greatest value of a DICOM's window, else of its modality's table or its rescaled bits."""
     center, width = file.get("WindowCenter"), file.get("WindowWidth")
     if center is not None and width is not None:
         first = [float(value[0] if hasattr(value, "__len__") else value) for value in (center, width)]
         return first[0] - first[1] / 2, first[0] + first[1] / 2
+    if file.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(file.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits, is_signed = int(file.BitsStored), int(file.PixelRepresentation)
     ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
-    slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
-    low, high = (slope * end + intercept for end in ends)
+    # A negative slope turns the ends around.
+    slope, intercept = float(file.RescaleSlope), float(file.RescaleIntercept)
+    low, high = sorted(slope * end + intercept for end in ends)
     return low, high
