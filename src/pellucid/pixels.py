@@ -19,7 +19,8 @@ Ends = tuple[float, float]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 _FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
 _TURN = 274  # EXIF's orientation
-_BLACK_IS_ZERO, _GRAY = 1, (0, 1)  # of TIFF's tag 262, which says what numbers mean
+_MEANING = 262  # TIFF's photometric interpretation, which says what numbers mean
+_WHITE_IS_ZERO, _BLACK_IS_ZERO = _GRAY = (0, 1)  # of it
 _PLAIN_ALPHA = 2  # of TIFF's tag 338, which says what a channel beyond gray or colors is
 
 
@@ -215,8 +216,8 @@ def is_whole_tiff(image: Any) -> bool:
     is_unsigned = set(kinds) == {1}
     is_whole = is_unsigned if max(bits) == 8 else samples == 1 and (max(bits) < 32 or not is_unsigned)
     # Pages of gray may be channels of one image; of those whose numbers are colors the first is taken.
-    is_gray = image.tag_v2.get(262) in _GRAY
-    is_one = getattr(image, "n_frames", 1) == 1 or image.tag_v2.get(262) != _BLACK_IS_ZERO
+    is_gray = image.tag_v2.get(_MEANING) in _GRAY
+    is_one = getattr(image, "n_frames", 1) == 1 or image.tag_v2.get(_MEANING) != _BLACK_IS_ZERO
     # Of several channels of gray Pillow gives the first, or none, unless the second is plain alpha beside it.
     has_alpha = image.tag_v2.get(338) == (_PLAIN_ALPHA,) and image.tag_v2.get(284, 1) == 1
     return bool(is_whole and samples <= 4 and is_one and not (is_gray and samples > 1 and not has_alpha))
@@ -224,14 +225,32 @@ def is_whole_tiff(image: Any) -> bool:
 
 def upright(image: Image.Image, name: str) -> AnyImage:
     """A decoded image, turned as EXIF says: RGB or RGBA of 8 bits, else ``Pixels``."""
-    kind = image.format  # turning forgets it
+    kind, tags = image.format, getattr(image, "tag_v2", {})  # turning forgets them
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         values = np.asarray(image)
+        # Pillow turns the gray of 8 bits alone.
+        if kind == "TIFF" and tags.get(_MEANING) == _WHITE_IS_ZERO:
+            return Pixels.of(white_from_zero(values, tags.get(258, (1,))[0], name), name)
         # Pillow gives 16-bit gray of PNG and PGM as 32 bits in some versions.
         is_short = image.mode[0] == "I" and kind in ("PNG", "PPM")
         return Pixels.of(values.astype(np.uint16) if is_short else values, name)
     return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") else "RGB")
+
+
+def white_from_zero(values: np.ndarray, bits: int, name: str) -> np.ndarray:
+    """The values of a TIFF in which 0 is white, with the greatest as white.
+
+    Raises:
+        InvalidImage: numbers of a type that does not tell the greatest, which is black.
+    """
+    if values.dtype.kind != "u":
+        raise InvalidImage(
+            f"{name}: in this TIFF 0 is white (photometric interpretation WhiteIsZero), and {values.dtype} does "
+            "not tell which value is black; save it with 0 as black (BlackIsZero), or its numbers as .npy"
+        )
+    turned: np.ndarray = values.dtype.type(2**bits - 1) - values
+    return turned
 
 
 def _above(values: np.ndarray) -> float:

@@ -64,6 +64,34 @@ def test_the_object_of_a_mask_is_found_however_it_is_marked(photos, tmp_path, ki
         np.testing.assert_array_equal(np.asarray(sample.mask), np.where(OBJECT, 255, 0))
 
 
+def in_palette(colors, dark, light):
+    """The mask of the object with indices into a palette of grays."""
+    image = Image.fromarray(np.where(OBJECT, light, dark).astype(np.uint8), "P")
+    image.putpalette([color for color in colors for _ in "rgb"])
+    return image
+
+
+PALETTES = {
+    "black first.png": in_palette((0, 255), 0, 1),
+    "white first.png": in_palette((255, 0), 1, 0),
+    "white last.png": in_palette(range(256), 0, 255),
+    "neither first.png": in_palette((7, 255, 0), 2, 1),
+    "gray.png": in_palette((200, 90), 1, 0),
+    "quantized.png": MASKS["colors"].quantize(2),
+    "white first.gif": in_palette((255, 0), 1, 0),
+    "of colors.gif": MASKS["colors"],
+    "quantized.gif": MASKS["colors"].quantize(2),
+    "of gray.gif": MASKS["white"],
+}
+
+
+@pytest.mark.parametrize("kind", PALETTES)
+def test_a_palette_of_grays_is_read_by_its_colors_whatever_their_order(photos, tmp_path, kind):
+    written(tmp_path / "masks", f"cat/a{kind[-4:]}", PALETTES[kind])
+    mask = annotated_with(open_images(photos), tmp_path / "masks")[0].mask
+    np.testing.assert_array_equal(np.asarray(mask), np.where(OBJECT, 255, 0))
+
+
 def test_names_fit_in_their_sub_folders_or_alone(photos, tmp_path):
     written(tmp_path / "masks", "cat/a.png", MASKS["white"])
     written(tmp_path / "masks", "b.png", MASKS["ones"])

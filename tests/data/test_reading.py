@@ -197,6 +197,86 @@ def test_dicom():
         read_image(dicom(values, WindowCenter=40, WindowWidth=-400))
 
 
+def items(**tags):
+    """A sequence of one item, as DICOM nests them."""
+    pydicom = pytest.importorskip("pydicom")
+    item = pydicom.dataset.Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return [item]
+
+
+def lookup(table, first=0):
+    """A DICOM's table of 16 bits, from the index ``first``."""
+    [item] = items(ModalityLUTType="US")
+    item.add_new(0x00283002, "SS" if first < 0 else "US", [len(table), first, 16])
+    item.add_new(0x00283006, "OW", table.astype("<u2").tobytes())
+    return [item]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("place", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_an_enhanced_dicom_has_its_rescaling_and_window_in_groups(place):
+    values = numbers(5, 7, high=4096)
+    rescaling = items(RescaleSlope=2, RescaleIntercept=-1024, RescaleType="HU")
+    window = items(WindowCenter=40, WindowWidth=400)
+    of_first = items(PixelValueTransformationSequence=rescaling, FrameVOILUTSequence=window)
+    others = items(FrameVOILUTSequence=items(WindowCenter=0, WindowWidth=1))
+    frames = {"NumberOfFrames": 2, "Rows": 5} if place[0] == "P" else {}
+    content = dicom(np.concatenate([values] * (2 if frames else 1)), **frames, **{place: of_first + others})
+    image = read_image(content)
+    assert image.scale == (-160, 240)
+    assert np.array_equal(image.values[..., 0], values * 2.0 - 1024)
+    curve = items(FrameVOILUTSequence=items(WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID"))
+    with pytest.raises(InvalidImage, match="VOILUTFunction is SIGMOID"):
+        read_image(dicom(values, **{place: curve}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("first", [0, -10, 10])
+def test_a_modalitys_table_gives_values_and_their_ends(first):
+    values, table = numbers(5, 7, high=4096), numbers(4096)
+    image = read_image(dicom(values, ModalityLUTSequence=lookup(table, first)))
+    assert image.scale == (0, 65535)
+    assert np.array_equal(image.values[..., 0], table[(values.astype(int) - first).clip(0, 4095)])
+    window = {"WindowCenter": 3000, "WindowWidth": 2000}
+    assert read_image(dicom(values, ModalityLUTSequence=lookup(table), **window)).scale == (2000, 4000)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_dicom_that_is_shown_along_a_curve_is_refused():
+    values, window = numbers(5, 7, high=4096), {"WindowCenter": 2000, "WindowWidth": 1000}
+    curved = dicom(values, VOILUTFunction="SIGMOID", **window)
+    with pytest.raises(InvalidImage, match=r"x\.dcm: its VOILUTFunction is SIGMOID, .*; save what a viewer shows"):
+        read_image(curved, "x.dcm")
+    table = {"VOILUTSequence": lookup(numbers(4096))}
+    with pytest.raises(InvalidImage, match=r"x\.dcm: its VOILUTSequence .*; save what a viewer shows"):
+        read_image(dicom(values, **table), "x.dcm")
+    assert read_image(dicom(values, **table, **window)).scale == (1500, 2500)
+    assert read_image(dicom(values, VOILUTFunction="LINEAR_EXACT", **window)).scale == (1500, 2500)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_presentation_that_is_inverted_inverts_once(kind):
+    values = numbers(5, 7, high=4096)
+    image = read_image(dicom(values, PhotometricInterpretation=kind, PresentationLUTShape="INVERSE"))
+    found = Preprocess(**AS_IT_IS, channels=1)(image)[0].numpy()
+    assert np.allclose(found, 1 - values / 4095, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_negative_slope_turns_the_ends_of_the_bits_around():
+    values = numbers(5, 7, high=4096)
+    image = read_image(dicom(values, RescaleSlope=-2, RescaleIntercept=100))
+    assert image.scale == (100 - 2 * 4095, 100)
+    found = Preprocess(**AS_IT_IS, channels=1)(image)[0].numpy()
+    assert np.allclose(found, 1 - values / 4095, atol=1e-6)
+    for tags in ({"RescaleSlope": -1}, {"RescaleIntercept": 7}):  # one without the other
+        alone = read_image(dicom(values, **tags))
+        assert np.array_equal(alone.values[..., 0], -1.0 * values if "RescaleSlope" in tags else values + 7.0)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("bits", [12, 16])
 def test_a_scale_is_in_the_files_values_and_inverts_between_its_ends(bits):
@@ -526,6 +606,64 @@ def test_the_first_page_of_many_means_what_it_means_alone(tmp_path):
         one, many = (np.asarray(read_image(tmp_path / f"{name}-{pages}.tif")) for pages in ("one", "many"))
         np.testing.assert_array_equal(one, many)
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "palette-many.tif")), colors)
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32"])
+def test_white_is_zero_is_turned_at_any_depth(tmp_path, kind, pages):
+    most = np.iinfo(kind).max
+    values = numbers(5, 7, kind=kind, high=most + 1)
+    path = tmp_path / "a.tif"
+    # Each page is written alone, since pages of one series may be channels.
+    path.write_bytes(tiff(np.stack([values] * pages), photometric="miniswhite", metadata=None))
+    image = read_image(path)
+    given = np.asarray(image)[..., :1] if kind == "uint8" else image.values[..., :1]
+    assert np.array_equal(given[..., 0], most - values)
+    if kind == "uint16":
+        with Image.open(path) as opened:
+            assert np.array_equal(Preprocess(**AS_IT_IS)(opened), Preprocess(**AS_IT_IS)(image))
+
+
+@pytest.mark.parametrize("kind", ["int16", "float32", "float64"])
+def test_white_is_zero_without_a_greatest_value_is_refused(kind):
+    content = tiff(numbers(5, 7, kind=kind, high=100), photometric="miniswhite")
+    with pytest.raises(InvalidImage, match=rf"x\.tif: in this TIFF 0 is white .*{kind} does not tell .* save it"):
+        read_image(content, "x.tif")
+
+
+def test_white_is_zero_of_several_channels_is_refused():
+    content = tiff(numbers(5, 7, 3), photometric="miniswhite", planarconfig="contig")
+    with pytest.raises(InvalidImage, match="in which of its 3 channels; save it with 0 as black"):
+        read_image(content)
+
+
+COLORLESS = {
+    "palette": ((5, 7), {"colormap": np.zeros((3, 65536), np.uint16)}),
+    "separated": ((5, 7, 4), {}),
+    "ycbcr": ((5, 7, 3), {}),
+    "cielab": ((5, 7, 3), {}),
+}
+
+
+@pytest.mark.parametrize("kind", COLORLESS)
+def test_sixteen_bits_that_are_no_colors_are_refused_by_their_name(kind):
+    shape, settings = COLORLESS[kind]
+    with pytest.raises(InvalidImage, match=rf"(?i)x\.tif: .*16 bits .*{kind}.*; save it as RGB or gray"):
+        read_image(tiff(numbers(*shape), photometric=kind, **settings), "x.tif")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_colors_multiplied_by_alpha_are_as_they_were(count):
+    colors, alpha = numbers(5, 7, count), numbers(5, 7, 1) // 2 + np.uint16(32768)
+    given = np.concatenate([(colors * (alpha / 65535)).round().astype(np.uint16), alpha], axis=2)
+    given[0, 0] = 0
+    settings = {"photometric": "rgb" if count == 3 else "minisblack", "planarconfig": "contig"}
+    image = read_image(tiff(given, extrasamples=["assocalpha"], **settings))
+    colors[0, 0] = 0
+    assert image.has_alpha
+    assert np.abs(image.values[..., :-1].astype(int) - colors).max() <= 1
+    with pytest.raises(InvalidImage, match=r"float32 are multiplied by its alpha .*; save it with plain alpha"):
+        read_image(tiff(given.astype(np.float32), extrasamples=["assocalpha"], **settings))
 
 
 def test_floats_of_a_portable_map_and_signed_bytes_keep_their_values(tmp_path):

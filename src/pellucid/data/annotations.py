@@ -120,13 +120,18 @@ def _mask(path: Path | None) -> Image.Image | None:
     except OSError as error:
         raise InvalidImage(f"the mask {path} cannot be read: {error.strerror or error}") from error
     image = read_image(content, f"the mask {path}")
-    indices = None
-    if not isinstance(image, Pixels):  # reading makes colors of a palette's indices
+    if not isinstance(image, Pixels) and not _is_gray(image):  # reading makes colors of a palette's indices
         with Image.open(io.BytesIO(content)) as file:
-            indices = np.asarray(ImageOps.exif_transpose(file)) if file.mode == "P" else None
-    if indices is not None:
-        return _white((indices != 0) & (indices != _VOID))
+            if file.mode == "P":
+                indices = np.asarray(ImageOps.exif_transpose(file))
+                return _white((indices != 0) & (indices != _VOID))
     return _white(np.asarray(mask_of(image, f"the mask {path}")) > 127)
+
+
+def _is_gray(image: Image.Image) -> bool:
+    """Whether all colors are gray; a palette of them numbers no classes, and white may come first in it."""
+    red, green, blue = (np.asarray(band) for band in image.convert("RGB").split())
+    return np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def _white(found: np.ndarray) -> Image.Image:

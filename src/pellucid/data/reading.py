@@ -32,6 +32,7 @@ from ..pixels import (
     one_of_many,
     scale_of,
     upright,
+    white_from_zero,
     will_be_reduced,
 )
 
@@ -39,6 +40,18 @@ from ..pixels import (
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _WHITISH = 0.9  # of white: what the greatest value of a mask with soft edges is at least
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PALETTE, _SEPARATED, _YCBCR, _WHITE_IS_ZERO = 3, 5, 6, 0  # of TIFF's tag 262, which says what numbers mean
+_NO_COLORS = {
+    _PALETTE: "palette",
+    _SEPARATED: "separated (CMYK)",
+    _YCBCR: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32844: "LogL",
+    32845: "LogLuv",
+}
+_JPEG = (6, 7)  # of TIFF's tag 259: compressions whose YCbCr is decoded to colors
 _DEFLATED, _HEADER, _GROUP = (
     b"1.2.840.10008.1.2.1.99",
     4096,
@@ -199,6 +212,7 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
         series = file.series[0]
         _require_size(series.shape, name)
         first: Any = file.pages[0]
+        meaning = _meaning(first, name)
         try:
             values, axes = np.asarray(series.asarray()), series.axes
         except ValueError as error:
@@ -219,8 +233,44 @@ def _from_tiff(content: bytes, name: str) -> AnyImage:
     values = values.reshape(*values.shape[:2], -1)
     turned = _turned(values, int(orientation.value) if orientation else 1)
     # ExtraSamples of TIFF: 1 is premultiplied and 2 is plain alpha; 0 is a channel of whatever kind.
-    has_alpha = extra is not None and tuple(np.atleast_1d(extra.value)) in ((1,), (2,))
-    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, has_alpha, frames)
+    alpha = tuple(np.atleast_1d(extra.value)) if extra is not None else ()
+    if meaning == _WHITE_IS_ZERO:
+        turned = white_from_zero(turned, int(first.bitspersample), name)
+    elif alpha == (1,):
+        turned = _divided_by_alpha(turned, name)
+    return Pixels(np.ascontiguousarray(turned), scale_of(values.dtype), name, alpha in ((1,), (2,)), frames)
+
+
+def _meaning(page: Any, name: str) -> int | None:
+    """A TIFF's photometric interpretation, where its numbers are gray, colors or channels of any kind."""
+    tag = page.tags.get(262)
+    meaning = None if tag is None else int(tag.value)
+    is_decoded = meaning == _YCBCR and int(page.compression) in _JPEG
+    if meaning in _NO_COLORS and not is_decoded:
+        raise InvalidImage(
+            f"{name}: this TIFF of {page.bitspersample} bits has the photometric interpretation "
+            f"{_NO_COLORS[meaning]}, which is read of 8 bits alone; save it as RGB or gray, or its numbers as .npy"
+        )
+    if meaning == _WHITE_IS_ZERO and page.samplesperpixel > 1:
+        raise InvalidImage(
+            f"{name}: in this TIFF 0 is white (photometric interpretation WhiteIsZero), and nothing tells in "
+            f"which of its {page.samplesperpixel} channels; save it with 0 as black (BlackIsZero), or as .npy"
+        )
+    return meaning
+
+
+def _divided_by_alpha(values: np.ndarray, name: str) -> np.ndarray:
+    """Colors that were multiplied by the alpha behind them, as they were before; as Pillow does for 8 bits."""
+    ends = scale_of(values.dtype)
+    if values.dtype.kind != "u" or ends is None:
+        raise InvalidImage(
+            f"{name}: this TIFF's colors of {values.dtype} are multiplied by its alpha (ExtraSamples 1); save it "
+            "with plain alpha (ExtraSamples 2) or without"
+        )
+    colors, alpha = values[..., :-1].astype(np.float64), values[..., -1:]
+    # Where nothing is seen, any color is as right; 0 stays 0.
+    plain = (colors * ends[1] / np.maximum(alpha, 1)).round().clip(0, ends[1])
+    return np.concatenate([plain.astype(values.dtype), alpha], axis=2)
 
 
 @contextmanager
@@ -250,7 +300,7 @@ def _from_numpy(content: bytes, name: str) -> Pixels:
 
 
 def _from_dicom(content: bytes, name: str) -> Pixels:
-    """The first frame in the units of its rescaling, of MONOCHROME1 inverted.
+    """The first frame in the units of its rescaling or modality's table, of MONOCHROME1 inverted.
 
     The window, where the file has one, stands for 0 and 1; else all values that its bits can hold.
     """
@@ -269,13 +319,44 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
         values = apply_color_lut(values, file)
     if values.ndim > 2:
         return replace(Pixels.of(values, name), frames=frames)
+    _gather_of_first_frame(file)
+    _require_line(file, name)
+    if file.get("ModalityLUTSequence"):
+        # A table's first index may be negative or beyond what the type of the values holds.
+        values = values.astype(np.int64)
     values = apply_modality_lut(values, file)
     low, high = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
-    is_inverted = file.PhotometricInterpretation == "MONOCHROME1"
+    # Both say that the least value is white, and files of MONOCHROME1 say it twice.
+    told = (file.PhotometricInterpretation, file.get("PresentationLUTShape"))
+    is_inverted = told[0] == "MONOCHROME1" or told[1] == "INVERSE"
     gray = Pixels.of(values.astype(np.float32), name, (low, high))
     return replace(gray, frames=frames, inverted=is_inverted)
+
+
+def _gather_of_first_frame(file: Any) -> None:
+    """Put the first frame's rescaling and window where other files have them; enhanced ones group them."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (file.get(groups) or [])[:1]:
+            for kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for told in (group.get(kind) or [])[:1]:
+                    file.update(told)
+    # pydicom rescales by both or not at all.
+    file.setdefault("RescaleSlope", 1)
+    file.setdefault("RescaleIntercept", 0)
+
+
+def _require_line(file: Any, name: str) -> None:
+    """Refuse a DICOM that is shown along a curve, which the ends of a window cannot tell."""
+    way = "save what a viewer shows of it as PNG, or its values as .npy"
+    has_window = file.get("WindowCenter") is not None and file.get("WindowWidth") is not None
+    # Beside a window a table is another view, of which either may be taken (PS3.3, C.11.2.1.2).
+    if file.get("VOILUTSequence") and not has_window:
+        raise InvalidImage(f"{name}: its VOILUTSequence shows values by a table, which is not applied; {way}")
+    curve = str(file.get("VOILUTFunction") or "LINEAR")
+    if has_window and curve not in ("LINEAR", "LINEAR_EXACT"):
+        raise InvalidImage(f"{name}: its VOILUTFunction is {curve}, a curve that is not applied; {way}")
 
 
 def _undeflated(content: bytes, name: str) -> bytes:
@@ -289,13 +370,16 @@ def _undeflated(content: bytes, name: str) -> bytes:
 
 
 def _window(file: Any) -> Ends:
-    """The least and greatest value of a DICOM's window, or of its bits after rescaling."""
+    """The least and greatest value of a DICOM's window, else of its modality's table or its rescaled bits."""
     center, width = file.get("WindowCenter"), file.get("WindowWidth")
     if center is not None and width is not None:
         first = [float(value[0] if hasattr(value, "__len__") else value) for value in (center, width)]
         return first[0] - first[1] / 2, first[0] + first[1] / 2
+    if file.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(file.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits, is_signed = int(file.BitsStored), int(file.PixelRepresentation)
     ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
-    slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
-    low, high = (slope * end + intercept for end in ends)
+    # A negative slope turns the ends around.
+    slope, intercept = float(file.RescaleSlope), float(file.RescaleIntercept)
+    low, high = sorted(slope * end + intercept for end in ends)
     return low, high
