@@ -264,10 +264,15 @@ def _settings(module: nn.Module) -> Iterator[Any]:
     for name, value in vars(module).items():
         if _is_plain(value):
             yield name, value
+        elif name in _TORCHS:
+            continue
         elif name == "_model" and isinstance(value, nn.Module):
             yield from _settings(value)
         elif name == "forward" or type(value) in (list, dict, SimpleNamespace):
             yield name, _switches(value)
+
+
+_TORCHS = frozenset(vars(nn.Module()))  # what torch keeps of every module
 
 
 def _switches(value: Any, depth: int = 3) -> Any:
