@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.metrics.sensitivity import fgsm
 from pellucid.rules.base import Rules
 from pellucid.rules.norm import FrozenBatchNorm
 from tests.networks import attributed, images, relative_error, seeded
@@ -34,11 +35,9 @@ def test_same_function_and_same_gradient(affine: bool, dims: int) -> None:
 
 def test_batch_statistics_and_other_precisions_are_left_alone() -> None:
     x = torch.randn(6, 4, 3, 3)
-    rules = Rules([FrozenBatchNorm()])
-    with rules:
+    with Rules([FrozenBatchNorm()]):
         untracked = F.batch_norm(x, None, None, training=True)
         half = F.batch_norm(x.bfloat16(), torch.zeros(4), torch.ones(4))
-    assert not rules.met
     torch.testing.assert_close(untracked.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-6)
     assert half.dtype == torch.bfloat16
 
@@ -106,3 +105,44 @@ def test_statistics_of_more_precision_give_the_inputs_own() -> None:
     with Rules([pl.NormalizationLRP()]):
         found = F.batch_norm(x, mean, var)
     torch.testing.assert_close(found, F.batch_norm(x, mean, var))
+
+
+class Tokens(nn.Module):
+    """A normalization whose places become tokens, so that gradients come back in another order of memory."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix, self.head = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            norm,
+            nn.Linear(8, 8),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.head((x + self.mix(x).tanh()).tanh().mean(1))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(8, affine=True),
+        nn.InstanceNorm2d(8, track_running_stats=True),
+        nn.BatchNorm2d(8),
+        nn.BatchNorm2d(8, track_running_stats=False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_single_image_has_its_own_gradient_through_tokens(norm: nn.Module, dtype: torch.dtype) -> None:
+    """Torch's own backward pass of these gives another image's there: by all of it, not by rounding."""
+    net, x = seeded(lambda: Tokens(norm)), images(1, 16)
+    step, direction = 1e-5, images(2, 16)[1:]
+    change = (net(x + step * direction) - net(x - step * direction))[0, 1] / (2 * step)
+    one = x.to(dtype)
+    found = pl.Gradient()(net.to(dtype), one, 1, max_batch=1)["input"].double()
+    assert float((found * direction).sum()) == pytest.approx(
+        float(change), rel=1e-8 if dtype == torch.float64 else 1e-4
+    )
+    classes = torch.tensor([1, 1])
+    assert torch.equal(fgsm(net, one, classes[:1], 0.25)[0], fgsm(net, torch.cat([one, one]), classes, 0.25)[0])

@@ -15,6 +15,8 @@ from ..methods.attributions import Attributions
 from ..methods.checks import require_in_range
 from ..outputs import logits_in
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, count_rows, fitting
+from ..rules.base import Rules
+from ..rules.norm import FrozenBatchNorm
 from ..seeds import fold_in
 from .base import Axis, Case, Measured, Metric
 from .scoring import Scorer
@@ -83,7 +85,8 @@ def fgsm(
     def signs(rows: Tensor, labels: Tensor) -> Tensor:
         points = rows.detach().clone().requires_grad_()
         # A clone: the model's first operation may be in place.
-        logits = logits_in(model(points.clone()))
+        with Rules((FrozenBatchNorm(),), model=model):
+            logits = logits_in(model(points.clone()))
         count_rows(len(logits))
         require_in_range(labels, logits.shape[1])
         # By the sum the gradient of an image does not shrink, and underflow, with the size of its batch.

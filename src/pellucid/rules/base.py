@@ -387,7 +387,7 @@ class Rules(TorchFunctionMode):
         operation = recognise(func, args, kwargs)
         if operation is not None:
             operation = self._as_layer(operation)
-        if operation is None or (self.of_parts and operation.name == "batch_norm" and not self._stores(operation)):
+        if operation is None or (self.of_parts and self._has_parts(operation)):
             # A quotient such as x / (1 + exp(-x)) may be an activation by
             # hand. These are looked for among products, so it runs as one.
             apart = self.of_parts or (self._by_hand and is_quotient(func) and sum(map(_has_graph, args)) > 1)
@@ -442,6 +442,12 @@ class Rules(TorchFunctionMode):
             if node is not None and node not in below and node not in self.layers:
                 self.layers.add(node)
                 pending += [before for before, _ in node.next_functions]
+
+    def _has_parts(self, operation: Operation) -> bool:
+        """Whether an operation is a normalization by statistics of the image's own."""
+        return operation.name == "instance_norm" or (
+            operation.name == "batch_norm" and not self._stores(operation)
+        )
 
     def _stores(self, operation: Operation) -> bool:
         """Whether the model itself stores an operation's weights and statistics, so that no image tells them.

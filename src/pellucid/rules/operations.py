@@ -540,7 +540,11 @@ def _reflected_power(
 
 _CONV = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _TRANSPOSED = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-_NORM = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+_STATISTICS = {"running_mean": None, "running_var": None, "weight": None, "bias": None}
+_NORMS = {
+    name: {**_STATISTICS, switch: of_images, "momentum": 0.1, "eps": 1e-5}
+    for name, switch, of_images in (("batch_norm", "training", False), ("instance_norm", "use_input_stats", True))
+}
 _MUL, _MATMUL = _product("mul", torch.mul), _product("matmul", torch.matmul)
 _LINEAR: Reader = _with_signature("linear", F.linear, "weight", "bias", bias=None)
 _MAX_POOL = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
@@ -604,10 +608,11 @@ def _table() -> dict[Any, Reader]:
     for dims in (1, 2, 3):
         table |= _max_pool(f"max_pool{dims}d", "kernel_size", *_MAX_POOL, **_MAX_POOL)
         table |= _max_pool(f"adaptive_max_pool{dims}d", "output_size")
-    # torch.batch_norm orders its arguments otherwise; modules call this one.
-    table[F.batch_norm] = _with_signature(
-        "batch_norm", F.batch_norm, "running_mean", "running_var", *_NORM, **_NORM
-    )
+    for name, given in _NORMS.items():
+        # Modules call those of ``functional``, which order their settings otherwise.
+        table[getattr(F, name)] = _with_signature(name, getattr(F, name), *given, **given)
+        order = ("weight", "bias", "running_mean", "running_var", *list(given)[4:], "cudnn_enabled")
+        table[getattr(torch, name)] = _with_signature(name, getattr(torch, name), *order)
     return table
 
 
