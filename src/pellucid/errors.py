@@ -182,6 +182,10 @@ class PrecisionWarning(UserWarning):
     """A model computes in half precision, whose gradients differ much from the exact ones."""
 
 
+class GradientWarning(UserWarning):
+    """A model's answer changes otherwise than its gradient tells: part of it hides from gradients."""
+
+
 class RuleWarning(UserWarning):
     """Something to know about a backward rule: what may have passed it by."""
 

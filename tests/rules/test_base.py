@@ -183,6 +183,7 @@ def test_no_hook_outlives_a_call_or_an_exception_and_threads_do_not_see_each_oth
 
 
 @pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")  # the twin's gradient is not its function's
+@pytest.mark.filterwarnings("ignore::pellucid.errors.GradientWarning")  # of the twin, which doubles by hand
 def test_a_path_at_a_hidden_layer_keeps_rules_where_they_are() -> None:
     """Rows enter at their layer, above an empty batch: modules below and above it run by their names."""
     model, x = seeded(Stages), images(2, 6)

@@ -174,6 +174,7 @@ PATH, NOISE = Path(STEPS), Noise(SAMPLES, STD)
 
 
 @pytest.mark.filterwarnings("ignore::pellucid.CompletenessWarning")
+@pytest.mark.filterwarnings("ignore::pellucid.errors.GradientWarning")  # of what is overwritten unseen
 @pytest.mark.parametrize("max_batch", [1, 4, 64])
 @pytest.mark.parametrize("sampling", [PATH, NOISE, Path(STEPS, 0.4, "trapezoid")], ids=str)
 @pytest.mark.parametrize("entrance", ENTRANCES)

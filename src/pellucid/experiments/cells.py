@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import (
     CanceledMapWarning,
+    GradientWarning,
     InputWarning,
     InvalidData,
     InvalidLayer,
@@ -204,7 +205,7 @@ def noted(
             notes.add(note)
             if counts is not None:
                 counts[note] = message.images
-        elif isinstance(message, RuleWarning | PrecisionWarning):
+        elif isinstance(message, RuleWarning | PrecisionWarning | GradientWarning):
             notes.add(Note(type(message).__name__, method, "", variant, model, str(message)))
         elif not isinstance(message, InputWarning):
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)

@@ -31,6 +31,7 @@ from ..variants.base import ORIGINAL, AnyVariant, as_variant
 from .attributions import Attributions, Estimate
 from .caveats import warn_if_half, warn_if_incomplete, warn_of_image, warn_of_map
 from .checks import are_named, asked, predicted, require_images, require_names, require_targets
+from .differences import warn_of_missed
 from .network import Network, Points
 from .repeatable import require_repeatable, require_the_same, unexplainable
 
@@ -229,6 +230,8 @@ class Method(ABC):
         found = Attributions({}, network.targets, answer=asking.answer, has_sign=self.has_sign)
         for layer in _whole(layers, parts):
             self._hand_out(network, layer, Estimate.joined([part[layer] for part in parts]), found)
+        if network.was_differentiated:
+            warn_of_missed(asking.model, asking.answering, network.images[:1], network.max_batch)
         if self.is_for_hidden and INPUT in layers:
             warn_of_image(type(self).__name__)
         return found if found.residuals else replace(found, unchecked=self._unchecked(network, [*found], asking))

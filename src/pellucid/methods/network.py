@@ -238,6 +238,11 @@ class Network:
             self._baselines[key] = reference_images(baseline, self.images)
         return self._baselines[key]
 
+    @property
+    def was_differentiated(self) -> bool:
+        """Whether a gradient was asked for."""
+        return bool(self._looked)
+
     def split(self, layer: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's value as the map of its places (B, C, h, w) and its prefix tokens (B, C, prefix)."""
         image = self.images.shape

@@ -26,6 +26,7 @@ from ..rules.base import Rule, Rules
 from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
 from .checks import images_look_wrong, outputs_look_wrong, same_logits
+from .differences import MISSED_BY_GRADIENTS
 
 _UNEXPLAINABLE = "unexplainable"  # what is remembered of layers
 _SAME, _SCORABLE = "same under rules", "scorable"  # and of the model
@@ -209,7 +210,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
     for trial, asked in _tried(model).items():
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     _TOLD[copy] = set(_TOLD.get(model, ()))
-    for what, with_weights in ((_SAME, False), (_SCORABLE, True)):
+    for what, with_weights in ((_SAME, False), (_SCORABLE, True), (MISSED_BY_GRADIENTS, True)):
         remembered(copy, what, with_weights).update(remembered(model, what, with_weights))
     remembered(copy, _UNEXPLAINABLE).update(remembered(model, _UNEXPLAINABLE))
     take_over_layouts(copy, model)
