@@ -223,7 +223,7 @@ class TokenWarning(FlatMapWarning, EmptyMapWarning):
 
 
 class DisplacedMapWarning(LayerWarning):
-    """A hidden layer's map lies elsewhere than in the image: the model cuts or pads images before its layers."""
+    """A hidden layer's map lies elsewhere than in the image: the model cuts, pads or moves what it sees before."""
 
 
 class PatternWarning(LayerWarning):

@@ -49,7 +49,8 @@ _NOTES = {  # of a warning: what is the matter, and the way out
     ),
     "DisplacedMapWarning": (
         "lies elsewhere than in the image",
-        "the model cuts or pads images before its layers: give it images that need neither, or explain the input",
+        "the model cuts, pads or moves what it sees before: give it images that need none of it, or explain the "
+        "input",
     ),
     "PatternWarning": (
         "still has a lattice",

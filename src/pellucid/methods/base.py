@@ -33,6 +33,7 @@ from .caveats import warn_if_half, warn_if_incomplete, warn_of_image, warn_of_ma
 from .checks import are_named, asked, predicted, require_images, require_names, require_targets
 from .differences import warn_of_missed
 from .network import Network, Points
+from .places import astray
 from .repeatable import require_repeatable, require_the_same, unexplainable
 
 _TRIED = 4  # images whose sums are compared without a variant
@@ -443,15 +444,28 @@ def _layouts(
         )
         _refuse_or_skip(name, chosen[name], unclear if one is None else str(one), 7)
     told = {name: one if isinstance(one, Layout) else None for name, one in found.items()}
-    for name in [name for name, one in told.items() if name != INPUT and one and one.is_map]:
-        if share := displaced(model, images):
+    _warn_of_displaced(model, told, images, max_batch)
+    return told
+
+
+def _warn_of_displaced(
+    model: nn.Module, layouts: Mapping[str, Layout | None], images: Tensor, max_batch: int
+) -> None:
+    """Warn of maps that lie elsewhere than in the image."""
+    maps = [name for name, one in layouts.items() if name != INPUT and one and one.is_map]
+    cut, moved = displaced(model, images), astray(model, layouts, images, max_batch)
+    for name in maps:
+        why = (
+            "cuts or pads images before its first convolution; give it images that need neither"
+            if cut
+            else ("moves what it sees on the way; choose a layer before that")
+        )
+        if share := cut or moved.get(name, 0.0):
             message = (
                 f"the map at {name!r} lies up to {share:.0%} of the image's side or more from where it belongs: "
-                "the model cuts or pads images before its first convolution; give it images that need neither, "
-                "or explain the input"
+                f"the model {why}, or explain the input"
             )
-            warnings.warn(DisplacedMapWarning(message, name), stacklevel=6)
-    return told
+            warnings.warn(DisplacedMapWarning(message, name), stacklevel=7)
 
 
 def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:

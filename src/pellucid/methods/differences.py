@@ -131,13 +131,13 @@ def _share(changes: Iterator[Tensor], told: Tensor) -> float:
     """The largest share, over kinds of directions, that is surely missing in what was ``told`` of changes."""
     known: list[Tensor] = []
     for found in changes:
-        off = _apart(found, told)
-        if not bool((off > MISSED).any()):
+        if not bool((_apart(found, told) > MISSED).any()):
             return 0.0
         known.append(found)
         for some in combinations(known, _LENGTHS):
             # Kinks within the steps bring changes nearer to the gradient the shorter these are, rounding apart.
             spread = torch.stack([_apart(one, other) for one, other in combinations(some, 2)]).amax(0)
+            off = torch.stack([_apart(one, told) for one in some]).amin(0)
             sure = off > (_SURE * spread).clamp_min(MISSED)
             if bool(sure.any()):
                 return float(off[sure].max())

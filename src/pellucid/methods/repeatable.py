@@ -27,6 +27,7 @@ from ..rules.norm import FrozenBatchNorm
 from ..sampling import noise_like
 from .checks import images_look_wrong, outputs_look_wrong, same_logits
 from .differences import MISSED_BY_GRADIENTS
+from .places import ASTRAY
 
 _UNEXPLAINABLE = "unexplainable"  # what is remembered of layers
 _SAME, _SCORABLE = "same under rules", "scorable"  # and of the model
@@ -38,6 +39,8 @@ _MIXED = (
     "layer {!r} gives an image another row beside other images: the model reorders or mixes its images there, so "
     "which row is whose is unknown; name another layer, or explain with max_batch=1"
 )
+# What a copy with other weights takes over, and whether it is remembered of weights.
+_TAKEN_OVER = ((_SAME, False), (_SCORABLE, True), (MISSED_BY_GRADIENTS, True), (ASTRAY, False))
 TRIES = 100  # of a model that draws random numbers, until two differ
 _BESIDE = 4  # images of a batch that is tried: two would hide rows that move by two places
 
@@ -210,7 +213,7 @@ def take_over(copy: nn.Module, model: nn.Module) -> None:
     for trial, asked in _tried(model).items():
         _tried(copy)[trial] = WeakSet(copy if one is model else one for one in asked)
     _TOLD[copy] = set(_TOLD.get(model, ()))
-    for what, with_weights in ((_SAME, False), (_SCORABLE, True), (MISSED_BY_GRADIENTS, True)):
+    for what, with_weights in _TAKEN_OVER:
         remembered(copy, what, with_weights).update(remembered(model, what, with_weights))
     remembered(copy, _UNEXPLAINABLE).update(remembered(model, _UNEXPLAINABLE))
     take_over_layouts(copy, model)
