@@ -171,3 +171,14 @@ def test_layers_above_a_frozen_stem_are_not_warned_of() -> None:
     model = seeded(lambda: Branched(lambda x: x * x))
     model.conv.register_forward_hook(lambda module, given, output: output.detach())
     pl.Gradient()(model, images(2, 16), 0, ["one"])
+
+
+@pytest.mark.parametrize("layer", ["layer1.0", "layer3.1"])
+def test_of_a_trained_network_a_part_is_told_from_kinks_and_roundings(layer: str) -> None:
+    loaded = pl.load_model("shapes-resnet")
+    photos = [loaded.preprocess(one.image)[None] for one in pl.open_images("shapes:6")]
+    assert [missed_by_gradients(loaded.model, one, 64) for one in photos] == [0] * 6
+    block = loaded.model.get_submodule(layer)
+    with block.register_forward_hook(lambda module, given, output: 0.3 * output + 0.7 * output.detach()):
+        shares = [missed_by_gradients(loaded.model, one, 64) for one in photos]
+    assert shares == pytest.approx([0.7] * 6, abs=0.03)

@@ -139,8 +139,8 @@ def test_a_repeatable_model_is_tried_once() -> None:
     method(net, x, 0)
     first = len(runs)
     method(net, x, 0)
-    # By itself, two images together, under the rules, and steps away of two lengths.
-    assert len(runs) - first == first - 5 - 2 - 2 - 3 == 1
+    # By itself, two images together, under the rules, and steps away.
+    assert len(runs) - first == first - 5 - 2 - 2 - 2 == 1
     net.between = Always(torch.nn.Dropout(0.5).train())
     with pytest.raises(pl.PellucidError, match="training mode"):
         method(net, x, 0)
