@@ -367,3 +367,21 @@ def test_copies_that_run_other_modules_than_their_own_are_refused(images: Tensor
         return
     with pytest.raises(InvalidModel, match="a randomized copy runs a Conv2d that is none of its modules"):
         pl.metric("cascade_ssim").measure(case)
+
+
+@pytest.mark.parametrize("way", ["moments", "initializers"])
+@pytest.mark.parametrize("keep", ["buffer", "attribute"])
+def test_weights_that_are_no_parameters_are_said_to_stay(keep: str, way: str) -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+            self.statistics = nn.BatchNorm2d(4)
+            kernel = torch.randn(4, 4, 3, 3)
+            if keep == "buffer":
+                self.register_buffer("kernel", kernel)
+            else:
+                self.kernel = kernel
+
+    with pytest.warns(pl.errors.WeightsWarning, match="kernel stay trained .* make them nn.Param"):
+        next(cascade(Kept().eval(), way=way))

@@ -98,7 +98,7 @@ def cascade(
     model = unwrapped(model)
     _require_own(model)
     chosen = _chosen(model, groups, weights_only=way == "moments" and not biases)
-    if way == "moments" and groups is None:
+    if groups is None:
         _warn_of_rest(model, {name for held in chosen.values() for name in held})
     if way == "moments":
         return _steps(_normal, model, order, chosen, seed, drift)
@@ -161,14 +161,30 @@ def _chosen(model: nn.Module, names: Sequence[str] | None, weights_only: bool) -
 
 def _warn_of_rest(model: nn.Module, randomized: Collection[str]) -> None:
     """Warn where what is not called a weight, and so stays trained, is a large part of what a model learnt."""
-    sizes = {name: value.numel() for name, value in model.named_parameters() if value.dim() > 1}
+    parameters, kept = dict(model.named_parameters()), dict(_kept(model))
+    sizes = {name: value.numel() for name, value in (parameters | kept).items() if value.dim() > 1}
     rest = [name for name in sizes if name not in randomized]
     if sum(sizes[name] for name in rest) > _MUCH * sum(sizes.values()):
-        message = (
-            f"{shortened(rest, 4)} stay trained in the copies, since way='moments' draws what is called a weight; "
-            "biases=True draws every parameter"
+        are_kept = any(name in kept for name in rest)
+        why = (
+            "are no parameters; make them nn.Parameter, if they were learned"
+            if are_kept
+            else "way='moments' draws what is called a weight; biases=True draws every parameter"
         )
+        message = f"{shortened(rest, 4)} stay trained in the copies, since {'some of them ' * are_kept}{why}"
         warnings.warn(WeightsWarning(message), stacklevel=4)
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The numbers that modules keep otherwise than as parameters: buffers, and tensors as plain attributes.
+
+    Not those of modules with hooks before their forward pass, by which pruning and weight norms compute them.
+    """
+    for name, module in model.named_modules():
+        held = {} if module._forward_pre_hooks else vars(module) | module._buffers
+        for own, value in held.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                yield f"{name}.{own}" if name else own, value
 
 
 def _require_own(model: nn.Module) -> None:
