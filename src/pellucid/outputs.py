@@ -135,13 +135,19 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def are_shares(logits: Tensor) -> bool:
-    """Whether logits (B, K) look like probabilities: none below 0, and each image's sum to 1."""
-    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+    """Whether logits (B, K) look like probabilities: none below 0, and each image's sum to 1, or to 100."""
+    return bool((logits >= 0).all()) and any(_sum_to(whole, logits) for whole in (1, 100))
+
+
+def _sum_to(whole: float, logits: Tensor) -> bool:
+    return bool(((logits.sum(1) / whole - 1).abs() < 1e-4).all())
 
 
 def likelihoods(logits: Tensor) -> Tensor:
     """The probabilities that are told of logits (B, K); what are probabilities already, as they are."""
-    return logits if logits.shape[1] > 1 and are_shares(logits) else probabilities(logits)
+    if logits.shape[1] < 2 or not are_shares(logits):
+        return probabilities(logits)
+    return logits if _sum_to(1, logits) else logits / 100
 
 
 def two_answers(output: Any) -> Tensor:

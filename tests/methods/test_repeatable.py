@@ -449,6 +449,24 @@ def test_last_sigmoids_are_told_as_they_are_and_logits_by_their_softmax():
     assert torch.equal(probabilities_of(labels[:3], x, logits[:, :1]), logits[:, :1].sigmoid())
 
 
+def test_outputs_in_percent_are_probabilities_too():
+    class Percent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3 * 5 * 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 100 * self.fc(x.flatten(1)).softmax(1)
+
+    model, x = seeded(Percent), images(2, 5)
+    with pytest.warns(
+        InputWarning, match="the outputs are probabilities; explain the model without its last softmax"
+    ):
+        pl.Gradient()(model, x, 0)
+    shares = probabilities_of(model, x, model(x))
+    torch.testing.assert_close(shares, model.fc(x.flatten(1)).softmax(1))
+
+
 class Bounded(nn.Module):
     """Keeps a probability from 0 and 1."""
 
