@@ -8,7 +8,7 @@ from PIL import Image
 
 from pellucid.data.annotations import annotated_with
 from pellucid.data.sources import open_images
-from pellucid.errors import InvalidData, InvalidImage
+from pellucid.errors import InputWarning, InvalidData, InvalidImage
 from pellucid.experiments.runners import benchmark
 from pellucid.experiments.spec import read_spec
 from pellucid.experiments.store import Results
@@ -165,6 +165,27 @@ def test_a_palettes_mask_is_turned_as_its_file_says(photos, tmp_path):
     )
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(one, np.rot90(np.where(OBJECT, 255, 0), -1))
+
+
+@pytest.mark.parametrize(
+    ("turn", "of_mask", "is_square"), [(1, 1, 0), (3, 1, 0), (3, 3, 0), (2, 1, 0), (6, 1, 0), (6, 1, 1)]
+)
+def test_a_mask_of_a_turned_photo_may_lie_either_way(tmp_path, turn, of_mask, is_square):
+    """Of half a turn, a mirror, or a square's quarter, the sizes do not tell; a mask may be turned itself."""
+    tags = [Image.Exif(), Image.Exif()]
+    tags[0][274], tags[1][274] = turn, of_mask
+    size = (8, 8) if is_square else (8, 6)
+    for folder, kind, exif in (("photos", "RGB", tags[0]), ("masks", "L", tags[1])):
+        (tmp_path / folder).mkdir()
+        # A mask of a photo that is turned by a quarter was drawn on the turned one.
+        shown = size[::-1] if turn == 6 and folder == "masks" else size
+        Image.new(kind, shown, "white").save(tmp_path / folder / "a.png", exif=exif)
+    source = annotated_with(open_images(tmp_path / "photos"), tmp_path / "masks")
+    if turn != of_mask and (turn != 6 or is_square):
+        with pytest.warns(InputWarning, match=r"EXIF turns a.png or mirrors it, and its mask has no such tag"):
+            assert source[0].mask is not None
+    else:
+        assert source[0].mask is not None
 
 
 def test_boxes_of_coco(photos, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -14,11 +15,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..bounds import ANNOTATIONS, TEXT_FILE
-from ..errors import InvalidData, InvalidImage
+from ..errors import InputWarning, InvalidData, InvalidImage
 from ..files import no_file, open_regular, read_regular
 from ..folders import files_below
 from ..pixels import Pixels
-from .reading import mask_of, read_image
+from .reading import mask_of, read_image, turn_of
 from .sources import Box, Sample, Source
 
 _VOID = 255  # the index of a palette's mask that belongs to nothing, as VOC has it
@@ -50,13 +51,29 @@ def annotated_with(source: Source, masks: str | Path | None = None, boxes: str |
     """
     if masks is not None:
         of_images = _by_image(source, _files(Path(masks)), masks)
-        source = _changed(source, lambda sample: replace(sample, mask=_mask(of_images.get(sample.name))))
+        source = _changed(source, lambda sample: _masked(sample, of_images.get(sample.name)))
     if boxes is not None:
         place = Path(boxes)
         known = _coco(place) if place.is_file() else _voc(place)
         found = _by_image(source, known, boxes)
         source = _changed(source, lambda sample: _boxed(sample, found.get(sample.name), place))
     return source
+
+
+def _masked(sample: Sample, path: Path | None) -> Sample:
+    """The sample with its mask; warns where it is not known which way up this lies."""
+    mask = _mask(path)
+    if path is not None and sample.file is not None and mask is not None and mask.size == sample.image.size:
+        turned = turn_of(sample.file)
+        # By a quarter of a photo that is no square the sizes tell.
+        keeps_size = turned in (2, 3, 4) or mask.width == mask.height
+        if turned != 1 and keeps_size and turn_of(path) == 1:
+            message = (
+                f"EXIF turns {sample.name} or mirrors it, and its mask has no such tag: it is taken for that of "
+                "the photo as it is seen; where it was drawn on the stored pixels, save the photo upright"
+            )
+            warnings.warn(InputWarning(message), stacklevel=2)
+    return replace(sample, mask=mask)
 
 
 def _boxed(sample: Sample, known: _Boxes | None, place: Path) -> Sample:

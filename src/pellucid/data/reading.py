@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..bounds import PIXELS, read_unpacked, require_unpacked_archive
 from ..errors import InvalidImage, PellucidError, counted, shortened
-from ..files import read_regular
+from ..files import open_regular, read_regular
 from ..pixels import (
     AnyImage,
     Ends,
@@ -104,6 +104,15 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> AnyImage:
         raise
     except Exception as error:  # a decoder given arbitrary bytes raises nearly anything
         raise InvalidImage(f"{name} is broken or cut short ({error}); fetch it again") from error
+
+
+def turn_of(path: Path) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1, upright, where none is told."""
+    with suppress(Exception), warnings.catch_warnings(), open_regular(path) as file:
+        warnings.simplefilter("ignore")
+        told = Image.open(file, formats=_FORMATS).getexif().get(274, 1)
+        return int(told) if told in range(1, 9) else 1
+    return 1
 
 
 def mask_of(image: AnyImage, name: str) -> Image.Image:
