@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
-from types import FunctionType, MethodType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -249,9 +249,13 @@ def remembered(model: nn.Module, what: str, with_weights: bool = False) -> dict[
 def seen_of(model: nn.Module, with_weights: bool) -> list[Any]:
     """What is seen of a model without a run (``remembered``): two that differ are of a model that was changed."""
     state: list[Any] = []
+    seen: set[int] = set()  # classes and objects that many modules share, by identity
     for module in model.modules():
         state.append(id(module))
-        state += _settings(module)
+        state += _settings(module, seen)
+        state += _of_class(type(module), seen)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks):
+            state += [_code(hook) for hook in hooks.values() if not _is_ours(hook)]
         tensors = [*module._parameters.values(), *module._buffers.values()]
         state += map(id, tensors)
         if with_weights:
@@ -259,7 +263,7 @@ def seen_of(model: nn.Module, with_weights: bool) -> list[Any]:
     return state
 
 
-def _settings(module: nn.Module) -> Iterator[Any]:
+def _settings(module: nn.Module, seen: set[int]) -> Iterator[Any]:
     """A module's own settings, of a wrapper also the model's, and a ``forward`` put in another's place."""
     for name, value in vars(module).items():
         if _is_plain(value):
@@ -267,25 +271,59 @@ def _settings(module: nn.Module) -> Iterator[Any]:
         elif name in _TORCHS:
             continue
         elif name == "_model" and isinstance(value, nn.Module):
-            yield from _settings(value)
-        elif name == "forward" or type(value) in (list, dict, SimpleNamespace):
-            yield name, _switches(value)
+            yield from _settings(value, seen)
+        elif not isinstance(value, Tensor | nn.Module) and (found := _switches(value, seen)) is not None:
+            yield name, found
 
 
 _TORCHS = frozenset(vars(nn.Module()))  # what torch keeps of every module
 
 
-def _switches(value: Any, depth: int = 3) -> Any:
+def _of_class(cls: type, seen: set[int]) -> Iterator[Any]:
+    """The settings of a module's own class and of those it is made from, and their ``forward``, once for each."""
+    for one in cls.__mro__:
+        if one.__module__.partition(".")[0] not in ("torch", "builtins") and id(one) not in seen:
+            seen.add(id(one))
+            yield from ((name, value) for name, value in vars(one).items() if _is_plain(value))
+            yield _code(vars(one).get("forward"))
+
+
+_MOST = 256  # entries of what holds settings; what has more holds data
+
+
+def _switches(value: Any, seen: set[int], depth: int = 3) -> Any:
     """The switches and names in what a setting holds; numbers and tensors there may be what a run leaves."""
+    if type(value) in (bool, str):
+        return value
     if isinstance(value, nn.Module):
         return id(value), value.training
-    if depth and type(value) in (list, dict, SimpleNamespace):
-        parts = vars(value) if isinstance(value, SimpleNamespace) else value
-        items = parts.items() if isinstance(parts, dict) else enumerate(parts)
-        return [(key, found) for key, one in items if (found := _switches(one, depth - 1)) is not None]
     if isinstance(value, FunctionType | MethodType):
-        return id(value)
-    return value if type(value) in (bool, str) else None
+        return _code(value)
+    parts = _parts(value)
+    if not depth or parts is None or len(parts) > _MOST or id(value) in seen:
+        return None
+    seen.add(id(value))
+    return [(key, found) for key, one in parts if (found := _switches(one, seen, depth - 1)) is not None]
+
+
+def _parts(value: Any) -> Sequence[tuple[Any, Any]] | None:
+    """What lists, dicts and objects hold, by their keys; None of anything else."""
+    if type(value) in (list, tuple):
+        return list(enumerate(value))
+    if type(value) is dict:
+        return list(value.items())
+    is_object = hasattr(value, "__dict__") and not isinstance(value, Tensor | type | ModuleType)
+    return list(vars(value).items()) if is_object else None
+
+
+def _code(function: Any) -> Any:
+    """What a function runs: one that is made anew of the same lines is the same."""
+    return getattr(function, "__code__", None) or id(type(function))
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a hook is of this package's own passes."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def sums_of(tensors: Iterable[Tensor]) -> tuple[complex, ...]:

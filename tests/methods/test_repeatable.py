@@ -150,8 +150,9 @@ def test_a_models_classes_are_counted_once() -> None:
     loaded, runs = pl.load_model("shapes-resnet"), []
     x = torch.randn(2, 3, 64, 64)
     method = pl.Gradient()
-    method(loaded, x, "star")
     loaded.model.register_forward_hook(lambda *_: runs.append(1))
+    method(loaded, x, "star")
+    runs.clear()
     method(loaded, x, "star")
     assert len(runs) == 1
 
@@ -213,6 +214,62 @@ def test_a_model_that_was_changed_is_tried_again() -> None:
     net.between.running_mean = net.between.running_var = None
     with pytest.raises(InvalidModel, match=r"beside it, first at 'between'"):
         pl.Gradient()(net, x, 0)
+
+
+class Settings:
+    """An object of one's own."""
+
+    def __init__(self) -> None:
+        self.inner = SimpleNamespace(drops=False)
+
+
+class OfSettings(nn.Module):
+    """Drops values where an object, or its class, says so."""
+
+    drops = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = Settings()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.drops or self.settings.inner.drops)
+
+
+def test_hooks_classes_and_objects_that_were_changed_are_seen() -> None:
+    x = images(2, 14)
+
+    def object_of(net: Bottom) -> None:
+        net.between.settings.inner.drops = True
+
+    def class_of(net: Bottom) -> None:
+        OfSettings.drops = True
+
+    def forward_of(net: Bottom) -> None:
+        OfSettings.forward = lambda self, x: F.dropout(x, 0.5, True)
+
+    def hook_of(net: Bottom) -> None:
+        net.between.register_forward_hook(lambda module, given, output: F.dropout(output, 0.5, True))
+
+    kept = dict(vars(OfSettings))
+    for change in (object_of, class_of, forward_of, hook_of):
+        net = seeded(lambda: Bottom(OfSettings()))
+        pl.Gradient()(net, x, 0)
+        change(net)
+        with pytest.raises(InvalidModel, match=r"random.*first at 'between'"):
+            pl.Gradient()(net, x, 0)
+        OfSettings.drops, OfSettings.forward = kept["drops"], kept["forward"]
+
+
+def test_hooks_that_are_put_on_anew_for_each_call_are_the_same() -> None:
+    net, x, runs = seeded(Bottom), images(2, 14), []
+    net.register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(3):
+        features, before = [], len(runs)
+        handle = net.conv.register_forward_hook(lambda module, given, output, kept=features: kept.append(output))
+        pl.Gradient()(net, x, 0)
+        handle.remove()
+    assert len(runs) == before + 1
 
 
 def test_a_model_for_single_images_passes() -> None:
