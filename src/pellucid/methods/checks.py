@@ -190,7 +190,7 @@ def _own_ends(images: Tensor, preprocess: Any) -> tuple[float, float]:
     if getattr(preprocess, "mean", None):
         mean, std = (values.new_tensor(one)[:, None, None] for one in (preprocess.mean, preprocess.std))
         values = values * std + mean
-    low, high = getattr(preprocess, "scale", None) or (0.0, 1.0)
+    low, high = (getattr(preprocess, "scale", None) or (0.0, 1.0))[:2]
     least, most = (float(end) * (high - low) + low for end in values.aminmax())
     return least, most
 
