@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from pellucid.catalog import may_be_negative, meaning
 from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
@@ -1806,3 +1807,48 @@ def test_many_photos_are_listed_with_what_went_wrong_first(work, monkeypatch):
         assert text.split(f'id="{anchor}"')[1].split("</h2>")[0].endswith(f"<h2>{name.replace('<wbr>', '')}")
     explain("photos/cat", "--classes", "eel,dog,fox,cat", "--no-pictures")
     assert "<h2>Photos</h2>" not in page()
+
+
+def test_a_users_function_without_negative_values_is_not_said_to_speak_against(work):
+    Path("own.py").write_text(
+        "def strength(model, images, targets):\n    return images.detach().abs().sum(1)\n\n\n"
+        "def signed(model, images, targets):\n    return images.detach().sum(1) - images.detach().mean()\n"
+    )
+    explain("photo0.png", "--methods", "own.py:strength", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page().partition("What the maps show")[2]):
+        assert "o value of own.py:strength is negative" in text
+        assert "against class" not in text
+    explain("photo0.png", "--methods", "own.py:strength,own.py:signed", "--pictures", "svg")
+    for text in (next(Path("out").glob("figure-*.svg")).read_text(), page()):
+        assert "o value of own.py:strength is negative" in text
+        assert "against class" in text
+    explain("photo0.png", "--methods", "gradient(absolute=True)", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page()):
+        assert "strongest" in text
+        assert "(red)" not in text
+        assert "against class" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "below"),
+    [
+        ("gradient", "raise (red) or lower (blue)", True),
+        ("gradient(absolute=True)", "not whether they would raise or lower it", False),
+        ("input_x_gradient(absolute=True)", "not which of the two", False),
+        ("smoothgrad(moment=squared)", "squares have no sign", False),
+        ("smoothed(gradient(absolute=True))", "Averaged over noisy copies of the image", False),
+        ("smoothed(integrated_gradients, moment=variance)", "variances have no sign", False),
+        ("smoothed(gradient, space=layer)", "noisy copies of the layer's values", True),
+        ("integrated_gradients(baseline=blur)", "from a blurred copy of the image to this one", True),
+        ("integrated(gradient(absolute=True))", "Summed along the way from an empty image", True),
+        ("deeplift(baseline=0.5)", "compared with an image that is 0.5 everywhere", True),
+        ("deeplift", "compared with an empty image (zeros", True),
+    ],
+)
+def test_what_a_method_shows_is_said_with_its_settings(text, said, below):
+    assert said in meaning(text)
+    assert ("(red)" in meaning(text)) == (text in ("gradient", "smoothed(gradient, space=layer)"))
+    assert "{" not in meaning(text)
+    assert may_be_negative(text) == below

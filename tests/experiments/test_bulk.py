@@ -420,7 +420,7 @@ def test_a_class_that_is_called_as_a_difference_is_one(photos, tmp_path, monkeyp
     names = ["square - large", *(f"class {number}" for number in range(1, 8))]
     legends = []
 
-    def signs(methods, explained):
+    def signs(methods, explained, below_zero):
         legends.append(explained)
         return "", ""
 

@@ -192,7 +192,7 @@ def _draw(
     from ..experiments.bulk import photo_of
     from ..outputs import ends_of
     from ..report.album import signs
-    from ..report.figures import CaptionedPhoto, grid, write_figure
+    from ..report.figures import CaptionedPhoto, grid, has_negative, write_figure
 
     first, (kind, is_class) = rows.iloc[0], of
     layers = list(dict.fromkeys(rows["layer"]))
@@ -207,7 +207,8 @@ def _draw(
     cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
     explained = first["target"] if is_class else ends_of(first["target"])
-    told, note = signs([method for method, _ in by], explained)
+    below_zero = {method for (method, _), maps in by.items() if has_negative(maps.values())}
+    told, note = signs([method for method, _ in by], explained, below_zero)
     over = overlay and bool(photos)
     figure = grid(cells, layers, names, photos, first["image"], over, explained=told, note=note, signed=signed)
     write_figure(figure, path)

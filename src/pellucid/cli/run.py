@@ -42,6 +42,7 @@ from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, has_own_weights, load_model
 from ..outputs import Difference, answer, class_of, first_logits, likelihoods
 from ..passes import counting, fitting
+from ..report.figures import has_negative
 from ..variants.base import ORIGINAL, Variant
 from .output import HOW_FAR, UNFINISHED
 from .photos import NO_CLASS, Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
@@ -63,6 +64,7 @@ class Explained(BaseModel):
     notes: list[Note] = []  # of warnings
     concerned: list[int] = []  # how many photos each note is of
     drawn: dict[str, int] = {}  # pages of each figure
+    below_zero: list[str] = []  # the texts of methods with maps of negative values
     wrong: dict[str, str] = {}  # what looks wrong of images and outputs, by kind
     odd: dict[str, list[Any]] = {}  # of the first odd photo of a kind, and how many
     pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
@@ -174,7 +176,8 @@ class ExplainRun:
             loaded = named.asked(request.target)
         found = Explained.read(folder, _digest_of(given))
         found.methods, found.asked = list(request.texts.values()), request.asked
-        pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
+        count = len(places) * len(request.pairs)
+        pictures = Pictures(request, folder, found.drawn, count, below_zero=found.below_zero)
         return cls(request, loaded, named, folder, places, wrong, cut, found, pictures, named is not given)
 
     def explain_all(self, show: Show) -> None:
@@ -421,8 +424,11 @@ class ExplainRun:
         self.found.layers += [layer for layer in found if layer not in self.found.layers]
         # Up-sampling to nearest neighbors adds nothing: what draws a map does it where it is needed.
         size = None if self.request.heatmap["upsampling"] == "nearest" else photos[0].picture.shape[:2]
+        text = self.request.texts[name]
         for layer, attribution in found.items():
             maps = heatmap(attribution, size, **self.request.heatmap).float().cpu().numpy()
+            if text not in self.found.below_zero and has_negative([maps]):
+                self.found.below_zero.append(text)
             for row, photo in enumerate(photos):
                 photo.maps[name, layer, variant] = maps[row]
                 place = f"{name}/{layer}/{variant}"
