@@ -140,6 +140,19 @@ def frames_of(image: AnyImage) -> int:
     return image.frames if isinstance(image, Pixels) else int(image.info.get(_FRAMES, 1))
 
 
+def as_picture(image: AnyImage) -> AnyImage:
+    """Gray or colors of 8 bits, as of an array, as the Pillow image of the same pixels; anything else as it is.
+
+    So an array gives a model what a photo does, of which Pillow resizes the 8 bits and not floats.
+    """
+    if not isinstance(image, Pixels) or image.values.dtype != np.uint8 or image.inverted:
+        return image
+    if image.values.shape[2] not in (1, 3) or image.scale != scale_of(image.values.dtype):
+        return image
+    values = image.values[..., 0] if image.values.shape[2] == 1 else image.values
+    return one_of_many(Image.fromarray(values), image.frames)
+
+
 def image_of(given: object, name: str = "the image") -> AnyImage:
     """An image that Python code has opened, as its file would be read (``pellucid.data.reading.read_image``).
 

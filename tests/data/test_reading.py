@@ -17,7 +17,7 @@ from pellucid.data.reading import read_image
 from pellucid.data.sources import open_images
 from pellucid.errors import InputWarning, InvalidData, InvalidImage, InvalidParameter
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
-from pellucid.pixels import Pixels, picture, with_channels
+from pellucid.pixels import Pixels, image_of, picture, with_channels
 
 AS_IT_IS = {"resize": None, "crop": None, "mean": None, "std": None}
 
@@ -164,6 +164,19 @@ def test_a_scale_clips_where_it_says_so(kind, channels):
     assert clips.in_words == "scaled from [100, 200] to [0, 1] and clipped"
     shown = np.asarray(clips.display(image), float).reshape(6, 6, -1)[..., 0]
     assert np.abs(shown - clips(image)[0].numpy() * 255).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(61, 83), (61, 83, 3), (3, 61, 83)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [None, (20, 200), (20, 200, "clip")])
+def test_an_array_of_8_bits_gives_what_the_pillow_image_of_its_pixels_does(shape, channels, scale):
+    values = numbers(*shape, kind="uint8", high=256)
+    photo = Image.fromarray(values.transpose(1, 2, 0) if shape[0] == 3 else values)
+    preprocess = Preprocess(32, 28, (0.5,) * channels, (0.2,) * channels, channels, scale=scale)
+    array = Pixels.of(values, "a.npy")
+    assert preprocess.quietly(array).equal(preprocess.quietly(image_of(photo)))
+    assert np.array_equal(np.asarray(preprocess.display(values)), np.asarray(preprocess.display(photo)))
+    assert not preprocess.stretches(array)
 
 
 def test_floats_stay_as_they_are():

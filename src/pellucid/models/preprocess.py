@@ -20,7 +20,17 @@ from ..bounds import PIXELS
 from ..errors import InputWarning, InvalidImage, InvalidParameter, UnknownName, brief, failure, require_count
 from ..files import run_file
 from ..kinds import as_plain, require_settings
-from ..pixels import AnyImage, GivenImage, Pixels, ScaleEnds, frames_of, image_of, picture, with_channels
+from ..pixels import (
+    AnyImage,
+    GivenImage,
+    Pixels,
+    ScaleEnds,
+    as_picture,
+    frames_of,
+    image_of,
+    picture,
+    with_channels,
+)
 
 _PerChannel = tuple[float, ...]
 
@@ -143,7 +153,7 @@ class Preprocess:
         A given ``scale`` is what is black and white, as is all beyond, which the model sees so only if the scale
         clips; without it what has more than 8 bits is stretched from its least to its greatest value.
         """
-        image = image_of(image)
+        image = as_picture(image_of(image))
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
             return shown if self.scale is None else shown.point(self._scaled_byte)
@@ -151,7 +161,7 @@ class Preprocess:
 
     def stretches(self, image: AnyImage) -> bool:
         """Whether ``display`` shows an image with more contrast than the model may see."""
-        return isinstance(image, Pixels) and self.scale is None
+        return isinstance(as_picture(image), Pixels) and self.scale is None
 
     def _scaled_byte(self, value: int) -> int:
         """A value of 8 bits as a picture shows it under the scale."""
@@ -160,6 +170,7 @@ class Preprocess:
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
+        image = as_picture(image)
         if isinstance(image, Image.Image) and self.channels in _MODES:
             # As numbers first: to_tensor gives torch's default type, which may be a half.
             whole = transforms.pil_to_tensor(self._moved(image.convert(_MODES[self.channels])))
