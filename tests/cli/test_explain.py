@@ -40,6 +40,7 @@ from pellucid.experiments.inputs import digest_of_model
 from pellucid.experiments.noticing import mislabeled
 from pellucid.experiments.record import Note, verdict_on
 from pellucid.files import sealed
+from pellucid.methods.attributions import Attributions
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 from pellucid.training.classifiers import save_weights
@@ -141,6 +142,9 @@ def test_all_that_is_promised_is_written(work):
         assert colours(out / "maps" / name) > 1
     attributions = written()
     assert attributions["photo1/smoothed-gradient-samples=3/1.0/original"].shape == (6, 8, 8)
+    told = r"it holds the numbers of pellucid explain, one tensor for each METHOD/LAYER/VARIANT; .*load_file reads"
+    with pytest.raises(InvalidData, match=told):
+        Attributions.load("out/attributions/photo1.safetensors")
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
     assert json.loads((out / "run.json").read_text())["files"] == sorted(
         path.name for path in out.iterdir() if path.name != "run.json"

@@ -31,7 +31,7 @@ from ..experiments.cells import maps_alone, noted
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
 from ..experiments.record import Note
-from ..files import replace_file, sealed, unsealed, writable
+from ..files import HOLDS, replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.attributions import Attributions
@@ -443,9 +443,12 @@ class ExplainRun:
                     photo.attributions[f"{name}/{layer}/{variant}"] = one
 
 
+_NUMBERS = "the numbers of pellucid explain, one tensor for each METHOD/LAYER/VARIANT"
+
+
 def write_attributions(folder: Path, photo: Photo) -> None:
     """Write a photo's raw attributions as attributions/PHOTO.safetensors."""
     with writable(folder):
         (folder / "attributions").mkdir(exist_ok=True)
-        content = safetensors.torch.save(photo.attributions)
+        content = safetensors.torch.save(photo.attributions, {HOLDS: _NUMBERS})
         (folder / "attributions" / f"{photo.key}.safetensors").write_bytes(content)
