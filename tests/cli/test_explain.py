@@ -1856,3 +1856,15 @@ def test_what_a_method_shows_is_said_with_its_settings(text, said, below):
     assert ("(red)" in meaning(text)) == (text in ("gradient", "smoothed(gradient, space=layer)"))
     assert "{" not in meaning(text)
     assert may_be_negative(text) == below
+
+
+def test_the_list_of_photos_says_what_order_is_whose(work):
+    photos = [f"photo{number}.png" for number in range(5)]
+    for name in photos[2:]:
+        shutil.copy("photo0.png", name)
+    explain(*photos, "--methods", "gradient", "--layers", "input")
+    text = page()
+    assert "Listed in this order: " in text
+    assert "Below, they follow as they were given." in text
+    places = [text.index(f"{name}</h2>") for name in photos]
+    assert places == sorted(places)

@@ -151,7 +151,8 @@ class ExplainPage:
         columns = ["photo", "predicted", "probability", *(["label"] if known else [])]
         first = "those predicted unlike their label, then " if known else ""
         told = (
-            f"In this order: {first}those of which the network is least sure. predictions.csv tells more of each."
+            f"Listed in this order: {first}those of which the network is least sure. Below, they follow as they "
+            "were given. predictions.csv tells more of each."
         )
         yield Section(
             "Photos",
