@@ -1387,12 +1387,12 @@ def test_passes_within_one_photo_are_shown(work, monkeypatch):
     methods = "integrated(gradient, steps=5),random"
     assert explain("photo0.png", "--methods", methods, "--max-batch", 1, "--layers", "input").exit_code == 0
     moved = [(what, done) for what, done, _, kept in told if kept == "0 of 1"]
-    passes = [int(what.rpartition(" ")[2]) for what, _ in moved]
+    passes = [int(re.fullmatch(r"explaining photos \((\d+) forward passes\)", what)[1]) for what, _ in moved]
     assert passes == sorted(passes)
     assert len(set(passes)) >= 5
     assert [done for _, done in moved] == sorted(done for _, done in moved)
     assert {done for _, done in moved} == {0, 1 / 3, 2 / 3}
-    assert told[-1][:3] == ("explaining", 1, 1)
+    assert told[-1][:3] == ("explaining photos", 1, 1)
 
 
 def test_an_interruption_tells_what_is_kept(work, monkeypatch):

@@ -106,7 +106,7 @@ def maps(
             spec,
             output,
             runner=chosen,
-            tell=lambda what, done, total: show(f"explaining; {what}", done, total),
+            tell=lambda what, done, total: show(f"explaining {what}", done, total),
             command=ctx.meta[COMMAND],
         )
     shards = counted(len(run.shards), "shard")

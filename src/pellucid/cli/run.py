@@ -51,6 +51,7 @@ from .request import Request
 from .terminal import Show, say
 
 _TOGETHER = MOST_PHOTOS  # photos of one size that are explained at once: what an interruption may lose
+_DOING = "explaining photos"  # beside how many are done
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
 
@@ -163,6 +164,7 @@ class ExplainRun:
     found: Explained
     pictures: Pictures
     named_by_folders: bool = False  # whether the classes are called as the photos' folders or labels are
+    passes: int = 0  # forward passes so far
 
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
@@ -182,7 +184,7 @@ class ExplainRun:
 
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
-        show("explaining", len(self.found.photos), len(self.places))
+        show(_DOING, len(self.found.photos), len(self.places))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InputWarning)  # what looks wrong is told at the end, and on the page
             for photos in self.groups():
@@ -234,19 +236,18 @@ class ExplainRun:
             count_odd(found.odd, photo.odd)
         found.photos += [photo.facts for photo in photos]
         found.write(self.folder)
-        show("explaining", len(found.photos), len(self.places))
+        show(_DOING, len(found.photos), len(self.places))
 
     @contextmanager
     def ticking(self, show: Show, photos: int) -> Iterator[Callable[[], None]]:
         """Show each pass of a group of photos, so that something moves within a method; what it gives ends one."""
         before, total = len(self.found.photos), len(self.places)
-        passes = pairs = 0
+        pairs = 0
 
         def tick(rows: int) -> None:
-            nonlocal passes
-            passes += rows
+            self.passes += rows
             done = before + photos * pairs / (len(self.request.pairs) + 1)
-            show(f"explaining; forward passes: {passes:,}", done, total, kept=f"{before} of {total}")
+            show(f"{_DOING} ({self.passes:,} forward passes)", done, total, kept=f"{before} of {total}")
 
         def advance() -> None:
             nonlocal pairs
