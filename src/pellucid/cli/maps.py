@@ -26,7 +26,7 @@ from .options import (
     chosen_runner,
 )
 from .output import unused
-from .terminal import progress, say, show_left_out, show_notes, show_noticed
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas
@@ -101,14 +101,18 @@ def maps(
     lists = {"methods": methods or ["gradient"], "layers": layers or None, "variant": variant or None}
     spec = spec_of(MapsSpec, None, spec_content(options | given | lists | {"layouts": layouts or None}))
     chosen = chosen_runner(runner, address, cpus)
+    states: list[tuple[int, int]] = []  # of shards: how many were finished, and are to be
     with progress() as show:
         run = write_maps(
             spec,
             output,
             runner=chosen,
+            advance=lambda done, total: states.append((done, total)),
             tell=lambda what, done, total: show(f"explaining {what}", done, total),
             command=ctx.meta[COMMAND],
         )
+    if len(states) == 1:  # no shard was left
+        say(ALREADY_FINISHED.format(output))
     shards = counted(len(run.shards), "shard")
     say(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
     show_noticed(run.noticed)
