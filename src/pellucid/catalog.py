@@ -46,14 +46,15 @@ from .variants.surrogate import load_surrogate
 class Entry:
     """A method of the catalogue: what it is, as a function or as text made of other names, and its source.
 
-    ``shows`` says in one plain sentence what is seen on a map; of text it is put together from its parts.
-    ``goes_below_zero``: whether maps may have negative values at all.
+    ``shows`` says in one plain sentence what is seen on a map, ``magnitudes`` the same where its sign is taken
+    away; of text it is put together from its parts. ``{reference}`` stands for the image that a method compares
+    with.
     """
 
     made_of: Callable[..., Method] | str
     source: str
     shows: str = ""
-    goes_below_zero: bool = True
+    magnitudes: str = ""
 
     @property
     def formula(self) -> str:
@@ -78,18 +79,21 @@ METHODS: Mapping[str, Entry] = {
         Edges,
         f"{_SANITY}: an edge detector, blind to the model",
         "The edges of the photo, which know nothing of the network: a map of use tells more than they do.",
-        goes_below_zero=False,
     ),
     "gradient": Entry(
         gradient,
         f"{_NIELSEN}, Eq. 1",
         "Where slightly larger values, at the input brighter pixels, would raise (red) or lower (blue) the score "
         "of the class the most.",
+        "Where slightly other values, at the input brighter or darker pixels, would change the score of the class "
+        "the most; not whether they would raise or lower it.",
     ),
     "input_x_gradient": Entry(
         input_x_gradient,
         f"{_RECTGRAD}, Grad*Input",
         "What each place adds to the score or takes from it, if the network were as simple as it is nearby.",
+        "How much each place adds to the score or takes from it, if the network were as simple as it is nearby; "
+        "not which of the two.",
     ),
     "smoothgrad": Entry("smoothed(gradient, samples=15, std=0.15)", f"{_NIELSEN}, Eq. 2"),
     "integrated_gradients": Entry("integrated(gradient, steps=50)", f"{_NIELSEN}, Eq. 3"),
@@ -112,8 +116,7 @@ METHODS: Mapping[str, Entry] = {
     "deeplift": Entry(
         deeplift,
         f"{_SMOOTH}, Sec. 3.3; rescale rule of Shrikumar et al.",
-        "What each place adds to the score or takes from it, compared with an empty image: zeros, which "
-        "are gray where images are normalized, else black.",
+        "What each place adds to the score or takes from it, compared with {reference}.",
     ),
     "lrp_epsilon": Entry(
         lrp_epsilon,
@@ -144,16 +147,21 @@ COMBINATORS: Mapping[str, type[Sampling]] = {
     "integrated": Path,
 }
 
-_AROUND = {  # what the combinators add to the sentence of what they wrap
-    "smoothed": "Averaged over noisy copies of the image, so that single pixels count less.",
-    "integrated": "Summed along the way from an empty image (zeros: gray where images are normalized, else black) "
-    "to this one.",
+_STRENGTH = "have no sign: look at the strength alone."
+_SMOOTHED = {  # what noise adds to the sentence of what it wraps, by its moment
+    "mean": "Averaged over noisy copies of {}, so that single pixels count less.",
+    "squared": f"Of it the squares, averaged over noisy copies of {{}}; squares {_STRENGTH}",
+    "variance": f"Of it the variance over noisy copies of {{}}; variances {_STRENGTH}",
 }
+_INTEGRATED = "Summed along the way from {reference} to this one."
 _INTEGRATED_GRADIENT = (
-    "What each place adds to the score or takes from it on the way from an empty image (zeros: gray where images "
-    "are normalized, else black) to this one: of the network as it is, the places together add up to the "
-    "difference of the two scores."
+    "What each place adds to the score or takes from it on the way from {reference} to this one: of the network "
+    "as it is, the places together add up to the difference of the two scores."
 )
+_REFERENCES = {
+    "zero": "an empty image (zeros: gray where images are normalized, else black)",
+    "blur": "a blurred copy of the image",
+}
 
 METRICS: Mapping[str, type[Criterion]] = {
     metric.name: metric
@@ -219,39 +227,49 @@ def method(text: str, **settings: Any) -> Method:
     return built
 
 
-def meaning(text: str) -> str:
-    """What the maps of a method, given as text, show: plain sentences for whoever looks at them."""
+def meaning(text: str, magnitudes: bool = False) -> str:
+    """What the maps of a method, given as text, show with its settings: plain sentences for whoever looks at them.
+
+    ``magnitudes``: a map's values are those of the method's without their signs.
+    """
     if ".py:" in text:
         return f"What the function {text.strip()} gives."
-    name, inner, _ = _call(_parsed(text))
-    if name == "integrated" and inner is not None and _inside(inner) == "gradient":
-        return _INTEGRATED_GRADIENT
-    if name not in METHODS:
-        return f"{meaning(ast.unparse(inner))} {_AROUND.get(name, '')}".strip() if inner is not None else ""
-    entry = METHODS[name]
-    return entry.shows or (meaning(entry.made_of) if isinstance(entry.made_of, str) else "")
+    entry, made = _innermost(_parsed(text)), method(text)
+    is_absolute = bool(getattr(made, "absolute", False))
+    has_moments = any(getattr(sampling, "moment", "mean") != "mean" for sampling in made.samplings)
+    has_none = is_absolute or has_moments or magnitudes
+    said = (entry.magnitudes if has_none else "") or entry.shows
+    for number, sampling in enumerate(reversed(made.samplings)):
+        is_path = isinstance(sampling, Path)
+        if is_path and number == 0 and entry is METHODS["gradient"] and not is_absolute:
+            said = _INTEGRATED_GRADIENT
+        elif is_path:
+            said = f"{said} {_INTEGRATED}"
+        elif isinstance(sampling, Noise):
+            of = "the image" if sampling.space == "input" else "the layer's values"
+            said = f"{said} {_SMOOTHED[sampling.moment].format(of)}"
+        said = said.replace("{reference}", _reference(sampling))
+    return said.replace("{reference}", _reference(made))
+
+
+def _reference(part: Method | Sampling) -> str:
+    """What a method or a path compares an image with, in words."""
+    baseline = getattr(part, "baseline", "zero")
+    return _REFERENCES.get(baseline, f"an image that is {baseline} everywhere")
 
 
 def may_be_negative(text: str) -> bool:
     """Whether maps of a method, given as text, may have negative values, on whatever image."""
-    entry = _innermost(text)
-    return entry is None or entry.goes_below_zero
+    return ".py:" in text or method(text).goes_below_zero  # nobody knows it of a user's function
 
 
-def _innermost(text: str) -> Entry | None:
-    """The method of the catalogue that combinators wrap; None of a function of the user's."""
-    if ".py:" in text:
-        return None
-    name, inner, _ = _call(_parsed(text))
-    if name not in METHODS:
-        return None if inner is None else _innermost(ast.unparse(inner))
+def _innermost(node: ast.expr) -> Entry:
+    """The method of the catalogue that combinators wrap."""
+    name, inner, _ = _call(node)
+    if inner is not None:
+        return _innermost(inner)
     entry = METHODS[name]
-    return _innermost(entry.formula) if entry.formula else entry
-
-
-def _inside(node: ast.expr) -> str:
-    """The name of the method that a combinator wraps, without its settings."""
-    return _call(node)[0]
+    return _innermost(_parsed(entry.formula)) if entry.formula else entry
 
 
 def metric(text: str, **settings: Any) -> Criterion:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RUN = "run.json"  # the file in which a folder tells what made it
 SEAL = "sha256"  # the name of the checksum among sealed values
 FILES = "files"  # in sealed values: the names of files beside them, or their SHA-256 by name
+HOLDS = "holds"  # in tensors without a checksum: what they are, in words
 DIGESTS = "digests"  # in sealed values: the SHA-256 of files, by their paths from there
 _MOST_BESIDE = 10_000  # names of a folder that are looked at for one that may be meant
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
@@ -288,8 +289,12 @@ def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(str(error)) from error
-    if told.pop(SEAL, None) != _checksum_of(tensors, told):
-        raise ValueError("it was damaged since it was written, or another program wrote it")
+    if HOLDS in told:
+        raise ValueError(f"it holds {told[HOLDS]}")
+    if SEAL not in told:
+        raise ValueError("it holds no checksum of pellucid's, as of what another program wrote")
+    if told.pop(SEAL) != _checksum_of(tensors, told):
+        raise ValueError("it was damaged since it was written")
     return tensors, {name: json.loads(value) for name, value in told.items()}
 
 

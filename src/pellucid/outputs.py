@@ -120,12 +120,26 @@ def failures_named(images: Tensor, model: nn.Module) -> Iterator[None]:
 
 def _remedy(images: Tensor, model: nn.Module) -> str:
     """What to do where a model fails on images: where its first convolution tells it, which channels it takes."""
+    if last := channels_last(images, model):
+        return f"they come {last}"
     taken = first_channels(model)
     if taken in (None, images.shape[1]):
         return "mend it, or give it a preprocess that makes what it takes"
     return (
         f"the model takes images of {counted(taken or 0, 'channel')}, by its first convolution, and these have "
         f"{images.shape[1]}: give a preprocess that makes that many"
+    )
+
+
+def channels_last(images: Tensor, model: nn.Module) -> str:
+    """That channels of images, or of one, lie last, and what to do; empty where they do not or nobody knows."""
+    taken, dimensions = first_channels(model), images.dim()
+    if taken is None or dimensions not in (3, 4) or images.shape[-1] != taken or images.shape[-3] == taken:
+        return ""
+    batch = "image.permute(2, 0, 1)[None]" if dimensions == 3 else "images.permute(0, 3, 1, 2)"
+    return (
+        f"with their {counted(taken, 'channel')} last; give (batch, channels, height, width): {batch}, in a "
+        "preprocess image.permute(2, 0, 1), normalized as the model expects"
     )
 
 

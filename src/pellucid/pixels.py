@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from .files import open_regular
 from .kinds import of_kinds
 
 Ends = tuple[float, float]
+ScaleEnds = tuple[float, float, Literal["clip"]] | Ends
+"""The values that become 0 and 1; those beyond go on below 0 and above 1, but with "clip" they end there."""
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 _FRAMES = "pellucid: frames"  # where Pillow's images keep how many their file holds
 _TURN = 274  # EXIF's orientation
@@ -29,13 +31,13 @@ class Pixels:
     """An image (H, W, C) of numbers as its file has them.
 
     ``scale`` are the values that stand for 0 and 1: the least and greatest of 8 or 16 bits without a sign, a
-    DICOM's window, floats as they are; None where nothing tells them. ``name`` is what errors call the image,
-    ``has_alpha`` says that its last channel is transparency, ``frames`` how many images its file holds, of which
-    this is the first, and ``inverted`` that the least value is white, as a DICOM's MONOCHROME1.
+    DICOM's window, which clips, floats as they are; None where nothing tells them. ``name`` is what errors call
+    the image, ``has_alpha`` says that its last channel is transparency, ``frames`` how many images its file holds,
+    of which this is the first, and ``inverted`` that the least value is white, as a DICOM's MONOCHROME1.
     """
 
     values: np.ndarray
-    scale: Ends | None = None
+    scale: ScaleEnds | None = None
     name: str = "the image"
     has_alpha: bool = False
     frames: int = 1
@@ -43,7 +45,7 @@ class Pixels:
 
     @classmethod
     @of_kinds
-    def of(cls, values: np.ndarray, name: str, scale: Ends | None = None) -> Pixels:
+    def of(cls, values: np.ndarray, name: str, scale: ScaleEnds | None = None) -> Pixels:
         """Take an array (H, W), (H, W, C) or (C, H, W): of three dimensions the smaller end is the channels'.
 
         Raises:
@@ -82,13 +84,13 @@ class Pixels:
     @property
     def brightness(self) -> np.ndarray:
         """The values with the greatest as white: where the least is, they are inverted within the scale."""
-        return sum(self.scale) - self.values if self.inverted and self.scale else self.values
+        return sum(self.scale[:2]) - self.values if self.inverted and self.scale else self.values
 
     def tobytes(self) -> bytes:
         """The values, for digests."""
         return str(self.values.dtype).encode() + self.values.tobytes() + b"inverted" * self.inverted
 
-    def scaled(self, scale: Ends | None = None) -> Tensor:
+    def scaled(self, scale: ScaleEnds | None = None) -> Tensor:
         """The values (C, H, W) in float32, ``scale`` (or the image's own) moved to 0 and 1, inverted to 1 and 0.
 
         Raises:
@@ -104,10 +106,11 @@ class Pixels:
                 f"black and white; say it, such as by this image's own ends, beyond which others may reach: "
                 f"--scale={low},{high}, in Python Preprocess(scale=({low}, {high}))"
             )
-        black, white = reversed(scale) if self.inverted else scale
+        black, white = scale[1::-1] if self.inverted else scale[:2]
         # They are doubles, since whole numbers of 32 bits have more digits than a single holds.
         moved = (self.values.astype(np.float64) - black) / (white - black)
-        return torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))
+        pixels = torch.from_numpy(np.moveaxis(moved, 2, 0).astype(np.float32))
+        return pixels.clamp(0, 1) if "clip" in scale else pixels
 
     def given(self) -> Image.Image | np.ndarray:
         """The values as they are: a Pillow image of one channel where it has such a mode, else (H, W, C)."""
@@ -135,6 +138,19 @@ def one_of_many(image: AnyImage, frames: int) -> AnyImage:
 def frames_of(image: AnyImage) -> int:
     """How many pages or frames the file of an image holds, as far as ``one_of_many`` was told."""
     return image.frames if isinstance(image, Pixels) else int(image.info.get(_FRAMES, 1))
+
+
+def as_picture(image: AnyImage) -> AnyImage:
+    """Gray or colors of 8 bits, as of an array, as the Pillow image of the same pixels; anything else as it is.
+
+    So an array gives a model what a photo does, of which Pillow resizes the 8 bits and not floats.
+    """
+    if not isinstance(image, Pixels) or image.values.dtype != np.uint8 or image.inverted:
+        return image
+    if image.values.shape[2] not in (1, 3) or image.scale != scale_of(image.values.dtype):
+        return image
+    values = image.values[..., 0] if image.values.shape[2] == 1 else image.values
+    return one_of_many(Image.fromarray(values), image.frames)
 
 
 def image_of(given: object, name: str = "the image") -> AnyImage:
@@ -273,7 +289,7 @@ def scale_of(kind: np.dtype) -> Ends | None:
     return (0.0, float(np.iinfo(kind).max)) if kind in (np.uint8, np.uint16) else None
 
 
-def with_channels(image: Pixels, channels: int, scale: Ends | None = None) -> Tensor:
+def with_channels(image: Pixels, channels: int, scale: ScaleEnds | None = None) -> Tensor:
     """``image.scaled(scale)`` as (channels, H, W): gray is repeated, colors are made gray, alpha is dropped.
 
     Raises:

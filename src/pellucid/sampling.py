@@ -57,6 +57,10 @@ class Sampling(ABC):
         ``references`` are one for all (1, ...) or one for each point (m, ...); ``keys[i]`` is the row's seed.
         """
 
+    def goes_below_zero(self, drawn: bool) -> bool:
+        """Whether the folded attribution may be negative; ``drawn``: whether that at the draws may."""
+        return True
+
     def weights_of(self, draw: Tensor, like: Tensor) -> Tensor:
         """The weights of these draws alone, however many there are in all, in the precision of ``like``."""
         assert self.weights is not None
@@ -123,6 +127,10 @@ class Noise(Sampling):
             spread = rows.amax(1) - rows.amin(1)
             scale = self.std * spread.view(-1, *[1] * (values.dim() - 1))
         return values + scale * noise_like(values, [fold_in(key, d) for key, d in zip(keys, draw, strict=True)])
+
+    def goes_below_zero(self, drawn: bool) -> bool:
+        """A mean of what may; squares and variances never."""
+        return drawn and self.moment == "mean"
 
     def terms(self, attribution: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
         """Values, squares, or both."""

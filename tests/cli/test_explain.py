@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from pellucid.catalog import may_be_negative, meaning
 from pellucid.cli import app
 from pellucid.cli import run as run_module
 from pellucid.cli.explain_page import ExplainPage
@@ -39,6 +40,7 @@ from pellucid.experiments.inputs import digest_of_model
 from pellucid.experiments.noticing import mislabeled
 from pellucid.experiments.record import Note, verdict_on
 from pellucid.files import sealed
+from pellucid.methods.attributions import Attributions
 from pellucid.models.weights import is_untrained
 from pellucid.models.zoo import load_model
 from pellucid.training.classifiers import save_weights
@@ -140,6 +142,9 @@ def test_all_that_is_promised_is_written(work):
         assert colours(out / "maps" / name) > 1
     attributions = written()
     assert attributions["photo1/smoothed-gradient-samples=3/1.0/original"].shape == (6, 8, 8)
+    told = r"it holds the numbers of pellucid explain, one tensor for each METHOD/LAYER/VARIANT; .*load_file reads"
+    with pytest.raises(InvalidData, match=told):
+        Attributions.load("out/attributions/photo1.safetensors")
     assert not [path for path in work.rglob("*") if path.name.startswith(".")]
     assert json.loads((out / "run.json").read_text())["files"] == sorted(
         path.name for path in out.iterdir() if path.name != "run.json"
@@ -1382,12 +1387,12 @@ def test_passes_within_one_photo_are_shown(work, monkeypatch):
     methods = "integrated(gradient, steps=5),random"
     assert explain("photo0.png", "--methods", methods, "--max-batch", 1, "--layers", "input").exit_code == 0
     moved = [(what, done) for what, done, _, kept in told if kept == "0 of 1"]
-    passes = [int(what.rpartition(" ")[2]) for what, _ in moved]
+    passes = [int(re.fullmatch(r"explaining photos \((\d+) forward passes\)", what)[1]) for what, _ in moved]
     assert passes == sorted(passes)
     assert len(set(passes)) >= 5
     assert [done for _, done in moved] == sorted(done for _, done in moved)
     assert {done for _, done in moved} == {0, 1 / 3, 2 / 3}
-    assert told[-1][:3] == ("explaining", 1, 1)
+    assert told[-1][:3] == ("explaining photos", 1, 1)
 
 
 def test_an_interruption_tells_what_is_kept(work, monkeypatch):
@@ -1806,3 +1811,60 @@ def test_many_photos_are_listed_with_what_went_wrong_first(work, monkeypatch):
         assert text.split(f'id="{anchor}"')[1].split("</h2>")[0].endswith(f"<h2>{name.replace('<wbr>', '')}")
     explain("photos/cat", "--classes", "eel,dog,fox,cat", "--no-pictures")
     assert "<h2>Photos</h2>" not in page()
+
+
+def test_a_users_function_without_negative_values_is_not_said_to_speak_against(work):
+    Path("own.py").write_text(
+        "def strength(model, images, targets):\n    return images.detach().abs().sum(1)\n\n\n"
+        "def signed(model, images, targets):\n    return images.detach().sum(1) - images.detach().mean()\n"
+    )
+    explain("photo0.png", "--methods", "own.py:strength", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page().partition("What the maps show")[2]):
+        assert "o value of own.py:strength is negative" in text
+        assert "against class" not in text
+    explain("photo0.png", "--methods", "own.py:strength,own.py:signed", "--pictures", "svg")
+    for text in (next(Path("out").glob("figure-*.svg")).read_text(), page()):
+        assert "o value of own.py:strength is negative" in text
+        assert "against class" in text
+    explain("photo0.png", "--methods", "gradient(absolute=True)", "--pictures", "svg")
+    [figure] = Path("out").glob("figure-*.svg")
+    for text in (figure.read_text(), page()):
+        assert "strongest" in text
+        assert "(red)" not in text
+        assert "against class" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "below"),
+    [
+        ("gradient", "raise (red) or lower (blue)", True),
+        ("gradient(absolute=True)", "not whether they would raise or lower it", False),
+        ("input_x_gradient(absolute=True)", "not which of the two", False),
+        ("smoothgrad(moment=squared)", "squares have no sign", False),
+        ("smoothed(gradient(absolute=True))", "Averaged over noisy copies of the image", False),
+        ("smoothed(integrated_gradients, moment=variance)", "variances have no sign", False),
+        ("smoothed(gradient, space=layer)", "noisy copies of the layer's values", True),
+        ("integrated_gradients(baseline=blur)", "from a blurred copy of the image to this one", True),
+        ("integrated(gradient(absolute=True))", "Summed along the way from an empty image", True),
+        ("deeplift(baseline=0.5)", "compared with an image that is 0.5 everywhere", True),
+        ("deeplift", "compared with an empty image (zeros", True),
+    ],
+)
+def test_what_a_method_shows_is_said_with_its_settings(text, said, below):
+    assert said in meaning(text)
+    assert ("(red)" in meaning(text)) == (text in ("gradient", "smoothed(gradient, space=layer)"))
+    assert "{" not in meaning(text)
+    assert may_be_negative(text) == below
+
+
+def test_the_list_of_photos_says_what_order_is_whose(work):
+    photos = [f"photo{number}.png" for number in range(5)]
+    for name in photos[2:]:
+        shutil.copy("photo0.png", name)
+    explain(*photos, "--methods", "gradient", "--layers", "input")
+    text = page()
+    assert "Listed in this order: " in text
+    assert "Below, they follow as they were given." in text
+    places = [text.index(f"{name}</h2>") for name in photos]
+    assert places == sorted(places)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import struct
 import zlib
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pellucid.data.reading import read_image
 from pellucid.data.sources import open_images
 from pellucid.errors import InputWarning, InvalidData, InvalidImage, InvalidParameter
 from pellucid.models.preprocess import CustomPreprocess, Preprocess
-from pellucid.pixels import Pixels, picture, with_channels
+from pellucid.pixels import Pixels, image_of, picture, with_channels
 
 AS_IT_IS = {"resize": None, "crop": None, "mean": None, "std": None}
 
@@ -149,6 +150,35 @@ def test_a_picture_shows_what_a_scale_makes_of_the_values(kind):
     assert (shown.min(), shown.max()) == ((50, 250) if kind == "uint8" else (0, 255))
 
 
+@pytest.mark.parametrize("kind", ["uint16", "float32", "uint8"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_scale_clips_where_it_says_so(kind, channels):
+    values = np.linspace(50, 250, 36).astype(kind).reshape(6, 6)
+    image = Image.fromarray(values) if kind == "uint8" else Pixels.of(values, "a.png")
+    linear = Preprocess(**AS_IT_IS, channels=channels, scale=(100, 200)).quietly(image)
+    clips = Preprocess(**AS_IT_IS, channels=channels, scale=(100, 200, "clip"))
+    assert float(linear.min()) == -0.5
+    assert float(linear.max()) == 1.5
+    assert clips(image).equal(linear.clamp(0, 1))
+    assert Preprocess.from_dict(json.loads(json.dumps(clips.as_dict()))) == clips
+    assert clips.in_words == "scaled from [100, 200] to [0, 1] and clipped"
+    shown = np.asarray(clips.display(image), float).reshape(6, 6, -1)[..., 0]
+    assert np.abs(shown - clips(image)[0].numpy() * 255).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(61, 83), (61, 83, 3), (3, 61, 83)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [None, (20, 200), (20, 200, "clip")])
+def test_an_array_of_8_bits_gives_what_the_pillow_image_of_its_pixels_does(shape, channels, scale):
+    values = numbers(*shape, kind="uint8", high=256)
+    photo = Image.fromarray(values.transpose(1, 2, 0) if shape[0] == 3 else values)
+    preprocess = Preprocess(32, 28, (0.5,) * channels, (0.2,) * channels, channels, scale=scale)
+    array = Pixels.of(values, "a.npy")
+    assert preprocess.quietly(array).equal(preprocess.quietly(image_of(photo)))
+    assert np.array_equal(np.asarray(preprocess.display(values)), np.asarray(preprocess.display(photo)))
+    assert not preprocess.stretches(array)
+
+
 def test_floats_stay_as_they_are():
     values = np.random.default_rng(0).normal(0, 3, (5, 7)).astype(np.float32)
     for content in (tiff(values), saved(values)):
@@ -188,7 +218,9 @@ def test_dicom():
     assert image.scale == (-1024, 4095 * 2 - 1024)
     window = {"WindowCenter": 40, "WindowWidth": 400}
     found = plain(read_image(dicom(values, **rescaled, **window)))[0].numpy()
-    assert np.allclose(found, (values * 2.0 - 1024 + 160) / 400, atol=1e-4)
+    assert np.allclose(found, ((values * 2.0 - 1024 + 160) / 400).clip(0, 1), atol=1e-4)
+    given = replace(plain, scale=(-160, 240))(read_image(dicom(values, **rescaled, **window)))[0].numpy()
+    assert np.allclose(given, (values * 2.0 - 1024 + 160) / 400, atol=1e-4)
     inverted = plain(read_image(dicom(values, PhotometricInterpretation="MONOCHROME1")))[0].numpy()
     assert np.allclose(inverted, 1 - values / 4095, atol=1e-6)
     with pytest.raises(
@@ -225,7 +257,7 @@ def test_an_enhanced_dicom_has_its_rescaling_and_window_in_groups(place):
     frames = {"NumberOfFrames": 2, "Rows": 5} if place[0] == "P" else {}
     content = dicom(np.concatenate([values] * (2 if frames else 1)), **frames, **{place: of_first + others})
     image = read_image(content)
-    assert image.scale == (-160, 240)
+    assert image.scale == (-160, 240, "clip")
     assert np.array_equal(image.values[..., 0], values * 2.0 - 1024)
     curve = items(FrameVOILUTSequence=items(WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID"))
     with pytest.raises(InvalidImage, match="VOILUTFunction is SIGMOID"):
@@ -240,7 +272,7 @@ def test_a_modalitys_table_gives_values_and_their_ends(first):
     assert image.scale == (0, 65535)
     assert np.array_equal(image.values[..., 0], table[(values.astype(int) - first).clip(0, 4095)])
     window = {"WindowCenter": 3000, "WindowWidth": 2000}
-    assert read_image(dicom(values, ModalityLUTSequence=lookup(table), **window)).scale == (2000, 4000)
+    assert read_image(dicom(values, ModalityLUTSequence=lookup(table), **window)).scale == (2000, 4000, "clip")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -252,8 +284,8 @@ def test_a_dicom_that_is_shown_along_a_curve_is_refused():
     table = {"VOILUTSequence": lookup(numbers(4096))}
     with pytest.raises(InvalidImage, match=r"x\.dcm: its VOILUTSequence .*; save what a viewer shows"):
         read_image(dicom(values, **table), "x.dcm")
-    assert read_image(dicom(values, **table, **window)).scale == (1500, 2500)
-    assert read_image(dicom(values, VOILUTFunction="LINEAR_EXACT", **window)).scale == (1500, 2500)
+    assert read_image(dicom(values, **table, **window)).scale == (1500, 2500, "clip")
+    assert read_image(dicom(values, VOILUTFunction="LINEAR_EXACT", **window)).scale == (1500, 2500, "clip")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

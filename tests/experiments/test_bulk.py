@@ -420,7 +420,7 @@ def test_a_class_that_is_called_as_a_difference_is_one(photos, tmp_path, monkeyp
     names = ["square - large", *(f"class {number}" for number in range(1, 8))]
     legends = []
 
-    def signs(methods, explained):
+    def signs(methods, explained, below_zero):
         legends.append(explained)
         return "", ""
 
@@ -449,3 +449,15 @@ def test_scores_of_a_model_of_probabilities_are_these(photos, tmp_path):
         write_maps(spec(photos / "files", models=[model], methods=["gradient"], layers=["input"]), tmp_path / name)
         found[name] = read_maps(tmp_path / name)["score"]
     np.testing.assert_allclose(found["shares"], found["logits"], rtol=1e-5)
+
+
+def test_a_finished_folder_is_said_to_be_finished(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", "shapes-resnet", "--images-per-shard", "2", "--limit", "4"]
+    command = ["maps", str(photos / "files"), "maps", *options]
+    said = "maps was finished already; nothing was computed"
+    first, again = (CliRunner().invoke(app, command) for _ in range(2))
+    assert said not in first.stdout
+    assert again.stdout == f"{said}\n{first.stdout}"
+    next((tmp_path / "maps" / "maps").glob("*.parquet")).unlink()
+    assert said not in CliRunner().invoke(app, command).stdout

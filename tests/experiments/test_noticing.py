@@ -1,6 +1,8 @@
 """What is told of models and images before their maps are looked at."""
 
 import io
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from pellucid.data.reading import read_image
 from pellucid.data.sources import Sample
 from pellucid.errors import InputWarning, InvalidImage
-from pellucid.experiments.noticing import added, count_odd, oddities, of_images, of_model
+from pellucid.experiments.noticing import added, count_odd, mendable, oddities, of_images, of_model
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess
 from pellucid.models.zoo import load_model
 from pellucid.pixels import Pixels
@@ -183,6 +185,27 @@ def test_a_scale_is_suggested_by_the_ends_of_all_images_looked_at():
     image = Pixels(np.array([[[0.25], [1e6]]], np.float32), (-1e8, 1e8))
     count_odd(fine, oddities(Sample("a.dcm", image), gray))
     assert "give --scale, such as 0.25,1000000, this image's own ends" in next(of_images(fine))
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "uint8"])
+def test_values_outside_a_scale_are_told_unless_they_are_clipped(kind):
+    values = np.array([0, 50, 100, 200, 250], kind).repeat(20).reshape(10, 10)
+    image = Image.fromarray(values) if kind == "uint8" else Pixels.of(values, "a.npy")
+    outside = Preprocess(None, None, None, None, 1, scale=(0, 200))
+    counts = {}
+    count_odd(counts, oddities(Sample("a.npy", image), outside))
+    [told] = of_images(counts, "photo")
+    assert told.startswith("the model sees 20.0 % of a.npy below 0 or above 1, outside the scale from 0 to 200, ")
+    assert ("give --scale, such as 0,250, this photo's own ends; " in told) == (kind != "uint8")
+    assert "--scale=0,200,clip clips them" in told
+    with pytest.warns(InputWarning, match=r"outside the scale.*scale=\(low, high, 'clip'\)"):
+        outside(image)
+    for scale in ((0, 200, "clip"), (0, 248), (0, 250)):
+        inside = replace(outside, scale=scale)
+        assert not mendable(oddities(Sample("a.npy", image), inside))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            inside(image)
 
 
 def to_bytes(image):

@@ -80,5 +80,18 @@ def test_another_number_of_channels_is_named() -> None:
 
 def test_images_with_channels_last_are_told_in_python() -> None:
     model = pl.load_model("shapes-resnet").model
-    with pytest.raises(pl.PellucidError, match=r"channels last.*permute"):
+    with pytest.raises(pl.PellucidError, match=r"3 channels last.*images\.permute\(0, 3, 1, 2\)"):
         pl.method("gradient")(model, torch.randn(1, 64, 64, 3))
+    with pytest.raises(pl.PellucidError, match=r"3 channels last.*image\.permute\(2, 0, 1\)\[None\]"):
+        pl.method("gradient")(model, torch.randn(64, 64, 3))
+    with pytest.raises(pl.PellucidError, match=r"\(3, 64, 64\).*such as preprocess\(photo\)\[None\]"):
+        pl.method("gradient")(model, torch.randn(3, 64, 64))
+
+
+def test_a_preprocess_that_puts_channels_last_is_told() -> None:
+    own = "import torch, numpy\ndef preprocess(image):\n    return torch.from_numpy(numpy.array(image)) / 255"
+    write_model("model.py", own)
+    said = typed("pellucid explain photo.png --model model.py:network -o out", code=2)
+    assert "they come with their 3 channels last" in said
+    assert "in a preprocess image.permute(2, 0, 1)" in said
+    assert "a preprocess that makes that many" not in said

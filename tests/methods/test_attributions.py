@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -100,6 +101,11 @@ def test_any_changed_byte_is_noticed(model, images, tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(InvalidData, match="cannot be read as attributions"):
             Attributions.load(path)
+    safetensors.torch.save_file({"input": torch.ones(1)}, path)
+    with pytest.raises(
+        InvalidData, match="no checksum of pellucid's, as of what another program wrote; give a file"
+    ):
+        Attributions.load(path)
     path.write_bytes(content[:-7])
     with pytest.raises(InvalidData, match="cannot be read as attributions"):
         Attributions.load(path)

@@ -102,7 +102,7 @@ def test_a_compose_for_gray_images_takes_those_of_16_bits_and_a_scale(tmp_path, 
     values = np.linspace(200, 3821, 64).astype(np.uint16).reshape(8, 8)
     expected = (torch.from_numpy(values.astype(np.float32) - 200) / 3621 - 0.5) / 0.5
     torch.testing.assert_close(loaded.preprocess(Image.fromarray(values))[0], expected)
-    assert loaded.model(loaded.preprocess(Image.new("L", (8, 8)))[None]).shape == (1, 2)
+    assert loaded.model(loaded.preprocess(Image.new("L", (8, 8), 250))[None]).shape == (1, 2)
     plain = load_model("resnet18").seeing(f"{tmp_path}/net.py:preprocess")
     assert plain.preprocess.channels == (1 if gray else 3)
 

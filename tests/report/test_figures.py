@@ -102,6 +102,21 @@ def test_the_legend_says_which_class_and_what_was_clipped():
     assert long in texts
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("rows", [[], ["gradcam"], ["original", "backward"], ["smoothed(guided_backprop)"]])
+@pytest.mark.parametrize("photos", [[], [PHOTO]])
+def test_the_whole_legend_is_seen(columns, rows, photos):
+    cells = [[CHECKERBOARD] * columns for _ in rows or "1"]
+    figure = grid(cells, ["layer4.1"] * columns, rows, photos, explained="an African hunting dog")
+    bars = [(x, width) for x, _, width, _, pixels in figure.pictures if pixels.shape[0] == 1]
+    assert [0 < x < x + width < figure.width for x, width in bars] == [True]
+    for one in figure.texts:
+        shares = {"l": 0, "m": 0.5, "r": 1}[one.anchor[0]]
+        wide = figures._font(one.size, one.weight).getlength(one.text)
+        assert one.x - shares * wide >= 0
+        assert one.x + (1 - shares) * wide <= figure.width
+
+
 def test_signed_colors_are_centered_and_symmetric():
     below, zero, above = figures.colored(np.array([-0.6, 0.0, 0.6]), signed=True).astype(int)
     assert zero.min() > 240

@@ -99,7 +99,11 @@ def explain(
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(metavar="LOW,HIGH", help="The values of 16-bit and other images that become 0 and 1."),
+        typer.Option(
+            metavar="LOW,HIGH[,clip]",
+            help="The values of 16-bit and other images that become 0 and 1; those beyond go on below 0 and "
+            "above 1, or with `,clip` end there.",
+        ),
     ] = None,
     display: Annotated[
         str | None,

@@ -118,7 +118,11 @@ class ExplainPage:
         told += [ended(f"Left out: {reason}") for reason in run.left_out[:_MOST_TOLD]]
         if len(run.left_out) > _MOST_TOLD:
             told.append(f"And {len(run.left_out) - _MOST_TOLD} more photos were left out.")
-        rows = [[text, meaning(text) or "See pellucid list methods."] for text in run.request.texts.values()]
+        magnitudes = run.request.heatmap["channels"] in ("abs_sum", "abs_max")
+        rows = [
+            [text, meaning(text, magnitudes) or "See pellucid list methods."]
+            for text in run.request.texts.values()
+        ]
         tables = [Table.of(["method", "what its maps show"], rows, prose=True)]
         if list(run.request.variants) != ["original"]:
             of = [[name, VARIANT_MEANINGS.get(name, _SURROGATE)] for name in run.request.variants]
@@ -147,7 +151,8 @@ class ExplainPage:
         columns = ["photo", "predicted", "probability", *(["label"] if known else [])]
         first = "those predicted unlike their label, then " if known else ""
         told = (
-            f"In this order: {first}those of which the network is least sure. predictions.csv tells more of each."
+            f"Listed in this order: {first}those of which the network is least sure. Below, they follow as they "
+            "were given. predictions.csv tells more of each."
         )
         yield Section(
             "Photos",
@@ -166,9 +171,9 @@ class ExplainPage:
 
     def photo(self, facts: PhotoFacts) -> Section:
         """One photo: what it was taken for, and its maps."""
-        card, request = self.card(facts), self.run.request
+        run, card, request = self.run, self.card(facts), self.run.request
         paragraphs = list(self.answers(facts))
-        speaks, signless = signs(list(request.texts.values()), facts.target.speaks)
+        speaks, signless = signs(list(request.texts.values()), facts.target.speaks, run.found.below_zero)
         keys = [color_key(request.signed, speaks, request.overlay)]
         note = scaling_note(request.heatmap["clip"], overlay=request.overlay)
         note = note[0].upper() + note[1:] + ": compare where maps are strong, not how strong."

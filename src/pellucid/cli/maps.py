@@ -26,7 +26,7 @@ from .options import (
     chosen_runner,
 )
 from .output import unused
-from .terminal import progress, say, show_left_out, show_notes, show_noticed
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_noticed
 
 if TYPE_CHECKING:
     import pandas
@@ -101,14 +101,18 @@ def maps(
     lists = {"methods": methods or ["gradient"], "layers": layers or None, "variant": variant or None}
     spec = spec_of(MapsSpec, None, spec_content(options | given | lists | {"layouts": layouts or None}))
     chosen = chosen_runner(runner, address, cpus)
+    states: list[tuple[int, int]] = []  # of shards: how many were finished, and are to be
     with progress() as show:
         run = write_maps(
             spec,
             output,
             runner=chosen,
-            tell=lambda what, done, total: show(f"explaining; {what}", done, total),
+            advance=lambda done, total: states.append((done, total)),
+            tell=lambda what, done, total: show(f"explaining {what}", done, total),
             command=ctx.meta[COMMAND],
         )
+    if len(states) == 1:  # no shard was left
+        say(ALREADY_FINISHED.format(output))
     shards = counted(len(run.shards), "shard")
     say(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
     show_noticed(run.noticed)
@@ -192,7 +196,7 @@ def _draw(
     from ..experiments.bulk import photo_of
     from ..outputs import ends_of
     from ..report.album import signs
-    from ..report.figures import CaptionedPhoto, grid, write_figure
+    from ..report.figures import CaptionedPhoto, grid, has_negative, write_figure
 
     first, (kind, is_class) = rows.iloc[0], of
     layers = list(dict.fromkeys(rows["layer"]))
@@ -207,7 +211,8 @@ def _draw(
     cells = [[maps.get(layer) for layer in layers] for maps in by.values()]
     names = [method if variant == "original" else f"{method}, {variant}" for method, variant in by]
     explained = first["target"] if is_class else ends_of(first["target"])
-    told, note = signs([method for method, _ in by], explained)
+    below_zero = {method for (method, _), maps in by.items() if has_negative(maps.values())}
+    told, note = signs([method for method, _ in by], explained, below_zero)
     over = overlay and bool(photos)
     figure = grid(cells, layers, names, photos, first["image"], over, explained=told, note=note, signed=signed)
     write_figure(figure, path)

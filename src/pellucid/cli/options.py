@@ -13,6 +13,7 @@ from ..passes import MaxBatch, most_rows
 
 if TYPE_CHECKING:
     from ..experiments.runners import Runner
+    from ..pixels import ScaleEnds
 
 COMMAND = "pellucid.command"  # where a command's context keeps what was typed
 
@@ -33,7 +34,7 @@ AddressOption = Annotated[
 CpusOption = Annotated[
     int | None, typer.Option("--cpus", min=1, help="With `--runner ray`: processors of each piece of work; 1.")
 ]
-ScaleOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="As for `explain`.")]
+ScaleOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH[,clip]", help="As for `explain`.")]
 DisplayOption = Annotated[str | None, typer.Option(metavar="mean|BANDS", help="As for `explain`.")]
 PreprocessOption = Annotated[str | None, typer.Option(metavar="whole|none|FILE", help="As for `explain`.")]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="As for `explain`.")]
@@ -114,6 +115,9 @@ def checked_pair(option: str, text: str, what: str) -> tuple[float, float]:
     return low, high
 
 
-def checked_scale(text: str) -> tuple[float, float]:
-    """The values of black and white."""
-    return checked_pair("--scale", text, "the values of black and white, as 200,4200")
+def checked_scale(text: str) -> ScaleEnds:
+    """The values of black and white, and whether those beyond are clipped."""
+    what = "the values of black and white, as 200,4200, or 200,4200,clip where those beyond are to be clipped"
+    ends = text.removesuffix(",clip")
+    low, high = checked_pair("--scale", ends, what)
+    return (low, high) if ends == text else (low, high, "clip")

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Pictures:
     drawn: dict[str, int]
     count: int
     kinds: Sequence[str] = ()  # the formats of files beside the page
+    below_zero: list[str] = field(default_factory=list)  # methods with maps of negative values, so far
 
     @property
     def side(self) -> int:
@@ -163,7 +164,8 @@ class Pictures:
         shown, title = [photo.captioned(variant) for photo in photos], f"{request.model}{what}"
         classes = {photo.facts.target.speaks for photo in photos}
         explained = classes.pop() if len(classes) == 1 else "the photo's class"
-        told, note = signs([request.texts[method] for method in methods], explained)
+        told, note = signs([request.texts[method] for method in methods], explained, self.below_zero)
+        note = note if request.signed else ""
         clip, over = request.heatmap["clip"], request.overlay or False
         figure = grid(cells, columns, rows, shown, title, over, "map", told, clip, note, request.signed)
         self.drawn[name] = self.drawn.get(name, 0) + 1

@@ -22,6 +22,7 @@ from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
 from ..models.weights import facts_beside, is_file
 from ..passes import MaxBatch
+from ..pixels import ScaleEnds
 from ..report.figures import Overlay
 from ..variants.base import Variant
 from .options import checked_pair, parted
@@ -56,7 +57,7 @@ class Request:
     device: str
     limit: int | None
     label_column: str | None
-    scale: tuple[float, float] | None
+    scale: ScaleEnds | None
     bands: tuple[int, ...] | None
     preprocess: str | None
     overlay: Overlay | None

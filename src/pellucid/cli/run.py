@@ -31,7 +31,7 @@ from ..experiments.cells import maps_alone, noted
 from ..experiments.inputs import digest_of_model
 from ..experiments.noticing import count_odd, may_answer_otherwise
 from ..experiments.record import Note
-from ..files import replace_file, sealed, unsealed, writable
+from ..files import HOLDS, replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.attributions import Attributions
@@ -42,6 +42,7 @@ from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, has_own_weights, load_model
 from ..outputs import Difference, answer, class_of, first_logits, likelihoods
 from ..passes import counting, fitting
+from ..report.figures import has_negative
 from ..variants.base import ORIGINAL, Variant
 from .output import HOW_FAR, UNFINISHED
 from .photos import NO_CLASS, Answers, Photo, PhotoFacts, Place, Prediction, find_photos, prepared_photo
@@ -50,6 +51,7 @@ from .request import Request
 from .terminal import Show, say
 
 _TOGETHER = MOST_PHOTOS  # photos of one size that are explained at once: what an interruption may lose
+_DOING = "explaining photos"  # beside how many are done
 _LIKELIEST = 3  # classes told of each photo
 _MANY, _LARGE = (200, 1000), (0.2e9, 2e9)  # maps and bytes: told before; not written unless it is asked
 
@@ -63,6 +65,7 @@ class Explained(BaseModel):
     notes: list[Note] = []  # of warnings
     concerned: list[int] = []  # how many photos each note is of
     drawn: dict[str, int] = {}  # pages of each figure
+    below_zero: list[str] = []  # the texts of methods with maps of negative values
     wrong: dict[str, str] = {}  # what looks wrong of images and outputs, by kind
     odd: dict[str, list[Any]] = {}  # of the first odd photo of a kind, and how many
     pictures: list[str] | None = None  # the formats of pictures beside the page, once they are known
@@ -161,6 +164,7 @@ class ExplainRun:
     found: Explained
     pictures: Pictures
     named_by_folders: bool = False  # whether the classes are called as the photos' folders or labels are
+    passes: int = 0  # forward passes so far
 
     @classmethod
     def of(cls, request: Request, folder: Path) -> ExplainRun:
@@ -174,12 +178,13 @@ class ExplainRun:
             loaded = named.asked(request.target)
         found = Explained.read(folder, _digest_of(given))
         found.methods, found.asked = list(request.texts.values()), request.asked
-        pictures = Pictures(request, folder, found.drawn, len(places) * len(request.pairs))
+        count = len(places) * len(request.pairs)
+        pictures = Pictures(request, folder, found.drawn, count, below_zero=found.below_zero)
         return cls(request, loaded, named, folder, places, wrong, cut, found, pictures, named is not given)
 
     def explain_all(self, show: Show) -> None:
         """Explain every photo that can be read and was not explained before."""
-        show("explaining", len(self.found.photos), len(self.places))
+        show(_DOING, len(self.found.photos), len(self.places))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InputWarning)  # what looks wrong is told at the end, and on the page
             for photos in self.groups():
@@ -231,19 +236,18 @@ class ExplainRun:
             count_odd(found.odd, photo.odd)
         found.photos += [photo.facts for photo in photos]
         found.write(self.folder)
-        show("explaining", len(found.photos), len(self.places))
+        show(_DOING, len(found.photos), len(self.places))
 
     @contextmanager
     def ticking(self, show: Show, photos: int) -> Iterator[Callable[[], None]]:
         """Show each pass of a group of photos, so that something moves within a method; what it gives ends one."""
         before, total = len(self.found.photos), len(self.places)
-        passes = pairs = 0
+        pairs = 0
 
         def tick(rows: int) -> None:
-            nonlocal passes
-            passes += rows
+            self.passes += rows
             done = before + photos * pairs / (len(self.request.pairs) + 1)
-            show(f"explaining; forward passes: {passes:,}", done, total, kept=f"{before} of {total}")
+            show(f"{_DOING} ({self.passes:,} forward passes)", done, total, kept=f"{before} of {total}")
 
         def advance() -> None:
             nonlocal pairs
@@ -421,8 +425,11 @@ class ExplainRun:
         self.found.layers += [layer for layer in found if layer not in self.found.layers]
         # Up-sampling to nearest neighbors adds nothing: what draws a map does it where it is needed.
         size = None if self.request.heatmap["upsampling"] == "nearest" else photos[0].picture.shape[:2]
+        text = self.request.texts[name]
         for layer, attribution in found.items():
             maps = heatmap(attribution, size, **self.request.heatmap).float().cpu().numpy()
+            if text not in self.found.below_zero and has_negative([maps]):
+                self.found.below_zero.append(text)
             for row, photo in enumerate(photos):
                 photo.maps[name, layer, variant] = maps[row]
                 place = f"{name}/{layer}/{variant}"
@@ -437,9 +444,12 @@ class ExplainRun:
                     photo.attributions[f"{name}/{layer}/{variant}"] = one
 
 
+_NUMBERS = "the numbers of pellucid explain, one tensor for each METHOD/LAYER/VARIANT"
+
+
 def write_attributions(folder: Path, photo: Photo) -> None:
     """Write a photo's raw attributions as attributions/PHOTO.safetensors."""
     with writable(folder):
         (folder / "attributions").mkdir(exist_ok=True)
-        content = safetensors.torch.save(photo.attributions)
+        content = safetensors.torch.save(photo.attributions, {HOLDS: _NUMBERS})
         (folder / "attributions" / f"{photo.key}.safetensors").write_bytes(content)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def train_command(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A network (`pellucid list models`), or shapes for shapes-resnet."),
+        typer.Argument(
+            metavar="NAME",
+            help="A network (`pellucid list models`), `shapes` for shapes-resnet, or your own `file.py:function`.",
+        ),
     ],
     data: Annotated[
         str,

@@ -25,8 +25,8 @@ from ..errors import InvalidImage, PellucidError, counted, shortened
 from ..files import open_regular, read_regular
 from ..pixels import (
     AnyImage,
-    Ends,
     Pixels,
+    ScaleEnds,
     is_deep_png,
     is_whole_tiff,
     one_of_many,
@@ -334,13 +334,13 @@ def _from_dicom(content: bytes, name: str) -> Pixels:
         # A table's first index may be negative or beyond what the type of the values holds.
         values = values.astype(np.int64)
     values = apply_modality_lut(values, file)
-    low, high = _window(file)
+    scale = low, high, *_ = _window(file)
     if not low < high:
         raise InvalidImage(f"{name}: its window ends at {high}, before it begins at {low}; mend WindowWidth")
     # Both say that the least value is white, and files of MONOCHROME1 say it twice.
     told = (file.PhotometricInterpretation, file.get("PresentationLUTShape"))
     is_inverted = told[0] == "MONOCHROME1" or told[1] == "INVERSE"
-    gray = Pixels.of(values.astype(np.float32), name, (low, high))
+    gray = Pixels.of(values.astype(np.float32), name, scale)
     return replace(gray, frames=frames, inverted=is_inverted)
 
 
@@ -378,12 +378,15 @@ def _undeflated(content: bytes, name: str) -> bytes:
     return content
 
 
-def _window(file: Any) -> Ends:
-    """The least and greatest value of a DICOM's window, else of its modality's table or its rescaled bits."""
+def _window(file: Any) -> ScaleEnds:
+    """The least and greatest value of a DICOM's window, else of its modality's table or its rescaled bits.
+
+    What lies beyond a window is black or white (PS3.3, C.11.2.1.2).
+    """
     center, width = file.get("WindowCenter"), file.get("WindowWidth")
     if center is not None and width is not None:
         first = [float(value[0] if hasattr(value, "__len__") else value) for value in (center, width)]
-        return first[0] - first[1] / 2, first[0] + first[1] / 2
+        return first[0] - first[1] / 2, first[0] + first[1] / 2, "clip"
     if file.get("ModalityLUTSequence"):
         return 0.0, 2.0 ** int(file.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits, is_signed = int(file.BitsStored), int(file.PixelRepresentation)

@@ -81,6 +81,8 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
         what = "uses little of what its bits can hold, so the model sees it nearly of one gray"
         way_out = "a trained model needs the range that it was trained with"
         found["dark"] = Oddity(f"{sample.name} {what}", way_out, image.ends)
+    if share := preprocess.beyond(image):
+        found["beyond"] = _beyond(sample, preprocess, share)
     if lost := _lost(image.size, preprocess):
         crop = preprocess.crop
         what = f"{sample.name}, {image.size[0]} x {image.size[1]}, is {preprocess.in_words}"
@@ -100,6 +102,18 @@ def oddities(sample: Sample, preprocess: object, whole_of: Preprocess | None = N
     if recolored := preprocess.recolored(image):
         found[recolored] = Oddity(f"{sample.name} {recolored}")
     return found
+
+
+def _beyond(sample: Sample, preprocess: Preprocess, share: float) -> Oddity:
+    """What is said of an image of which a share lies outside the scale."""
+    low, high = map(_plain, (preprocess.scale or (0, 1))[:2])
+    ends = sample.image.ends if isinstance(sample.image, Pixels) else None
+    return Oddity(
+        f"the model sees {percent(share)} of {sample.name} below 0 or above 1, outside the scale from {low} to "
+        f"{high}, which pictures show as black or white",
+        f"--scale={low},{high},clip clips them, as suits a model that learnt from clipped values",
+        ends,
+    )
 
 
 def _clipped(sample: Sample, preprocess: CustomPreprocess) -> dict[str, Oddity]:

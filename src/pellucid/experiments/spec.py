@@ -21,7 +21,7 @@ from ..metrics.randomization import RandomizationWay
 from ..metrics.scoring import Output, Precision
 from ..models.weights import is_file
 from ..passes import DEFAULT_MAX_BATCH, MaxBatch, most_rows
-from ..pixels import Ends
+from ..pixels import ScaleEnds
 from ..training.degradation import Replacement
 from ..training.from_source import Checked, Count, Number
 from ..training.hyperparameters import TrainingPrecision
@@ -60,7 +60,8 @@ class Model(Part):
         name, weights, classes: as ``load_model`` takes them; a file of names stands alone.
         alias: what tables call it.
         preprocess: what images go through, if not the model's own: ``"whole"``, ``"none"`` or ``file.py:name``.
-        scale: the values that become 0 and 1, of images of 16 bits and others; None is what their type tells.
+        scale: the values that become 0 and 1, of images of 16 bits and others; with ``"clip"`` as a third those
+            beyond end there. None is what their type tells.
         display: how images of other channels than RGB are shown, ``"mean"`` or one or three channels from 1.
         size: pixels of a side at which images enter, cut to a square at the center; None is as the model's own.
         randomized: all from the top down to this block is random, as in a ``cascade`` (``randomized``).
@@ -72,7 +73,7 @@ class Model(Part):
     classes: Texts = ()
     alias: str = ""
     preprocess: str | None = None
-    scale: Ends | None = None
+    scale: ScaleEnds | None = None
     display: Literal["mean"] | tuple[Count, ...] | None = None
     size: Count | None = None
     randomized: str | None = None

@@ -151,7 +151,7 @@ class Attributions(Mapping[str, Tensor]):
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidData(
                 f"{os.fspath(path)} cannot be read as attributions: {error}; give a file of Attributions.save "
-                "(safetensors.torch.load_file reads the numbers of pellucid explain)"
+                "(safetensors.torch.load_file reads the numbers of pellucid explain, a tensor for each name)"
             ) from error
         answer, unchecked = (str(facts.get(name, "")) for name in ("answer", "unchecked"))
         has_sign = facts.get("has_sign", True) is not False

@@ -105,6 +105,19 @@ class Method(ABC):
         return summed and all(rule.keeps_sign for rule in self.backward_rules)
 
     @property
+    def goes_below_zero(self) -> bool:
+        """Whether values may be negative, on whatever image."""
+        below = self.reads_below_zero
+        for sampling in reversed(self.samplings):
+            below = sampling.goes_below_zero(below)
+        return below
+
+    @property
+    def reads_below_zero(self) -> bool:
+        """Whether the attribution at a single point may have negative values."""
+        return True
+
+    @property
     def maker(self) -> str:
         """The user's function that gives the maps; empty where they are of the network's own passes."""
         return ""

@@ -36,6 +36,7 @@ class Edges(Method):
     """The Sobel gradient magnitude of the image, blind to the model; averaged down to a layer's size."""
 
     has_sign: ClassVar[bool] = False
+    reads_below_zero: ClassVar[bool] = False
 
     def leaf(self, network: Network, points: Points, layers: Sequence[str]) -> dict[str, Estimate]:
         """The same edges in every channel of a hidden layer."""

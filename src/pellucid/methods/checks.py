@@ -18,6 +18,7 @@ from ..outputs import (
     Names,
     answer,
     are_shares,
+    channels_last,
     first_logits,
     likelihoods,
     logits_in,
@@ -190,7 +191,7 @@ def _own_ends(images: Tensor, preprocess: Any) -> tuple[float, float]:
     if getattr(preprocess, "mean", None):
         mean, std = (values.new_tensor(one)[:, None, None] for one in (preprocess.mean, preprocess.std))
         values = values * std + mean
-    low, high = getattr(preprocess, "scale", None) or (0.0, 1.0)
+    low, high = (getattr(preprocess, "scale", None) or (0.0, 1.0))[:2]
     least, most = (float(end) * (high - low) + low for end in values.aminmax())
     return least, most
 
@@ -201,6 +202,7 @@ def _is_held(values: Tensor) -> bool:
 
 def require_images(images: Tensor, model: nn.Module | None = None) -> None:
     """Raise ``InvalidImage`` unless images are a finite float tensor (B, C, H, W) with the model's channels."""
+    last = "" if model is None or not isinstance(images, Tensor) else channels_last(images, model)
     if (
         not isinstance(images, Tensor)
         or images.dim() != 4
@@ -210,17 +212,12 @@ def require_images(images: Tensor, model: nn.Module | None = None) -> None:
         shape = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         is_raw = getattr(images, "dtype", None) == torch.uint8
         one = "(images / 255 - mean) / std, as the model normalizes" if is_raw else "preprocess(photo)[None]"
-        raise InvalidImage(
-            f"images are {shape}; give a float tensor (batch, channels, height, width), such as {one}"
-        )
+        way_out = "; give a float tensor (batch, channels, height, width), such as "
+        raise InvalidImage(f"images are {shape}" + (f", {last}" if last and not is_raw else way_out + one))
     if len(images) == 0:
         raise InvalidImage("the batch holds no image")
-    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None) if model else None
-    if first is not None and first.in_channels == images.shape[3] != images.shape[1]:
-        raise InvalidImage(
-            f"images are {tuple(images.shape)}, with their {first.in_channels} channels last; give (batch, "
-            "channels, height, width): images.permute(0, 3, 1, 2), normalized as the model expects"
-        )
+    if last:
+        raise InvalidImage(f"images are {tuple(images.shape)}, {last}")
     broken = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if broken:
         raise InvalidImage(f"image {broken[0]} of the batch holds NaN or infinite values; clean or leave it out")

@@ -47,6 +47,11 @@ class Gradient(Method):
         return super().has_sign and not self.absolute
 
     @property
+    def reads_below_zero(self) -> bool:
+        """Magnitudes are not negative."""
+        return not self.absolute
+
+    @property
     def backward_rules(self) -> tuple[Rule, ...]:
         """The rules given."""
         return self.rules

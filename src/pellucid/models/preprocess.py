@@ -20,7 +20,17 @@ from ..bounds import PIXELS
 from ..errors import InputWarning, InvalidImage, InvalidParameter, UnknownName, brief, failure, require_count
 from ..files import run_file
 from ..kinds import as_plain, require_settings
-from ..pixels import AnyImage, Ends, GivenImage, Pixels, frames_of, image_of, picture, with_channels
+from ..pixels import (
+    AnyImage,
+    GivenImage,
+    Pixels,
+    ScaleEnds,
+    as_picture,
+    frames_of,
+    image_of,
+    picture,
+    with_channels,
+)
 
 _PerChannel = tuple[float, ...]
 
@@ -29,6 +39,7 @@ OBJECT = 200
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 _LITTLE = 0.25  # of the values that an image's bits can hold
+_BEYOND = 0.05  # of an image's values that lie outside a scale
 _LATER = ("scale", "bands")  # settings that files of facts need not have
 
 
@@ -46,8 +57,9 @@ class Preprocess:
         std: one positive value per channel; None likewise.
         channels: 3 for RGB, 1 for gray, 4 for RGB and alpha, or as many as the images' files have.
         interpolation: "nearest", "bilinear" or "bicubic", always antialiased.
-        scale: the values (low, high) that become 0 and 1; None is what the image's type or file tells: 0 and 255,
-            0 and 65535 of 16 bits, a DICOM's window, floats as they are.
+        scale: the values (low, high) that become 0 and 1; those beyond go on below 0 and above 1, unless
+            (low, high, "clip") makes them 0 and 1, too. None is what the image's type or file tells: 0 and 255,
+            0 and 65535 of 16 bits, a DICOM's window, which clips, floats as they are.
         bands: which channels ``display`` shows (``pellucid.pixels.picture``).
 
     Raises:
@@ -60,7 +72,7 @@ class Preprocess:
     std: _PerChannel | None = (0.229, 0.224, 0.225)
     channels: int = 3
     interpolation: str = "bilinear"
-    scale: Ends | None = None
+    scale: ScaleEnds | None = None
     bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -102,13 +114,16 @@ class Preprocess:
             InvalidImage: its channels do not fit, nothing tells its scale, or Pillow has read only a part of it.
 
         Warns:
-            InputWarning: no scale is given, and the image uses little of what its bits can hold.
+            InputWarning: no scale is given, and the image uses little of what its bits can hold; or one is given,
+                and much of the image lies outside it.
         """
         image = image_of(image)
-        pixels = self.quietly(image)
+        pixels = self._cropped(image)
         if self.is_dark(image):
             warnings.warn(InputWarning(_DARK), stacklevel=2)
-        return pixels
+        if self._goes_on and self._outside(pixels):
+            warnings.warn(InputWarning(_OUTSIDE), stacklevel=2)
+        return self.normalize(pixels)
 
     def quietly(self, image: AnyImage) -> Tensor:
         """The same where whoever asks tells of odd images at the end."""
@@ -118,13 +133,27 @@ class Preprocess:
         """Whether an image uses so little of what its bits can hold that the model sees it nearly of one gray."""
         return isinstance(image, Pixels) and self.scale is None and image.used() < _LITTLE
 
+    def beyond(self, image: AnyImage) -> float:
+        """Which share of an image the model sees below 0 or above 1, outside a given scale; of little it is 0."""
+        return self._outside(self._cropped(image)) if self._goes_on else 0.0
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether values outside a given scale go on below 0 and above 1."""
+        return self.scale is not None and "clip" not in self.scale
+
+    def _outside(self, pixels: Tensor) -> float:
+        # Resizing may round, or swing a little beyond sharp edges.
+        share = float(((pixels < -0.01) | (pixels > 1.01)).float().mean())
+        return share if share > _BEYOND else 0.0
+
     def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
 
-        A given ``scale`` is what is black and white; without it what has more than 8 bits is stretched from its
-        least to its greatest value.
+        A given ``scale`` is what is black and white, as is all beyond, which the model sees so only if the scale
+        clips; without it what has more than 8 bits is stretched from its least to its greatest value.
         """
-        image = image_of(image)
+        image = as_picture(image_of(image))
         if isinstance(image, Image.Image) and self.bands is None and self.channels in _MODES:
             shown: Image.Image = self._moved(image.convert(_MODES[self.channels]))
             return shown if self.scale is None else shown.point(self._scaled_byte)
@@ -132,22 +161,24 @@ class Preprocess:
 
     def stretches(self, image: AnyImage) -> bool:
         """Whether ``display`` shows an image with more contrast than the model may see."""
-        return isinstance(image, Pixels) and self.scale is None
+        return isinstance(as_picture(image), Pixels) and self.scale is None
 
     def _scaled_byte(self, value: int) -> int:
         """A value of 8 bits as a picture shows it under the scale."""
-        low, high = self.scale or (0, 255)
+        low, high = self.scale[:2] if self.scale else (0, 255)
         return round(255 * min(1.0, max(0.0, (value - low) / (high - low))))
 
     def _cropped(self, image: AnyImage) -> Tensor:
         """Pixels (channels, H, W) in units of [0, 1]."""
+        image = as_picture(image)
         if isinstance(image, Image.Image) and self.channels in _MODES:
             # As numbers first: to_tensor gives torch's default type, which may be a half.
             whole = transforms.pil_to_tensor(self._moved(image.convert(_MODES[self.channels])))
             pixels: Tensor = whole.contiguous().to(torch.float32) / 255
-            return (
-                pixels if self.scale is None else (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
-            )
+            if self.scale is None:
+                return pixels
+            pixels = (pixels * 255 - self.scale[0]) / (self.scale[1] - self.scale[0])
+            return pixels.clamp(0, 1) if "clip" in self.scale else pixels
         given = image if isinstance(image, Pixels) else Pixels.of(np.asarray(image), "the image")
         given = replace(given, frames=frames_of(image))
         moved: Tensor = self._moved(with_channels(given, self.channels, self.scale))
@@ -201,6 +232,7 @@ class Preprocess:
         steps += [] if self.crop is None else [f"cropped to {self.crop}"]
         ends = "" if self.scale is None else f" from [{self.scale[0]:g}, {self.scale[1]:g}]"
         steps += [f"scaled{ends} to [0, 1]"] if ends or not self.mean else []
+        steps += ["clipped"] if "clip" in (self.scale or ()) else []
         if self.mean:
             steps.append("normalized as ImageNet's" if self.mean == IMAGENET.mean else "normalized")
         return f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
@@ -241,6 +273,12 @@ _DARK = (
     "images use little of what their bits can hold, so the model sees them nearly of one gray: say which values "
     "are black and white, those that it was trained with, by load_model(...).seeing(scale=(low, high)) or "
     "Preprocess(scale=(low, high))"
+)
+
+_OUTSIDE = (
+    "much of an image lies outside the scale, so the model sees it below 0 or above 1: give the ends that it was "
+    "trained with, or, if it learnt from clipped values, have these clipped by load_model(...).seeing(scale=(low, "
+    "high, 'clip')) or Preprocess(scale=(low, high, 'clip'))"
 )
 
 

@@ -20,7 +20,7 @@ from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import first_channels, layer_names, require_shapes, unwrapped
 from ..outputs import Answering, Classifier, answer, class_numbers, two_answers
-from ..pixels import Ends
+from ..pixels import ScaleEnds
 from .hugging_face import HuggingFace, under_own_names
 from .preprocess import (
     IMAGENET,
@@ -142,13 +142,13 @@ class LoadedModel:
 
     @of_kinds
     def seeing(
-        self, preprocess: str | None = None, scale: Ends | None = None, display: tuple[int, ...] | None = None
+        self, preprocess: str | None = None, scale: ScaleEnds | None = None, display: tuple[int, ...] | None = None
     ) -> LoadedModel:
         """The model with images that go through something else; what is None stays as it is.
 
         Args:
             preprocess: in place of the model's own, as ``preprocess_named`` takes it.
-            scale: of the ``Preprocess``.
+            scale: of the ``Preprocess``, such as ``(200, 4200)`` or ``(200, 4200, "clip")``.
             display: which channels are shown, one or three, numbered from 1: its ``bands``.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +37,7 @@ BUDGET = 6_000_000  # bytes of all pictures: photos beyond are left out
 LEVELS = 127  # colors of a map; odd, so that 0 has one of its own
 _NAMED = 3  # methods without a sign; the others are counted
 MAP_KEY = ["model", "variant", "method", "layer", "image"]
+_METHOD = MAP_KEY.index("method")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Album:
         small: for each map, whether it is so small that its pixels are to be seen as squares.
         signed: whether maps have negative values, so that colors are centered on 0.
         notes: for each map, what is said of it if it tells no place from another.
+        below_zero: the methods of which some map has negative values.
     """
 
     photos: Mapping[str, str]
@@ -62,6 +64,7 @@ class Album:
     small: Sequence[bool]
     signed: bool
     notes: Sequence[str] = ()
+    below_zero: Collection[str] | None = None
 
     @classmethod
     def of(cls, pictures: pd.DataFrame) -> Album:
@@ -88,6 +91,7 @@ class Album:
             [max(values[key].shape) < LONGEST_SIDE // 2 for key in kept],
             signed,
             [sameness(values[key]) for key in kept],
+            {key[_METHOD] for key, one in values.items() if has_negative([one])},
         )
 
 
@@ -161,9 +165,19 @@ def color_key(signed: bool, explained: Speaks = "the class", overlay: Overlay | 
     return ColorKey(colors, meanings(signed, explained))
 
 
-def signs(methods: Iterable[str], explained: Speaks) -> tuple[Speaks, str]:
-    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing."""
-    return signs_told({text: has_sign(text) for text in methods}, explained)
+def signs(
+    methods: Iterable[str], explained: Speaks, below_zero: Collection[str] | None = None
+) -> tuple[Speaks, str]:
+    """What the ends of a color bar speak for, of maps by methods; and of which of them a sign says nothing.
+
+    ``below_zero`` are the methods of which some map has negative values, where that is known. Of a user's function
+    without one nobody knows whether its maps have a sign at all.
+    """
+    methods = list(methods)
+    unknown = [one for one in methods if ".py:" in one and below_zero is not None and one not in below_zero]
+    told, note = signs_told({text: has_sign(text) for text in methods if text not in unknown}, explained)
+    positive = f"no value of {joined_some(unknown, _NAMED)} is negative" if unknown else ""
+    return told, "; ".join(filter(None, (note, positive)))
 
 
 def signs_told(has_sign: Mapping[str, bool], explained: Speaks) -> tuple[Speaks, str]:

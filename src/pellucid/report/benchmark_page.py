@@ -142,7 +142,7 @@ class _BenchmarkPage:
 
     @cached_property
     def _signs(self) -> tuple[Speaks, str]:
-        return signs(self.methods, "the class")
+        return signs(self.methods, "the class", self.album.below_zero)
 
     @cached_property
     def explained(self) -> Mapping[str, str]:

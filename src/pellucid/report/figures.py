@@ -41,6 +41,7 @@ _PERCENTILE = 99.0  # of |map|: where the colors end, so that one outlier does n
 
 # Lengths in inches; a cell's width in pixels sets the resolution.
 _CELL, _GAP, _MARGIN, _BAR = 1.5, 0.1, 0.16, 0.09
+_LEGEND = 2 * _CELL  # the width of its color bar
 _LEAST_PIXELS = 220
 _NAME = 1.15  # of a row
 _TITLE, _LABEL, _SMALL = 10.5, 8.5, 7.0  # font sizes in points
@@ -491,7 +492,7 @@ class _Sheet:
         self.columns, self.rows, self.photos, self.count = columns, rows, photos, count
         names = max((text_width(line, _LABEL) for text in rows for line in text.split("\n")), default=0.0)
         self.left = _MARGIN + (_CELL + 2 * _GAP if photos else 0) + (names + _GAP if names else 0)
-        self.width = max(self.left + len(columns) * (_CELL + _GAP) - _GAP, 2 * _CELL + _MARGIN) + _MARGIN
+        self.width = max(self.left + len(columns) * (_CELL + _GAP) - _GAP, _LEGEND + _MARGIN) + _MARGIN
         times = -(-_LEAST_PIXELS // size[1])
         self.dpi = min(size[1] * times / _CELL, _WIDEST / self.width)
         self.cell = (max(1, round(size[0] / size[1] * self.dpi * _CELL)), round(self.dpi * _CELL))  # in pixels
@@ -556,8 +557,10 @@ class _Sheet:
     def draw_legend(self, signed: bool, explained: Speaks, note: str, overlay: Overlay | None) -> None:
         """A color bar below the maps, what its ends mean, and how maps are scaled."""
         left, y = self.place(self.count, 0)
-        x, y = left if self.width >= 4 else self.px(_MARGIN), y + self.px(0.06)
-        width, height = self.px(2 * _CELL), max(self.px(_BAR), 1)
+        width, height = self.px(_LEGEND), max(self.px(_BAR), 1)
+        # It stands below the maps where that leaves it room, else it begins at the figure's left end.
+        x = left if left + width + self.px(_MARGIN) <= self.drawing.width else self.px(_MARGIN)
+        y += self.px(0.06)
         self.drawing.pictures.append((x, y, width, height, color_bar(signed, overlay)))
         self.drawing.frames.append((x, y, width, height, ""))
         ends = meanings(signed, explained)
@@ -567,7 +570,7 @@ class _Sheet:
         y += height + self.px(0.035)
         for share, text, align in zip((0, 0.5, 1), ends, "lmr", strict=True):
             self._write(x + share * width, y, text, _SMALL, INK, f"{align}a")
-        room = max(self.width - x / self.dpi - _MARGIN, 2 * _CELL)
+        room = self.width - x / self.dpi - _MARGIN
         self._write(x, y + self.px(_height("0", _SMALL)), wrapped(note, room, _SMALL), _SMALL, FAINT, "la")
 
     def _draw_picture(self, x: int, y: int, pixels: NDArray[np.uint8]) -> None:
