@@ -109,7 +109,7 @@ def test_of_skewed_values_the_interval_reaches_to_where_halls_transformation_end
 
 @pytest.mark.parametrize("n", [8, 10, 30])
 def test_an_outlier_carries_no_end_beyond_all_values(n):
-    """The transformation alone would: of ten values, one of them far out, it reached 1.6 times as far as that one."""
+    """The transformation alone would: of ten values it reached 1.6 times as far as the one far out."""
     values = np.array([*np.linspace(0.1, 0.5, n - 1), 1.2])
     low, high = (end[0] for end in interval(values[None]))
     _, student = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
