@@ -48,6 +48,20 @@ RESUMED = {  # commands that go on where they were stopped, and from where
 }
 
 
+_ALIKE = (  # options that say the same to different commands
+    {"--limit", "--count"},
+    {"--images", "--data"},
+)
+
+
+def _called_here(error: Exception) -> str:
+    """What the command calls an option that it does not have and another command has; else nothing."""
+    given, context = vars(error).get("option_name"), vars(error).get("ctx")
+    known = {name for one in context.command.params for name in one.opts} if context else set()
+    names = sorted(name for alike in _ALIKE if given in alike for name in alike & known)
+    return f"; here it is {names[0]}" if names else ""
+
+
 class Commands(TyperGroup):
     """The commands, with errors of the user's as one line and exit code 2."""
 
@@ -70,7 +84,7 @@ class Commands(TyperGroup):
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return super().invoke(ctx)
         except _USAGE_ERROR as error:  # of options: what was typed is quoted
-            vars(error)["message"] = visible(str(vars(error).get("message", "")))
+            vars(error)["message"] = visible(str(vars(error).get("message", "")) + _called_here(error))
             raise
         except PellucidError as error:
             say(f"error: {' '.join((error.command or str(error)).split())}", err=True)
