@@ -43,6 +43,13 @@ class Note(NamedTuple):
     text: str = ""
 
 
+def add_counts(notes: dict[Note, int], more: Mapping[Note, int]) -> None:
+    """Add of how many images notes are; 0 is not known, and makes the sum not known."""
+    for note, count in more.items():
+        known = notes.get(note)
+        notes[note] = count if known is None else (known + count) * bool(known and count)
+
+
 class DamagedRun(InvalidData):
     """A run.json cannot be read; the parts beside it tell whose they are."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ..errors import PellucidError, counted, shortened
 from ..experiments.record import Note
@@ -12,6 +13,9 @@ from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
 from .statistics import AT_INPUT, UNCHANGED
+
+if TYPE_CHECKING:
+    from ..experiments.store import Results
 
 # In the order of the card; other axes follow.
 QUESTIONS = {
@@ -287,6 +291,11 @@ def notes_told(
     ]
 
 
+def results_notes(results: Results) -> list[str]:
+    """What is to be known about the methods of a benchmark's run (``notes_told``)."""
+    return notes_told(results.notes, "image", results.concerned, results.table["image"].nunique())
+
+
 def _each(names: Sequence[str]) -> str:
     """Names as one subject of a sentence."""
     return names[0] if len(names) == 1 else f"each of {_few(names, 2 * _NAMED)}"
@@ -294,7 +303,7 @@ def _each(names: Sequence[str]) -> str:
 
 def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
     """Of how many images something is; the only one needs no word."""
-    known = [count for count in counts if count is not None]
+    known = [count for count in counts if count]  # 0 is not known, either
     if not known or len(known) < len(counts):
         return f" for some {noun}s"
     if min(known) == total:
