@@ -124,13 +124,23 @@ def _shown_once() -> Callable[..., None]:
     """What shows each warning as one line, once, without the place in the code where it arose."""
     shown: set[str] = set()
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        line = f"note: {' '.join(str(message).split())}"
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        library = _library(category, filename)
+        line = f"note: {f'{library} warns: ' if library else ''}{' '.join(str(message).split())}"
         if line not in shown:
             say(line, err=True)
         shown.add(line)
 
     return show
+
+
+def _library(category: type[Warning], filename: str) -> str:
+    """Which other library warns, by the file where it does; empty of what is our own, or of no library."""
+    parts = Path(filename).parts
+    folders = [at for at, part in enumerate(parts[:-1]) if part in ("site-packages", "dist-packages")]
+    is_own = category.__module__.startswith("pellucid.") or not folders
+    name = "" if is_own else parts[folders[-1] + 1].removesuffix(".py")
+    return "" if name == "pellucid" else name
 
 
 app = typer.Typer(
