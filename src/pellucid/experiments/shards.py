@@ -106,7 +106,9 @@ class Shard:
         try:
             with folder.reading(name) as file:
                 told = json.loads((pyarrow.parquet.read_metadata(file).metadata or {})[TOLD])
-            notes = [(Note(*note), int(count)) for note, count in told["notes"]]
+            # Earlier versions did not count.
+            counted = [one if len(one) == 2 else (one, 0) for one in told["notes"]]
+            notes = [(Note(*note), int(count)) for note, count in counted]
             return cls(**{**told, "notes": notes})
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
