@@ -168,7 +168,7 @@ def test_failed_cells_and_notes_are_told_at_the_end(monkeypatch):
     assert "1 cell of 2 finished" in result.stdout
     assert "1 cell failed; the same command tries them again" in result.stderr
     assert "nothing of its kind; while measuring picky" in result.stderr
-    assert "note: rectgrad(tau=1e30) is zero everywhere at input, layer2.0 for some images" in result.stderr
+    assert "note: rectgrad(tau=1e30) is zero everywhere at input, layer2.0 for all 3 images" in result.stderr
 
 
 def test_metrics_are_listed_with_their_sources():

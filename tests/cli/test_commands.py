@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -77,6 +78,32 @@ def test_training_writes_weights_that_load(tmp_path):
     assert result.exit_code == 0, result.output
     assert "accuracy" in result.stdout
     assert load_model("shapes-resnet", tmp_path / "mine.safetensors").classes[0] == "circle"
+
+
+def test_a_training_is_the_same_by_whichever_path_its_images_are_named(tmp_path, monkeypatch):
+    photo = Image.new("RGB", (32, 32))
+    for name in (f"photos/{label}/{number}.png" for label in "ab" for number in range(20)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "cifar-cnn", "--shuffle", "--epochs", 1, "-o", tmp_path / "net.safetensors", "--data")
+    assert run(*command, "photos").exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = run(*command, "../photos")
+    assert (again.exit_code, "was finished already" in again.stdout) == (0, True), again.stderr
+    other = run(*command, "../photos", "--seed", 1)
+    assert "other settings: seed is 0 there and 1 here" in " ".join(other.stderr.split())
+
+
+def test_training_on_the_folder_of_one_class_names_the_folder_above(tmp_path):
+    folder = tmp_path / "photos" / "a"
+    folder.mkdir(parents=True)
+    for number in range(20):
+        Image.new("RGB", (32, 32)).save(folder / f"{number}.png")
+    told = run("train", "cifar-cnn", "--data", folder, "-o", tmp_path / "net.safetensors").stderr
+    way_out = f"has no label; if a is its class, name the folder above, {folder.parent}"
+    assert way_out in " ".join(told.split())
 
 
 @pytest.mark.parametrize("place", ["mine.pth", "nowhere/mine.safetensors"])

@@ -454,6 +454,20 @@ def test_two_names_are_asked_for_where_they_are_not_refused(work, last):
     assert refused == (last == "Sigmoid") == ("name a classifier's two answers" not in told)
 
 
+def test_a_file_is_the_same_by_whichever_path_it_is_named(work, monkeypatch):
+    save_weights(load_model("shapes-resnet").model, Path("w.safetensors"), {})
+    arguments = [str(Path("photo0.png").absolute()), "--output", str(Path("out").absolute()), "--methods"]
+    model = ["--model", "shapes-resnet", "--weights"]
+    runner = CliRunner()
+    assert runner.invoke(app, ["explain", *arguments, "gradient", *model, "w.safetensors"]).exit_code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = runner.invoke(app, ["explain", *arguments, "gradient", *model, "../w.safetensors"])
+    assert (again.exit_code, "was finished already" in again.stdout) == (0, True), again.stderr
+    other = runner.invoke(app, ["explain", *arguments, "gradcam", *model, "../w.safetensors"])
+    assert "; methods: gradient there alone; gradcam here alone; choose" in other.stderr
+
+
 def test_other_names_beside_the_weights_are_another_request(work):
     model = load_model("shapes-resnet")
     save_weights(model.model, Path("w.safetensors"), {"classes": list(model.classes)})

@@ -11,7 +11,9 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from pellucid.cli import app, terminal
+from pellucid.cli.program import _shown_once
 from pellucid.cli.terminal import progress, say, show_left_out, show_noticed, show_whole, visible
+from pellucid.errors import InputWarning
 
 
 def table():
@@ -120,3 +122,22 @@ def test_a_log_is_told_once_a_minute_how_far_it_is(monkeypatch, capsys):
         for done in (1, 2.5, 3, 4):
             show("explaining", done, 9)
     assert capsys.readouterr().err.splitlines() == ["explaining: 2 of 9", "explaining: 4 of 9"]
+
+
+@pytest.mark.parametrize(
+    ("category", "file", "told"),
+    [
+        (
+            UserWarning,
+            "/venv/lib/python3.11/site-packages/captum/attr/deconvolution.py",
+            "note: captum warns: hooks\n",
+        ),
+        (UserWarning, "/venv/lib/python3.11/site-packages/six.py", "note: six warns: hooks\n"),
+        (InputWarning, "/venv/lib/python3.11/site-packages/captum/attr/deconvolution.py", "note: hooks\n"),
+        (UserWarning, "/venv/lib/python3.11/site-packages/pellucid/passes.py", "note: hooks\n"),
+        (UserWarning, "model.py", "note: hooks\n"),
+    ],
+)
+def test_a_warning_of_another_library_is_told_as_its(capsys, category, file, told):
+    _shown_once()("hooks", category, file, 66)
+    assert capsys.readouterr().err == told

@@ -5,11 +5,14 @@ import json
 import tarfile
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -21,9 +24,10 @@ from pellucid.data.sources import open_images
 from pellucid.errors import InvalidData, InvalidParameter, OutputNotWritable, UnknownName
 from pellucid.experiments.bulk import MANIFEST, _cut, class_explained, read_maps, score_of, write_maps
 from pellucid.experiments.runners import benchmark, inline
-from pellucid.experiments.shards import read_ahead
+from pellucid.experiments.shards import TOLD, Shard, read_ahead
 from pellucid.experiments.spec import MapsSpec, read_spec, spec_of
 from pellucid.files import unsealed
+from pellucid.folders import Folder
 from pellucid.models.zoo import load_model
 from tests.tables import SMALL_SPEC
 
@@ -461,3 +465,15 @@ def test_a_finished_folder_is_said_to_be_finished(photos, tmp_path, monkeypatch)
     assert again.stdout == f"{said}\n{first.stdout}"
     next((tmp_path / "maps" / "maps").glob("*.parquet")).unlink()
     assert said not in CliRunner().invoke(app, command).stdout
+
+
+def test_notes_are_counted_over_all_shards_and_those_of_earlier_versions_are_read(photos, tmp_path):
+    wanted = spec(photos / "files", methods=["rectgrad(tau=1e30)"])
+    run = write_maps(wanted, tmp_path / "maps")
+    assert {*run.notes.values()} == {COUNT}
+    uncounted = {key: replace(one, notes=[note for note, _ in one.notes]) for key, one in run.shards.items()}
+    folder, name = Folder(str(tmp_path)), "old.parquet"
+    told = json.dumps(asdict(next(iter(uncounted.values()))))
+    schema = pyarrow.schema([], metadata={TOLD: told})
+    pyarrow.parquet.write_table(schema.empty_table(), tmp_path / name)
+    assert [*Shard.read(folder, name).notes] == [(note, 0) for note in run.notes]

@@ -35,8 +35,9 @@ from pellucid.experiments.cells import table as as_table
 from pellucid.experiments.record import Answered, Note, with_answers
 from pellucid.experiments.runners import benchmark, inline
 from pellucid.experiments.spec import read_spec
-from pellucid.experiments.store import CHECKSUM, ROWS, Results, Store, checksum, one_table
+from pellucid.experiments.store import CHECKSUM, NOTED, ROWS, Results, Store, checksum, one_table
 from pellucid.findings.statistics import Statistics
+from pellucid.findings.wording import results_notes
 from pellucid.metrics.base import Metric
 from pellucid.metrics.noise import TotalVariation
 from pellucid.models.zoo import load_model
@@ -109,7 +110,7 @@ def test_a_run_is_run_json_and_one_part_for_each_cell(tmp_path):
     assert len(results.table) == 4 * 2 * 2 * 2
     assert results.pictures["kind"].tolist() == ["photo"] + ["map"] * 4
     assert results.failed == {}
-    assert results.notes == ()
+    assert {note.warning for note in results.notes} == {"Lattice"}
 
 
 def test_results_are_read_without_torch(tmp_path):
@@ -568,14 +569,41 @@ def test_warnings_of_the_method_are_gathered_and_those_of_metrics_are_not(tmp_pa
         for variant in ("original", "backward")
         for layer in ("input", "layer2.0")
     ]
+    assert {results.concerned[note] for note in expected} == {4}  # both cells' images
     # They are kept with the run: what is read later, or finished already, tells them too.
     assert Results.read(tmp_path / "run").notes == expected
     assert benchmark(wanted, tmp_path / "run").notes == expected
-    assert benchmark(spec(methods=["input_x_gradient"], metrics=["loud"]), tmp_path / "loud").notes == ()
+    loud = benchmark(spec(methods=["input_x_gradient"], metrics=["loud"]), tmp_path / "loud")
+    assert {note.warning for note in loud.notes} <= {"Lattice"}
+
+
+def test_notes_without_counts_of_earlier_versions_are_read(tmp_path, monkeypatch):
+    wanted = spec(methods=["rectgrad(tau=1e30)"], variants=["original"])
+    run = benchmark(wanted, tmp_path / "run")
+    for path in parts(tmp_path / "run"):
+        part = pyarrow.parquet.read_table(path)
+        noted = json.dumps([note for note, _ in json.loads(part.schema.metadata[NOTED])]).encode()
+        told = {**part.schema.metadata, NOTED: noted, CHECKSUM: checksum(part, noted)}
+        pyarrow.parquet.write_table(part.replace_schema_metadata(told), path)
+    again = Results.read(tmp_path / "run")
+    assert again.notes == run.notes
+    assert {*again.concerned.values()} == {0}
+    assert "at input, layer2.0 for some images" in results_notes(again)[0]
+
+
+def test_the_lattice_of_strided_convolutions_is_noticed_where_no_variant_levels_it(tmp_path):
+    results = benchmark(spec(), tmp_path / "run")
+    assert results.notes == (Note("Lattice", "gradient", "input", "original", "shapes-resnet"),)
+    assert results_notes(results) == [
+        "gradient shows a lattice at input for all 4 images; strided convolutions print it: "
+        "--variant original,backward_with_first levels it"
+    ]
+    more = benchmark(spec(variants=["original", "backward_with_first"]), tmp_path / "run")
+    assert not more.notes
 
 
 def test_parts_without_warnings_are_as_those_of_earlier_versions(tmp_path):
-    benchmark(spec(methods=["gradient"], variants=["original"]), tmp_path / "run")
+    benchmark(spec(methods=["random"], variants=["original"]), tmp_path / "run")
     for part in (tmp_path / "run" / "parts").glob("*.parquet"):
         assert b"pellucid.noted" not in pyarrow.parquet.read_schema(part).metadata
     assert Results.read(tmp_path / "run").notes == ()
@@ -701,7 +729,8 @@ def test_parts_of_earlier_versions_have_no_column_of_targets_and_are_read(tmp_pa
     assert run.table["target"].notna().all()
     for path in (tmp_path / "run" / "parts").iterdir():
         part = pyarrow.parquet.read_table(path)
-        told, older = part.schema.metadata, part.drop_columns(["target", "training"])
+        told, older = dict(part.schema.metadata), part.drop_columns(["target", "training"])
+        told.pop(NOTED, None)
         older = older.replace_schema_metadata({**told, CHECKSUM: checksum(older)})
         pyarrow.parquet.write_table(older, path)
     computed.clear()

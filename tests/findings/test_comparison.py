@@ -201,20 +201,28 @@ def test_what_one_run_alone_graded_is_said_to_be_left_out():
     assert compare(one, other).index.get_level_values("method").tolist() == ["random"]
     assert left_out(one, other) == [
         f"not compared, since the {which} run alone has the method smoothed(gradient, samples={samples}): "
-        f"grade that in the {other_run} run, too, or both in one run"
+        f"grade the same in the {other_run} run, too, or all in one run"
         for which, other_run, samples in (("first", "second", 2), ("second", "first", 6))
     ]
     assert left_out(one, one) == []
+
+
+def test_several_that_one_run_alone_graded_are_named_as_several():
+    one, other = run({(name, "insertion"): 1.0 for name in "abc"}), run({("a", "insertion"): 1.0})
+    assert left_out(one, other) == [
+        "not compared, since the first run alone has the methods b and c: grade the same in the second run, "
+        "too, or all in one run"
+    ]
 
 
 def test_combinations_of_one_run_alone_are_said_as_a_whole():
     one = run({("a", "insertion"): 1.0, ("b", "deletion"): 1.0})
     other = run({("a", "insertion"): 1.0, ("a", "deletion"): 1.0, ("b", "insertion"): 1.0})
     assert left_out(one, other) == [
-        "not compared, since the first run alone has net, original, b, deletion: grade that in the second run, "
-        "too, or both in one run",
+        "not compared, since the first run alone has net, original, b, deletion: grade the same in the second "
+        "run, too, or all in one run",
         "not compared, since the second run alone has net, original, a, deletion and net, original, b, insertion: "
-        "grade that in the first run, too, or both in one run",
+        "grade the same in the first run, too, or all in one run",
     ]
 
 
@@ -307,6 +315,16 @@ def test_methods_of_two_runs_are_compared_by_name_wherever_they_stand():
     ]
     assert told_apart((one, one), (["random", "edges"], ["edges", "random"])) == ["methods: in another order"]
     assert told_apart((one, one), (["random"], ["random"])) == []
+
+
+def test_how_a_run_is_cut_and_drawn_makes_no_difference():
+    one, other = run({("a", "insertion"): 0.0}), run({("a", "insertion"): 0.0})
+    settings = ({"images_per_cell": 16, "pictures": 4}, {"images_per_cell": 5, "pictures": 8})
+    records = [
+        each.record.model_copy(update={"identity": {**each.record.identity, **of}})
+        for each, of in zip((one, other), settings, strict=True)
+    ]
+    assert list(apart(*records, ("in the first", "in the second"))) == []
 
 
 def test_other_images_are_not_paired():

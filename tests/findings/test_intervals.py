@@ -93,7 +93,7 @@ def test_of_symmetric_values_the_interval_is_students():
 
 @pytest.mark.parametrize("coverage", [0.9, 0.99])
 def test_of_skewed_values_the_interval_reaches_to_where_halls_transformation_ends(coverage):
-    values = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 1.0, 4.0])
+    values = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 1.1])  # so skewed that the limit is not met
     n, g, t = 7, scipy.stats.skew(values), scipy.stats.t.ppf((1 + coverage) / 2, 6) / math.sqrt(7)
 
     def transformed(x):
@@ -105,6 +105,16 @@ def test_of_skewed_values_the_interval_reaches_to_where_halls_transformation_end
     assert transformed((values.mean() - high) / s) == pytest.approx(-t, rel=1e-6)
     mirrored = [end[0] for end in interval(-values[None], coverage)]
     assert mirrored == pytest.approx([-high, -low], rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [8, 10, 30])
+def test_an_outlier_carries_no_end_beyond_all_values(n):
+    """The transformation alone would: of ten values it reached 1.6 times as far as the one far out."""
+    values = np.array([*np.linspace(0.1, 0.5, n - 1), 1.2])
+    low, high = (end[0] for end in interval(values[None]))
+    _, student = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
+    assert values.min() < low < student < high < values.max()
+    assert high - values.mean() <= 2 * (student - values.mean()) * (1 + 1e-6)
 
 
 def test_undefined_values_are_left_out_and_constant_ones_have_no_width():

@@ -59,7 +59,28 @@ def test_two_that_cannot_be_told_apart_are_both_best():
     found = verdict({"random": 0.3, "gradient": 0.801, "gradcam": 0.8})
     assert methods(found.lead.best) == ["gradient", "gradcam"]
     assert found.sentence.startswith("gradient and gradcam are best and cannot be told apart: insertion 0.801 (")
-    assert found.sentence.endswith("for the first; the first beats a random map (0.300).")
+    assert found.sentence.endswith("for the first; each beats a random map (0.300).")
+
+
+def unsure(metric, sign=1):
+    """b is told neither from a nor from the random map, and d surely is above it, behind a."""
+    means = {"random": 0.3 + NOISE, "a": 0.8 + NOISE[::-1], "b": 0.75 + np.tile([0.9, -0.9], 6), "d": 0.6 - NOISE}
+    return {("net", "original", name, "input", metric): sign * values for name, values in means.items()}
+
+
+def test_of_several_best_it_is_told_which_beat_the_floor():
+    (found,) = trust_card(results(unsure("insertion")), "net").findings
+    assert methods(found.lead.best) == ["a", "b"]
+    assert methods(found.lead.above) == ["a", "d"]
+    assert found.sentence.endswith("; of these only a beats a random map (0.300), and so does d.")
+
+
+def test_a_measure_that_disagrees_tells_which_of_its_best_beat_the_floor():
+    insertion = {("net", "original", "d", "input", "insertion"): 0.8 + NOISE}
+    insertion |= {("net", "original", "random", "input", "insertion"): 0.3 + NOISE[::-1]}
+    (found,) = trust_card(results(insertion | unsure("deletion", -1)), "net").findings
+    told = "By deletion, a and b are best, but of these only a beats a random map, and so does d."
+    assert found.agreement == told
 
 
 def test_a_tie_is_with_the_best_and_not_with_its_neighbor():

@@ -29,6 +29,7 @@ def _photo() -> None:
         (f"{EXPLAIN} --layer input", "No such option: --layer (Possible options: --layers"),
         ("pellucid explain empty --model shapes-resnet", "empty holds no images"),
         ("pellucid explain photo.png --model model.py:netwrok", "'netwrok'; did you mean network?"),
+        ("pellucid benchmark --limit 2", "No such option: --limit; here it is --count"),
         ("pellucid benchmark typo.toml", "unknown key in typo.toml 'metods'; did you mean methods"),
     ],
     ids=lambda text: text.split()[-1],

@@ -281,11 +281,11 @@ def show_troubles(runs: Mapping[str, Results]) -> None:
 
 def _noticed(results: Results) -> list[str]:
     """What makes a run's maps say less than they seem to, of its models and of methods."""
-    from ..findings.wording import notes_told
+    from ..findings.wording import results_notes
 
     told, several = results.record.noticed, len(results.record.noticed) > 1
     of_models = [f"{f'{model}: ' if several else ''}{one}" for model, some in told.items() for one in some]
-    return of_models + notes_told(results.notes)
+    return of_models + results_notes(results)
 
 
 def _scores(results: Results) -> Table:

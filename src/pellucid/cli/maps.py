@@ -116,7 +116,7 @@ def maps(
     shards = counted(len(run.shards), "shard")
     say(f"{counted(run.maps, 'map')} of {counted(run.images, 'image')} in {shards}, in {output}")
     show_noticed(run.noticed)
-    show_notes(run.notes, "image")
+    show_notes(run.notes, "image", run.images)
     show_left_out("image", list(run.skipped.values()))
     show_left_out("shard", [f"{name}: {message}" for name, message in run.failed.items()])
     say(f"next: pellucid show {output} -o pictures")

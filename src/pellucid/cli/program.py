@@ -48,6 +48,20 @@ RESUMED = {  # commands that go on where they were stopped, and from where
 }
 
 
+_ALIKE = (  # options that say the same to different commands
+    {"--limit", "--count"},
+    {"--images", "--data"},
+)
+
+
+def _called_here(error: Exception) -> str:
+    """What the command calls an option that it does not have and another command has; else nothing."""
+    given, context = vars(error).get("option_name"), vars(error).get("ctx")
+    known = {name for one in context.command.params for name in one.opts} if context else set()
+    names = sorted(name for alike in _ALIKE if given in alike for name in alike & known)
+    return f"; here it is {names[0]}" if names else ""
+
+
 class Commands(TyperGroup):
     """The commands, with errors of the user's as one line and exit code 2."""
 
@@ -70,7 +84,7 @@ class Commands(TyperGroup):
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return super().invoke(ctx)
         except _USAGE_ERROR as error:  # of options: what was typed is quoted
-            vars(error)["message"] = visible(str(vars(error).get("message", "")))
+            vars(error)["message"] = visible(str(vars(error).get("message", "")) + _called_here(error))
             raise
         except PellucidError as error:
             say(f"error: {' '.join((error.command or str(error)).split())}", err=True)
@@ -110,13 +124,23 @@ def _shown_once() -> Callable[..., None]:
     """What shows each warning as one line, once, without the place in the code where it arose."""
     shown: set[str] = set()
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        line = f"note: {' '.join(str(message).split())}"
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        library = _library(category, filename)
+        line = f"note: {f'{library} warns: ' if library else ''}{' '.join(str(message).split())}"
         if line not in shown:
             say(line, err=True)
         shown.add(line)
 
     return show
+
+
+def _library(category: type[Warning], filename: str) -> str:
+    """Which other library warns, by the file where it does; empty of what is our own, or of no library."""
+    parts = Path(filename).parts
+    folders = [at for at, part in enumerate(parts[:-1]) if part in ("site-packages", "dist-packages")]
+    is_own = category.__module__.startswith("pellucid.") or not folders
+    name = "" if is_own else parts[folders[-1] + 1].removesuffix(".py")
+    return "" if name == "pellucid" else name
 
 
 app = typer.Typer(

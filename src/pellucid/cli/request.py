@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ import torch
 from ..catalog import may_be_negative, variant_name
 from ..data.sources import files_named
 from ..errors import InvalidParameter
+from ..experiments.spec import shown
 from ..files import file_digest, file_name
 from ..folders import files_below
 from ..heatmap import SIGNED, heatmap
@@ -82,9 +84,11 @@ class Request:
 
         What a model loads by itself is told by the model alone (``require_same_model``).
         """
-        settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        # Files are compared by their content, which their states tell, and not by the way to them.
+        settings = {entry.name: _called(getattr(self, entry.name)) for entry in fields(self)}
         for name in ("methods", "variants", "title", "command"):
             settings.pop(name)
+        settings["photos"] = self.photos
         settings["methods"] = list(settings.pop("texts").values())
         settings["variants"] = list(settings.pop("variant_texts").values())
         named = [self.model, self.weights, *self.variant_texts.values(), self.target]
@@ -93,7 +97,7 @@ class Request:
         paths += [facts_beside(Path(self.weights))] if self.weights and is_file(self.weights) else []
         photos = [path for place in self.photos for path in _files(Path(place))]
         photos += [path for table in photos if table.suffix == ".parquet" for path in files_named(table)]
-        states = {str(path): _state(path) for place in paths for path in _files(place)}
+        states = _states(paths)
         of_photos = {str(path): _state(path) for path in photos}
         states |= of_photos if len(photos) <= _LISTED else {"all photos": _digest(of_photos)}
         plain = json.loads(json.dumps(settings, default=repr))
@@ -113,6 +117,30 @@ def _files(place: Path) -> list[Path]:
         return [place] if place.is_file() else []
     except OSError:  # a text that cannot be a path
         return []
+
+
+def _called(value: Any) -> Any:
+    """A setting with the files and folders in it called by their own names."""
+    if isinstance(value, Mapping):
+        return {key: _called(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_called(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    return Path(os.path.abspath(value)).name if os.path.exists(value) else shown(value)
+
+
+def _states(places: Iterable[Path]) -> dict[str, str]:
+    """The states of files, and of those in folders, by their names from the place on."""
+    found: dict[str, str] = {}
+    for place in places:
+        above = Path(os.path.abspath(place)).parent
+        for path in _files(place):
+            name, state = Path(os.path.abspath(path)).relative_to(above).as_posix(), _state(path)
+            while found.get(name, state) != state:  # another file of the same name
+                name = f"{name} too"
+            found[name] = state
+    return found
 
 
 def _state(path: Path) -> str:

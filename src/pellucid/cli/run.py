@@ -29,14 +29,13 @@ from ..errors import (
 )
 from ..experiments.cells import maps_alone, noted
 from ..experiments.inputs import digest_of_model
-from ..experiments.noticing import count_odd, may_answer_otherwise
+from ..experiments.noticing import count_odd, lattices, may_answer_otherwise
 from ..experiments.record import Note
 from ..files import HOLDS, replace_file, sealed, unsealed, writable
 from ..heatmap import heatmap
 from ..layers import explainable, select_layers
 from ..methods.attributions import Attributions
 from ..methods.base import Method
-from ..methods.caveats import pattern_of
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
 from ..models.zoo import LoadedModel, has_own_weights, load_model
@@ -393,16 +392,12 @@ class ExplainRun:
 
     def attribute(self, name: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:
         """Call a method, and note its warnings for the end."""
-        notes: set[Note] = set()
-        counts: dict[Note, int | None] = {}
+        notes: dict[Note, int] = {}
         text, channels = self.request.texts[name], self.request.heatmap["channels"]
-        with noted(text, notes, channels, variant, counts=counts):
+        with noted(text, notes, channels, variant, images=len(images)) as more:
             found = self.call(self.request.methods[name], text, variant, images, targets)
-        # Whoever asks for a variant that levels a lattice knows of it.
-        if not any(rule.stays for one in self.request.variants.values() for rule in one.rules):
-            patterned = [layer for layer, maps in found.items() if pattern_of(maps)]
-            notes |= {Note("Lattice", text, layer, variant) for layer in patterned}
-        self.found.note({note: counts.get(note) or len(images) for note in sorted(notes)})
+            more |= {Note("Lattice", text, layer) for layer in lattices(found, self.request.variants.values())}
+        self.found.note(dict(sorted(notes.items())))
         return found
 
     def call(self, method: Method, text: str, variant: str, images: Tensor, targets: Tensor) -> Attributions:

@@ -36,7 +36,7 @@ from .options import (
     parted,
 )
 from .output import require_place
-from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_notes, show_noticed, show_whole
+from .terminal import ALREADY_FINISHED, progress, say, show_left_out, show_noticed, show_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,6 +275,7 @@ def _measured(specs: Sequence[Mapping[str, Any]], folder: str) -> pd.DataFrame:
 
     from ..experiments.runners import benchmark
     from ..experiments.spec import read_spec
+    from ..findings.wording import results_notes
 
     tables = []
     with progress() as show:
@@ -283,7 +284,7 @@ def _measured(specs: Sequence[Mapping[str, Any]], folder: str) -> pd.DataFrame:
             results = benchmark(read_spec(None, spec), run, advance=lambda *done: show("evaluating", *done))
             if results.failed:
                 raise PellucidError(next(iter(results.failed.values())))
-            show_notes(results.notes, "image")
+            show_noticed(results_notes(results))
             tables.append(results.table.astype({"metric": str, "variant": str, "layer": str}))
     return pd.concat(tables)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -156,8 +156,8 @@ def show_noticed(sentences: Iterable[str], place: str = "") -> None:
         say(f"note: {place}{visible(sentence, '')}", err=True)
 
 
-def show_notes(notes: Sequence[Note], noun: str) -> None:
+def show_notes(notes: Mapping[Note, int], noun: str, total: int) -> None:
     """Say once and short what is to be known about methods (``notes_told``)."""
     from ..findings.wording import notes_told
 
-    show_noticed(notes_told(notes, noun))
+    show_noticed(notes_told([*notes], noun, notes, total))

@@ -168,6 +168,14 @@ def shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(fold_in(seed, count)))
 
 
+def _to_a_label(name: str, origin: str) -> str:
+    """What to do about an image without a label: of a folder that was named itself, the one above has classes."""
+    folder = Path(origin).absolute()
+    if folder.is_dir() and (folder / name).parent == folder and (folder / name).is_file():
+        return f"if {folder.name} is its class, name the folder above, {folder.parent}"
+    return "name the column of labels, or sort images into folders"
+
+
 def load_images(
     source: Source,
     display: Callable[[Image.Image], Image.Image],
@@ -199,9 +207,7 @@ def load_images(
 
     def cropped(sample: Sample) -> Tensor:
         if sample.label is None and object_mask is None:
-            raise InvalidData(
-                f"{sample.name} has no label; name the column of labels, or sort images into folders"
-            )
+            raise InvalidData(f"{sample.name} has no label; {_to_a_label(sample.name, origin)}")
         pixels: Tensor = pil_to_tensor(display(require_picture(sample.image, "training")))
         if object_mask is None:
             return pixels

@@ -37,7 +37,7 @@ from ..outputs import Answering
 from . import inputs
 from .noticing import added, of_images, of_model, summed
 from .planning import NO_RESULT, digests_of_files
-from .record import DIGESTED, Change, Note, hashed, versions
+from .record import DIGESTED, Change, Note, add_counts, hashed, versions
 from .runners import Advance, Runner, inline
 from .shards import MAP_ROWS, MAPS, Shard, ShardCell, hearing
 from .spec import Images, MapsSpec, is_source_name, with_absolute_paths
@@ -81,9 +81,12 @@ class MapsRun:
         return {name: reason for shard in self.shards.values() for name, reason in shard.skipped.items()}
 
     @property
-    def notes(self) -> list[Note]:
-        """The warnings that arose while methods explained the images, each once."""
-        return list(dict.fromkeys(note for shard in self.shards.values() for note in shard.notes))
+    def notes(self) -> dict[Note, int]:
+        """The warnings that arose while methods explained the images, and of how many each is (0: not known)."""
+        found: dict[Note, int] = {}
+        for shard in self.shards.values():
+            add_counts(found, dict(shard.notes))
+        return found
 
     @property
     def noticed(self) -> list[str]:

@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -39,8 +39,8 @@ from ..seeds import image_seed
 from ..variants.base import ORIGINAL, Variant
 from . import inputs
 from .inputs import Batch
-from .noticing import change_under
-from .record import Answered, Change, Note, versions
+from .noticing import change_under, lattices
+from .record import Answered, Change, Note, add_counts, versions
 from .spec import Spec
 from .store import PICTURE_ROWS, ROWS
 
@@ -74,11 +74,11 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a cell gave: rows of the results table, pictures, notes on its method, and how its variant answers."""
+    """What a cell gave: rows, pictures, notes on its method as ``noted`` counts them, its variant's answers."""
 
     rows: pyarrow.Table
     pictures: pyarrow.Table
-    notes: frozenset[Note] = frozenset()
+    notes: Mapping[Note, int] = field(default_factory=dict)
     answers: Answered | None = None
 
 
@@ -92,14 +92,16 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
     kind = VariantMetric if cell.method is None else Metric
     metrics = {text: metric for text, metric in parsed.metrics.items() if isinstance(metric, kind)}
     shown = set(inputs.chosen(spec.images).names[: spec.pictures])
-    notes: set[Note] = set()
+    notes: dict[Note, int] = {}
     rows: list[Row] = []
     pictures: list[Row] = []
     changes: list[Change | None] = []
     for batch in inputs.batches(spec, cell.model, cell.start, cell.stop):
-        with noted(cell.method or cell.variant, notes, spec.channels, cell.variant, cell.model):
+        name, variant, count = cell.method or cell.variant, parsed.variants[cell.variant], len(batch.names)
+        with noted(name, notes, spec.channels, cell.variant, cell.model, count) as found:
             method = None if cell.method is None else parsed.methods[cell.method]
-            case = case_of(batch, parsed.variants[cell.variant], method, tuple(metrics.values()))
+            case = case_of(batch, variant, method, tuple(metrics.values()))
+            found |= {Note("Lattice", name, layer) for layer in lattices(case.attributions, [variant])}
         changes.append(change_under(case.variant, batch))
         explained = [batch.loaded.class_name(number) for number in case.targets.tolist()]
         pictures += _maps(cell, case, "map", case.attributions, shown)
@@ -110,7 +112,7 @@ def run_cell(spec: Spec, cell: Cell) -> Finished:
                 pictures += _compared(cell, case, text, layer, measured, shown)
     change = sum((one for one in changes if one is not None), Change())
     answers = Answered.of(cell.model, cell.variant, cell.start, change) if change.count else None
-    return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), frozenset(notes), answers)
+    return Finished(table(rows, ROWS), table(pictures, PICTURE_ROWS), notes, answers)
 
 
 def case_of(batch: Batch, variant: Variant, method: Method | None, metrics: tuple[Criterion, ...] = ()) -> Case:
@@ -180,35 +182,37 @@ def _targets(variant: Variant, batch: Batch) -> tuple[Tensor, Tensor]:
 @contextmanager
 def noted(
     method: str,
-    notes: set[Note],
+    notes: dict[Note, int],
     channels: str,
     variant: str = "",
     model: str = "",
-    counts: dict[Note, int | None] | None = None,
-) -> Iterator[None]:
+    images: int = 0,
+) -> Iterator[set[Note]]:
     """Note a method's warnings about layers and rules, for the end; let others through.
 
-    ``counts`` gets of how many of the call's images a note is; None where it is of all.
+    ``notes`` counts the images that each is of, where the call is of so many ``images``; of a count of 0 it is not
+    known. What is noticed otherwise may be added to the set, and is of all.
 
     What looks wrong of images and outputs is told at the end, once for all methods. That channels cancel concerns
     maps of their signed sum alone.
     """
+    added: set[Note] = set()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
+        yield added
+    found = {note._replace(variant=variant, model=model): images for note in added}
     for warning in caught:
         message = warning.message
         if isinstance(message, CanceledMapWarning) and channels not in SIGNED:
             continue
         if isinstance(message, LayerWarning):
             note = Note(type(message).__name__, method, message.layer, variant, model)
-            notes.add(note)
-            if counts is not None:
-                counts[note] = message.images
+            found[note] = (message.images or images) if images else 0
         elif isinstance(message, RuleWarning | PrecisionWarning | GradientWarning):
-            notes.add(Note(type(message).__name__, method, "", variant, model, str(message)))
+            found[Note(type(message).__name__, method, "", variant, model, str(message))] = images
         elif not isinstance(message, InputWarning):
             warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)
+    add_counts(notes, found)
 
 
 def _measured(case: Case, text: str, metric: Metric | VariantMetric) -> Mapping[Any, Measured]:

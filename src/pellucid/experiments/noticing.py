@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.sources import Sample
 from ..errors import PellucidError, counted, percent, shortened
+from ..methods.caveats import pattern_of
 from ..methods.checks import probabilities_of
 from ..models.preprocess import PREPROCESS_INSTEAD, CustomPreprocess, Preprocess, clips
 from ..models.weights import is_untrained
@@ -208,6 +209,13 @@ def of_images(counts: Counts, noun: str = "image") -> Iterator[str]:
 def _plain(number: float) -> str:
     """A number without an exponent where it is a whole one."""
     return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+def lattices(found: Mapping[str, Tensor], variants: Iterable[Variant]) -> list[str]:
+    """The layers whose maps show a lattice; none where a variant is asked for that levels it, for it is known."""
+    if any(rule.stays for variant in variants for rule in variant.rules):
+        return []
+    return [layer for layer, maps in found.items() if pattern_of(maps)]
 
 
 def may_answer_otherwise(variant: Variant) -> bool:

@@ -20,6 +20,10 @@ GROWING = (
     "methods",
     "variants",
 )  # of each of these lists a cell has one name, so that more names leave it as it is
+_OF_NO_VALUE = (
+    "images_per_cell",
+    "pictures",
+)  # settings that name a run's cells and keep maps, but decide no value
 _LOADED = ("weights", "preprocess", "scale", "size", "randomized", "way")  # what of a model's spec decides them
 
 
@@ -41,6 +45,13 @@ class Note(NamedTuple):
     variant: str = ""
     model: str = ""
     text: str = ""
+
+
+def add_counts(notes: dict[Note, int], more: Mapping[Note, int]) -> None:
+    """Add of how many images notes are; 0 is not known, and makes the sum not known."""
+    for note, count in more.items():
+        known = notes.get(note)
+        notes[note] = count if known is None else (known + count) * bool(known and count)
 
 
 class DamagedRun(InvalidData):
@@ -256,7 +267,10 @@ def apart(one: RunRecord, other: RunRecord, places: tuple[str, str]) -> Iterator
 
     What belongs to a model, or to a method, that only one has is not told besides.
     """
-    ours, theirs = (dict(record.decisive) for record in (one, other))
+    ours, theirs = (
+        {name: part for name, part in record.decisive.items() if name not in _OF_NO_VALUE}
+        for record in (one, other)
+    )
     mine, yours = (part.pop(DIGESTED) for part in (ours, theirs))
     if len(mine) == len(yours) == 1 and [*mine] != [*yours]:
         yield f"the model is {next(iter(mine))} {places[0]} and {next(iter(yours))} {places[1]}"

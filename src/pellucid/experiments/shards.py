@@ -85,8 +85,8 @@ class ShardCell:
 class Shard:
     """What a shard says of itself: its cell's key, how many images and maps it holds, and what was left out.
 
-    ``odd`` counts its odd images, ``wrong`` says what looks wrong of pixels and outputs, and ``changes`` how
-    variants answer on its first images (points, same, count).
+    ``notes`` are counted as ``noted`` does, ``odd`` counts its odd images, ``wrong`` says what looks wrong of
+    pixels and outputs, and ``changes`` how variants answer on its first images (points, same, count).
     """
 
     key: str
@@ -95,7 +95,7 @@ class Shard:
     images: int = 0
     maps: int = 0
     skipped: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[Note] = ()
+    notes: Sequence[tuple[Note, int]] = ()
     odd: Counts = field(default_factory=dict)
     wrong: Sequence[str] = ()
     changes: Mapping[str, tuple[float, int, int]] = field(default_factory=dict)
@@ -106,7 +106,10 @@ class Shard:
         try:
             with folder.reading(name) as file:
                 told = json.loads((pyarrow.parquet.read_metadata(file).metadata or {})[TOLD])
-            return cls(**{**told, "notes": [Note(*note) for note in told["notes"]]})
+            # Earlier versions did not count.
+            counted = [one if len(one) == 2 else (one, 0) for one in told["notes"]]
+            notes = [(Note(*note), int(count)) for note, count in counted]
+            return cls(**{**told, "notes": notes})
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -127,7 +130,7 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
     images = spec.images
     source = _opened(cell.place, images.label_column, images.split, images.root, cell.key)
     source = inputs.labeled(spec, source, inputs.model_of(spec, spec.models[0].key))
-    found, notes = _Written(), set[Note]()
+    found, notes = _Written(), dict[Note, int]()
     with (
         Folder(cell.folder).writing(f"{MAPS}/{cell.id}.parquet") as file,
         pyarrow.parquet.ParquetWriter(file, MAP_ROWS, compression="zstd", write_page_checksum=True) as writer,
@@ -139,7 +142,7 @@ def explain_shard(spec: Spec, cell: ShardCell) -> Shard:
             writer.write_table(rows)
             found.images, found.maps = found.images + len(positions), found.maps + len(rows)
             _HEARING.get()(len(positions))
-        shard = Shard(cell.key, cell.place, cell.start, notes=sorted(notes), **vars(found))
+        shard = Shard(cell.key, cell.place, cell.start, notes=sorted(notes.items()), **vars(found))
         # It stands in the footer, which is written last: a shard without it is not whole.
         writer.add_key_value_metadata({TOLD: json.dumps(asdict(shard))})
     return shard
@@ -225,13 +228,13 @@ def read_ahead(read: Callable[[_T], _R], items: Iterable[_T], threads: int, ahea
 
 
 def _map_rows(
-    spec: Spec, batch: inputs.Batch, place: str, positions: Sequence[int], notes: set[Note]
+    spec: Spec, batch: inputs.Batch, place: str, positions: Sequence[int], notes: dict[Note, int]
 ) -> pyarrow.Table:
     """The maps of a batch by all methods under all variants, a row for each image and layer."""
     parsed, tables = inputs.parsed(spec), []
     for variant_name, variant in parsed.variants.items():
         for method_name, method in parsed.methods.items():
-            with noted(method_name, notes, spec.channels, variant_name):
+            with noted(method_name, notes, spec.channels, variant_name, images=len(batch.names)):
                 case = case_of(batch, variant, method)
             known = {"method": method_name, "variant": variant_name, "source": place}
             tables += [

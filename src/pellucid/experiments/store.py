@@ -6,11 +6,12 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pandas
@@ -31,7 +32,7 @@ from ..errors import (
 from ..files import RUN, alone, writable
 from ..folders import Folder
 from .ratings import QUESTIONS_OF_RATERS, rating_rows, read_ratings
-from .record import GROWING, Answered, DamagedRun, Note, RunRecord, obstacle, with_answers
+from .record import GROWING, Answered, DamagedRun, Note, RunRecord, add_counts, obstacle, with_answers
 
 PARTS, PICTURES, LOCK = "parts", "pictures", ".lock"
 PHOTOS = "photos"  # the part of the pictures that is no cell's
@@ -39,7 +40,7 @@ CHECKSUM, RUN_HASH = b"pellucid.sha256", b"pellucid.run"  # what a part says of 
 ANSWERED, NOTED = b"pellucid.answered", b"pellucid.noted"  # and of how its variant answers, and its warnings
 _TOGETHER = 32  # pictures that are read together, where one is wanted
 _T = TypeVar("_T")
-_NOTES = TypeAdapter(list[Note])
+_NOTES: TypeAdapter[Any] = TypeAdapter(list[tuple[Note, int]] | list[Note])  # earlier versions did not count
 TEXT = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
 NUMBER = pyarrow.float64()
 
@@ -87,6 +88,7 @@ class Results:
             largest magnitude of 1).
         failed: what was wrong with cells that failed in the call that gave these results.
         notes: the warnings that arose while methods explained the images, each once.
+        concerned: of how many images each of them is; 0 where that is not known.
     """
 
     table: pandas.DataFrame
@@ -95,6 +97,7 @@ class Results:
     missing: Sequence[str] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[Note] = ()
+    concerned: Mapping[Note, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, url: str | os.PathLike[str], pictures: bool = True) -> Results:
@@ -125,8 +128,14 @@ class Results:
             table = _with_trainings(one_table({**parts, "": rated}, ROWS), record)
             questions = {name: QUESTIONS_OF_RATERS[name] for name in rated["metric"].unique().to_pylist()}
             record = record.model_copy(update={"metrics": questions | dict(record.metrics)})
-        notes = dict.fromkeys(note for part in parts.values() for note in _notes(part))
-        return cls(table, record, shown, missing, notes=tuple(notes))
+        notes: dict[Note, int] = {}
+        for part in parts.values():
+            add_counts(notes, _notes(part))
+        if (
+            len(record.spec.get("variants", ())) > 1
+        ):  # whoever asks for a variant that levels a lattice knows of it
+            notes = {note: count for note, count in notes.items() if note.warning != "Lattice"}
+        return cls(table, record, shown, missing, notes=tuple(notes), concerned=notes)
 
     def values(self, **where: str) -> pandas.DataFrame:
         """The values alone, without curves: a row for each model, variant, method, layer, metric and image.
@@ -301,13 +310,13 @@ class Store:
         rows: pyarrow.Table,
         pictures: pyarrow.Table,
         answers: Answered | None = None,
-        notes: Iterable[Note] = (),
+        notes: Mapping[Note, int] = MappingProxyType({}),
     ) -> None:
         """Store what a cell gave; from then on it is finished, even if the next finds a full disk."""
         # The pictures come first: a cell is finished by its part, and would else be finished without them.
         self.write_pictures(cell, pictures)
         told = {} if answers is None else {ANSWERED: answers.model_dump_json().encode()}
-        told |= {NOTED: json.dumps(sorted(notes)).encode()} if notes else {}
+        told |= {NOTED: json.dumps(sorted(notes.items())).encode()} if notes else {}
         self.folder.write(f"{PARTS}/{cell}.parquet", self._parquet(rows, told=told))
 
     def write_pictures(self, cell: str, pictures: pyarrow.Table) -> None:
@@ -444,10 +453,11 @@ def _answers(part: pyarrow.Table) -> Answered | None:
     return None if told is None else Answered.model_validate_json(told)
 
 
-def _notes(part: pyarrow.Table) -> list[Note]:
-    """The warnings that a part tells of, none in earlier versions'; ``ValueError`` where that cannot be."""
+def _notes(part: pyarrow.Table) -> dict[Note, int]:
+    """The warnings that a part tells of, counted as ``noted`` does; ``ValueError`` where that cannot be."""
     told = (part.schema.metadata or {}).get(NOTED)
-    return [] if told is None else _NOTES.validate_json(told)
+    found = [] if told is None else _NOTES.validate_json(told)
+    return dict.fromkeys(found, 0) if found and isinstance(found[0], Note) else dict(found)
 
 
 def _beside(told: Mapping[bytes, bytes]) -> bytes:

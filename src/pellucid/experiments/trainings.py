@@ -216,7 +216,7 @@ class Trainings:
 
     parsed: ParsedSpec
     artifacts: Artifacts
-    notes: set[Note] = field(default_factory=set)
+    notes: dict[Note, int] = field(default_factory=dict)
 
     @property
     def spec(self) -> Spec:
@@ -383,7 +383,7 @@ def run_training(spec: Spec, cell: TrainingCell) -> Finished:
     for ((variant, method), text), measured in curves.items():
         known = {"model": spec.models[0].key, "variant": variant, "method": method, "metric": text, "layer": LAYER}
         rows += metric_rows(known | {"training": cell.run}, spec, [None], measured)
-    return Finished(table(rows, ROWS), table([], PICTURE_ROWS), frozenset(trainings.notes))
+    return Finished(table(rows, ROWS), table([], PICTURE_ROWS), dict(trainings.notes))
 
 
 def _rank(trainings: Trainings, entrant: Entrant) -> None:

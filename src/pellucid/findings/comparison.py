@@ -87,8 +87,8 @@ def left_out(one: Results, other: Results, layer: str | None = None) -> list[str
     """What one run alone graded, so that ``compare`` has no row of it, in a sentence for each run that has any."""
     found = [list(places) for places in _places(*_sides(one, other, layer, None))]
     return [
-        f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade that in the "
-        f"{other_run} run, too, or both in one run"
+        f"not compared, since the {which} run alone has {_of_one(rows, others)}: grade the same "
+        f"in the {other_run} run, too, or all in one run"
         for which, other_run, rows, others in zip(
             ("first", "second"), ("second", "first"), found, reversed(found), strict=True
         )
@@ -164,7 +164,7 @@ def _of_one(rows: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> s
     """Which parts of a run's rows no row of the other's has; where each has one, which rows as a whole."""
     parts = {name: [_distinct(run, place) for run in (rows, others)] for place, name in enumerate(_PARTS)}
     alone = {name: [part for part in own if part not in theirs] for name, (own, theirs) in parts.items()}
-    told = [f"the {name} {joined_some(own)}" for name, own in alone.items() if own]
+    told = [f"the {name}{'s' * (len(own) > 1)} {joined_some(own)}" for name, own in alone.items() if own]
     return ", and ".join(told) or joined_some([", ".join(filter(None, row)) for row in rows if row not in others])
 
 

@@ -15,6 +15,7 @@ COVERAGE = 0.95
 ROUNDING = 1e-6  # of the largest value: a difference below it is float32 rounding, not a finding
 POWER = 0.8416  # the normal quantile of 80 %: how often as many values as ``deciding`` says would decide
 MOST = 1_000_000  # values, above which no number of them is told
+_FURTHEST = 2.0  # times Student's reach, beyond which skewness carries no end of an interval
 _MOST_EXACT = 1000  # unequal pairs of 0 and 1; of more, the interval says the same
 _ANGLES = np.linspace(0, math.pi / 2, 50_001)
 
@@ -24,9 +25,12 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
 
     Student's interval and that of Hall's transformation together, which carries the skewness g over: with
     T = (mean - mu) / s, q = t / sqrt(n) and h(T) = T + g T^2 / 3 + g^2 T^3 / 27 + g / (6n), the ends are
-    mean - s h^-1(q) and mean - s h^-1(-q). Of normal values they hold the mean somewhat more often than 95 %, of
-    skewed ones (gamma, shape 2) 94 % of the time from three values on. NaN is left out; the ends are NaN for rows
-    of fewer than 3 known values. (P. Hall, On the removal of skewness by transformation, JRSS B 1992.)
+    mean - s h^-1(q) and mean - s h^-1(-q). Neither lies further from the mean than twice Student's: the inverse is
+    a cube root, steep where q is near 3 / g, and g of few values is unsure, so that it would reach beyond
+    all of them. Simulated, the limit costs 0.6 % of coverage at most from five values on, of whichever kind,
+    and takes away up to a quarter of the width. Of normal values the ends hold the mean somewhat more often than
+    95 %, of skewed ones (gamma, shape 2) 94 % of the time from three values on. NaN is left out; the ends are NaN
+    for rows of fewer than 3 known values. (P. Hall, On the removal of skewness by transformation, JRSS B 1992.)
     """
     n = (~np.isnan(values)).sum(1)
     means = mean(values)
@@ -39,9 +43,9 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
         # The inverse divides by g; for a g of nearly 0 it tends to Student's interval.
         skewness = np.where(np.abs(skewness) > 1e-6, skewness, 1e-6)
         above, below = (_untransformed(side * within, skewness, n) for side in (1, -1))
-        # Whichever of both intervals reaches further counts, at each end.
-        low = means - deviations * np.maximum(within, above)
-        high = means + deviations * np.maximum(within, -below)
+        # Whichever of both intervals reaches further counts, at each end, up to the limit.
+        down, up = (np.clip(reach, within, _FURTHEST * within) for reach in (above, -below))
+        low, high = means - deviations * down, means + deviations * up
     return low, high
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,7 @@ class Ranking:
         same: every contender has the same values, and mean, so that the metric does not tell maps apart.
         ungraded: methods with fewer defined values under every variant.
         absent: methods that have maps at other layers alone.
+        above: those told from the best floor, and better: a tie with the first may hide that some are not.
         counted, most: what a value is of, an image or a training; how many the best known contender has.
     """
 
@@ -75,6 +76,7 @@ class Ranking:
     same: bool
     ungraded: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    above: tuple[Contender, ...] = ()
     counted: str = "image"
     most: int = 0
 
@@ -88,6 +90,11 @@ class Ranking:
         """The floors among the best: no method is told from these."""
         found = {contender.floor for contender in self.best}
         return tuple(floor for floor in FLOORS if floor in found)
+
+    @property
+    def floor(self) -> Contender | None:
+        """The floor that methods are compared with: the best random map, or where none is the best edge filter."""
+        return next((one for kind in FLOORS for one in self.contenders if one.floor == kind), None)
 
     @property
     def several_layers(self) -> bool:
@@ -153,17 +160,29 @@ def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) 
     )
     label = statistics.label(metric)
     absent = tuple(statistics.absent(model, layer, metric))
-    return Ranking(
-        metric, label, known.unit, higher, contenders, best, same, ungraded, absent, known.counted, most
+    found = Ranking(
+        metric, label, known.unit, higher, contenders, best, same, ungraded, absent, (), known.counted, most
     )
+    if found.floor is None:
+        return found
+    place = contenders.index(found.floor)
+    sure = _better_than(numbers, place, higher) & _better_than(
+        checked.loc[summary.index].to_numpy(), place, higher
+    )
+    return replace(found, above=tuple(one for one, is_sure in zip(contenders, sure, strict=True) if is_sure))
 
 
 def _tied(numbers: Numbers, against: int) -> NDArray[np.bool_]:
     """Which rows (M, N) cannot be told from one of them, also for want of columns that both have."""
+    tied: NDArray[np.bool_] = ~_better_than(numbers, against, True) & ~_better_than(numbers, against, False)
+    return tied
+
+
+def _better_than(numbers: Numbers, against: int, higher: bool) -> NDArray[np.bool_]:
+    """Which rows (M, N) are told from one of them, and better."""
     lead = np.broadcast_to(numbers[against : against + 1], numbers.shape)
     above, below = told_apart(numbers, lead, rounding_of(numbers))
-    tied: NDArray[np.bool_] = ~above & ~below
-    return tied
+    return above if higher else below
 
 
 def _spread(numbers: Numbers) -> float:

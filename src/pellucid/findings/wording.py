@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ..errors import PellucidError, counted, shortened
 from ..experiments.record import Note
@@ -12,6 +13,9 @@ from .digits import interval_ends, number
 from .intervals import LEAST
 from .ranking import FLOORS, Contender, Ranking
 from .statistics import AT_INPUT, UNCHANGED
+
+if TYPE_CHECKING:
+    from ..experiments.store import Results
 
 # In the order of the card; other axes follow.
 QUESTIONS = {
@@ -112,11 +116,23 @@ def _ahead(lead: Ranking) -> str:
     else:
         apart = " and cannot be told apart" if _are(lead.best) == "are" else ""
         text = f"{names} {_are(lead.best)} best{apart}: {told} for the first"
-    floors = [one for kind in FLOORS for one in behind if one.floor == kind]
-    if not floors:
+    if lead.floor is None:
         return f"{text}."
-    floor = f"{FLOORS[floors[0].floor]} ({_number(lead, floors[0])})"
-    return f"{text}; {floor} is beaten." if len(lead.best) == 1 else f"{text}; the first beats {floor}."
+    floor = f"{FLOORS[lead.floor.floor]} ({_number(lead, lead.floor)})"
+    return f"{text}; {floor} is beaten." if len(lead.best) == 1 else f"{text}; {_who_beat(lead, floor)}."
+
+
+def _who_beat(lead: Ranking, floor: str) -> str:
+    """Which of several best methods beat a floor, and where not all do, which others."""
+    best = [one for one in lead.best if one in lead.above]
+    if len(best) == len(lead.best):
+        return f"each beats {floor}"
+    told = f"of these only {_contenders(best, lead.contenders)} beat{'s' * (_are(best) == 'is')} {floor}"
+    if not best:
+        told = f"none of these is told from {floor}"
+    others = [one for one in lead.above if one not in best and not one.floor]
+    does = "does" if _are(others) == "is" else "do"
+    return f"{told}, and so {does} {_contenders(others, lead.contenders)}" if others else told
 
 
 def _beaten(lead: Ranking) -> str:
@@ -163,11 +179,7 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     ]
     decided = [other for other in others if other.decided and lead.decided and other not in silent]
     same = [_agreeing(lead, other) for other in decided if other.agrees(lead)]
-    unlike = [
-        f"by {other.name}, {_contenders(other.best, other.contenders)} {_are(other.best)} best"
-        for other in decided
-        if not other.agrees(lead)
-    ]
+    unlike = [_best_by(other) for other in decided if not other.agrees(lead)]
     agreed = [f"{joined(same)} agree{'s' if len(same) == 1 else ''}"] if same else []
     text = "; ".join([*agreed, *unlike, *map(_silent, silent)])
     parts = [f"{begun(text)}."] if text else []
@@ -176,6 +188,14 @@ def agreement(lead: Ranking, others: Sequence[Ranking]) -> str:
     if lead.absent:
         parts.append(f"Not graded, since they have maps at other layers alone: {_few(lead.absent, _NAMED)}.")
     return " ".join(parts)
+
+
+def _best_by(other: Ranking) -> str:
+    """Who is best by a measure that disagrees, and where not all of these beat a floor, who does."""
+    told = f"by {other.name}, {_contenders(other.best, other.contenders)} {_are(other.best)} best"
+    if other.floor is None or other.floors or set(other.best) <= set(other.above):
+        return told
+    return f"{told}, but {_who_beat(other, FLOORS[other.floor.floor])}"
 
 
 def _agreeing(lead: Ranking, other: Ranking) -> str:
@@ -272,6 +292,11 @@ def notes_told(
     ]
 
 
+def results_notes(results: Results) -> list[str]:
+    """What is to be known about the methods of a benchmark's run (``notes_told``)."""
+    return notes_told(results.notes, "image", results.concerned, results.table["image"].nunique())
+
+
 def _each(names: Sequence[str]) -> str:
     """Names as one subject of a sentence."""
     return names[0] if len(names) == 1 else f"each of {_few(names, 2 * _NAMED)}"
@@ -279,7 +304,7 @@ def _each(names: Sequence[str]) -> str:
 
 def _of_images(counts: Set[int | None], noun: str, total: int) -> str:
     """Of how many images something is; the only one needs no word."""
-    known = [count for count in counts if count is not None]
+    known = [count for count in counts if count]  # 0 is not known, either
     if not known or len(known) < len(counts):
         return f" for some {noun}s"
     if min(known) == total:

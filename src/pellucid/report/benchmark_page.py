@@ -17,7 +17,7 @@ from ..errors import counted
 from ..findings.ranking import floor_of
 from ..findings.statistics import Statistics, is_of_variant, rows_at
 from ..findings.trust import trust_card
-from ..findings.wording import FEW, ended, joined, judged_at, notes_told
+from ..findings.wording import FEW, ended, joined, judged_at, results_notes
 from . import tables
 from .album import Album, color_key, signs
 from .charts import Line, Look, Panel, css_of, inline_chart, looks
@@ -122,7 +122,7 @@ class _BenchmarkPage:
     @property
     def notes(self) -> list[str]:
         """What is to be known about the methods' maps."""
-        return [ended(told) for told in notes_told(self.results.notes)]
+        return [ended(told) for told in results_notes(self.results)]
 
     @property
     def measures(self) -> Table:

@@ -339,6 +339,20 @@ def _asked(settings: NetworkSettings | SurrogateSettings, output: Path) -> dict[
     return {**told, "content": found}
 
 
+def _called_as(known: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked, with places that hold the same as those of a known training called as they are there."""
+    names = ("source", "test") if "name" in asked else ("model", "weights", "source")
+    found = dict(asked)
+    for at, name in enumerate(names):
+        stop = None if name == names[-1] else at + 1  # a surrogate's source is several places, which come last
+        here, there = (list(told.get("content", ()))[at:stop] for told in (asked, known))
+        is_same = here == there and all(str(one).startswith("sha256") for one in here)
+        functions = {str(told.get(name)).rpartition(".py:")[2] for told in (asked, known)}
+        if is_same and (name != "model" or len(functions) == 1):
+            found[name] = known.get(name)
+    return found
+
+
 def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> bool:
     """Whether files hold the training that is asked for, by its facts; refuse what else is in their place.
 
@@ -359,6 +373,7 @@ def _is_finished(files: Sequence[Path], asked: Mapping[str, Any], facts: Callabl
         raise OutputNotWritable(f"{there} is there, and is no whole training's ({error}); {way_out}") from error
     if known is None:
         raise OutputNotWritable(f"{there} holds a finished training that does not tell its settings; {way_out}")
+    asked = _called_as(known, asked)
     if known != asked:
         difference = first_difference(known, dict(asked))
         raise OutputNotWritable(f"{there} holds a finished training of other settings: {difference}; {way_out}")
