@@ -14,12 +14,14 @@ from pellucid.files import (
     alone,
     file_digest,
     file_name,
+    imported_beside,
     is_held,
     read_regular,
     replace_file,
     replaced,
     run_file,
     sealed,
+    source_digest,
     told_whole,
     unsealed,
     unsealed_tensors,
@@ -171,3 +173,36 @@ def test_pipes_devices_and_folders_are_not_read(irregular):
         Folder(path.parent).read(path.name)
     with pytest.raises(InvalidMap, match=r"some.py is no regular file, as a file of methods must be; write"):
         run_file(path, InvalidMap, "file of methods", "function")
+
+
+def test_what_a_python_file_imports_from_its_folder_belongs_to_it(tmp_path, monkeypatch):
+    files = {
+        "model.py": "import os, json\nimport helper\nfrom parts import blocks as b\nfrom parts.heads import Head",
+        "helper.py": "def f():\n    import deep.er",
+        "parts/__init__.py": "",
+        "parts/blocks.py": "from . import norms\nfrom .heads import Head",
+        "parts/norms.py": "import model",
+        "parts/heads.py": "",
+        "deep/er.py": "import broken",
+        "broken.py": "this is no Python",
+        "other.py": "",
+        "json.txt": "",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    wanted = ["broken.py", "deep/er.py", "helper.py", "parts/__init__.py"]
+    wanted += ["parts/blocks.py", "parts/heads.py", "parts/norms.py"]
+    model = tmp_path / "model.py"
+    assert [one.relative_to(tmp_path).as_posix() for one in imported_beside(model)] == wanted
+    before = source_digest(model)
+    monkeypatch.chdir(tmp_path)
+    assert source_digest(Path("model.py")) == before
+    (tmp_path / "other.py").write_text("x = 1")
+    assert source_digest(model) == before
+    for name in wanted:
+        (tmp_path / name).write_text(files[name] + "\n")
+        assert source_digest(model) != before, name
+        (tmp_path / name).write_text(files[name])
+        assert source_digest(model) == before
+    assert source_digest(tmp_path / "other.py") == file_digest(tmp_path / "other.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import importlib.util
@@ -319,6 +320,47 @@ def file_digest(path: Path) -> str:
 def _digest(path: Path, _: int, __: int) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_digest(path: Path) -> str:
+    """The SHA-256 of a file; of a Python file that imports others of its folder, that of all of them together."""
+    own, others = file_digest(path), imported_beside(path) if path.suffix == ".py" else []
+    told = "".join(f"{one.relative_to(path.parent).as_posix()} {file_digest(one)}\n" for one in others)
+    return hashlib.sha256(f"{own}\n{told}".encode()).hexdigest() if others else own
+
+
+def imported_beside(path: Path) -> list[Path]:
+    """The Python files below a Python file's folder that it imports, and those that they import, in order.
+
+    They are told by the text alone: what is imported by a name that is computed is not among them.
+    """
+    found: set[Path] = set()
+    pending = [path]
+    while pending:
+        for folder, name in _imports(pending.pop(), path.parent):
+            parts = name.split(".")
+            # Each package on the way to a module runs, too.
+            for place in (folder.joinpath(*parts[: depth + 1]) for depth in range(len(parts))):
+                inside = {place.with_name(f"{place.name}.py"), place / "__init__.py"} - found - {path}
+                new = {one for one in inside if one.is_file() and one.is_relative_to(path.parent)}
+                found |= new
+                pending += new
+    return sorted(found)
+
+
+def _imports(path: Path, top: Path) -> Iterator[tuple[Path, str]]:
+    """What a Python file imports: a folder, and a dotted name from there on."""
+    try:
+        tree = ast.parse(read_regular(path))
+    except (OSError, SyntaxError, ValueError, RecursionError):  # running it will tell
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((top, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folder = ([top] if node.level == 0 else path.parents[node.level - 1 : node.level]) or [top]
+            # Of ``from a import b`` b may be a module, too.
+            yield from ((folder[0], ".".join(filter(None, (node.module, alias.name)))) for alias in node.names)
 
 
 def file_facts(path: Path, what: str) -> dict[str, str]:

@@ -406,6 +406,17 @@ def test_files_of_a_later_date_are_the_same_and_others_are_named(work):
     assert "; files.a.png: not the same; choose" in explain_again(*arguments, model="shapes-resnet").stderr
 
 
+def test_what_a_model_file_imports_belongs_to_the_request(work):
+    Path("sizes.py").write_text("SIDE = 8\n")
+    source = "from torch import nn\nimport sizes\n\n\ndef network():\n"
+    source += "    return nn.Sequential(nn.Conv2d(3, 2, sizes.SIDE), "
+    Path("parts.py").write_text(f"{source}nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()\n")
+    assert explain("photo0.png", model="parts.py:network").exit_code == 0
+    assert "was finished already" in explain_again("photo0.png", model="parts.py:network").stdout
+    Path("sizes.py").write_text("SIDE = 4\n")
+    assert "files.parts.py: not the same" in explain_again("photo0.png", model="parts.py:network").stderr
+
+
 def test_what_an_interruption_at_the_very_end_left_is_removed(work):
     assert explain("photo0.png").exit_code == 0
     key = json.loads(Path("out/run.json").read_text())["request"]

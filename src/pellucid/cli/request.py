@@ -18,7 +18,7 @@ from ..catalog import may_be_negative, variant_name
 from ..data.sources import files_named
 from ..errors import InvalidParameter
 from ..experiments.spec import shown
-from ..files import file_digest, file_name
+from ..files import file_name, source_digest
 from ..folders import files_below
 from ..heatmap import SIGNED, heatmap
 from ..methods.base import Method
@@ -146,7 +146,7 @@ def _states(places: Iterable[Path]) -> dict[str, str]:
 def _state(path: Path) -> str:
     """What tells a file's content from another: its digest, but of a large one its size and date."""
     found = path.stat()
-    return file_digest(path) if found.st_size <= _READ else _digest([found.st_size, found.st_mtime_ns])
+    return source_digest(path) if found.st_size <= _READ else _digest([found.st_size, found.st_mtime_ns])
 
 
 def _digest(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from typing import Any
 from ..catalog import on_files
 from ..data.sources import Sample
 from ..errors import InvalidData, InvalidImage, InvalidModel
-from ..files import read_regular
+from ..files import source_digest
 from ..layers import explainable, select_layers
 from ..methods.checks import looks_wrong
 from ..metrics.base import Criterion
@@ -314,6 +313,6 @@ def digests_of_files(texts: Iterable[str], named: Mapping[str, str] = MappingPro
     for text in texts:
         on_files(text, noted)
     try:
-        return {name: sha256(read_regular(file)).hexdigest() for name, file in files.items()}
+        return {name: source_digest(Path(file)) for name, file in files.items()}
     except OSError as error:
         raise InvalidData(f"{error.filename} cannot be read: {error.strerror or error}") from error
