@@ -1,5 +1,6 @@
 """Functions of torchvision's that are understood, so that masks and boxes go where pixels go; others are not."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import InterpolationMode, v2
 
-from pellucid.errors import InvalidImage, InvalidParameter
+from pellucid.errors import InvalidImage, InvalidParameter, WeightsWarning
 from pellucid.models.preprocess import IMAGENET, CustomPreprocess, Preprocess, understood
 from pellucid.models.zoo import load_model
 
@@ -110,6 +111,17 @@ def test_a_compose_for_gray_images_takes_those_of_16_bits_and_a_scale(tmp_path, 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_whatever_else_a_function_does_is_not_taken_for_known(name):
     assert understood(UNKNOWN[name]) is None
+
+
+def test_random_weights_are_said_unless_they_are_asked_for(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Conv2d(3, 2, 3)\n")
+    with pytest.warns(WeightsWarning, match="sanity-cnn has random weights, .* or 'random' if that is meant"):
+        load_model("sanity-cnn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model("sanity-cnn", "random")
+        load_model("shapes-resnet")
+        load_model(f"{tmp_path}/net.py:net")  # which may load its own
 
 
 def test_a_function_of_gray_images_is_told_of_what_takes_16_bits():

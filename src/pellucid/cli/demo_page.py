@@ -16,7 +16,7 @@ from ..experiments.store import Results
 from ..files import replace_file
 from ..findings.trust import TrustCard
 from ..metrics.scoring import Scorer
-from ..models.zoo import load_model
+from ..models.zoo import load_network
 from ..report.album import color_key, map_tile, pixels_uri, read_map
 from ..report.figures import CaptionedPhoto, Map, Overlay, scaling_note
 from ..report.pages import BLANK, MapTable, Page, Section, Table, TableCell, Tile
@@ -59,7 +59,7 @@ class DemoPage:
     @cached_property
     def photos(self) -> dict[str, CaptionedPhoto]:
         """The photos whose maps are drawn, with the probability of the class that is explained."""
-        loaded, found = load_model(self.network), {}
+        loaded, found = load_network(self.network), {}
         for sample in open_images(f"shapes:{self.results.record.spec['pictures']}"):
             assert loaded.classes is not None
             assert sample.label is not None

@@ -56,9 +56,9 @@ def list_layers(
 ) -> None:
     """Show what `--layers all` means for a model."""
     from ..layers import INPUT, layer_names
-    from ..models.zoo import load_model
+    from ..models.zoo import load_network
 
-    network = load_model(model, weights).model
+    network = load_network(model, weights).model
     table = Table("layer", "what it is", title=f"Layers of {escape(model)}", title_justify="left")
     for name in layer_names(network):
         table.add_row(name, "the image" if name == INPUT else type(network.get_submodule(name)).__name__)

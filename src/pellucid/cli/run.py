@@ -38,7 +38,7 @@ from ..methods.attributions import Attributions
 from ..methods.base import Method
 from ..methods.checks import looks_wrong, not_finite, require_in_range
 from ..metrics.scoring import Scorer
-from ..models.zoo import LoadedModel, has_own_weights, load_model
+from ..models.zoo import LoadedModel, has_own_weights, load_network
 from ..outputs import Difference, answer, class_of, first_logits, likelihoods
 from ..passes import counting, fitting
 from ..report.figures import has_negative
@@ -118,7 +118,7 @@ def _digest_of(loaded: LoadedModel) -> str:
 
 def _loaded(request: Request) -> LoadedModel:
     """The model that is asked for, seeing photos as is asked."""
-    loaded = load_model(request.model, request.weights, request.classes, device=request.device)
+    loaded = load_network(request.model, request.weights, request.classes, device=request.device)
     explainable(loaded.model)
     return loaded.seeing(request.preprocess, request.scale, request.bands)
 

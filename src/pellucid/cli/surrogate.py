@@ -141,7 +141,7 @@ def _evaluate(
     """
     from ..experiments.noticing import summed
     from ..findings.wording import begun
-    from ..models.zoo import load_model
+    from ..models.zoo import load_network
     from ..passes import most_rows
     from ..training.from_source import opened
     from ..variants.surrogate import load_surrogate
@@ -150,7 +150,7 @@ def _evaluate(
     if output is not None:
         require_place(output, ".json")
     known = load_surrogate(file)
-    loaded = load_model(model, weights)
+    loaded = load_network(model, weights)
     sources = opened(images, limit, label_column)
     show_noticed(_known_images(known.facts, file, model, weights, list(sources)))
     show_noticed(_unreplaced(known.facts))

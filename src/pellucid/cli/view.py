@@ -147,7 +147,7 @@ def _live(given: list[str], **asked: Any) -> View:
     from ..experiments.noticing import of_model
     from ..heatmap import Channels
     from ..layers import explainable
-    from ..models.zoo import load_model
+    from ..models.zoo import load_network
     from ..view.live import LiveView
 
     require_choice("channels", asked["channels"], Channels)
@@ -157,7 +157,7 @@ def _live(given: list[str], **asked: Any) -> View:
         variant_of(text)
     names = None if asked["classes"] is None else parted([asked["classes"]])
     name = asked["model"] or ("resnet50" if given else "shapes-resnet")
-    loaded = load_model(name, asked["weights"], names, device=asked["device"])
+    loaded = load_network(name, asked["weights"], names, device=asked["device"])
     explainable(loaded.model)
     show_noticed(of_model(loaded))
     photos = given if given or asked["model"] else ["shapes:12"]

@@ -23,7 +23,7 @@ from ..metrics.randomization import randomized
 from ..metrics.scoring import Scorer
 from ..models import zoo
 from ..models.preprocess import Preprocess, pixels_of
-from ..models.zoo import LoadedModel, load_model
+from ..models.zoo import LoadedModel, load_network
 from ..outputs import Sharing
 from ..passes import placed
 from ..seeds import fold_in
@@ -137,7 +137,7 @@ def batch_of(spec: Spec, loaded: LoadedModel, group: Sequence[tuple[Sample, Tens
 
 @lru_cache(maxsize=2)
 def _loaded(name: str, weights: str | None, classes: tuple[str, ...], device: str) -> LoadedModel:
-    return load_model(name, weights, classes or None, device)
+    return load_network(name, weights, classes or None, device)
 
 
 @lru_cache(maxsize=2)

@@ -24,7 +24,7 @@ from ..methods.attributions import Attributions
 from ..metrics.base import Case, Measured
 from ..metrics.scoring import Scorer
 from ..models.preprocess import Preprocess
-from ..models.zoo import BUNDLED, LoadedModel, load_model, outputs
+from ..models.zoo import BUNDLED, LoadedModel, load_network, outputs
 from ..outputs import class_of
 from ..passes import most_rows
 from ..seeds import fold_in
@@ -254,13 +254,13 @@ class Trainings:
     def network(self, name: str, seed: int) -> LoadedModel:
         """An untrained network with an output for each class."""
         images = self.images("train")
-        return load_model(name, "random", images.classes or class_count(images), inputs.place(self.spec), seed)
+        return load_network(name, "random", images.classes or class_count(images), inputs.place(self.spec), seed)
 
     def trained(self, name: str, network: str, pair: tuple[Dataset[Any], Dataset[Any]], seed: int) -> LoadedModel:
         """A trained network, from its file once that is there."""
         recipe = self.recipe(network)
         path = self.artifacts.network(name, lambda: self.network(network, seed), pair, recipe, seed)
-        return load_model(network, path, device=inputs.place(self.spec))
+        return load_network(network, path, device=inputs.place(self.spec))
 
     @property
     def explained(self) -> LoadedModel:

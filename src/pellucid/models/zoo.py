@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,7 +16,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..errors import InvalidData, InvalidModel, InvalidParameter, InvalidWeights, UnknownName, failure, shortened
+from ..errors import (
+    InvalidData,
+    InvalidModel,
+    InvalidParameter,
+    InvalidWeights,
+    UnknownName,
+    WeightsWarning,
+    failure,
+    shortened,
+)
 from ..files import file_facts, run_file
 from ..kinds import of_kinds
 from ..layers import first_channels, layer_names, require_shapes, unwrapped
@@ -250,9 +260,29 @@ def load_model(
         InvalidWeights: a file that is missing, broken, unsafe, not finite or of another network, or a
             download that failed.
         InvalidParameter: classes that do not fit the weights, or a device that is not there.
+
+    Warns with a ``WeightsWarning`` where weights are random though nobody asked for ``"random"``.
     """
+    loaded = load_network(name, weights, classes, device, seed)
+    if weights is None and loaded.weights == "random" and ".py:" not in name:
+        message = (
+            f"{name} has random weights, whose maps tell nothing of a trained network: give weights=FILE, or "
+            "'DEFAULT' for a library's own, or 'random' if that is meant"
+        )
+        warnings.warn(WeightsWarning(message), stacklevel=2)
+    return loaded
+
+
+def load_network(
+    name: str,
+    weights: str | Path | None = None,
+    classes: int | str | Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """As ``load_model``, for commands, which tell of random weights with all else that they notice."""
     if name.startswith(_DENSE):
-        return _dense(load_model(_inside(name), weights, classes, device, seed), name)
+        return _dense(load_network(_inside(name), weights, classes, device, seed), name)
     architecture = find_architecture(name)
     if weights is None:
         weights = "bundled" if name in BUNDLED else architecture.weights

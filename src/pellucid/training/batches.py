@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ..errors import InvalidData, InvalidParameter, shortened
 from ..models.preprocess import Preprocess
-from ..models.zoo import LoadedModel, find_architecture, load_model
+from ..models.zoo import LoadedModel, find_architecture, load_network
 from .hyperparameters import Hyperparameters
 
 
@@ -63,7 +63,7 @@ def preprocess_of(network: str | LoadedModel) -> Preprocess:
     """A network's preprocess; a function is refused, for it does not say how to normalize pixels."""
     name = network if isinstance(network, str) else network.name
     if isinstance(network, str):  # what a file's function does is known with its network
-        found = load_model(name).preprocess if ".py:" in name else find_architecture(name).preprocess
+        found = load_network(name).preprocess if ".py:" in name else find_architecture(name).preprocess
     else:
         found = network.preprocess
     if not isinstance(found, Preprocess):

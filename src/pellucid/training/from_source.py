@@ -20,7 +20,7 @@ from ..folders import content
 from ..models.preprocess import Preprocess
 from ..models.segmentation import dense_model
 from ..models.small import PAPER_MODELS
-from ..models.zoo import has_own_weights, load_model, outputs, weights_facts
+from ..models.zoo import has_own_weights, load_network, outputs, weights_facts
 from ..outputs import class_numbers
 from ..variants.surrogate import Surrogate, load_surrogate
 from .adversarial import robust_accuracy
@@ -202,7 +202,7 @@ def train_network(
     require_safetensors(output)
     recipe = hyperparameters_of(name) if recipe is None else recipe
     classes = tuple(getattr(train_set, "classes", ()))
-    loaded = load_model(name, "random", classes or class_count(train_set), device, seed)
+    loaded = load_network(name, "random", classes or class_count(train_set), device, seed)
     preprocess, network = preprocess_of(loaded) if preprocess is None else preprocess, dense_model(loaded.model)
     if test_set is not None:
         check_set(test_set, outputs(loaded.model), replace(recipe, shuffle=True))
@@ -235,7 +235,7 @@ def _train_and_test(
     """The images to train with, and those to score in the end, if there are any; large sets go into ``folder``."""
 
     preprocess, every = settings.preprocess, settings.held_out
-    model = load_model(settings.name, "random").model
+    model = load_network(settings.name, "random").model
     object_mask = None if dense_model(model) is model else preprocess.object_mask
 
     def read(
@@ -285,7 +285,7 @@ def train_paths(settings: SurrogateSettings, output: Path, device: str, advance:
     is_finished = _is_finished((output,), asked, lambda: load_surrogate(output).facts)
     if is_finished and not has_own_weights(settings.model):
         return None
-    loaded = load_model(settings.model, settings.weights, device=device)
+    loaded = load_network(settings.model, settings.weights, device=device)
     if is_finished:  # a model that brings weights of its own may have other ones by now
         if load_surrogate(output).facts.get("model_digest") != digest_of_weights(loaded.model):
             told = f"{output} holds a finished training of other weights than {settings.model} has now"
