@@ -620,7 +620,9 @@ def test_an_array_is_what_its_npy_file_is(kind, shape):
 
 
 def test_a_preprocess_that_cannot_take_it_says_so():
-    with pytest.raises(InvalidImage, match=r"preprocess failed on x, .*unreduced, uint16 of \(5, 7, 4\)"):
+    with pytest.raises(
+        InvalidImage, match=r"preprocess function .* failed on x, .*unreduced, uint16 of \(5, 7, 4\)"
+    ):
         CustomPreprocess(lambda image: image.convert("RGB"))(Pixels.of(numbers(5, 7, 4), "x"))
 
 

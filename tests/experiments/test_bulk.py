@@ -226,7 +226,7 @@ def test_other_settings_and_other_folders_are_refused(photos, tmp_path):
         write_maps(spec(photos / "files", methods=["edges"], seed=1), tmp_path / "maps")
     with pytest.raises(OutputNotWritable, match=r"files holds 0\.png but no maps"):
         write_maps(spec(photos / "files"), photos / "files")
-    way = rf"a run of pellucid maps: see pellucid show {tmp_path / 'maps'} -o pictures, or give a run of pellucid"
+    way = rf"a run of pellucid maps \(see pellucid show {tmp_path / 'maps'} -o pictures\); name a run of pellucid"
     with pytest.raises(InvalidData, match=way):
         benchmark(read_spec(None, SMALL_SPEC), tmp_path / "maps")
     benchmark(read_spec(None, SMALL_SPEC), tmp_path / "run")

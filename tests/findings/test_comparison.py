@@ -79,10 +79,10 @@ def test_each_part_of_one_run_is_taken_at_its_own_best_layer():
 
 def test_what_one_run_does_not_have_is_refused():
     alone, pair = within({("original", "a"): 0.0}), within({("original", "a"): 0.0, ("original", "b"): 1.0})
-    with pytest.raises(
-        InvalidParameter, match=r"the variant original alone: give a second run, or say .*, a, b and net"
-    ):
+    with pytest.raises(InvalidParameter, match=r"give a second run, or one of .*a and b as against \(--against\)"):
         compare(pair)
+    with pytest.raises(InvalidParameter, match=r"the variant original alone: give a second run$"):
+        compare(alone)
     with pytest.raises(UnknownName, match="unknown variant, method or model of the run 'c'"):
         compare(pair, against="c")
     with pytest.raises(InvalidParameter, match="the run has the method a alone"):

@@ -337,6 +337,11 @@ def localized(hits):
         ({"random": 9, "gradient": 9, "gradcam": 9}, "Pointing game tells no method from a random map."),
         ({"random": 1, "gradient": 9, "gradcam": 11}, "Pointing game (2 of 3 are best by it) agrees."),
         ({"random": 1, "gradient": 4, "gradcam": 11}, "Pointing game agrees."),
+        (
+            {"random": 4, "darkness": 12, "gradient": 8, "gradcam": 8},
+            "By pointing game, darkness, gradient and gradcam are best, but of these only darkness beats a random "
+            "map.",
+        ),
     ],
 )
 def test_a_tie_of_all_or_with_a_floor_is_neither_agreement_nor_disagreement(hits, told):
@@ -562,7 +567,7 @@ def test_with_few_images_nothing_is_told_from_chance_and_no_method_is_called_bea
         for name, numbers in {"random": [0.0, 0.0, 0.0, 0.0], "gradient": [0.1, 0.2, 2.5, 1.2]}.items()
     }
     told = trust_card(results(values)).findings[0].sentence
-    assert told.startswith("With 4 images no method can be told from chance: a random map has insertion")
+    assert told.startswith("With 4 images no method can be told to be better than chance: a random map has in")
     assert "beats" not in told
 
 

@@ -30,6 +30,7 @@ def _photo() -> None:
         ("pellucid explain empty --model shapes-resnet", "empty holds no images"),
         ("pellucid explain photo.png --model model.py:netwrok", "'netwrok'; did you mean network?"),
         ("pellucid benchmark --limit 2", "No such option: --limit; here it is --count"),
+        (f"{EXPLAIN} --masks m", "No such option: --masks; of pellucid benchmark"),
         ("pellucid benchmark typo.toml", "unknown key in typo.toml 'metods'; did you mean methods"),
     ],
     ids=lambda text: text.split()[-1],

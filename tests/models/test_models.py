@@ -997,7 +997,7 @@ def test_a_class_beyond_the_names_goes_by_its_number():
 
 def test_a_preprocess_that_fails_is_named(model_file):
     model_file.write_text(FILE.format(preprocess="preprocess = lambda image: image.none_such"))
-    with pytest.raises(InvalidImage, match="preprocess failed on a picture of 300 x 260: AttributeError"):
+    with pytest.raises(InvalidImage, match="failed on a picture of 300 x 260: AttributeError"):
         load_model(f"{model_file}:net").preprocess(picture())
 
 

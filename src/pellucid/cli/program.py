@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import PellucidError
+from ..errors import PellucidError, shortened
 from .benchmark import benchmark_command
 from .demo import demo
 from .doctor import doctor
@@ -55,11 +55,15 @@ _ALIKE = (  # options that say the same to different commands
 
 
 def _called_here(error: Exception) -> str:
-    """What the command calls an option that it does not have and another command has; else nothing."""
+    """What the command calls an option that it does not have, or which other commands have it; else nothing."""
     given, context = vars(error).get("option_name"), vars(error).get("ctx")
     known = {name for one in context.command.params for name in one.opts} if context else set()
     names = sorted(name for alike in _ALIKE if given in alike for name in alike & known)
-    return f"; here it is {names[0]}" if names else ""
+    if names or not context:
+        return f"; here it is {names[0]}" if names else ""
+    commands = getattr(getattr(context.parent, "command", None), "commands", {})
+    others = [name for name, one in commands.items() if any(given in option.opts for option in one.params)]
+    return f"; of pellucid {shortened(others, 4)}" if others else ""
 
 
 class Commands(TyperGroup):

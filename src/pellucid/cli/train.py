@@ -34,7 +34,11 @@ def train_command(
         ),
     ] = "",
     test: Annotated[
-        str, typer.Option(metavar="SRC", help="Images scored in the end; torchvision's own if left out.")
+        str,
+        typer.Option(
+            metavar="SRC",
+            help="Images that are scored, never learned from; torchvision's own if left out.",
+        ),
     ] = "",
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The table's column of labels; `label` if left out.")

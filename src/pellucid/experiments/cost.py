@@ -67,6 +67,8 @@ def sized(spec: Spec, output: str | os.PathLike[str], is_quick: bool = False) ->
     try:
         store = Store(output)
         begun = store.record()
+        if begun is None and store.others():
+            return Sized(spec)
         if is_quick:
             spec = _with_images(spec, spread=True)
         there: set[tuple[str, str]] = set()

@@ -185,7 +185,7 @@ class RunRecord(BaseModel):
                 f"{url}/{RUN} is damaged ({error}); run the same benchmark again, which keeps what is finished"
             ) from error
         if not isinstance(told, dict) or not {"identity", "hash", "cells"} <= told.keys():
-            raise InvalidData(f"{url} holds {_another(told, url)}, or give a run of pellucid benchmark")
+            raise InvalidData(f"{url} holds {_another(told, url)}")
         try:
             return cls.model_validate(told)
         except ValidationError as error:
@@ -214,7 +214,10 @@ def _another(told: Any, url: str) -> str:
     command = words[1] if len(words) > 1 else ""
     if command not in _SHOWN:
         return "a run of another command; choose another folder"
-    return f"a run of pellucid {command}: {_SHOWN[command].format(url)}"
+    shown = _SHOWN[command].format(url)
+    return (
+        f"a run of pellucid {command} ({shown}); name a run of pellucid benchmark, or another folder to write to"
+    )
 
 
 # What makes two runs the same.

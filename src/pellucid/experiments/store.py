@@ -274,7 +274,7 @@ class Store:
             warnings.warn(DamagedFileWarning(f"{error}: it is written anew"), stacklevel=2)
             return None
         if found is None:
-            if others := self._others():
+            if others := self.others():
                 raise OutputNotWritable(
                     f"{self.url} holds {others[0]} but no run of pellucid benchmark; choose another folder"
                 )
@@ -357,7 +357,7 @@ class Store:
         content = self.folder.read(RUN)
         return None if content is None else RunRecord.read(content, self.url)
 
-    def _others(self) -> list[str]:
+    def others(self) -> list[str]:
         """Files here, less hidden ones and empty folders."""
         if self.folder.is_file():
             return ["a file"]

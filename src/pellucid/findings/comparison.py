@@ -106,10 +106,11 @@ def part_of(results: Results, against: str | None) -> tuple[str, str]:
     names = {kind: list(results.table[kind].dropna().unique()) for kind in _KINDS}
     if against is None:
         if len(names["variant"]) < 2:
+            # What there is one of has nothing to be compared with.
+            several = [name for kind in _KINDS for name in names[kind] if len(names[kind]) > 1]
+            or_else = f", or one of {joined_some(several)} as against (--against)" if several else ""
             raise InvalidParameter(
-                f"the run has the variant {names['variant'][0]} alone: give a second run, or say which method or "
-                "model of this one the others are compared with, "
-                f"{joined_some([*names['method'], *names['model']])}"
+                f"the run has the variant {names['variant'][0]} alone: give a second run{or_else}"
             )
         against = names["variant"][0]
     kinds = [kind for kind in _KINDS if against in names[kind]]

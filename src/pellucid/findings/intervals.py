@@ -28,7 +28,7 @@ def interval(values: Numbers, coverage: float = COVERAGE) -> tuple[Numbers, Numb
     mean - s h^-1(q) and mean - s h^-1(-q). Neither lies further from the mean than twice Student's: the inverse is
     a cube root, steep where q is near 3 / g, and g of few values is unsure, so that it would reach beyond
     all of them. Simulated, the limit costs 0.6 % of coverage at most from five values on, of whichever kind,
-    and takes away up to a quarter of the width. Of normal values the ends hold the mean somewhat more often than
+    and takes away up to a third of the width. Of normal values the ends hold the mean somewhat more often than
     95 %, of skewed ones (gamma, shape 2) 94 % of the time from three values on. NaN is left out; the ends are NaN
     for rows of fewer than 3 known values. (P. Hall, On the removal of skewness by transformation, JRSS B 1992.)
     """

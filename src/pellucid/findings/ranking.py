@@ -121,9 +121,12 @@ class Ranking:
         return is_tie and len(self.contenders) > 1 and not self.of_variants
 
     def agrees(self, other: Ranking) -> bool:
-        """Whether the best of both have a contender in common, and both or neither beat the floors."""
+        """Whether the best of both share a contender, which beats the floor here unless floors are among both."""
         mine, theirs = ({(one.method, one.variant) for one in ranking.best} for ranking in (self, other))
-        return bool(mine & theirs) and bool(self.floors) == bool(other.floors)
+        common = mine & theirs
+        if self.floor is not None and not self.floors:
+            common &= {(one.method, one.variant) for one in self.above}
+        return bool(common) and bool(self.floors) == bool(other.floors)
 
 
 def ranking(statistics: Statistics, model: str, layer: str | None, metric: str) -> Ranking | None:

@@ -143,7 +143,8 @@ def _beaten(lead: Ranking) -> str:
         return f"Only floors were graded, no method: {lead.name} {_told(lead, floor)}."
     than = "chance" if "random" in lead.floors else "an edge filter"
     few = lead.most < FEW[lead.counted]
-    shown = f"With {counted(lead.most, lead.counted)} no method can be told from" if few else "No method beats"
+    with_few = f"With {counted(lead.most, lead.counted)} no method can be told to be better than"
+    shown = with_few if few else "No method beats"
     is_ahead = lead.contenders.index(methods[0]) < lead.contenders.index(floor)
     apart = ", which may be by chance" if is_ahead and not few else ""
     return (

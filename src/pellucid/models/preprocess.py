@@ -143,9 +143,9 @@ class Preprocess:
         return self.scale is not None and "clip" not in self.scale
 
     def _outside(self, pixels: Tensor) -> float:
-        # Resizing may round, or swing a little beyond sharp edges.
-        share = float(((pixels < -0.01) | (pixels > 1.01)).float().mean())
-        return share if share > _BEYOND else 0.0
+        # Resizing may round, or swing a little beyond sharp edges, which is no reason to speak of it.
+        clear, share = (float(((pixels < -by) | (pixels > 1 + by)).float().mean()) for by in (0.01, 1e-6))
+        return share if clear > _BEYOND else 0.0
 
     def display(self, image: GivenImage) -> Image.Image:
         """Return the same crop as a picture, so that a map of the input can be laid over it.
@@ -464,9 +464,13 @@ class CustomPreprocess:
         if not isinstance(pixels, Tensor) or pixels.dim() != 3:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise InvalidImage(
-                f"the model file's preprocess returned {found}; it must return a tensor (channels, H, W)"
+                f"the preprocess function {self._name} returned {found}; it must return a tensor (channels, H, W)"
             )
         return pixels.float()
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
     def _called(self, image: AnyImage) -> Any:
         given: Any
@@ -479,7 +483,7 @@ class CustomPreprocess:
             return self.function(given)
         except Exception as error:  # the user's own code
             way_out = f"; {PREPROCESS_INSTEAD}" if isinstance(image, Pixels) else ""
-            said = f"the model file's preprocess failed on {what}: {failure(error)}"
+            said = f"the preprocess function {self._name} failed on {what}: {failure(error)}"
             raise InvalidImage(said + way_out) from error
 
     def display(self, image: GivenImage) -> Image.Image:
