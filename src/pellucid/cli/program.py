@@ -59,7 +59,8 @@ def _called_here(error: Exception) -> str:
     given, context = vars(error).get("option_name"), vars(error).get("ctx")
     known = {name for one in context.command.params for name in one.opts} if context else set()
     names = sorted(name for alike in _ALIKE if given in alike for name in alike & known)
-    if names or not context:
+    # What is one letter short of an option here is most likely that one.
+    if names or not context or any(name.startswith(str(given)) for name in known):
         return f"; here it is {names[0]}" if names else ""
     commands = getattr(getattr(context.parent, "command", None), "commands", {})
     others = [name for name, one in commands.items() if any(given in option.opts for option in one.params)]
