@@ -1520,13 +1520,13 @@ def test_a_model_that_changed_behind_the_same_files_explains_all_photos_anew(wor
     with monkeypatch.context() as patch:
         interrupted(patch, 1)
         assert explain(*photos).exit_code == 130
-    from_file = run_module.load_model
+    from_file = run_module.load_network
 
     def renamed(*arguments, **settings):
         return replace(from_file(*arguments, **settings), classes=("one", "two", "three", "four"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "load_model", renamed)
+        patch.setattr(run_module, "load_network", renamed)
         calls = interrupted(patch, 9)
         result = explain(*photos)
     assert "the model is no longer what it was when this run began; all photos are explained anew" in result.stderr

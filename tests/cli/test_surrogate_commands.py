@@ -461,7 +461,7 @@ def test_a_finished_training_is_left_as_it_is(trained, tmp_path, monkeypatch):
     before = file.read_bytes()
     monkeypatch.chdir(tmp_path)  # what else comes into the folder is none of the training's
     (tmp_path / "shapes-resnet").mkdir()
-    monkeypatch.setattr("pellucid.training.from_source.load_model", no_training)
+    monkeypatch.setattr("pellucid.training.from_source.load_network", no_training)
     same = ("train", *NETWORK, "--images", "shapes:24", "--batch-size", 8, "--lr", 3e-3, "-o", file)
     result = run(*same, "--epochs", 2)
     assert result.exit_code == 0, result.output
