@@ -285,7 +285,7 @@ def _of_class(cls: type, seen: set[int]) -> Iterator[Any]:
         if one.__module__.partition(".")[0] not in ("torch", "builtins") and id(one) not in seen:
             seen.add(id(one))
             yield from ((name, value) for name, value in vars(one).items() if _is_plain(value))
-            yield _code(vars(one).get("forward"))
+            yield id(vars(one).get("forward"))
 
 
 _MOST = 256  # entries of what holds settings; what has more holds data
@@ -298,7 +298,7 @@ def _switches(value: Any, seen: set[int], depth: int = 3) -> Any:
     if isinstance(value, nn.Module):
         return id(value), value.training
     if isinstance(value, FunctionType | MethodType):
-        return _code(value)
+        return id(value)
     parts = _parts(value)
     if not depth or parts is None or len(parts) > _MOST or id(value) in seen:
         return None
@@ -316,9 +316,13 @@ def _parts(value: Any) -> Sequence[tuple[Any, Any]] | None:
     return list(vars(value).items()) if is_object else None
 
 
-def _code(function: Any) -> Any:
-    """What a function runs: one that is made anew of the same lines is the same."""
-    return getattr(function, "__code__", None) or id(type(function))
+def _code(hook: Any) -> Any:
+    """What a hook runs, and the plain values that it was made with: one made anew of the same is the same."""
+    held = list(getattr(hook, "__defaults__", None) or ())
+    for cell in getattr(hook, "__closure__", None) or ():
+        with suppress(ValueError):  # a variable that has no value yet
+            held.append(cell.cell_contents)
+    return getattr(hook, "__code__", None) or id(hook), [value for value in held if _is_plain(value)]
 
 
 def _is_ours(hook: Any) -> bool:

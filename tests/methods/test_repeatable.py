@@ -251,8 +251,25 @@ def test_hooks_classes_and_objects_that_were_changed_are_seen() -> None:
     def hook_of(net: Bottom) -> None:
         net.between.register_forward_hook(lambda module, given, output: F.dropout(output, 0.5, True))
 
+    def dropping(rate: float):
+        return lambda x: F.dropout(x, rate, True)
+
+    def closure_of(net: Bottom) -> None:
+        net.between.forward = dropping(0.0)
+        pl.Gradient()(net, x, 0)
+        net.between.forward = dropping(0.5)
+
+    def closure_of_hook(net: Bottom) -> None:
+        def hook(rate: float):
+            return lambda module, given, output: F.dropout(output, rate, True)
+
+        handle = net.between.register_forward_hook(hook(0.0))
+        pl.Gradient()(net, x, 0)
+        handle.remove()
+        net.between.register_forward_hook(hook(0.5))
+
     kept = dict(vars(OfSettings))
-    for change in (object_of, class_of, forward_of, hook_of):
+    for change in (object_of, class_of, forward_of, hook_of, closure_of, closure_of_hook):
         net = seeded(lambda: Bottom(OfSettings()))
         pl.Gradient()(net, x, 0)
         change(net)
