@@ -465,20 +465,17 @@ def _warn_of_displaced(
     model: nn.Module, layouts: Mapping[str, Layout | None], images: Tensor, max_batch: int
 ) -> None:
     """Warn of maps that lie elsewhere than in the image."""
-    maps = [name for name, one in layouts.items() if name != INPUT and one and one.is_map]
-    cut, moved = displaced(model, images), astray(model, layouts, images, max_batch)
-    for name in maps:
-        why = (
-            "cuts or pads images before its first convolution; give it images that need neither"
-            if cut
-            else ("moves what it sees on the way; choose a layer before that")
+    maps = {name: one for name, one in layouts.items() if name != INPUT and one and one.is_map}
+    far, why = astray(model, maps, images, max_batch), "moves what it sees on the way; choose a layer before that"
+    if cut := displaced(model, images):  # of all layers, which the trial of each may find, too
+        far = dict.fromkeys(maps, cut)
+        why = "cuts or pads images before its first convolution; give it images that need neither"
+    for name, share in far.items():
+        message = (
+            f"the map at {name!r} lies up to {share:.0%} of the image's side or more from where it belongs: "
+            f"the model {why}, or explain the input"
         )
-        if share := cut or moved.get(name, 0.0):
-            message = (
-                f"the map at {name!r} lies up to {share:.0%} of the image's side or more from where it belongs: "
-                f"the model {why}, or explain the input"
-            )
-            warnings.warn(DisplacedMapWarning(message, name), stacklevel=7)
+        warnings.warn(DisplacedMapWarning(message, name), stacklevel=7)
 
 
 def _refuse_or_skip(layer: str, is_named: bool, why: str, level: int) -> None:

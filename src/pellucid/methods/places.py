@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers import INPUT, captured, remembered
+from ..layers import captured, remembered
 from ..layouts import Layout
 from ..passes import exact
 
@@ -26,20 +26,17 @@ _IN_ORDER = 0.8  # correlation of the centers with those of the cells
 _AWAY = 0.125  # of the side, that the centers may lie away on the whole: half a cell, or one of a map's places
 
 
-def astray(
-    model: nn.Module, layouts: Mapping[str, Layout | None], images: Tensor, max_batch: int
-) -> dict[str, float]:
-    """How far layers' maps lie from their places in images (B, C, H, W), as a share of the side, where they do.
+def astray(model: nn.Module, maps: Mapping[str, Layout], images: Tensor, max_batch: int) -> dict[str, float]:
+    """How far maps lie from their places in images (B, C, H, W), as a share of the side, where they do.
 
-    A map lies in place if the centers of its changes, for five random images of which four have a cell of another,
-    come in the order of the cells, are not shifted and not further apart, and each cell changes something. 50
-    networks of timm, each at all layers, have correlations of 0.99 and more, shifts below 0.07, and centers at
-    most 0.8 of the side apart. Where each place looks at all of the image there is nothing to tell. Five rows
-    without graph, once for each layer of a model.
+    Maps are given by the layouts of their layers. One lies in place if the centers of its changes, for five
+    random images of which four have a cell of another, come in the order of the cells, are not shifted and not
+    further apart, and each cell changes something. 50 networks of timm, each at all layers, have correlations
+    of 0.99 and more, shifts below 0.07, and centers at most 0.8 of the side apart. Where each place looks at
+    all of the image there is nothing to tell. Five rows without graph, once for each layer of a model.
     """
     known: dict[tuple[str, torch.Size], float] = remembered(model, ASTRAY)
     size = images.shape[1:]
-    maps = {name: one for name, one in layouts.items() if name != INPUT and one is not None and one.is_map}
     new = [name for name in maps if (name, size) not in known]
     if new:
         known |= {(name, size): 0.0 for name in new}
